@@ -1,0 +1,38 @@
+"""Teacher answers as plain NumPy rows: what passes between the torch side and the store."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """n rows of one view, S slots, K hierarchies: what `distill.targets.SparseTargets` holds.
+    """
+
+    index: NDArray[Any]  # [n, S] position within the slot's hierarchy
+    prob: NDArray[Any]  # [n, S]
+    confidence: NDArray[Any]  # [n, K]
+    sq_norm: NDArray[Any]  # [n, K]
+    valid: NDArray[np.bool_]  # [n]
+
+    def __len__(self) -> int:
+        return len(self.valid)
+
+    @classmethod
+    def empty(cls, rows: int, slots: int, hierarchies: int) -> Self:
+        """Rows of a teacher that saw nothing yet: all zero, none valid."""
+        return cls(
+            index=np.zeros((rows, slots), np.int32),
+            prob=np.zeros((rows, slots), np.float32),
+            confidence=np.zeros((rows, hierarchies), np.float32),
+            sq_norm=np.zeros((rows, hierarchies), np.float32),
+            valid=np.zeros(rows, np.bool_),
+        )
+
+    def put(self, rows: NDArray[np.int64], answers: Self) -> None:
+        """Copy `answers` into those rows."""
+        for field in fields(self):
+            getattr(self, field.name)[rows] = getattr(answers, field.name)

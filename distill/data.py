@@ -1,0 +1,244 @@
+"""Labelled images on disk: ImageFolder directories and WebDataset tars behind one `ImageSource`.
+
+Owns keys, labels, random access to encoded bytes and decoding. Does not resize or augment.
+A sample's key is its name without split, shard or extension, so moving data does not change it.
+"""
+
+import hashlib
+import io
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from distill.errors import DataError
+from distill.hierarchy import SemanticHierarchy
+from distill.sample_id import SampleIds, ascending, sample_ids
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_IMAGE_BYTES = 64 * 2**20
+MAX_IMAGE_PIXELS = 100_000_000
+MAX_LABEL_BYTES = 256
+WNID_IN_NAME = re.compile(r"^(n\d{8})_")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image: its key, its label as found, and where its bytes are.
+
+    label: a wnid, or a class index from a .cls file; None without one.
+    guessed: the label was read off the file's name, so it may lie outside the label set.
+    """
+
+    key: str
+    label: str | int | None
+    path: str
+    offset: int = 0
+    size: int = -1
+    guessed: bool = False
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """The samples of one split, in ascending order of sample id."""
+
+    location: str
+    samples: Sequence[Sample]
+    ids: SampleIds  # [n, 2], ascending
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def limited(self, limit: int | None) -> "ImageSource":
+        """The `limit` smallest ids: a fair and repeatable choice from the whole."""
+        if limit is None or limit >= len(self):
+            return self
+        return ImageSource(self.location, self.samples[:limit], self.ids[:limit])
+
+
+def open_source(location: str | Path, split: str = "train") -> ImageSource:
+    """Recognise what `location` holds and list one split of it.
+
+    A tar; a folder of tars, of which those named after the split where any is; a folder of one
+    folder a class; or a folder that holds such a folder named after the split.
+
+    Raises:
+        DataError: nothing is there, nothing of a known form, or a key stands twice.
+    """
+    path = Path(location)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; expected images for --data")
+    root = path / split if (path / split).is_dir() else path
+    tars = _tars_of(root, split if root == path else "")
+    samples = _list_tars(tars) if tars else _list_folder(root)
+    if not samples:
+        raise DataError(
+            f"{root}: no images found; expected one folder a class with {' '.join(IMAGE_SUFFIXES)} "
+            "files, or WebDataset tars of key.jpg with key.wnid or key.cls"
+        )
+    ids = sample_ids(s.key for s in samples)
+    order = ascending(ids)
+    ids = ids[order]
+    twice = np.flatnonzero((ids[1:] == ids[:-1]).all(axis=1))
+    if len(twice):
+        key = samples[order[twice[0]]].key
+        raise DataError(f"{root}: the key {key!r} stands twice; expected every sample's key once")
+    return ImageSource(str(path), [samples[i] for i in order], ids)
+
+
+def has_split(location: str | Path, split: str) -> bool:
+    """Whether there is a split of that name, apart from the others."""
+    path = Path(location)
+    return path.is_dir() and ((path / split).is_dir() or any(path.glob(f"{split}-*.tar")))
+
+
+def label_indices(source: ImageSource, hierarchy: SemanticHierarchy) -> NDArray[np.int64]:
+    """[n]: each sample's class index, -1 where it has none.
+
+    A label that was only guessed from a file name and lies outside the label set counts as none.
+
+    Raises:
+        DataError: a label lies outside the label set.
+    """
+    labels = np.full(len(source), -1, np.int64)
+    for i, sample in enumerate(source.samples):
+        label = sample.label
+        if isinstance(label, int) and 0 <= label < hierarchy.num_classes:
+            labels[i] = label
+        elif isinstance(label, str) and label in hierarchy:
+            labels[i] = hierarchy.index(label)
+        elif label is not None and not sample.guessed:
+            raise DataError(
+                f"{source.location}: sample {sample.key!r} has label {label!r}, expected a synset or "
+                f"an index of label set {hierarchy.name} ({hierarchy.num_classes} classes); "
+                "pass the --label-set that the data was tagged with"
+            )
+    return labels
+
+
+def read_image(sample: Sample) -> Image.Image:
+    """The decoded image, RGB.
+
+    Raises:
+        DataError: the bytes are missing, too large, or not a whole image. The message is the reason.
+    """
+    try:
+        with open(sample.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size if sample.size < 0 else sample.size
+            if size > MAX_IMAGE_BYTES:
+                raise DataError(f"{size} bytes found, expected at most {MAX_IMAGE_BYTES}")
+            file.seek(sample.offset)
+            content = file.read(size)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}") from error
+    return decode_image(content)
+
+
+def decode_image(content: bytes) -> Image.Image:
+    """`read_image` for bytes that are at hand."""
+    try:
+        image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_IMAGE_PIXELS:
+            raise DataError(
+                f"{image.width}×{image.height} pixels found, expected at most {MAX_IMAGE_PIXELS}"
+            )
+        return image.convert("RGB")
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise whatever hostile bytes provoke
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"not a whole image: {reason}") from error
+
+
+def _tars_of(root: Path, split: str) -> list[Path]:
+    if root.is_file():
+        return [root] if root.suffix == ".tar" else []
+    tars = sorted(root.glob("*.tar"))
+    of_split = [tar for tar in tars if tar.name.startswith(f"{split}-")] if split else tars
+    split_names = any(re.match(r"(train|val|test)-", tar.name) for tar in tars)
+    return of_split if of_split or split_names else tars
+
+
+def _list_folder(root: Path) -> list[Sample]:
+    if not root.is_dir():
+        raise DataError(f"{root}: a file of unknown form; expected a folder or a .tar")
+    samples = []
+    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
+        for found, folders, files in os.walk(folder):
+            folders.sort()
+            for name in sorted(files):
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                    path = Path(found, name)
+                    key = path.relative_to(root).with_suffix("").as_posix()
+                    samples.append(Sample(key, folder.name, str(path)))
+    return samples
+
+
+def _list_tars(paths: Sequence[Path]) -> list[Sample]:
+    samples: list[Sample] = []
+    for path in paths:
+        try:
+            with tarfile.open(path, "r:") as tar:
+                samples += _list_tar(tar, str(path))
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise DataError(
+                f"{path}: not a whole uncompressed tar ({error}); copy it again"
+            ) from error
+    return samples
+
+
+def _list_tar(tar: tarfile.TarFile, path: str) -> list[Sample]:
+    images: dict[str, tarfile.TarInfo] = {}
+    labels: dict[str, str | int] = {}
+    for member in tar:
+        if not member.isreg():
+            continue
+        key, suffix = _split_key(member.name)
+        if suffix in IMAGE_SUFFIXES:
+            if key in images:
+                raise DataError(f"{path}: the key {key!r} stands twice; expected one image a key")
+            images[key] = member
+        elif suffix in (".wnid", ".cls"):
+            labels[key] = _read_label(tar, member, suffix, path)
+    end = os.path.getsize(path)
+    samples = []
+    for key, member in images.items():
+        if member.offset_data + member.size > end:
+            raise DataError(f"{path}: ends inside {member.name!r}; copy the tar again")
+        guess = WNID_IN_NAME.match(PurePosixPath(key).name)
+        label = labels.get(key, guess.group(1) if guess else None)
+        guessed = key not in labels
+        samples.append(Sample(key, label, path, member.offset_data, member.size, guessed))
+    return samples
+
+
+def _split_key(name: str) -> tuple[str, str]:
+    """WebDataset's rule: the key ends at the first dot of the base name."""
+    folder, _, base = name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), (dot + suffix).lower()
+
+
+def _read_label(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, path: str
+) -> str | int:
+    file = tar.extractfile(member)
+    text = file.read(MAX_LABEL_BYTES).decode("utf-8", "replace").strip() if file else ""
+    if suffix == ".wnid":
+        return text
+    if not text.isdecimal():
+        raise DataError(f"{path}: {member.name!r} holds {text!r}, expected a class index")
+    return int(text)
+
+
+def dataset_digest(source: ImageSource, labels: NDArray[np.int64]) -> str:
+    """SHA-256 over the samples' ids and class indices: which images, tagged as what."""
+    digest = hashlib.sha256(np.ascontiguousarray(source.ids, dtype="<u8").data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()

@@ -1,0 +1,60 @@
+"""Every error a user can cause. The command line turns each into one line and exit code 2.
+
+A message says what was found, what was expected and what to do. Caller bugs are ValueError or
+TypeError and stay tracebacks.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DistillError(Exception):
+    """Something the user can fix."""
+
+
+class ConfigError(DistillError):
+    """An option, a name or a file of settings is wrong."""
+
+
+class HierarchyError(DistillError):
+    """A label set, a synset or a hierarchy file is wrong."""
+
+
+class DataError(DistillError):
+    """Images or labels are missing, unreadable or outside the label set."""
+
+
+class StoreError(DistillError):
+    """A logit store cannot be used."""
+
+
+class StoreMismatchError(StoreError):
+    """The store is of another teacher, hierarchy, dataset or view policy."""
+
+
+class IncompleteStoreError(StoreError):
+    """Blocks are still to be computed."""
+
+
+class CorruptStoreError(StoreError):
+    """Bytes on disk are not what was committed."""
+
+
+class TeacherError(DistillError):
+    """The teacher cannot be loaded, or answers nonsense."""
+
+
+class TeacherUnavailableError(TeacherError):
+    """The teacher does not answer now; asking again may help."""
+
+
+class TeacherRequestError(TeacherError):
+    """The teacher refuses this request; asking again will not help."""
+
+
+def near_names(name: str, known: Iterable[str], limit: int = 5) -> str:
+    """The known names nearest to `name`, for the end of an error message."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name.lower(), names, n=limit, cutoff=0.5)
+    near += [n for n in names if len(name) > 2 and name.lower() in n.lower() and n not in near]
+    return ", ".join((near or names)[:limit]) or "none"

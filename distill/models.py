@@ -1,0 +1,206 @@
+"""timm models by name: creation, weight files and the model card that travels with one.
+
+A card is a JSON beside the weights (`student.safetensors`, `student.json`) that says which timm model,
+which input and which label set the weights are for. A teacher and a student are the same kind of file.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from distill.errors import ConfigError, near_names
+from distill.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInput:
+    """What a model expects: pixels scaled to [0, 1], then (x - mean) / std per channel."""
+
+    size: tuple[int, int]  # height, width
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not all(8 <= side <= 4096 for side in self.size):
+            raise ConfigError(f"input size {self.size} found, expected sides of 8 to 4096 pixels")
+        if not all(s > 0 for s in self.std):
+            raise ConfigError(f"std {self.std} found, expected positive numbers")
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] → float32, on the pixels' device."""
+        scale = pixels.new_tensor([255 * s for s in self.std], dtype=torch.float32)
+        shift = pixels.new_tensor(
+            [m / s for m, s in zip(self.mean, self.std, strict=True)], dtype=torch.float32
+        )
+        return pixels.float() / scale[:, None, None] - shift[:, None, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What the JSON beside a weight file says."""
+
+    model: str
+    num_classes: int
+    input: ModelInput
+    hierarchy_digest: str | None = None
+
+    def write(self, weights: Path) -> None:
+        """Beside `weights`."""
+        document = {
+            "model": self.model,
+            "library": "timm",
+            "num_classes": self.num_classes,
+            "input_size": [3, *self.input.size],
+            "mean": list(self.input.mean),
+            "std": list(self.input.std),
+            "hierarchy_digest": self.hierarchy_digest,
+        }
+        write_atomically(card_path(weights), (json.dumps(document, indent=1) + "\n").encode())
+
+    @classmethod
+    def read(cls, weights: Path) -> "ModelCard | None":
+        """The card beside `weights`; None where there is none.
+
+        Raises:
+            ConfigError: there is one, but it is not a card.
+        """
+        path = card_path(weights)
+        if not path.exists():
+            return None
+        try:
+            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            height, width = document["input_size"][-2:]
+            return cls(
+                model=str(document["model"]),
+                num_classes=int(document["num_classes"]),
+                input=ModelInput(
+                    size=(int(height), int(width)),
+                    mean=_three(document["mean"]),
+                    std=_three(document["std"]),
+                ),
+                hierarchy_digest=document.get("hierarchy_digest"),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            raise ConfigError(
+                f"{path}: not a model card ({type(error).__name__}: {error}); expected JSON with "
+                "model, num_classes, input_size, mean and std, or no such file"
+            ) from error
+
+
+def card_path(weights: Path) -> Path:
+    """Where the card of a weight file lies."""
+    return weights.with_suffix(".json")
+
+
+def known_architecture(name: str, what: str) -> str:
+    """`name` without its pretrained tag, if timm has that architecture.
+
+    Raises:
+        ConfigError: it has not; lists the near ones.
+    """
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise ConfigError(
+            f"unknown {what} {name!r}; near in timm are {near_names(architecture, timm.list_models())}"
+        )
+    return architecture
+
+
+def default_input(name: str) -> ModelInput:
+    """The input that timm's pretrained configuration of this model states."""
+    config = get_pretrained_cfg(name) or get_pretrained_cfg(name.partition(".")[0])
+    if config is None:
+        return ModelInput(size=(224, 224))
+    return ModelInput(
+        size=(config.input_size[1], config.input_size[2]),
+        mean=_three(config.mean),
+        std=_three(config.std),
+    )
+
+
+def create_model(name: str, num_classes: int) -> nn.Module:
+    """A timm model with fresh weights, for any input size that the architecture takes."""
+    model: nn.Module = timm.create_model(name.partition(".")[0], num_classes=num_classes)
+    return model
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from safetensors or from a safe torch file; `state_dict` wrappers are opened.
+
+    Raises:
+        ConfigError: the file is missing or of another form. Nothing in it is executed.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such weight file; expected .safetensors or a state dict")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        for wrapper in ("state_dict", "model", "state_dict_ema"):
+            if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+                loaded = loaded[wrapper]
+        if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+            raise ValueError("no state dict in it")
+        return {str(k).removeprefix("module."): v for k, v in loaded.items()}
+    except Exception as error:  # parsers raise whatever hostile bytes provoke
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{path}: not readable as weights ({reason}); expected safetensors or a state dict that "
+            "torch.load opens with weights_only=True"
+        ) from error
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Fill the model with those weights, all of them, in the model's own dtype.
+
+    Raises:
+        ConfigError: a tensor is missing, left over, or of another shape; says which.
+    """
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    for name in sorted(own.keys() & weights.keys()):
+        if own[name].shape != weights[name].shape:
+            raise ConfigError(
+                f"{path}: {name} is {list(weights[name].shape)}, expected {list(own[name].shape)}; "
+                "these weights are of another model or another label set: check the model's name "
+                "and --label-set"
+            )
+    if missing or unknown:
+        raise ConfigError(
+            f"{path}: {len(missing)} tensors missing (first: {', '.join(missing[:2]) or 'none'}), "
+            f"{len(unknown)} not of this model (first: {', '.join(unknown[:2]) or 'none'}); "
+            "expected a state dict of exactly this timm model: check the model's name"
+        )
+    model.load_state_dict(weights)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU, or the CPU.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    try:
+        device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+        )
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} found, expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name!r} found, but this machine has {torch.cuda.device_count()} CUDA devices; "
+            "use --device auto"
+        )
+    return device
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    first, second, third = values
+    return float(first), float(second), float(third)

@@ -1,0 +1,75 @@
+"""Progress of long work: a bar with rate and ETA on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_EVERY_S = 10.0
+
+
+class Ticker(Protocol):
+    """Told of work done."""
+
+    def __call__(self, units: int, note: str = "") -> None:
+        """`units` more are done; `note` replaces the text at the end of the line."""
+        ...
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ticker]:
+    """Show `done` of `total` units, and the rate of those done since the start."""
+    console = Console(stderr=True)
+    shown = _bar if console.is_terminal else _lines
+    with shown(console, title, total, unit, done) as tick:
+        yield tick
+
+
+@contextmanager
+def _bar(console: Console, title: str, total: int, unit: str, done: int) -> Iterator[Ticker]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} " + unit),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, completed=done, rate="", note="")
+        started, fresh = time.monotonic(), 0
+
+        def tick(units: int, note: str = "") -> None:
+            nonlocal fresh
+            fresh += units
+            rate = fresh / max(time.monotonic() - started, 1e-9)
+            bar.update(task, advance=units, rate=f"{rate:.0f} {unit}/s", note=note)
+
+        yield tick
+
+
+@contextmanager
+def _lines(console: Console, title: str, total: int, unit: str, done: int) -> Iterator[Ticker]:
+    started = last = time.monotonic()
+    fresh = 0
+
+    def tick(units: int, note: str = "") -> None:
+        nonlocal fresh, last
+        fresh += units
+        now = time.monotonic()
+        if now - last >= LINE_EVERY_S or done + fresh >= total:
+            last = now
+            rate = fresh / max(now - started, 1e-9)
+            left = (total - done - fresh) / max(rate, 1e-9)
+            print(
+                f"{title}: {done + fresh}/{total} {unit}, {rate:.0f} {unit}/s, "
+                f"{left:.0f} s left{', ' + note if note else ''}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    yield tick

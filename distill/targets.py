@@ -1,0 +1,169 @@
+"""What the teacher says of a batch of views, dense or sparse, and where it comes from.
+
+Sparse targets are laid out hierarchy after hierarchy with a fixed number of slots each, so that every
+operation on them is a dense gather or a sum over a static slice.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from distill.answers import Answers
+from distill.encoding import EncodingSpec
+from distill.hierarchy import SemanticHierarchy
+from distill.sample_id import SampleIds
+from distill.softmax import hierarchy_probs, segment_sums, top_mass
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenseTargets:
+    """The teacher's whole answer: [B, ΣN_k] probabilities in hierarchy order, raw confidence."""
+
+    probs: Float[Tensor, "batch members"]
+    confidence: Float[Tensor, "batch hierarchies"]
+    valid: Bool[Tensor, " batch"] | None = None
+
+    def to(self, device: torch.device) -> "DenseTargets":
+        """The same targets on `device`."""
+        return replace(
+            self,
+            probs=self.probs.to(device, non_blocking=True),
+            confidence=self.confidence.to(device, non_blocking=True),
+            valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SparseTargets:
+    """The teacher's largest probabilities; what is left of each hierarchy's mass is spread evenly.
+
+    index: position within the slot's own hierarchy. A slot not needed has prob 0.
+    confidence: the raw top-5% sum, before the label clause.
+    sq_norm: ΣT² of the exact teacher over each hierarchy.
+    slots: how many slots each hierarchy has.
+    valid: False where the teacher saw no image; such rows take no part in the KD loss.
+    """
+
+    index: Int[Tensor, "batch slots"]
+    prob: Float[Tensor, "batch slots"]
+    confidence: Float[Tensor, "batch hierarchies"]
+    sq_norm: Float[Tensor, "batch hierarchies"]
+    slots: tuple[int, ...]
+    valid: Bool[Tensor, " batch"] | None = None
+
+    def to(self, device: torch.device) -> "SparseTargets":
+        """The same targets on `device`."""
+        return replace(
+            self,
+            index=self.index.to(device, non_blocking=True),
+            prob=self.prob.to(device, non_blocking=True),
+            confidence=self.confidence.to(device, non_blocking=True),
+            sq_norm=self.sq_norm.to(device, non_blocking=True),
+            valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
+        )
+
+    def to_answers(self) -> Answers:
+        """Copied to NumPy."""
+        valid = self.valid
+        return Answers(
+            index=self.index.cpu().numpy(),
+            prob=self.prob.cpu().numpy(),
+            confidence=self.confidence.cpu().numpy(),
+            sq_norm=self.sq_norm.cpu().numpy(),
+            valid=np.ones(len(self.index), np.bool_) if valid is None else valid.cpu().numpy(),
+        )
+
+    @classmethod
+    def from_answers(cls, answers: Answers, slots: tuple[int, ...]) -> "SparseTargets":
+        """Sharing memory where NumPy allows it."""
+        return cls(
+            index=torch.from_numpy(answers.index),
+            prob=torch.from_numpy(answers.prob),
+            confidence=torch.from_numpy(answers.confidence),
+            sq_norm=torch.from_numpy(answers.sq_norm),
+            slots=slots,
+            valid=torch.from_numpy(answers.valid),
+        )
+
+
+TeacherTargets = DenseTargets | SparseTargets
+
+
+class TargetSource(Protocol):
+    """Where a student's targets come from: a store, a live server, a teacher in the process."""
+
+    def fetch(self, sample_ids: SampleIds, view: int) -> TeacherTargets:
+        """Targets of those samples' `view`, in that order, on the CPU.
+
+        Raises:
+            DataError: the source has no such sample or view.
+        """
+        ...
+
+
+def dense_targets(
+    teacher_logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy
+) -> DenseTargets:
+    """The exact targets that these logits mean, in float32."""
+    probs = hierarchy_probs(teacher_logits, hierarchy)
+    return DenseTargets(probs=probs, confidence=top_mass(probs, hierarchy))
+
+
+def encode(
+    teacher_logits: Float[Tensor, "batch classes"],
+    hierarchy: SemanticHierarchy,
+    spec: EncodingSpec,
+) -> SparseTargets:
+    """The entries that `spec` keeps, largest first in each hierarchy, on the logits' device.
+
+    Confidence and ΣT² come from the exact probabilities, before anything is cut off.
+    """
+    return sparsify(dense_targets(teacher_logits, hierarchy), hierarchy, spec)
+
+
+def sparsify(
+    dense: DenseTargets, hierarchy: SemanticHierarchy, spec: EncodingSpec
+) -> SparseTargets:
+    """`encode` for targets that are at hand already."""
+    sizes = hierarchy.classes_per_hierarchy
+    slots = spec.slots(sizes)
+    parts = dense.probs.split(sizes, dim=1)
+    tops = [part.topk(slot, dim=1) for part, slot in zip(parts, slots, strict=True)]
+    prob = torch.cat([top.values for top in tops], 1)
+    return SparseTargets(
+        index=torch.cat([top.indices for top in tops], 1),
+        prob=torch.where(prob < spec.smallest_prob, 0.0, prob),
+        confidence=dense.confidence,
+        sq_norm=segment_sums(dense.probs.square(), sizes),
+        slots=slots,
+        valid=dense.valid,
+    )
+
+
+def densify(targets: SparseTargets, hierarchy: SemanticHierarchy) -> Float[Tensor, "batch members"]:
+    """T̂: what sparse targets stand for, [B, ΣN_k]. For audits; training never builds it."""
+    tails = even_tail(targets, hierarchy)
+    parts = []
+    for k, (index, prob) in enumerate(
+        zip(targets.index.split(targets.slots, 1), targets.prob.split(targets.slots, 1), strict=True)
+    ):
+        tail = tails[:, k, None]
+        part = tail.expand(-1, hierarchy.classes_per_hierarchy[k]).clone()
+        # Empty slots may name any class, also one that a full slot holds: add to the tail instead.
+        part.scatter_add_(1, index.long(), torch.where(prob > 0, prob - tail, 0.0))
+        parts.append(part)
+    return torch.cat(parts, 1)
+
+
+def even_tail(
+    targets: SparseTargets, hierarchy: SemanticHierarchy
+) -> Float[Tensor, "batch hierarchies"]:
+    """[B, K]: r_k / (n_k − K_k), the probability of each class that no slot holds."""
+    kept = segment_sums((targets.prob > 0).float(), targets.slots)
+    left = (1 - segment_sums(targets.prob, targets.slots)).clamp(min=0)
+    sizes = hierarchy.tensors(left.device).sizes
+    return torch.where(kept < sizes, left / (sizes - kept).clamp(min=1), 0.0)

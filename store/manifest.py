@@ -1,0 +1,171 @@
+"""The manifest: what a store holds and of whom. Written once, when the store is created.
+
+It stands in the root group's attributes under "distill". Its digest is the store's identity; two
+stores of one identity hold the same rows of the same teacher's answers.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from distill.encoding import EncodingSpec
+from distill.errors import CorruptStoreError, StoreMismatchError
+
+FORMAT = "distill-store/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherIdentity:
+    """fingerprint: SHA-256 over weights, preprocessing and precision."""
+
+    name: str
+    fingerprint: str
+    input_size: tuple[int, int]  # height, width
+    precision: str
+    random_weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchyIdentity:
+    """The softmaxes that index and confidence refer to."""
+
+    name: str
+    digest: str
+    num_classes: int
+    classes_per_hierarchy: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetIdentity:
+    """digest: SHA-256 over the ascending sample ids and their labels."""
+
+    digest: str
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewIdentity:
+    """policy: what `distill.views.ViewPolicy` was, as JSON."""
+
+    count: int
+    policy: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything a reader needs, and everything that must agree."""
+
+    teacher: TeacherIdentity
+    hierarchy: HierarchyIdentity
+    dataset: DatasetIdentity
+    views: ViewIdentity
+    encoding: EncodingSpec
+    block_rows: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # versions; not part of identity
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of `block_rows` rows; the last may be shorter."""
+        return -(-self.dataset.rows // self.block_rows)
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """S_k."""
+        return self.encoding.slots(self.hierarchy.classes_per_hierarchy)
+
+    def rows_of_block(self, block: int) -> range:
+        """The rows that `block` holds."""
+        first = block * self.block_rows
+        return range(first, min(first + self.block_rows, self.dataset.rows))
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all but the provenance."""
+        document = self.to_json()
+        del document["provenance"]
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {"format": FORMAT, **document}
+
+    @classmethod
+    def from_json(cls, document: Any, where: str) -> "Manifest":
+        """Read what `to_json` gave.
+
+        Raises:
+            CorruptStoreError: it is of another format, or damaged.
+        """
+        try:
+            if document["format"] != FORMAT:
+                raise CorruptStoreError(
+                    f"{where}: format {document['format']!r} found, expected {FORMAT!r}; "
+                    "use the distill version that wrote it"
+                )
+            teacher, hierarchy = document["teacher"], document["hierarchy"]
+            height, width = teacher["input_size"]
+            manifest = cls(
+                teacher=TeacherIdentity(**{**teacher, "input_size": (height, width)}),
+                hierarchy=HierarchyIdentity(
+                    **{
+                        **hierarchy,
+                        "classes_per_hierarchy": tuple(
+                            int(n) for n in hierarchy["classes_per_hierarchy"]
+                        ),
+                    }
+                ),
+                dataset=DatasetIdentity(**document["dataset"]),
+                views=ViewIdentity(**document["views"]),
+                encoding=EncodingSpec.from_json(document["encoding"]),
+                block_rows=int(document["block_rows"]),
+                provenance=document["provenance"],
+            )
+            if manifest.dataset.rows < 1 or manifest.block_rows < 1 or manifest.views.count < 1:
+                raise ValueError("rows, block_rows and views must be positive")
+            return manifest
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptStoreError(
+                f"{where}: damaged manifest ({type(error).__name__}: {error}); "
+                "expected what `distill precompute` wrote: restore it or precompute again"
+            ) from error
+
+    def require(
+        self,
+        where: str,
+        *,
+        teacher_fingerprint: str | None = None,
+        hierarchy_digest: str | None = None,
+        dataset: DatasetIdentity | None = None,
+        views: ViewIdentity | None = None,
+        encoding: EncodingSpec | None = None,
+    ) -> None:
+        """Check the store against what a run expects; None is not checked.
+
+        Raises:
+            StoreMismatchError: names the first thing that differs, what was found and expected.
+        """
+        checks = (
+            ("teacher", self.teacher.fingerprint, teacher_fingerprint),
+            ("hierarchy", self.hierarchy.digest, hierarchy_digest),
+            ("dataset", self.dataset, dataset),
+            ("view policy", self.views, views),
+            ("encoding", self.encoding, encoding),
+        )
+        for what, found, expected in checks:
+            if expected is not None and found != expected:
+                raise StoreMismatchError(
+                    f"{where}: {what} {_short(found)} found, this run expects {_short(expected)}; "
+                    f"use a store of that {what}, or `distill precompute` into another --store"
+                )
+
+
+def _short(value: object) -> str:
+    if isinstance(value, DatasetIdentity):
+        return f"{value.digest[:12]} ({value.rows} rows)"
+    if isinstance(value, ViewIdentity):
+        settings = " ".join(f"{k}={v}" for k, v in value.policy.items())
+        return f"({value.count} views, {settings})"
+    return value[:12] if isinstance(value, str) else str(value)

@@ -1,0 +1,1 @@
+"""The teacher: loading it, and precomputing its answers into a store."""

@@ -1,0 +1,89 @@
+"""The audit sample of a precompute: how faithful the encoding is, and proof of the views drawn.
+
+The first rows of a store are a fair sample of its dataset, because rows stand in hashed order. What
+is measured on them is kept in the commit record of block 0, so it survives a kill like any block.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distill.fidelity import FidelityErrors, fidelity_errors
+from distill.hierarchy import SemanticHierarchy
+from distill.loader import ViewBatch
+from distill.targets import DenseTargets, SparseTargets
+from store.codes import dequantise
+from store.logit_store import LogitStore
+
+FIDELITY_ROWS = 1024
+REPLAY_ROWS = 32
+
+
+class Audit:
+    """Collects measurements while block 0 is computed."""
+
+    def __init__(self, store: LogitStore, hierarchy: SemanticHierarchy) -> None:
+        self.store, self.hierarchy = store, hierarchy
+        self.errors: list[FidelityErrors] = []
+        self.replay: dict[str, list[str]] = {}
+
+    def add_batch(self, batch: ViewBatch) -> None:
+        """Keep the pixel digests of the replay rows."""
+        self.replay |= {str(row): digests for row, digests in batch.digests.items()}
+
+    def add_answers(
+        self, rows: list[int], *, exact: DenseTargets, sparse: SparseTargets
+    ) -> None:
+        """Compare what the teacher said with what the store will give back."""
+        sampled = [i for i, row in enumerate(rows) if row < FIDELITY_ROWS]
+        if not sampled:
+            return
+        codes = self.store.quantise(sparse.to_answers())
+        stored = dequantise(codes, self.store.manifest.encoding)
+        errors = fidelity_errors(
+            exact=DenseTargets(probs=exact.probs.cpu(), confidence=exact.confidence.cpu()),
+            sparse=SparseTargets.from_answers(stored, sparse.slots),
+            hierarchy=self.hierarchy,
+        )
+        keep = torch.tensor(sampled)
+        self.errors.append(
+            FidelityErrors(**{name: values[keep] for name, values in vars(errors).items()})
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For the commit record of block 0."""
+        columns = {
+            name: torch.cat([getattr(e, name) for e in self.errors]).numpy()
+            for name in (vars(self.errors[0]) if self.errors else ())
+        }
+        return {"fidelity": _fidelity(columns) if columns else None, "replay": self.replay}
+
+
+def certificate(store: LogitStore) -> dict[str, Any]:
+    """What `LogitStore.finish` puts into the root attributes."""
+    commits = store.commits()
+    audit = commits[0]["audit"] if 0 in commits else {"fidelity": None, "replay": {}}
+    return {**audit, "bad_images": sum(len(record["bad"]) for record in commits.values())}
+
+
+def _fidelity(columns: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    return {
+        "rows": len(columns["relative"]),
+        "l2_per_hierarchy": [_spread(column) for column in columns["l2"].T],
+        "gradient_angle_deg": _spread(columns["angle_deg"]),
+        "gradient_relative_error": _spread(columns["relative"]),
+        "near_teacher": {
+            "gradient_angle_deg": _spread(columns["angle_deg_near_teacher"]),
+            "gradient_relative_error": _spread(columns["relative_near_teacher"]),
+        },
+        "how": "semantic MSE KD gradient by the student's logits, weighted by the teacher's own "
+        "confidence, from the store against dense float32; for a student that is uniform in every "
+        "hierarchy, and under near_teacher for one that is the teacher at temperature 2",
+    }
+
+
+def _spread(values: NDArray[np.float64]) -> dict[str, float]:
+    median, p99 = np.quantile(values, [0.5, 0.99])
+    return {"median": float(median), "p99": float(p99), "max": float(values.max())}
