@@ -1,0 +1,1 @@
+"""The command line. Nothing imports it; each command imports what it needs when it runs."""

@@ -1,0 +1,61 @@
+"""`distill`: the group of commands, and what an error looks like."""
+
+import importlib
+import sys
+
+import click
+
+from distill.errors import DistillError
+
+# Command → module of distill.cli that holds it, imported when it is asked for: --help is instant.
+COMMANDS = {
+    "demo": ("distill.cli.demo", "the whole path on built-in figures, in a few minutes"),
+    "hierarchy": ("distill.cli.hierarchy", "build, show and import hierarchies"),
+    "precompute": ("distill.cli.precompute", "data × teacher → store"),
+    "store": ("distill.cli.store", "what a store is"),
+    "pretrain": ("distill.cli.pretrain", "train a student against a store"),
+    "inspect": ("distill.cli.inspect", "the teacher's confidence per hierarchy"),
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=_Commands, context_settings={"max_content_width": 100})
+@click.version_option(package_name="distill")
+def distill() -> None:
+    """Run the teacher once: a logit store for semantic knowledge distillation."""
+
+
+def run() -> None:
+    """Entry point. Exit code 0 done, 2 the user can fix it, 130 interrupted, 1 a bug (traceback)."""
+    try:
+        distill(standalone_mode=False)
+    except DistillError as error:
+        print(f"distill: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        print(
+            "distill: interrupted; finished work is kept, run the same command again to go on",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

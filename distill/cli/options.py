@@ -1,0 +1,44 @@
+"""Options that several commands share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def data(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--data."""
+    return click.option(
+        "--data",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="ImageFolder directory, WebDataset tar, or a folder of either by split.",
+    )(command)
+
+
+def machine(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--device and --workers."""
+    command = click.option(
+        "--workers",
+        type=click.IntRange(0),
+        default=min(8, os.cpu_count() or 1),
+        show_default=True,
+        help="Processes that decode images.",
+    )(command)
+    return click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+    )(command)
+
+
+def limit(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--limit."""
+    return click.option(
+        "--limit", type=click.IntRange(1), help="Use that many images, chosen fairly by hash."
+    )(command)
+
+
+def as_json(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)

@@ -1,0 +1,122 @@
+"""`distill precompute`: data × teacher → store."""
+
+import json
+from pathlib import Path
+
+import click
+
+from distill.cli import options
+
+
+@click.command()
+@click.option("--teacher", required=True, help="timm model name, or tresnet_l for the paper's.")
+@options.data
+@click.option("--store", required=True, type=click.Path(path_type=Path), help="Store to fill.")
+@click.option("--split", default="train", show_default=True, help="Split of --data.")
+@click.option("--views", type=click.IntRange(1, 1024), default=1, show_default=True)
+@click.option(
+    "--view-policy",
+    default="augmented",
+    show_default=True,
+    help="augmented (flip, RandAugment, Cutout), or plain: the squish-resize alone, for one view.",
+)
+@click.option("--view-seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--weights", type=click.Path(path_type=Path), help="safetensors or a state dict.")
+@click.option("--random-weights", is_flag=True, help="Try the machinery without real weights.")
+@click.option("--label-set", default="imagenet21k-p-fall11", show_default=True, help="Name or JSON.")
+@click.option("--input-size", type=click.IntRange(8, 4096), help="Pixels; the model's by default.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="By device.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Views.")
+@click.option("--block-rows", type=click.IntRange(1), default=4096, show_default=True, help="Images.")
+@click.option("--max-bad-fraction", type=click.FloatRange(0, 1), default=0.001, show_default=True)
+@options.limit
+@options.machine
+@options.as_json
+def precompute(
+    teacher: str,
+    data: Path,
+    store: Path,
+    split: str,
+    views: int,
+    view_policy: str,
+    view_seed: int,
+    weights: Path | None,
+    random_weights: bool,
+    label_set: str,
+    input_size: int | None,
+    precision: str | None,
+    batch_size: int,
+    block_rows: int,
+    max_bad_fraction: float,
+    limit: int | None,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Run the teacher once over DATA and keep what it says in STORE.
+
+    Running the same command again goes on where the last run stopped.
+    """
+    from dataclasses import asdict
+    from typing import Any, cast
+
+    from distill.data import open_source
+    from distill.errors import ConfigError
+    from distill.hierarchy import resolve
+    from distill.models import pick_device
+    from distill.views import ViewPolicy
+    from teacher_server.precompute import PrecomputeOptions, precompute
+    from teacher_server.teacher import load_teacher
+
+    policy = ViewPolicy(name=cast(Any, view_policy), seed=view_seed)
+    if policy.name == "plain" and views > 1:
+        raise ConfigError(
+            f"{views} views of policy plain found, expected 1: plain views are all alike; "
+            "use --view-policy augmented"
+        )
+    hierarchy = resolve(label_set)
+    source = open_source(data, split).limited(limit)
+    loaded = load_teacher(
+        teacher,
+        hierarchy,
+        device=pick_device(device),
+        weights=weights,
+        random_weights=random_weights,
+        input_size=input_size,
+        precision=cast(Any, precision),
+    )
+    report = precompute(
+        source=source,
+        teacher=loaded,
+        path=store,
+        options=PrecomputeOptions(
+            policy=policy,
+            views=views,
+            batch_size=batch_size,
+            block_rows=block_rows,
+            workers=workers,
+            max_bad_fraction=max_bad_fraction,
+        ),
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+        return
+    done = report.store
+    click.echo(
+        f"{store}: {done.rows} images × {done.views} views of teacher {done.teacher} "
+        f"({done.teacher_fingerprint[:12]}), {done.bytes_total / 2**20:.1f} MiB, "
+        f"{done.bytes_per_view:.0f} B a view"
+    )
+    click.echo(
+        f"computed now: {report.images} images in {report.seconds:.1f} s, "
+        f"{report.images_per_s:.1f} images/s"
+    )
+    if done.fidelity:
+        angle = done.fidelity["gradient_angle_deg"]
+        click.echo(
+            f"fidelity: angle of the KD gradient {angle['median']:.2f}° median, "
+            f"{angle['p99']:.2f}° p99, over {done.fidelity['rows']} audited views"
+        )
+    for reason, count in sorted(report.bad.items()):
+        click.echo(f"bad images: {count}: {reason}")
+    click.echo(f"next: distill pretrain --student resnet18 --data {data} --targets {store} --out RUN")

@@ -1,0 +1,271 @@
+"""Pretrain a student: semantic softmax on the labels, semantic KD on the teacher's stored answers.
+
+One loop, read from top to bottom. Covers one device, resume from any checkpoint, validation per
+hierarchy. Does not cover several devices, other schemes or other target sources.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distill.data import ImageSource, dataset_digest, label_indices
+from distill.hierarchy import SemanticHierarchy
+from distill.errors import ConfigError, DataError, StoreMismatchError
+from distill.loader import ViewBatch, ViewRequest, load_views
+from distill.losses import semantic_kd_loss, semantic_softmax_loss
+from distill.metrics import SemanticAccuracy
+from distill.models import ModelInput
+from distill.progress import progress
+from distill.views import ViewPolicy
+from store.manifest import DatasetIdentity
+from trainers.checkpoint import Progress, load_checkpoint, save_checkpoint
+from trainers.evaluate import evaluate
+from trainers.recipe import Recipe
+from trainers.replay import check_replay
+from trainers.store_targets import StoreTargets
+from trainers.student import create_student, export_student, parameter_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainReport:
+    """accuracy: on the validation split after the last epoch; None without one."""
+
+    student: Path
+    steps: int  # of this run
+    images_per_s: float  # of this run, validation included
+    unreadable: int  # times an image was left out because it could not be read
+    accuracy: SemanticAccuracy | None
+
+
+def pretrain(
+    *,
+    recipe: Recipe,
+    source: ImageSource,
+    validation: ImageSource | None,
+    hierarchy: SemanticHierarchy,
+    targets: StoreTargets | None,
+    policy: ViewPolicy,
+    out: Path,
+    device: torch.device,
+    workers: int,
+    checkpoint_every: int = 500,
+    say: Callable[[str], None] = print,
+) -> PretrainReport:
+    """Train, or go on training, what `recipe` says; leaves student.safetensors in `out`.
+
+    targets: None trains on labels alone. policy: the views; those of the store where there is one.
+    Without targets epoch e draws view e, with them view e mod V.
+
+    Raises:
+        StoreMismatchError: the store is of another dataset, hierarchy or set of views.
+        ConfigError: `out` holds another run.
+    """
+    labels = label_indices(source, hierarchy)
+    validation_labels = label_indices(validation, hierarchy) if validation else None
+    dataset = DatasetIdentity(digest=dataset_digest(source, labels), rows=len(source))
+    if targets:
+        where = str(targets.store.path)
+        targets.store.manifest.require(where, hierarchy_digest=hierarchy.digest, dataset=dataset)
+        if policy.to_json() != dict(targets.store.manifest.views.policy):
+            raise StoreMismatchError(
+                f"{where}: view policy {dict(targets.store.manifest.views.policy)} found, expected "
+                f"{policy.to_json()}; train with the store's own views"
+            )
+        say(f"replay proof: {check_replay(targets.store, source, policy)} views are the teacher's")
+    steps_per_epoch = len(source) // recipe.batch_size
+    if not steps_per_epoch:
+        raise ConfigError(
+            f"{len(source)} training images found, expected at least one batch of "
+            f"{recipe.batch_size}; lower --batch-size"
+        )
+    total_steps = recipe.epochs * steps_per_epoch
+
+    model_input = ModelInput(size=(recipe.image_size, recipe.image_size))
+    model = create_student(recipe, hierarchy).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _one_cycle(step, total_steps, recipe.warmup)
+    )
+    run = {
+        "recipe": recipe.to_json(),
+        "hierarchy_digest": hierarchy.digest,
+        "dataset_digest": dataset.digest,
+        "view_policy": policy.to_json(),
+        "targets": targets.store.manifest.identity if targets else None,
+    }
+    done = load_checkpoint(out, model=model, optimizer=optimizer, scheduler=scheduler, run=run)
+    if done.steps:
+        say(f"going on at step {done.steps} of {total_steps}")
+
+    epoch_sums = torch.tensor(done.loss_sums, device=device)
+    accuracy = None
+    batches = _batches(
+        source, policy, model_input, recipe, targets, done.steps, workers, device.type == "cuda"
+    )
+    started, first_step, seen, unreadable = time.monotonic(), done.steps, 0, 0
+    autocast = (
+        torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
+    )
+    model.train()
+    with progress("pretrain", total_steps, "steps", done=done.steps) as tick:
+        for step in range(done.steps, total_steps):
+            epoch, step_in_epoch = divmod(step, steps_per_epoch)
+            batch = next(batches)
+            rows, unreadable = batch.rows, unreadable + len(batch.bad)
+            pixels = batch.pixels[:, 0].to(device, non_blocking=True)
+            label = torch.from_numpy(labels[rows]).to(device, non_blocking=True)
+            with autocast:
+                logits = model(model_input.normalise(pixels))
+            loss = semantic_softmax_loss(
+                logits=logits,
+                labels=label,
+                hierarchy=hierarchy,
+                label_smoothing=recipe.label_smoothing,
+            )
+            kd = torch.zeros((), device=device)
+            if targets:
+                said = targets.fetch(source.ids[rows], epoch % targets.views).to(device)
+                kd = semantic_kd_loss(
+                    student_logits=logits,
+                    targets=said,
+                    labels=label,
+                    hierarchy=hierarchy,
+                    divergence=recipe.divergence,
+                )
+            optimizer.zero_grad(set_to_none=True)
+            (loss + recipe.kd_weight * kd).backward()
+            optimizer.step()
+            scheduler.step()
+            epoch_sums += torch.stack([loss.detach(), kd.detach()])
+            seen += len(rows)
+            tick(1, f"epoch {epoch + 1}")
+
+            history, epoch_ends = done.history, step_in_epoch == steps_per_epoch - 1
+            if epoch_ends:
+                means = (epoch_sums / steps_per_epoch).tolist()
+                epoch_sums.zero_()
+                if not math.isfinite(sum(means)):
+                    raise ConfigError(
+                        f"the loss is {means} in epoch {epoch + 1}, expected finite numbers; "
+                        "lower --lr or --kd-weight"
+                    )
+                if validation is not None and validation_labels is not None:
+                    accuracy = evaluate(
+                        model,
+                        model_input=model_input,
+                        source=validation,
+                        labels=validation_labels,
+                        hierarchy=hierarchy,
+                        workers=workers,
+                    )
+                record = _record(epoch, means, accuracy)
+                history = (*done.history, record)
+                say(_epoch_line(record))
+            done = Progress(steps=step + 1, history=history)
+            if epoch_ends or (step + 1) % checkpoint_every == 0:
+                save_checkpoint(
+                    out,
+                    model=model,
+                    optimizer=optimizer,
+                    scheduler=scheduler,
+                    run=run,
+                    progress=replace(done, loss_sums=tuple(epoch_sums.tolist())),
+                )
+    seconds = time.monotonic() - started
+    student = out / "student.safetensors"
+    export_student(model, recipe, hierarchy, student)
+    if accuracy is None and done.history and "accuracy" in done.history[-1]:
+        last = done.history[-1]["accuracy"]
+        accuracy = SemanticAccuracy(tuple(last["per_hierarchy"]), tuple(last["counts"]))
+    return PretrainReport(
+        student=student,
+        steps=total_steps - first_step,
+        images_per_s=seen / max(seconds, 1e-9),
+        unreadable=unreadable,
+        accuracy=accuracy,
+    )
+
+
+def epoch_order(rows: int, epoch: int, seed: int) -> NDArray[np.int64]:
+    """[rows]: the order of an epoch; a function of nothing but its arguments."""
+    raw = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(rows)
+    return np.argsort(raw, kind="stable")
+
+
+def _batches(
+    source: ImageSource,
+    policy: ViewPolicy,
+    model_input: ModelInput,
+    recipe: Recipe,
+    targets: StoreTargets | None,
+    first_step: int,
+    workers: int,
+    pin_memory: bool,
+) -> Iterator[ViewBatch]:
+    """One view of each image, from `first_step` to the last."""
+    steps_per_epoch = len(source) // recipe.batch_size
+    first_epoch, skipped = divmod(first_step, steps_per_epoch)
+    for epoch in range(first_epoch, recipe.epochs):
+        view = epoch % targets.views if targets else epoch
+        order = epoch_order(len(source), epoch, recipe.seed)
+        requests = [
+            [ViewRequest(int(row), (view,)) for row in order[i * recipe.batch_size :][: recipe.batch_size]]
+            for i in range(skipped if epoch == first_epoch else 0, steps_per_epoch)
+        ]
+        loaded = load_views(
+            source,
+            policy,
+            model_input.size,
+            requests,
+            workers=workers,
+            pin_memory=pin_memory,
+        )
+        for batch in loaded:
+            if len(batch.rows) < 2:  # batch norm needs two
+                raise DataError(
+                    f"{source.location}: {len(batch.bad)} of {recipe.batch_size} images of a batch "
+                    f"cannot be read ({', '.join(set(batch.bad.values()))}), expected at least two "
+                    "good ones; repair the data"
+                )
+            yield batch
+
+
+def _one_cycle(step: int, total: int, warmup: float) -> float:
+    """Share of the top learning rate: up linearly, then down a half cosine to zero."""
+    rise = max(1.0, warmup * total)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, total - rise)))
+
+
+def _record(epoch: int, means: list[float], accuracy: SemanticAccuracy | None) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "epoch": epoch + 1,
+        "semantic_softmax_loss": means[0],
+        "semantic_kd_loss": means[1],
+    }
+    if accuracy:
+        record["semantic_top1"] = accuracy.total
+        record["accuracy"] = {
+            "per_hierarchy": list(accuracy.per_hierarchy),
+            "counts": list(accuracy.counts),
+        }
+    return record
+
+
+def _epoch_line(record: dict[str, Any]) -> str:
+    line = (
+        f"epoch {record['epoch']}: semantic softmax loss {record['semantic_softmax_loss']:.4f}, "
+        f"KD loss {record['semantic_kd_loss']:.4f}"
+    )
+    if "semantic_top1" in record:
+        line += f", validation semantic top-1 {100 * record['semantic_top1']:.2f}%"
+    return line
