@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
-    """n rows of one view, S slots, K hierarchies: what `distill.targets.SparseTargets` holds.
-    """
+    """n rows of one view, S slots, K hierarchies: what `distill.targets.SparseTargets` holds."""
 
     index: NDArray[Any]  # [n, S] position within the slot's hierarchy
     prob: NDArray[Any]  # [n, S]

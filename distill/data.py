@@ -115,8 +115,8 @@ def label_indices(source: ImageSource, hierarchy: SemanticHierarchy) -> NDArray[
             labels[i] = hierarchy.index(label)
         elif label is not None and not sample.guessed:
             raise DataError(
-                f"{source.location}: sample {sample.key!r} has label {label!r}, expected a synset or "
-                f"an index of label set {hierarchy.name} ({hierarchy.num_classes} classes); "
+                f"{source.location}: sample {sample.key!r} has label {label!r}, expected a synset "
+                f"or an index of label set {hierarchy.name} ({hierarchy.num_classes} classes); "
                 "pass the --label-set that the data was tagged with"
             )
     return labels
@@ -126,7 +126,8 @@ def read_image(sample: Sample) -> Image.Image:
     """The decoded image, RGB.
 
     Raises:
-        DataError: the bytes are missing, too large, or not a whole image. The message is the reason.
+        DataError: the bytes are missing, too large, or not a whole image. The message is the
+        reason.
     """
     try:
         with open(sample.path, "rb") as file:
@@ -206,7 +207,7 @@ def _list_tar(tar: tarfile.TarFile, path: str) -> list[Sample]:
             images[key] = member
         elif suffix in (".wnid", ".cls"):
             labels[key] = _read_label(tar, member, suffix, path)
-    end = os.path.getsize(path)
+    end = Path(path).stat().st_size
     samples = []
     for key, member in images.items():
         if member.offset_data + member.size > end:
@@ -225,9 +226,7 @@ def _split_key(name: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), (dot + suffix).lower()
 
 
-def _read_label(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, path: str
-) -> str | int:
+def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, path: str) -> str | int:
     file = tar.extractfile(member)
     text = file.read(MAX_LABEL_BYTES).decode("utf-8", "replace").strip() if file else ""
     if suffix == ".wnid":

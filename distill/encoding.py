@@ -1,7 +1,7 @@
 """The encoding spec: what of a teacher's answer is kept. Numbers only, no arrays and no torch.
 
-`distill.targets.encode` selects entries by it on the teacher's device, `store.codes` turns them into
-the integers of a store. A store's manifest holds the spec, so a reader configures itself.
+`distill.targets.encode` selects entries by it on the teacher's device, `store.codes` turns them
+into the integers of a store. A store's manifest holds the spec, so a reader configures itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class EncodingSpec:
     @property
     def smallest_prob(self) -> float:
         """Smaller probabilities join the tail."""
-        return 2.0**-self.prob_octaves
+        return float(2.0**-self.prob_octaves)
 
     def slots(self, classes_per_hierarchy: Sequence[int]) -> tuple[int, ...]:
         """S_k: the slots laid out for each hierarchy."""

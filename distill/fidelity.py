@@ -1,8 +1,8 @@
 """How much an encoding changes what a student learns: errors of T̂ and of the KD gradient.
 
-The gradient is that of the semantic MSE KD loss with respect to the student's logits, weighted by the
-teacher's own confidence. It depends on the student, so two are looked at: one that knows nothing
-(uniform in every hierarchy), and one near the teacher (the teacher at temperature 2).
+The gradient is that of the semantic MSE KD loss with respect to the student's logits, weighted by
+the teacher's own confidence. It depends on the student, so two are looked at: one that knows
+nothing (uniform in every hierarchy), and one near the teacher (the teacher at temperature 2).
 """
 
 from dataclasses import dataclass

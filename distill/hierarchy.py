@@ -7,7 +7,7 @@ Where chains come from is elsewhere: `distill.wordnet` walks WordNet.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -19,10 +19,11 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill import hierarchy_files
 from distill.errors import HierarchyError, near_names
 from distill.files import write_atomically
+from distill.hierarchy_files import ChainSource
 
-FORMAT = "distill-hierarchy/1"
 MAX_WEIGHT = 20.0  # the authors clamp W_k here
 
 
@@ -64,8 +65,8 @@ class SemanticHierarchy:
     ) -> "SemanticHierarchy":
         """From each synset's ancestors, nearest first; those outside the label set are passed over.
 
-        A synset without an entry has no ancestors. `drop_deepest` leaves the deepest level without a
-        softmax, as the paper's authors do, unless it is the only level.
+        A synset without an entry has no ancestors. `drop_deepest` leaves the deepest level without
+        a softmax, as the paper's authors do, unless it is the only level.
 
         Raises:
             HierarchyError: a synset stands twice, or a chain disagrees with its ancestors' chains.
@@ -107,32 +108,8 @@ class SemanticHierarchy:
 
     @classmethod
     def from_miil_tree(cls, path: str | Path) -> "SemanticHierarchy":
-        """From the authors' `imagenet21k_miil_tree.pth` (`class_tree_list`, self first)."""
-        try:
-            tree = torch.load(path, map_location="cpu", weights_only=True)
-            chains = [[int(c) for c in chain] for chain in tree["class_tree_list"]]
-        except Exception as error:  # torch.load raises whatever the bytes provoke
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise HierarchyError(
-                f"{path}: not a readable miil tree ({reason}); expected a file of torch.save with "
-                "class_tree_list and class_list, such as imagenet21k_miil_tree.pth"
-            ) from error
-        listed = tree.get("class_list") or [str(c) for c in range(len(chains))]
-        synsets = [str(s) for s in listed]
-        in_range = all(0 <= c < len(synsets) for chain in chains for c in chain)
-        if len(synsets) != len(chains) or not in_range:
-            raise HierarchyError(
-                f"{path}: {len(chains)} chains for {len(synsets)} classes; expected one chain of "
-                "class indices a class"
-            )
-        own = {chain[0]: chain[1:] for chain in chains if chain}
-        named = tree.get("class_description")
-        return cls.from_chains(
-            synsets,
-            {synsets[c]: [synsets[a] for a in rest] for c, rest in own.items()},
-            names={str(k): str(v) for k, v in named.items()} if isinstance(named, dict) else None,
-            name=Path(path).stem,
-        )
+        """From the authors' `imagenet21k_miil_tree.pth`; nothing in the file is executed."""
+        return cls._from_source(hierarchy_files.read_miil_tree(Path(path)))
 
     @classmethod
     def bundled(cls, name: str) -> "SemanticHierarchy":
@@ -147,19 +124,7 @@ class SemanticHierarchy:
     @classmethod
     def load(cls, path: str | Path) -> "SemanticHierarchy":
         """From a JSON that `save` wrote, or one with `synsets` and `ancestors_nearest_first`."""
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise HierarchyError(
-                f"{path}: cannot be read ({error.strerror}); expected a hierarchy JSON or one of "
-                f"{', '.join(bundled_names())}"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise HierarchyError(f"{path}: not JSON ({error}); expected a hierarchy file") from error
-        try:
-            return cls.from_json(document, name=Path(path).stem)
-        except HierarchyError as error:
-            raise HierarchyError(f"{path}: {error}") from error
+        return cls._from_source(hierarchy_files.read_json(Path(path)))
 
     @classmethod
     def from_json(cls, document: Any, *, name: str = "custom") -> "SemanticHierarchy":
@@ -168,19 +133,32 @@ class SemanticHierarchy:
         Raises:
             HierarchyError: it is neither, or its chains run in a circle or out of the label set.
         """
-        try:
-            return _from_json(document, default_name=name)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        return cls._from_source(hierarchy_files.parse_json(document, name))
+
+    @classmethod
+    def _from_source(cls, source: ChainSource) -> "SemanticHierarchy":
+        kept = source.num_hierarchies
+        built = cls.from_chains(
+            source.synsets,
+            source.ancestors,
+            names=source.names,
+            name=source.name,
+            drop_deepest=kept is None,
+        )
+        if kept is None:
+            return built
+        if not 1 <= kept <= built.num_hierarchies:
             raise HierarchyError(
-                f"not a hierarchy ({type(error).__name__}: {error}); expected what "
-                "`distill hierarchy build` writes, or JSON with synsets and ancestors_nearest_first"
-            ) from error
+                f"{source.name}: num_hierarchies {kept} found, "
+                f"expected 1 to {built.num_hierarchies}"
+            )
+        return replace(built, num_hierarchies=kept)
 
     def to_json(self) -> dict[str, Any]:
         """classes: [synset, name, nearest ancestor or null] in the order of the label set."""
         rows = zip(self.synsets, self.names, self.parents, strict=True)
         return {
-            "format": FORMAT,
+            "format": hierarchy_files.FORMAT,
             "name": self.name,
             "num_hierarchies": self.num_hierarchies,
             "classes": [[s, n, self.synsets[p] if p >= 0 else None] for s, n, p in rows],
@@ -373,45 +351,6 @@ def resolve(name_or_path: str) -> SemanticHierarchy:
 
 def _bundled_folder() -> Any:
     return resources.files("distill") / "hierarchies"
-
-
-def _from_json(document: Any, default_name: str) -> SemanticHierarchy:
-    if "classes" in document:
-        if document.get("format") != FORMAT:
-            raise HierarchyError(f"format {document.get('format')!r} found, expected {FORMAT!r}")
-        rows = [(str(s), str(n), p) for s, n, p in document["classes"]]
-        synsets, parent = [s for s, _, _ in rows], {s: p for s, _, p in rows}
-        ancestors = {s: _follow(s, parent) for s in synsets}
-        built = SemanticHierarchy.from_chains(
-            synsets,
-            ancestors,
-            names={s: n for s, n, _ in rows},
-            name=str(document.get("name", default_name)),
-            drop_deepest=False,
-        )
-        kept = int(document["num_hierarchies"])
-        if not 1 <= kept <= built.num_hierarchies:
-            raise HierarchyError(f"num_hierarchies {kept}, expected 1 to {built.num_hierarchies}")
-        return SemanticHierarchy(built.name, built.synsets, built.names, built.parents, kept)
-    return SemanticHierarchy.from_chains(
-        [str(s) for s in document["synsets"]],
-        document["ancestors_nearest_first"],
-        names=document.get("lemmas"),
-        name=str(document.get("name", default_name)),
-    )
-
-
-def _follow(synset: str, parent: Mapping[str, str | None]) -> list[str]:
-    chain: list[str] = []
-    step = parent[synset]
-    while step is not None:
-        if step not in parent:
-            raise HierarchyError(f"{synset}: its ancestor {step!r} is not in the label set")
-        if step == synset or step in chain:
-            raise HierarchyError(f"{synset}: its ancestors run in a circle through {step}")
-        chain.append(step)
-        step = parent[step]
-    return chain
 
 
 def _index_of(synsets: Iterable[str]) -> dict[str, int]:

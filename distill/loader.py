@@ -1,7 +1,7 @@
-"""Decoded views in batches: worker processes read, decode and render; the caller gets uint8 tensors.
+"""Decoded views in batches: workers read, decode and render; the caller gets uint8 tensors.
 
-Used by precompute (all views of an image from one decode) and by training (one view each). A bad image
-never stops a batch: it comes back as its reason.
+Used by precompute (all views of an image from one decode) and by training (one view each). A bad
+image never stops a batch: it comes back as its reason.
 """
 
 import signal

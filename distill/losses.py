@@ -1,4 +1,4 @@
-"""The training losses: semantic softmax, and semantic knowledge distillation weighted by confidence.
+"""The training losses: semantic softmax, and semantic distillation weighted by confidence.
 
 Pure functions over [batch, classes] logits; softmaxes and sums in float32 whatever the input is.
 Teacher and student are keyword arguments throughout, so that they cannot be swapped.
@@ -86,11 +86,11 @@ def semantic_kd_loss(
 
     Σ_k P_k · d(T_k, S_k) with d the squared error summed over the classes of hierarchy k
     (dimensionless), or KL(T‖S) in nats; then the mean over the batch, or its sum as in the authors'
-    code. Without `labels` P_k is the teacher's alone. Rows that the teacher did not see add nothing.
-    Ridnik et al. 2021 (arXiv 2104.10972), eq. 5, 7 and appendix F.
+    code. Without `labels` P_k is the teacher's alone. Rows that the teacher did not see add
+    nothing. Ridnik et al. 2021 (arXiv 2104.10972), eq. 5, 7 and appendix F.
 
-    With sparse targets the squared error is exact but for the cross-term of student and tail, and KL
-    is that of the even-tailed teacher. No [batch, classes] teacher tensor is built for them.
+    With sparse targets the squared error is exact but for the cross-term of student and tail, and
+    KL is that of the even-tailed teacher. No [batch, classes] teacher tensor is built for them.
 
     Raises:
         ValueError: batch sizes differ, or the targets are of another hierarchy.
@@ -145,12 +145,8 @@ def _sparse_distance(
         at_kept = student.gather(1, columns)
         cross = segment_sums(kept * at_kept, slots)
         outside = 1 - segment_sums(is_kept * at_kept, slots)
-        return (
-            segment_sums(student.square(), sizes)
-            - 2 * cross
-            - 2 * tail * outside
-            + targets.sq_norm.float()
-        )
+        squares: Tensor = segment_sums(student.square(), sizes) + targets.sq_norm.float()
+        return squares - 2 * cross - 2 * tail * outside
     at_kept = log_probs.gather(1, columns)
     cross = segment_sums(kept * at_kept, slots)
     outside = segment_sums(log_probs, sizes) - segment_sums(is_kept * at_kept, slots)
@@ -160,12 +156,11 @@ def _sparse_distance(
     return entropy - cross - tail * outside
 
 
-def _columns(
-    targets: SparseTargets, hierarchy: SemanticHierarchy
-) -> Int[Tensor, "batch slots"]:
+def _columns(targets: SparseTargets, hierarchy: SemanticHierarchy) -> Int[Tensor, "batch slots"]:
     """Each slot's column among all members in hierarchy order."""
     parts = targets.index.long().split(targets.slots, dim=1)
-    return torch.cat([p + m.start for p, m in zip(parts, hierarchy.slices, strict=True)], 1)
+    starts: list[int] = [members.start for members in hierarchy.slices]
+    return torch.cat([part + start for part, start in zip(parts, starts, strict=True)], 1)
 
 
 def _check_targets(

@@ -46,5 +46,7 @@ class SemanticAccuracyMeter:
     def result(self) -> SemanticAccuracy:
         """Of all batches so far."""
         counts = self.judged.tolist()
-        shares = [r / n if n else float("nan") for r, n in zip(self.right.tolist(), counts, strict=True)]
+        shares = [
+            r / n if n else float("nan") for r, n in zip(self.right.tolist(), counts, strict=True)
+        ]
         return SemanticAccuracy(tuple(shares), tuple(counts))

@@ -1,7 +1,8 @@
 """timm models by name: creation, weight files and the model card that travels with one.
 
-A card is a JSON beside the weights (`student.safetensors`, `student.json`) that says which timm model,
-which input and which label set the weights are for. A teacher and a student are the same kind of file.
+A card is a JSON beside the weights (`student.safetensors`, `student.json`) that says which timm
+model, which input and which label set the weights are for. A teacher and a student are the same
+kind of file.
 """
 
 import json
@@ -108,7 +109,8 @@ def known_architecture(name: str, what: str) -> str:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         raise ConfigError(
-            f"unknown {what} {name!r}; near in timm are {near_names(architecture, timm.list_models())}"
+            f"unknown {what} {name!r}; near in timm are "
+            f"{near_names(architecture, timm.list_models())}"
         )
     return architecture
 
@@ -152,8 +154,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # parsers raise whatever hostile bytes provoke
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"{path}: not readable as weights ({reason}); expected safetensors or a state dict that "
-            "torch.load opens with weights_only=True"
+            f"{path}: not readable as weights ({reason}); expected safetensors or a state dict "
+            "that torch.load opens with weights_only=True"
         ) from error
 
 
@@ -195,8 +197,8 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"device {name!r} found, expected auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device {name!r} found, but this machine has {torch.cuda.device_count()} CUDA devices; "
-            "use --device auto"
+            f"device {name!r} found, but this machine has {torch.cuda.device_count()} CUDA "
+            "devices; use --device auto"
         )
     return device
 

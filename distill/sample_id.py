@@ -1,8 +1,8 @@
 """Sample ids: the 128-bit hash of a sample's key, the name a sample has in every part of distill.
 
-An id depends on the key alone, so it survives re-sharding, re-ordering and moving the data. Rows of a
-store stand in ascending order of id: a random permutation of the dataset that needs no table, and in
-which a sample is found by binary search.
+An id depends on the key alone, so it survives re-sharding, re-ordering and moving the data. Rows of
+a store stand in ascending order of id: a random permutation of the dataset that needs no table, and
+in which a sample is found by binary search.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """What the teacher says of a batch of views, dense or sparse, and where it comes from.
 
-Sparse targets are laid out hierarchy after hierarchy with a fixed number of slots each, so that every
-operation on them is a dense gather or a sum over a static slice.
+Sparse targets are laid out hierarchy after hierarchy with a fixed number of slots each, so that
+every operation on them is a dense gather or a sum over a static slice.
 """
 
 from dataclasses import dataclass, replace
@@ -149,7 +149,9 @@ def densify(targets: SparseTargets, hierarchy: SemanticHierarchy) -> Float[Tenso
     tails = even_tail(targets, hierarchy)
     parts = []
     for k, (index, prob) in enumerate(
-        zip(targets.index.split(targets.slots, 1), targets.prob.split(targets.slots, 1), strict=True)
+        zip(
+            targets.index.split(targets.slots, 1), targets.prob.split(targets.slots, 1), strict=True
+        )
     ):
         tail = tails[:, k, None]
         part = tail.expand(-1, hierarchy.classes_per_hierarchy[k]).clone()

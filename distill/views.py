@@ -1,8 +1,8 @@
 """Views: augmented renderings that teacher and student draw alike, without storing a pixel.
 
 A policy and a sample id give explicit parameters through a counter-based generator; torchvision's
-functional transforms apply them. Lengths are relative to the image, so a student may train at another
-resolution than the teacher saw.
+functional transforms apply them. Lengths are relative to the image, so a student may train at
+another resolution than the teacher saw.
 """
 
 import hashlib
@@ -97,7 +97,7 @@ def draw_view(policy: ViewPolicy, sample_id: NDArray[np.uint64], view: int) -> V
 
 
 def render_view(image: Image.Image, params: ViewParams, size: tuple[int, int]) -> Pixels:
-    """uint8 [3, height, width]: squish-resized to `size` (height, width), then the view's parameters.
+    """uint8 [3, height, width]: squish-resized to `size` (height, width), then what `params` says.
 
     The resize is bilinear with antialiasing, aspect ratio not kept, as the paper's authors do.
     """

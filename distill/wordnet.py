@@ -15,7 +15,7 @@ TIMM_LABEL_SETS = {
 
 
 def read_label_set(source: str) -> list[str]:
-    """Synsets in order: one of `TIMM_LABEL_SETS`, or a text file with a wnid a line (# comments)."""
+    """Synsets in order: one of `TIMM_LABEL_SETS`, or a text file, a wnid a line (# comments)."""
     if source in TIMM_LABEL_SETS:
         text = (resources.files("timm.data") / "_info" / TIMM_LABEL_SETS[source]).read_text()
     else:
@@ -33,8 +33,9 @@ def read_label_set(source: str) -> list[str]:
 def hypernym_paths(synsets: Sequence[str]) -> dict[str, list[str]]:
     """Each synset's hypernyms up to the root, nearest first, as wnids.
 
-    Where WordNet gives several, the one whose name sorts first is followed: nltk returns them in set
-    order, which changes with PYTHONHASHSEED. Instance hypernyms count where there are no others.
+    Where WordNet gives several, the one whose name sorts first is followed: nltk returns them in
+    set order, which changes with PYTHONHASHSEED. Instance hypernyms count where there are no
+    others.
     """
     return {wnid: _path_to_root(wnid) for wnid in synsets}
 
@@ -67,4 +68,6 @@ def _synset(wnid: str) -> Any:
             "corpora/wordnet.zip, or run `python -m nltk.downloader wordnet`"
         ) from error
     except (WordNetError, ValueError, AssertionError) as error:
-        raise HierarchyError(f"{wnid} is not a noun of WordNet 3.0; expected a wnid of it") from error
+        raise HierarchyError(
+            f"{wnid} is not a noun of WordNet 3.0; expected a wnid of it"
+        ) from error

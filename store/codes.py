@@ -32,10 +32,8 @@ def code_dtypes(spec: EncodingSpec, classes_per_hierarchy: tuple[int, ...]) -> d
     }
 
 
-def quantise(
-    answers: Answers, spec: EncodingSpec, classes_per_hierarchy: tuple[int, ...]
-) -> Codes:
-    """To the nearest code. Rows that are not valid become all zero, so that they are the same bytes."""
+def quantise(answers: Answers, spec: EncodingSpec, classes_per_hierarchy: tuple[int, ...]) -> Codes:
+    """To the nearest code. Rows that are not valid become all zero: the same bytes every time."""
     dtypes = code_dtypes(spec, classes_per_hierarchy)
     prob = _prob_codes(answers.prob, spec)
     index = np.where(prob > 0, answers.index, 0)

@@ -60,8 +60,7 @@ def _compressors(itemsize: int) -> list[Any]:
 
 
 def _explained(name: str, manifest: Manifest) -> dict[str, Any]:
-    spec = manifest.encoding
-    top = 2**spec.prob_bits - 1
+    octaves, top = manifest.encoding.prob_octaves, 2**manifest.encoding.prob_bits - 1
     linear = f"value = code / {LINEAR_STEPS}"
     explanations: dict[str, dict[str, Any]] = {
         "index": {
@@ -72,7 +71,7 @@ def _explained(name: str, manifest: Manifest) -> dict[str, Any]:
         "prob": {
             "description": "Teacher probability of each kept entry; code 0 is an empty slot. What "
             "is missing to 1 in a hierarchy is spread evenly over the classes in no slot.",
-            "decode": f"0 if code == 0 else 2 ** ({spec.prob_octaves} * ((code - 1) / {top - 1} - 1))",
+            "decode": f"0 if code == 0 else 2 ** ({octaves} * ((code - 1) / {top - 1} - 1))",
             "slots_per_hierarchy": list(manifest.slots),
         },
         "confidence": {

@@ -1,8 +1,8 @@
 """A logit store on disk: create, write blocks, resume, certify, read blocks.
 
-A block is committed by one small Zarr group, `commits/<block>`, that is written after its chunks and
-whose attributes are the commit record. A block without one does not exist, whatever chunks lie there.
-When all are there, `finish` puts the certificate into the root attributes.
+A block is committed by one small Zarr group, `commits/<block>`, that is written after its chunks
+and whose attributes are the commit record. A block without one does not exist, whatever chunks lie
+there. When all are there, `finish` puts the certificate into the root attributes.
 """
 
 import errno
@@ -13,7 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,7 +87,9 @@ class LogitStore:
             CorruptStoreError: something is, but not a whole store.
         """
         if not path.exists():
-            raise StoreError(f"{path}: no store there; `distill precompute --store {path}` makes one")
+            raise StoreError(
+                f"{path}: no store there; `distill precompute --store {path}` makes one"
+            )
         attributes = _root_attributes(path)
         if "distill" not in attributes:
             raise CorruptStoreError(
@@ -112,8 +114,9 @@ class LogitStore:
         if certificate is None:
             missing = len(self.pending_blocks())
             raise IncompleteStoreError(
-                f"{self.path}: {missing} of {self.manifest.num_blocks} blocks are missing, expected a "
-                "complete store; run the same `distill precompute` again, it goes on where it stopped"
+                f"{self.path}: {missing} of {self.manifest.num_blocks} blocks are missing, "
+                "expected a complete store; run the same `distill precompute` again, it goes on "
+                "where it stopped"
             )
         return certificate
 
@@ -149,10 +152,9 @@ class LogitStore:
                 "committed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 **facts,
             }
-            try:
+            # Where another writer was faster, its content is the same.
+            with suppress(zarr.errors.ContainsGroupError):
                 zarr.create_group(self.path, path=_commit_path(block), attributes=record)
-            except zarr.errors.ContainsGroupError:
-                pass  # another writer was faster; the content is the same
 
     def finish(self, certificate: Mapping[str, Any]) -> dict[str, Any]:
         """Certify a store whose blocks are all committed.
@@ -239,7 +241,7 @@ class LogitStore:
     def _arrays(self) -> dict[str, zarr.Array[Any]]:
         with _damage(self.path, "array metadata"):
             group = zarr.open_group(self.path, mode="r+" if os.access(self.path, os.W_OK) else "r")
-            return {name: array for name, array in group.arrays()}
+            return dict(group.arrays())
 
 
 COMMITS_EXPLAINED = {
@@ -295,6 +297,6 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"{path}: cannot be written ({error.strerror or error}); committed blocks are safe: free "
-            "the disk or fix the permission, then run the same command again"
+            f"{path}: cannot be written ({error.strerror or error}); committed blocks are safe: "
+            "free the disk or fix the permission, then run the same command again"
         ) from error

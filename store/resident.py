@@ -1,8 +1,9 @@
 """Resident views: one view of a store, decoded into a memory-mapped file for random access.
 
-Reading rows at random from Zarr decodes a whole chunk a row. A resident view is built once a machine,
-block by block and in parallel, checked against the commits, renamed into place and shared by every
-process that maps it. Its name holds the store's identity and content, so a stale one is never found.
+Reading rows at random from Zarr decodes a whole chunk a row. A resident view is built once a
+machine, block by block and in parallel, checked against the commits, renamed into place and shared
+by every process that maps it. Its name holds the store's identity and content, so a stale one is
+never found.
 """
 
 import fcntl
@@ -47,7 +48,8 @@ def open_resident_view(
 ) -> ResidentView:
     """Map the decoded view, building it first where the cache has none.
 
-    workers: threads that decode; None is one a core. Of several processes one builds, the others wait.
+    workers: threads that decode; None is one a core. Of several processes one builds, the others
+    wait.
 
     Raises:
         IncompleteStoreError: the store has missing blocks.
@@ -71,8 +73,8 @@ def open_resident_view(
         records = np.memmap(path, dtype=record, mode="r", shape=(rows,))
     except OSError as error:
         raise StoreError(
-            f"{cache}: the cache of decoded views cannot be used ({error.strerror or error}); it needs "
-            f"{rows * record.itemsize} bytes a view: free them or pass another --cache"
+            f"{cache}: the cache of decoded views cannot be used ({error.strerror or error}); it "
+            f"needs {rows * record.itemsize} bytes a view: free them or pass another --cache"
         ) from error
     return ResidentView(store.manifest, view, records)
 

@@ -33,9 +33,7 @@ class Audit:
         """Keep the pixel digests of the replay rows."""
         self.replay |= {str(row): digests for row, digests in batch.digests.items()}
 
-    def add_answers(
-        self, rows: list[int], *, exact: DenseTargets, sparse: SparseTargets
-    ) -> None:
+    def add_answers(self, rows: list[int], *, exact: DenseTargets, sparse: SparseTargets) -> None:
         """Compare what the teacher said with what the store will give back."""
         sampled = [i for i, row in enumerate(rows) if row < FIDELITY_ROWS]
         if not sampled:

@@ -23,7 +23,7 @@ from distill.data import ImageSource, dataset_digest, label_indices
 from distill.encoding import EncodingSpec
 from distill.errors import DataError, TeacherError
 from distill.loader import ViewBatch, ViewRequest, load_views
-from distill.progress import Ticker, progress
+from distill.progress import progress
 from distill.targets import dense_targets, sparsify
 from distill.views import ViewPolicy
 from store.logit_store import LogitStore
@@ -37,8 +37,8 @@ from teacher_server.teacher import Teacher
 class PrecomputeOptions:
     """batch_size: views in one forward pass. block_rows: images between two commits.
 
-    workers: processes that decode. max_bad_fraction: share of unreadable images beyond which the run
-    stops.
+    workers: processes that decode. max_bad_fraction: share of unreadable images beyond which the
+    run stops.
     """
 
     policy: ViewPolicy
@@ -143,8 +143,8 @@ class _Block:
             wrong = [batch.rows[i] for i in torch.nonzero(~finite)[:, 0].tolist()]
             keys = ", ".join(self.source.samples[row].key for row in wrong[:5])
             raise TeacherError(
-                f"teacher {self.teacher.identity.name}: NaN or Inf for {len(wrong)} images ({keys}), "
-                "expected finite logits; check the weights, or try --precision float32"
+                f"teacher {self.teacher.identity.name}: NaN or Inf for {len(wrong)} images "
+                f"({keys}), expected finite logits; check the weights, or try --precision float32"
             )
         return logits
 
@@ -193,7 +193,7 @@ def _batches_by_block(
     blocks: list[int],
     options: PrecomputeOptions,
 ) -> Iterator[tuple[int, Iterator[ViewBatch]]]:
-    """Batches never cross a block's end, so a block's answers do not depend on where a run began."""
+    """Batches never cross a block's end: its answers do not depend on where a run began."""
     views = tuple(range(options.views))
     images = max(1, options.batch_size // options.views)
     requests = []

@@ -26,8 +26,8 @@ from distill.models import (
 )
 from store.manifest import TeacherIdentity
 
-# What people call a teacher, and what timm calls those weights. TResNet-L here means the paper's, with
-# ImageNet-21K-P weights; timm's own `tresnet_l` is an ImageNet-1K model of another layout.
+# What people call a teacher, and what timm calls those weights. TResNet-L here means the paper's,
+# with ImageNet-21K-P weights; timm's own `tresnet_l` is an ImageNet-1K model of another layout.
 ALIASES = {
     "tresnet_l": "tresnet_v2_l.miil_in21k",
     "tresnet_m": "tresnet_m.miil_in21k",
@@ -130,17 +130,18 @@ def _from_hub(name: str, full_name: str, hierarchy: SemanticHierarchy) -> nn.Mod
         )
     if config.num_classes != hierarchy.num_classes:
         raise TeacherError(
-            f"teacher {full_name} predicts {config.num_classes} classes, hierarchy {hierarchy.name} "
-            f"has {hierarchy.num_classes}; pass the --label-set of these weights, or --weights FILE"
+            f"teacher {full_name} predicts {config.num_classes} classes, hierarchy "
+            f"{hierarchy.name} has {hierarchy.num_classes}; pass the --label-set of these weights, "
+            f"or --weights FILE"
         )
     try:
         model: nn.Module = timm.create_model(full_name, pretrained=True)
     except Exception as error:  # the hub client raises whatever the network does
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TeacherError(
-            f"teacher {name} ({full_name}): its weights cannot be downloaded ({reason}); get the file "
-            f"from the timm/{full_name} page of the model hub on a machine with network and pass "
-            "--weights FILE, or try the machinery with --random-weights"
+            f"teacher {name} ({full_name}): its weights cannot be downloaded ({reason}); get the "
+            f"file from the timm/{full_name} page of the model hub on a machine with network and "
+            "pass --weights FILE, or try the machinery with --random-weights"
         ) from error
     return model
 

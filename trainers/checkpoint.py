@@ -18,7 +18,7 @@ from distill.files import write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """steps: optimiser steps done. loss_sums: of the epoch that is under way. history: its epochs."""
+    """steps: done by the optimiser. loss_sums: of the epoch under way. history: epochs done."""
 
     steps: int = 0
     loss_sums: tuple[float, float] = (0.0, 0.0)

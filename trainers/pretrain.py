@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from distill.data import ImageSource, dataset_digest, label_indices
-from distill.hierarchy import SemanticHierarchy
 from distill.errors import ConfigError, DataError, StoreMismatchError
+from distill.hierarchy import SemanticHierarchy
 from distill.loader import ViewBatch, ViewRequest, load_views
 from distill.losses import semantic_kd_loss, semantic_softmax_loss
 from distill.metrics import SemanticAccuracy
@@ -79,7 +79,8 @@ def pretrain(
                 f"{where}: view policy {dict(targets.store.manifest.views.policy)} found, expected "
                 f"{policy.to_json()}; train with the store's own views"
             )
-        say(f"replay proof: {check_replay(targets.store, source, policy)} views are the teacher's")
+        replayed = check_replay(targets.store, source, policy)
+        say(f"replay proof: {replayed} views drawn again, pixel for pixel what the teacher saw")
     steps_per_epoch = len(source) // recipe.batch_size
     if not steps_per_epoch:
         raise ConfigError(
@@ -217,7 +218,10 @@ def _batches(
         view = epoch % targets.views if targets else epoch
         order = epoch_order(len(source), epoch, recipe.seed)
         requests = [
-            [ViewRequest(int(row), (view,)) for row in order[i * recipe.batch_size :][: recipe.batch_size]]
+            [
+                ViewRequest(int(row), (view,))
+                for row in order[i * recipe.batch_size :][: recipe.batch_size]
+            ]
             for i in range(skipped if epoch == first_epoch else 0, steps_per_epoch)
         ]
         loaded = load_views(

@@ -14,8 +14,8 @@ class Recipe:
     """Defaults follow Ridnik et al. 2021 (arXiv 2104.10972), appendix B, where they fit any size.
 
     student: timm model name. image_size: pixels a side. kd_weight: of the KD term; the paper gives
-    none. lr: of the one-cycle schedule's top. warmup: its share of all steps. weight_decay: decoupled,
-    not on norms and biases. init: "random", "pretrained" (timm's hub) or a weight file.
+    none. lr: of the one-cycle schedule's top. warmup: its share of all steps. weight_decay:
+    decoupled, not on norms and biases. init: "random", "pretrained" (timm's hub) or a weight file.
     """
 
     student: str
@@ -55,7 +55,8 @@ class Recipe:
             )
         if self.kd_weight < 0 or self.weight_decay < 0:
             raise ConfigError(
-                f"kd_weight {self.kd_weight}, weight_decay {self.weight_decay} found, expected 0 or more"
+                f"kd_weight {self.kd_weight}, weight_decay {self.weight_decay} found, expected 0 "
+                f"or more"
             )
 
     def to_json(self) -> dict[str, Any]:

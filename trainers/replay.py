@@ -30,8 +30,8 @@ def check_replay(store: LogitStore, source: ImageSource, policy: ViewPolicy) -> 
             written_by = store.manifest.provenance
             raise StoreMismatchError(
                 f"{store.path}: sample {source.samples[int(row)].key!r} gives other pixels in view "
-                f"{wrong[0]} than the teacher saw, expected the same; use the torchvision and Pillow "
-                f"that wrote the store ({written_by.get('torchvision')}, {written_by.get('pillow')}) "
-                "and the same image files"
+                f"{wrong[0]} than the teacher saw, expected the same; use the torchvision and "
+                f"Pillow that wrote the store ({written_by.get('torchvision')}, "
+                f"{written_by.get('pillow')}) and the same image files"
             )
     return len(rows) * len(views)

@@ -30,9 +30,10 @@ def create_student(recipe: Recipe, hierarchy: SemanticHierarchy) -> nn.Module:
     known_architecture(recipe.student, "student")
     if recipe.init == "pretrained":
         try:
-            return timm.create_model(  # type: ignore[no-any-return]
+            downloaded: nn.Module = timm.create_model(
                 recipe.student, pretrained=True, num_classes=hierarchy.num_classes
             )
+            return downloaded
         except Exception as error:  # the hub client raises whatever the network does
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(
@@ -56,9 +57,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     ]
 
 
-def export_student(model: nn.Module, recipe: Recipe, hierarchy: SemanticHierarchy, path: Path) -> None:
+def export_student(
+    model: nn.Module, recipe: Recipe, hierarchy: SemanticHierarchy, path: Path
+) -> None:
     """safetensors that `timm.create_model(..., checkpoint_path=path)` loads, and its card."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     write_atomically(path, safetensors.torch.save(state))
     side = recipe.image_size
     ModelCard(

@@ -87,7 +87,7 @@ def show(name: str, word: str | None, as_json: bool) -> None:
         click.echo(f"{level:9d}  {size:7d}  {weight}  {examples}")
 
 
-def _sizes(built: "SemanticHierarchy") -> str:  # type: ignore[name-defined]  # noqa: F821
+def _sizes(built: "SemanticHierarchy") -> str:  # type: ignore[name-defined]
     return (
         f"{built.num_classes} classes in {built.num_hierarchies} hierarchies, "
         f"digest {built.digest[:12]}"

@@ -53,47 +53,33 @@ def inspect(path: Path, plot: Path | None, as_json: bool) -> None:
 
 def print_report(summary: "StoreSummary", rows: "list[HierarchySummary]") -> None:
     """The report for people."""
-    from rich.console import Console
-    from rich.table import Table
-
     from store.summary import QUANTILES
 
-    console = Console(soft_wrap=True)
-    state = "complete" if summary.complete else "INCOMPLETE, {} of {} blocks".format(*summary.blocks)
-    console.print(
-        f"{summary.path}: teacher {summary.teacher} ({summary.teacher_fingerprint[:12]}), "
-        f"{summary.rows} images × {summary.views} views, {state}",
-        highlight=False,
-        markup=False,
+    state = (
+        "complete" if summary.complete else "INCOMPLETE, {} of {} blocks".format(*summary.blocks)
     )
-    table = Table(title="confidence P_k of the teacher alone", title_justify="left")
-    for heading in ("hierarchy", "classes", "mean", *(f"{q:.0%}" for q in QUANTILES)):
-        table.add_column(heading, justify="right")
-    table.add_column("labelled", justify="right")
-    table.add_column("kept entries", justify="right")
-    table.add_column("kept mass", justify="right")
+    click.echo(
+        f"{summary.path}: teacher {summary.teacher} ({summary.teacher_fingerprint[:12]}), "
+        f"{summary.rows} images × {summary.views} views, {state}"
+    )
+    click.echo("confidence P_k of the teacher alone, its quantiles; kept entries and their mass")
+    quantiles = "".join(f"{q:>7.0%}" for q in QUANTILES)
+    click.echo(f"hierarchy  classes   mean{quantiles}  labelled  entries    mass")
     for row in rows:
-        table.add_row(
-            str(row.hierarchy),
-            str(row.classes),
-            f"{row.confidence_mean:.3f}",
-            *(f"{q:.3f}" for q in row.confidence_quantiles),
-            f"{row.labelled:.1%}",
-            f"{row.kept_entries:.1f}",
-            f"{row.kept_mass:.4f}",
+        spread = "".join(f"{q:7.3f}" for q in row.confidence_quantiles)
+        click.echo(
+            f"{row.hierarchy:9d}  {row.classes:7d}  {row.confidence_mean:5.3f}{spread}  "
+            f"{row.labelled:8.1%}  {row.kept_entries:7.1f}  {row.kept_mass:6.4f}"
         )
-    console.print(table)
     if summary.fidelity:
         angle = summary.fidelity["gradient_angle_deg"]
         near = summary.fidelity["near_teacher"]["gradient_angle_deg"]
-        console.print(
-            f"fidelity: KD gradient {angle['median']:.2f}° median, {angle['p99']:.2f}° p99 from the "
-            f"exact one for a fresh student, {near['median']:.2f}° and {near['p99']:.2f}° near the "
-            f"teacher ({summary.fidelity['rows']} views audited)",
-            highlight=False,
+        click.echo(
+            f"fidelity: the KD gradient is {angle['median']:.2f}° median, {angle['p99']:.2f}° p99 "
+            f"from the exact one for a fresh student, {near['median']:.2f}° and {near['p99']:.2f}° "
+            f"near the teacher ({summary.fidelity['rows']} views audited)"
         )
-    console.print(
+    click.echo(
         f"size: {summary.bytes_total / 2**20:.2f} MiB, {summary.bytes_per_view:.0f} B a view; "
-        f"bad images: {summary.invalid_rows}",
-        highlight=False,
+        f"bad images: {summary.invalid_rows}"
     )

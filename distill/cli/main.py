@@ -40,7 +40,7 @@ def distill() -> None:
 
 
 def run() -> None:
-    """Entry point. Exit code 0 done, 2 the user can fix it, 130 interrupted, 1 a bug (traceback)."""
+    """Exit code 0 done, 2 the user can fix it, 130 interrupted, 1 a bug (traceback)."""
     try:
         distill(standalone_mode=False)
     except DistillError as error:

@@ -41,4 +41,6 @@ def limit(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def as_json(command: Callable[..., Any]) -> Callable[..., Any]:
     """--json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(
+        command
+    )

@@ -23,11 +23,15 @@ from distill.cli import options
 @click.option("--view-seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--weights", type=click.Path(path_type=Path), help="safetensors or a state dict.")
 @click.option("--random-weights", is_flag=True, help="Try the machinery without real weights.")
-@click.option("--label-set", default="imagenet21k-p-fall11", show_default=True, help="Name or JSON.")
+@click.option(
+    "--label-set", default="imagenet21k-p-fall11", show_default=True, help="Name or JSON."
+)
 @click.option("--input-size", type=click.IntRange(8, 4096), help="Pixels; the model's by default.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="By device.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Views.")
-@click.option("--block-rows", type=click.IntRange(1), default=4096, show_default=True, help="Images.")
+@click.option(
+    "--block-rows", type=click.IntRange(1), default=4096, show_default=True, help="Images."
+)
 @click.option("--max-bad-fraction", type=click.FloatRange(0, 1), default=0.001, show_default=True)
 @options.limit
 @options.machine
@@ -119,4 +123,6 @@ def precompute(
         )
     for reason, count in sorted(report.bad.items()):
         click.echo(f"bad images: {count}: {reason}")
-    click.echo(f"next: distill pretrain --student resnet18 --data {data} --targets {store} --out RUN")
+    click.echo(
+        f"next: distill pretrain --student resnet18 --data {data} --targets {store} --out RUN"
+    )

@@ -12,7 +12,9 @@ from distill.cli import options
 @click.option("--student", required=True, help="timm model name.")
 @options.data
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
-@click.option("--targets", type=click.Path(path_type=Path), help="Store; without one, labels alone.")
+@click.option(
+    "--targets", type=click.Path(path_type=Path), help="Store; without one, labels alone."
+)
 @click.option("--label-set", help="Name or JSON; the store's by default.")
 @click.option("--scheme", default="semantic", show_default=True)
 @click.option("--kd-weight", type=float, default=20.0, show_default=True)
@@ -133,4 +135,6 @@ def pretrain(
         click.echo(f"semantic top-1 {100 * accuracy.total:.2f}%, per hierarchy {per_hierarchy}")
     if report.unreadable:
         click.echo(f"images that could not be read were left out {report.unreadable} times")
-    click.echo(f"{report.steps} steps at {report.images_per_s:.1f} images/s; student: {report.student}")
+    click.echo(
+        f"{report.steps} steps at {report.images_per_s:.1f} images/s; student: {report.student}"
+    )

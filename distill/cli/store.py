@@ -26,5 +26,9 @@ def info(path: Path, as_json: bool) -> None:
         click.echo(json.dumps(summary))
         return
     for name, value in summary.items():
-        shown = {k: v for k, v in value.items() if k != "how"} if name == "fidelity" and value else value
+        shown = (
+            {k: v for k, v in value.items() if k != "how"}
+            if name == "fidelity" and value
+            else value
+        )
         click.echo(f"{name:20s} {shown}")

@@ -1,0 +1,87 @@
+"""`distill demo`: the whole path on built-in figures, by the very commands a user types."""
+
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+# timm's smallest ResNet (0.4 M parameters) is teacher and student: a few minutes on two cores. What
+# the teacher has and the students lack is time.
+MODEL = "test_resnet"
+TEACHER_EPOCHS = 12
+STUDENT_EPOCHS = 5
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo-out"),
+    show_default=True,
+    help="Folder for everything that is made.",
+)
+def demo(out: Path) -> None:
+    """Render figures, train a teacher, precompute, pretrain with and without KD, inspect.
+
+    Downloads nothing. Interrupted, the same command goes on where it stopped.
+    """
+    from distill.errors import ConfigError
+    from distill.figures import HIERARCHY, OUTLINES, FigureSet, write_figures
+
+    started = time.monotonic()
+    data, store = out / "figures", out / "store.zarr"
+    if out.exists() and not (out / "figures" / "labels.csv").exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: other files found, expected a new folder; choose another --out")
+    figures = FigureSet()
+    click.echo(
+        f"# {figures.train} + {figures.val} images of {len(OUTLINES)} plane figures; "
+        f"{figures.ancestor_share:.0%} of the training images are tagged with an ancestor"
+    )
+    if not (data / "labels.csv").exists():
+        write_figures(data, figures)
+    # Plain views: RandAugment's shears would turn squares into rhomboids.
+    shared = ["--data", data, "--label-set", HIERARCHY, "--device", "cpu", "--workers", 2]
+    train = ["pretrain", "--student", MODEL, *shared, "--batch-size", 64, "--lr", 0.003]
+    train += ["--label-smoothing", 0.1, "--image-size", figures.pixels]
+    plain = ["--view-policy", "plain"]
+    _command(*train, *plain, "--epochs", TEACHER_EPOCHS, "--out", out / "teacher")
+    weights = out / "teacher" / "student.safetensors"
+    _command(
+        "precompute", "--teacher", MODEL, "--weights", weights, *shared, *plain, "--store", store
+    )
+    _command(*train, *plain, "--epochs", STUDENT_EPOCHS, "--out", out / "without-kd")
+    kd = ["--targets", store, "--cache", out / "cache"]
+    _command(*train, *kd, "--epochs", STUDENT_EPOCHS, "--out", out / "with-kd")
+    _command("inspect", store, "--plot", out / "confidence.png")
+    _report(out, time.monotonic() - started)
+
+
+def _command(*arguments: object) -> None:
+    """Run one of our own commands in this process, after showing what a user would type."""
+    from distill.cli.main import distill
+
+    words = [str(argument) for argument in arguments]
+    click.echo(f"\n$ distill {shlex.join(words)}")
+    distill.main(words, standalone_mode=False)
+
+
+def _report(out: Path, seconds: float) -> None:
+    click.echo("\nsemantic top-1 against the true classes (validation images, %)")
+    click.echo(f"{'hierarchy':12s}" + "".join(f"{k:>8d}" for k in range(4)) + f"{'total':>8s}")
+    for name in ("without-kd", "with-kd", "teacher"):
+        last: dict[str, Any] = json.loads((out / name / "run.json").read_text())["history"][-1]
+        shares = [*last["accuracy"]["per_hierarchy"], last["semantic_top1"]]
+        click.echo(f"{name:12s}" + "".join(f"{100 * share:8.1f}" for share in shares))
+    click.echo(f"\n{seconds:.0f} s in all; the files it left:")
+    for path, what in (
+        ("figures", "images as WebDataset tars, labels.csv with true and tagged classes"),
+        ("teacher/student.safetensors", "the teacher, loadable by timm"),
+        ("store.zarr", "the logit store"),
+        ("with-kd/student.safetensors", "the student that learned from the store"),
+        ("without-kd/student.safetensors", "the student that did not"),
+        ("confidence.png", "the teacher's confidence per hierarchy"),
+    ):
+        click.echo(f"  {out / path}: {what}")
