@@ -1,7 +1,7 @@
 """Teacher answers as plain NumPy rows: what passes between the torch side and the store."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ class Answers:
         return len(self.valid)
 
     @classmethod
-    def empty(cls, rows: int, slots: int, hierarchies: int) -> Self:
+    def empty(cls, rows: int, slots: int, hierarchies: int) -> "Answers":
         """Rows of a teacher that saw nothing yet: all zero, none valid."""
         return cls(
             index=np.zeros((rows, slots), np.int32),
@@ -31,7 +31,7 @@ class Answers:
             valid=np.zeros(rows, np.bool_),
         )
 
-    def put(self, rows: NDArray[np.int64], answers: Self) -> None:
+    def put(self, rows: NDArray[np.int64], answers: "Answers") -> None:
         """Copy `answers` into those rows."""
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(answers, field.name)

@@ -152,7 +152,7 @@ def _sparse_distance(
     outside = segment_sums(log_probs, sizes) - segment_sums(is_kept * at_kept, slots)
     left_out = hierarchy.tensors(tail.device).sizes - segment_sums(is_kept, slots)
     tail_entropy = left_out * torch.special.xlogy(tail, tail)
-    entropy = segment_sums(torch.special.xlogy(kept, kept), slots) + tail_entropy
+    entropy: Tensor = segment_sums(torch.special.xlogy(kept, kept), slots) + tail_entropy
     return entropy - cross - tail * outside
 
 

@@ -8,7 +8,7 @@ another resolution than the teacher saw.
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class ViewPolicy:
     cutout: side of the grey square, as a share of the image's side.
     """
 
-    name: Literal["plain", "augmented"] = "augmented"
+    name: str = "augmented"
     seed: int = 0
     randaugment_ops: int = 2
     randaugment_magnitude: float = 9.0
@@ -129,8 +129,13 @@ def _uniforms(seed: int, sample_id: NDArray[np.uint64], view: int) -> Callable[[
     return lambda: (int(words.random_raw()) >> 11) * 2.0**-53
 
 
-def _affine(image: Image.Image, *, shear: tuple[float, float] = (0, 0), angle: float = 0,
-            shift: tuple[float, float] = (0, 0)) -> Image.Image:  # fmt: skip
+def _affine(
+    image: Image.Image,
+    *,
+    shear: tuple[float, float] = (0.0, 0.0),
+    angle: float = 0.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> Image.Image:
     moved: Image.Image = tv.affine(
         image,
         angle=angle,
@@ -173,10 +178,10 @@ OPERATIONS: dict[str, float] = {
 
 APPLY: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "identity": lambda image, amount: image,
-    "shear_x": lambda image, amount: _affine(image, shear=(amount, 0)),
-    "shear_y": lambda image, amount: _affine(image, shear=(0, amount)),
-    "translate_x": lambda image, amount: _affine(image, shift=(amount, 0)),
-    "translate_y": lambda image, amount: _affine(image, shift=(0, amount)),
+    "shear_x": lambda image, amount: _affine(image, shear=(amount, 0.0)),
+    "shear_y": lambda image, amount: _affine(image, shear=(0.0, amount)),
+    "translate_x": lambda image, amount: _affine(image, shift=(amount, 0.0)),
+    "translate_y": lambda image, amount: _affine(image, shift=(0.0, amount)),
     "rotate": lambda image, amount: _affine(image, angle=amount),
     "brightness": lambda image, amount: tv.adjust_brightness(image, 1 + amount),
     "saturation": lambda image, amount: tv.adjust_saturation(image, 1 + amount),

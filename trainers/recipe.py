@@ -6,7 +6,6 @@ from typing import Any, Literal
 from distill.errors import ConfigError, near_names
 
 SCHEMES = ("semantic",)
-DIVERGENCES = ("mse", "kl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +36,6 @@ class Recipe:
             raise ConfigError(
                 f"unknown scheme {self.scheme!r}; known are {near_names(self.scheme, SCHEMES)}"
             )
-        if self.divergence not in DIVERGENCES:
-            raise ConfigError(f"divergence {self.divergence!r} found, expected mse or kl")
         positive = {
             "epochs": self.epochs,
             "batch_size": self.batch_size,

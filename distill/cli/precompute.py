@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -48,7 +49,7 @@ def precompute(
     random_weights: bool,
     label_set: str,
     input_size: int | None,
-    precision: str | None,
+    precision: Literal["float32", "bfloat16"] | None,
     batch_size: int,
     block_rows: int,
     max_bad_fraction: float,
@@ -62,7 +63,6 @@ def precompute(
     Running the same command again goes on where the last run stopped.
     """
     from dataclasses import asdict
-    from typing import Any, cast
 
     from distill.data import open_source
     from distill.errors import ConfigError
@@ -72,7 +72,7 @@ def precompute(
     from teacher_server.precompute import PrecomputeOptions, precompute
     from teacher_server.teacher import load_teacher
 
-    policy = ViewPolicy(name=cast(Any, view_policy), seed=view_seed)
+    policy = ViewPolicy(name=view_policy, seed=view_seed)
     if policy.name == "plain" and views > 1:
         raise ConfigError(
             f"{views} views of policy plain found, expected 1: plain views are all alike; "
@@ -87,7 +87,7 @@ def precompute(
         weights=weights,
         random_weights=random_weights,
         input_size=input_size,
-        precision=cast(Any, precision),
+        precision=precision,
     )
     report = precompute(
         source=source,

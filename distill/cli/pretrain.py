@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -18,7 +19,7 @@ from distill.cli import options
 @click.option("--label-set", help="Name or JSON; the store's by default.")
 @click.option("--scheme", default="semantic", show_default=True)
 @click.option("--kd-weight", type=float, default=20.0, show_default=True)
-@click.option("--divergence", default="mse", show_default=True, help="mse or kl.")
+@click.option("--divergence", type=click.Choice(["mse", "kl"]), default="mse", show_default=True)
 @click.option("--view-policy", default="augmented", show_default=True, help="Without --targets.")
 @click.option("--image-size", type=click.IntRange(8, 4096), help="Pixels; the teacher's, or 224.")
 @click.option("--epochs", type=int, default=80, show_default=True)
@@ -47,7 +48,7 @@ def pretrain(
     label_set: str | None,
     scheme: str,
     kd_weight: float,
-    divergence: str,
+    divergence: Literal["mse", "kl"],
     view_policy: str,
     image_size: int | None,
     epochs: int,
@@ -69,7 +70,6 @@ def pretrain(
     Running the same command again goes on at the last checkpoint in --out.
     """
     from functools import partial
-    from typing import Any, cast
 
     from distill.data import has_split, open_source
     from distill.hierarchy import resolve
@@ -86,7 +86,7 @@ def pretrain(
         image_size=image_size or (store.manifest.teacher.input_size[0] if store else 224),
         scheme=scheme,
         kd_weight=kd_weight,
-        divergence=cast(Any, divergence),
+        divergence=divergence,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
@@ -108,7 +108,7 @@ def pretrain(
         targets=source,
         policy=ViewPolicy.from_json(store.manifest.views.policy)
         if store
-        else ViewPolicy(name=cast(Any, view_policy)),
+        else ViewPolicy(name=view_policy),
         out=out,
         device=pick_device(device),
         workers=workers,

@@ -1,0 +1,315 @@
+import subprocess
+import sys
+from inspect import unwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distill.encoding import EncodingSpec
+from distill.hierarchy import SemanticHierarchy
+from distill.losses import semantic_kd_loss, semantic_softmax_loss, teacher_confidence
+from distill.softmax import hierarchy_probs
+from distill.targets import DenseTargets, SparseTargets, dense_targets, densify, encode
+
+FALL11 = "imagenet21k-p-fall11"
+
+
+@pytest.fixture(params=["small", "tiny_imagenet_h"])
+def reference(request: pytest.FixtureRequest, shared: Path) -> tuple[SemanticHierarchy, Any]:
+    """A tree, and what the paper's authors' released code gave on it."""
+    vectors = np.load(shared / "reference" / f"semantic_{request.param}.npz")
+    chains = vectors["class_chain_self_first"]
+    names = [f"c{c}" for c in range(len(chains))]
+    ancestors = {names[c]: [names[a] for a in rest if a >= 0] for c, *rest in chains}
+    hierarchy = SemanticHierarchy.from_chains(names, ancestors)
+    return hierarchy, {name: torch.from_numpy(np.asarray(vectors[name])) for name in vectors}
+
+
+def test_hierarchy_equals_the_reference(reference: tuple[SemanticHierarchy, Any]) -> None:
+    hierarchy, r = reference
+    assert list(hierarchy.classes_per_hierarchy) == r["num_classes_per_hierarchy"].tolist()
+    assert torch.equal(hierarchy.semantic_labels(r["labels"]), r["semantic_targets"])
+    np.testing.assert_allclose(hierarchy.weights, r["normalization"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_semantic_softmax_equals_the_reference(
+    reference: tuple[SemanticHierarchy, Any], smoothing: float
+) -> None:
+    hierarchy, r = reference
+    logits = r["student_logits"].clone().requires_grad_()
+    loss = semantic_softmax_loss(
+        logits=logits, labels=r["labels"], hierarchy=hierarchy, label_smoothing=smoothing
+    )
+    loss.backward()
+    torch.testing.assert_close(loss, r[f"semantic_softmax_loss_ls{smoothing}"], rtol=1e-5, atol=0)
+    expected = r[f"semantic_softmax_grad_ls{smoothing}"]
+    torch.testing.assert_close(logits.grad, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_confidence_equals_the_reference(reference: tuple[SemanticHierarchy, Any]) -> None:
+    hierarchy, r = reference
+    probs = hierarchy_probs(r["teacher_logits"], hierarchy)
+    expected = r["teacher_confidence_top5pct"]
+    found = teacher_confidence(probs=probs, hierarchy=hierarchy, rule="teacher_only")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    with_labels = teacher_confidence(probs=probs, hierarchy=hierarchy, labels=r["labels"])
+    depths = hierarchy.label_depths(r["labels"])
+    for row, depth in enumerate(depths.tolist()):
+        assert (with_labels[row, :depth] == 1).all()
+        torch.testing.assert_close(with_labels[row, depth:], expected[row, depth:])
+
+
+def test_dense_kd_equals_the_reference(reference: tuple[SemanticHierarchy, Any]) -> None:
+    hierarchy, r = reference
+    logits = r["student_logits"].clone().requires_grad_()
+    loss = semantic_kd_loss(
+        student_logits=logits,
+        targets=dense_targets(r["teacher_logits"], hierarchy),
+        labels=None,
+        hierarchy=hierarchy,
+        reduction="sum",
+    )
+    loss.backward()
+    torch.testing.assert_close(loss, r["kd_mse_sum"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(logits.grad, r["kd_mse_sum_grad"], rtol=1e-5, atol=1e-8)
+
+
+def test_sparse_kd_that_keeps_all_equals_the_reference(
+    reference: tuple[SemanticHierarchy, Any],
+) -> None:
+    hierarchy, r = reference
+    logits = r["student_logits"].clone().requires_grad_()
+    everything = EncodingSpec(entries=1024, prob_octaves=64.0)
+    loss = semantic_kd_loss(
+        student_logits=logits,
+        targets=encode(r["teacher_logits"], hierarchy, everything),
+        labels=None,
+        hierarchy=hierarchy,
+        reduction="sum",
+    )
+    loss.backward()
+    torch.testing.assert_close(loss, r["kd_mse_sum"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits.grad, r["kd_mse_sum_grad"], rtol=1e-4, atol=1e-6)
+
+
+def plain_softmax_loss(
+    logits: torch.Tensor, labels: torch.Tensor, hierarchy: SemanticHierarchy, smoothing: float
+) -> torch.Tensor:
+    """The slow reference: one image and one hierarchy at a time, as the formula reads."""
+    total = torch.zeros(())
+    for row, semantic in zip(logits, hierarchy.semantic_labels(labels), strict=True):
+        for k, position in enumerate(semantic.tolist()):
+            if position >= 0:
+                own = row[torch.from_numpy(hierarchy.class_order[hierarchy.slices[k]])]
+                one = F.cross_entropy(
+                    own[None].float(), torch.tensor([position]), label_smoothing=smoothing
+                )
+                total = total + hierarchy.weights[k] * one / len(logits)
+    return total
+
+
+def plain_kd_loss(
+    logits: torch.Tensor,
+    teacher: torch.Tensor,
+    confidence: torch.Tensor,
+    labels: torch.Tensor,
+    hierarchy: SemanticHierarchy,
+    divergence: str,
+) -> torch.Tensor:
+    """The slow reference on dense teacher probabilities."""
+    total = torch.zeros(())
+    depths = hierarchy.label_depths(labels).tolist()
+    for row in range(len(logits)):
+        for k, members in enumerate(hierarchy.slices):
+            own = logits[row][torch.from_numpy(hierarchy.class_order[members])].float()
+            said = teacher[row, members]
+            if divergence == "mse":
+                distance = ((own.softmax(0) - said) ** 2).sum()
+            else:
+                distance = F.kl_div(own.log_softmax(0), said, reduction="sum")
+            sure = 1.0 if depths[row] > k else confidence[row, k]
+            total = total + sure * distance / len(logits)
+    return total
+
+
+@pytest.mark.parametrize("name", ["plane-figures", FALL11])
+def test_semantic_softmax_equals_one_image_at_a_time(name: str) -> None:
+    hierarchy = SemanticHierarchy.bundled(name)
+    torch.manual_seed(0)
+    labels = torch.randint(-1, hierarchy.num_classes, (6,))
+    logits = torch.randn(6, hierarchy.num_classes, requires_grad=True)
+    plain = logits.detach().clone().requires_grad_()
+    fast = semantic_softmax_loss(
+        logits=logits, labels=labels, hierarchy=hierarchy, label_smoothing=0.2
+    )
+    slow = plain_softmax_loss(plain, labels, hierarchy, 0.2)
+    fast.backward()
+    slow.backward()
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits.grad, plain.grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("divergence", ["mse", "kl"])
+@pytest.mark.parametrize("entries", [2, 8, 1024])
+def test_sparse_kd_equals_one_image_at_a_time_on_the_decoded_teacher(
+    hierarchy: SemanticHierarchy, divergence: Any, entries: int
+) -> None:
+    torch.manual_seed(0)
+    teacher = encode(torch.randn(5, 29) * 3, hierarchy, EncodingSpec(entries=entries))
+    labels = torch.tensor([0, 28, -1, 12, 27])
+    decoded = densify(teacher, hierarchy)
+    exact = SparseTargets(
+        **{
+            **vars(teacher),
+            "sq_norm": torch.stack([decoded[:, m].square().sum(1) for m in hierarchy.slices], 1),
+        }
+    )
+    logits = torch.randn(5, 29, requires_grad=True)
+    plain = logits.detach().clone().requires_grad_()
+    fast = semantic_kd_loss(
+        student_logits=logits,
+        targets=exact,
+        labels=labels,
+        hierarchy=hierarchy,
+        divergence=divergence,
+    )
+    slow = plain_kd_loss(plain, decoded, exact.confidence, labels, hierarchy, divergence)
+    fast.backward()
+    slow.backward()
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits.grad, plain.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_empty_slots_may_name_any_class(hierarchy: SemanticHierarchy) -> None:
+    torch.manual_seed(0)
+    targets = encode(torch.randn(3, 29) * 9, hierarchy, EncodingSpec(prob_octaves=4.0))
+    empty = targets.prob == 0
+    assert empty.any()
+    renamed = SparseTargets(**{**vars(targets), "index": targets.index.masked_fill(empty, 0)})
+    logits = torch.randn(3, 29)
+    torch.testing.assert_close(densify(renamed, hierarchy), densify(targets, hierarchy))
+    for divergence in ("mse", "kl"):
+        losses = [
+            semantic_kd_loss(
+                student_logits=logits,
+                targets=t,
+                labels=None,
+                hierarchy=hierarchy,
+                divergence=divergence,
+            )
+            for t in (targets, renamed)
+        ]
+        torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rows_the_teacher_did_not_see_add_nothing(
+    hierarchy: SemanticHierarchy, sparse: bool
+) -> None:
+    torch.manual_seed(0)
+    teacher, logits = torch.randn(4, 29), torch.randn(4, 29)
+    labels = torch.tensor([1, 28, 28, 3])
+
+    def loss(rows: slice, valid: torch.Tensor | None) -> torch.Tensor:
+        dense = dense_targets(teacher[rows], hierarchy)
+        masked = DenseTargets(probs=dense.probs, confidence=dense.confidence, valid=valid)
+        targets = encode(teacher[rows], hierarchy, EncodingSpec()) if sparse else masked
+        if isinstance(targets, SparseTargets):
+            targets = SparseTargets(**{**vars(targets), "valid": valid})
+        return semantic_kd_loss(
+            student_logits=logits[rows],
+            targets=targets,
+            labels=labels[rows],
+            hierarchy=hierarchy,
+            reduction="sum",
+        )
+
+    valid = torch.tensor([True, True, False, False])
+    torch.testing.assert_close(loss(slice(0, 4), valid), loss(slice(0, 2), None))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_compute_in_float32_under_autocast(
+    hierarchy: SemanticHierarchy, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    labels = torch.tensor([3, 28])
+    layer = torch.nn.Linear(8, 29)
+    targets = encode(torch.randn(2, 29), hierarchy, EncodingSpec())
+    with torch.autocast("cpu", dtype=dtype):
+        logits = layer(torch.randn(2, 8))
+        assert logits.dtype == dtype
+        loss = semantic_softmax_loss(logits=logits, labels=labels, hierarchy=hierarchy)
+        kd = semantic_kd_loss(
+            student_logits=logits, targets=targets, labels=labels, hierarchy=hierarchy
+        )
+    outside = semantic_softmax_loss(logits=logits.float(), labels=labels, hierarchy=hierarchy)
+    assert loss.dtype == kd.dtype == torch.float32
+    torch.testing.assert_close(loss, outside)
+    (loss + kd).backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.isfinite().all()
+
+
+COMPILED = """
+import torch
+from distill.encoding import EncodingSpec
+from distill.hierarchy import SemanticHierarchy
+from distill.losses import semantic_kd_loss, semantic_softmax_loss
+from distill.targets import encode
+
+hierarchy = SemanticHierarchy.bundled("plane-figures")
+torch.manual_seed(0)
+logits = torch.randn(4, 29, requires_grad=True)
+labels = torch.tensor([3, 28, -1, 0])
+targets = encode(torch.randn(4, 29), hierarchy, EncodingSpec(entries=3))
+
+def total(logits):
+    softmax = semantic_softmax_loss(
+        logits=logits, labels=labels, hierarchy=hierarchy, label_smoothing=0.1
+    )
+    return softmax + semantic_kd_loss(
+        student_logits=logits, targets=targets, labels=labels, hierarchy=hierarchy
+    )
+
+(expected,) = torch.autograd.grad(total(logits), logits)
+value = torch.compile(total, fullgraph=True)(logits)
+(found,) = torch.autograd.grad(value, logits)
+torch.testing.assert_close(value, total(logits))
+torch.testing.assert_close(found, expected)
+"""
+
+
+def test_losses_compile_into_one_graph() -> None:
+    """In a process of its own: the run-time shape checks of these tests cannot be compiled."""
+    subprocess.run([sys.executable, "-c", COMPILED], check=True)
+
+
+def test_callers_bugs_are_value_errors_also_without_shape_checks(
+    hierarchy: SemanticHierarchy,
+) -> None:
+    kd_loss, softmax_loss = unwrap(semantic_kd_loss), unwrap(semantic_softmax_loss)
+    logits, labels = torch.randn(4, 29), torch.zeros(4, dtype=torch.int64)
+    targets = encode(torch.randn(3, 29), hierarchy, EncodingSpec())
+    with pytest.raises(ValueError, match="targets for 3 images found, expected 4"):
+        kd_loss(student_logits=logits, targets=targets, labels=None, hierarchy=hierarchy)
+    with pytest.raises(ValueError, match=r"expected \[batch, 29\]"):
+        softmax_loss(logits=torch.randn(4, 30), labels=labels, hierarchy=hierarchy)
+    with pytest.raises(ValueError, match="labels for 2 images found"):
+        softmax_loss(logits=logits, labels=labels[:2], hierarchy=hierarchy)
+    other = SemanticHierarchy.from_chains([f"c{i}" for i in range(29)], {})
+    with pytest.raises(ValueError, match="targets of 4 hierarchies found, expected 1"):
+        kd_loss(student_logits=logits[:3], targets=targets, labels=None, hierarchy=other)
+    with pytest.raises(ValueError, match="expected 'mse' or 'kl'"):
+        kd_loss(
+            student_logits=logits[:3],
+            targets=targets,
+            labels=None,
+            hierarchy=hierarchy,
+            divergence="l1",
+        )

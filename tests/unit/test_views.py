@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill.errors import ConfigError
+from distill.sample_id import sample_ids
+from distill.views import (
+    APPLY,
+    OPERATIONS,
+    ViewParams,
+    ViewPolicy,
+    draw_view,
+    pixel_digest,
+    render_view,
+)
+
+IDS = sample_ids([f"key{i}" for i in range(50)])
+
+
+@pytest.fixture
+def image(random: np.random.Generator) -> Image.Image:
+    return Image.fromarray(random.integers(0, 256, (37, 53, 3), np.uint8))
+
+
+def test_parameters_are_pinned() -> None:
+    """A change here breaks the replay of every store that exists."""
+    drawn = draw_view(ViewPolicy(), sample_ids(["n01440764_18"])[0], 1)
+    assert drawn == ViewParams(
+        flip=False,
+        operations=(("translate_x", -0.40499999999999997), ("solarize", 0.9)),
+        cutout=(0.04263993649289444, 0.40104224212191464, 0.5),
+    )
+
+
+def test_parameters_do_not_depend_on_order() -> None:
+    policy = ViewPolicy(seed=3)
+    forward = [draw_view(policy, i, v) for i in IDS for v in range(3)]
+    backward = [draw_view(policy, i, v) for i in IDS[::-1] for v in (2, 1, 0)]
+    assert forward == backward[::-1]
+    assert len(set(forward)) == len(forward)
+
+
+def test_another_seed_draws_other_views() -> None:
+    assert draw_view(ViewPolicy(seed=0), IDS[0], 0) != draw_view(ViewPolicy(seed=1), IDS[0], 0)
+
+
+def test_draws_are_spread_over_all_operations() -> None:
+    drawn = [draw_view(ViewPolicy(), i, v) for i in IDS for v in range(20)]
+    names = [name for params in drawn for name, _ in params.operations]
+    assert {*names} == {*OPERATIONS} == {*APPLY}
+    counts = [names.count(name) / len(names) * len(OPERATIONS) for name in OPERATIONS]
+    assert min(counts) > 0.6
+    assert max(counts) < 1.4
+    assert 0.45 < np.mean([params.flip for params in drawn]) < 0.55
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_every_operation_gives_an_image_of_the_same_size(
+    name: str, sign: float, image: Image.Image
+) -> None:
+    done = APPLY[name](image, sign * OPERATIONS[name])
+    assert (done.size, done.mode) == (image.size, "RGB")
+
+
+def test_plain_view_is_the_squish_resize_alone(image: Image.Image) -> None:
+    params = draw_view(ViewPolicy(name="plain"), IDS[0], 0)
+    pixels = render_view(image, params, (24, 16))
+    expected = np.asarray(image.resize((16, 24), Image.Resampling.BILINEAR))
+    assert params == ViewParams()
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels, torch.from_numpy(expected.copy()).permute(2, 0, 1))
+
+
+def test_geometry_is_relative_to_the_size(image: Image.Image) -> None:
+    params = ViewParams(flip=True, cutout=(0.25, 0.5, 0.5))
+    for side in (32, 96):
+        grey = (render_view(image, params, (side, side)) == 128).all(0)
+        expected = torch.zeros(side, side, dtype=torch.bool)
+        expected[side // 4 : side * 3 // 4, : side // 2] = True
+        assert (grey & expected).sum() == expected.sum()
+        assert (grey & ~expected).sum() <= 2
+
+
+def test_cutout_may_reach_over_the_edge(image: Image.Image) -> None:
+    for corner in ((0.0, 0.0), (1.0, 1.0), (0.0, 1.0)):
+        pixels = render_view(image, ViewParams(cutout=(*corner, 0.5)), (32, 32))
+        assert 60 <= (pixels == 128).all(0).sum() <= 68
+
+
+def test_digest_sees_one_changed_pixel(image: Image.Image) -> None:
+    pixels = render_view(image, ViewParams(), (32, 32))
+    changed = pixels.clone()
+    changed[0, 0, 0] ^= 1
+    assert pixel_digest(pixels) == pixel_digest(pixels.clone()) != pixel_digest(changed)
+
+
+def test_impossible_policies_are_refused() -> None:
+    with pytest.raises(ConfigError, match="expected plain or augmented"):
+        ViewPolicy(name="wild")
+    with pytest.raises(ConfigError, match="expected 0 to 10"):
+        ViewPolicy(randaugment_magnitude=11.0)
+
+
+def test_policy_survives_json() -> None:
+    policy = ViewPolicy(seed=7, cutout=0.25)
+    assert ViewPolicy.from_json(policy.to_json()) == policy
