@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.errors import DataError
+from distill.errors import DataError, first_line
 from distill.hierarchy import SemanticHierarchy
 from distill.sample_id import SampleIds, ascending, sample_ids
 
@@ -153,8 +153,7 @@ def decode_image(content: bytes) -> Image.Image:
     except DataError:
         raise
     except Exception as error:  # decoders raise whatever hostile bytes provoke
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"not a whole image: {reason}") from error
+        raise DataError(f"not a whole image: {first_line(error)}") from error
 
 
 def _tars_of(root: Path, split: str) -> list[Path]:

@@ -52,6 +52,11 @@ class TeacherRequestError(TeacherError):
     """The teacher refuses this request; asking again will not help."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says first, or its name."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def near_names(name: str, known: Iterable[str], limit: int = 5) -> str:
     """The known names nearest to `name`, for the end of an error message."""
     names = sorted(known)

@@ -181,11 +181,11 @@ def _rhombus(random: Random) -> Points:
 
 
 def _rhomboid(random: Random) -> Points:
-    return _slanted(1, float(random.uniform(0.35, 0.5)), float(random.uniform(0.4, 0.55)))
+    return _slanted(1.0, float(random.uniform(0.35, 0.5)), float(random.uniform(0.4, 0.55)))
 
 
 def _rectangle(random: Random) -> Points:
-    return _slanted(1, 0, float(random.uniform(0.4, 0.65)))
+    return _slanted(1.0, 0.0, float(random.uniform(0.4, 0.65)))
 
 
 def _trapezoid(random: Random) -> Points:
@@ -206,11 +206,11 @@ def _concave(random: Random) -> Points:
 
 def _hexagon(random: Random) -> Points:
     long = float(random.uniform(1.6, 2.2))
-    return _stretched(_regular(6), 1, 1 / long)
+    return _stretched(_regular(6), 1.0, 1 / long)
 
 
 def _ellipse(random: Random) -> Points:
-    return _stretched(_arc(0, 360), 1, random.uniform(0.45, 0.65))
+    return _stretched(_arc(0, 360), 1.0, random.uniform(0.45, 0.65))
 
 
 def _sector(random: Random) -> Points:
@@ -260,5 +260,5 @@ OUTLINES: dict[str, Callable[[Random], list[Points]]] = {
     "n13883346": lambda random: [_rectangle(random)],
     "n13882961": lambda random: [_rhombus(random)],
     "n13883133": lambda random: [_rhomboid(random)],
-    "n13878634": lambda random: [_slanted(1, 0, 1)],
+    "n13878634": lambda random: [_slanted(1.0, 0.0, 1.0)],
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from distill.errors import HierarchyError
+from distill.errors import HierarchyError, first_line
 
 FORMAT = "distill-hierarchy/1"
 
@@ -89,10 +89,9 @@ def read_miil_tree(path: Path) -> ChainSource:
             raise ValueError(f"{len(chains)} chains for {len(synsets)} classes")
         ancestors = {synsets[c]: [synsets[a] for a in above] for c, *above in chains}
     except Exception as error:  # torch.load raises whatever the bytes provoke
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise HierarchyError(
-            f"{path}: not a readable tree ({reason}); expected a torch file with class_tree_list "
-            "and class_list, such as imagenet21k_miil_tree.pth"
+            f"{path}: not a readable tree ({first_line(error)}); expected a torch file with "
+            "class_tree_list and class_list, such as imagenet21k_miil_tree.pth"
         ) from error
     names = {str(k): str(v) for k, v in described.items()} if isinstance(described, dict) else None
     return ChainSource(name=path.stem, synsets=synsets, ancestors=ancestors, names=names)

@@ -13,10 +13,11 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from distill.errors import ConfigError, near_names
+from distill.errors import ConfigError, first_line, near_names
 from distill.files import write_atomically
 
 
@@ -133,6 +134,31 @@ def create_model(name: str, num_classes: int) -> nn.Module:
     return model
 
 
+def download_model(name: str, num_classes: int | None = None) -> nn.Module:
+    """A timm model with the hub's weights; another `num_classes` gets a fresh classifier.
+
+    Raises:
+        ConfigError: there are none, or they are not cached and the hub does not answer.
+    """
+    config = get_pretrained_cfg(name)
+    if config is None or not (config.hf_hub_id or config.url):
+        raise ConfigError(f"{name}: timm has no pretrained weights of it; pass a weight file")
+    keywords: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        files = ("model.safetensors", "pytorch_model.bin")
+        if config.hf_hub_id and not any(try_to_load_from_cache(config.hf_hub_id, f) for f in files):
+            # Without a network this fails at once; the download itself retries for a minute.
+            HfApi().model_info(config.hf_hub_id, timeout=10)
+        model: nn.Module = timm.create_model(name, pretrained=True, **keywords)
+    except Exception as error:  # the hub client raises whatever the network does
+        raise ConfigError(
+            f"{name}: its weights cannot be downloaded ({first_line(error)}), expected a network "
+            f"or a cached copy; fetch the file of timm/{name} from the model hub elsewhere and "
+            f"pass it"
+        ) from error
+    return model
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from safetensors or from a safe torch file; `state_dict` wrappers are opened.
 
@@ -152,10 +178,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise ValueError("no state dict in it")
         return {str(k).removeprefix("module."): v for k, v in loaded.items()}
     except Exception as error:  # parsers raise whatever hostile bytes provoke
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"{path}: not readable as weights ({reason}); expected safetensors or a state dict "
-            "that torch.load opens with weights_only=True"
+            f"{path}: not readable as weights ({first_line(error)}); expected safetensors or a "
+            "state dict that torch.load opens with weights_only=True"
         ) from error
 
 

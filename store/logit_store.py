@@ -25,7 +25,7 @@ import zarr.errors
 from numpy.typing import NDArray
 
 from distill.answers import Answers
-from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
+from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError, first_line
 from distill.sample_id import SampleIds
 from store.codes import Codes, quantise
 from store.layout import ANSWER_ARRAYS, create_arrays
@@ -284,10 +284,10 @@ def _damage(path: Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise StoreError(f"{path}: {what} cannot be read: {error}; check the disk") from error
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorruptStoreError(
-            f"{path}: {what} is damaged ({reason}); expected the bytes that were committed: delete "
-            "its record under commits/ and run the same `distill precompute` again"
+            f"{path}: {what} is damaged ({first_line(error)}); expected the bytes that were "
+            "committed: delete its record under commits/ and run the same `distill precompute` "
+            "again"
         ) from error
 
 

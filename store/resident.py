@@ -34,7 +34,7 @@ class ResidentView:
 
     manifest: Manifest
     view: int
-    records: NDArray[np.void]  # [rows], memory-mapped, read-only
+    records: NDArray[Any]  # [rows] of `record_dtype`, memory-mapped, read-only
 
     def gather(self, rows: NDArray[np.int64]) -> Answers:
         """Those rows, in that order."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import timm
 import torch
 from jaxtyping import Float, UInt8
 from timm.models import get_pretrained_cfg
@@ -20,6 +19,7 @@ from distill.models import (
     ModelInput,
     create_model,
     default_input,
+    download_model,
     known_architecture,
     load_weights,
     read_weights,
@@ -124,26 +124,19 @@ def load_teacher(
 
 def _from_hub(name: str, full_name: str, hierarchy: SemanticHierarchy) -> nn.Module:
     config = get_pretrained_cfg(full_name)
-    if config is None:
-        raise TeacherError(
-            f"teacher {full_name}: timm has no pretrained weights of it; pass --weights FILE"
-        )
-    if config.num_classes != hierarchy.num_classes:
+    if config and config.num_classes != hierarchy.num_classes:
         raise TeacherError(
             f"teacher {full_name} predicts {config.num_classes} classes, hierarchy "
             f"{hierarchy.name} has {hierarchy.num_classes}; pass the --label-set of these weights, "
             f"or --weights FILE"
         )
     try:
-        model: nn.Module = timm.create_model(full_name, pretrained=True)
-    except Exception as error:  # the hub client raises whatever the network does
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return download_model(full_name)
+    except ConfigError as error:
         raise TeacherError(
-            f"teacher {name} ({full_name}): its weights cannot be downloaded ({reason}); get the "
-            f"file from the timm/{full_name} page of the model hub on a machine with network and "
-            "pass --weights FILE, or try the machinery with --random-weights"
+            f"teacher {name}: {error} with --weights FILE, or try the machinery with "
+            "--random-weights"
         ) from error
-    return model
 
 
 def _fingerprint(name: str, model: nn.Module, model_input: ModelInput, precision: str) -> str:

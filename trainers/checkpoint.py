@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from distill.errors import ConfigError
+from distill.errors import ConfigError, first_line
 from distill.files import write_atomically
 
 
@@ -77,10 +77,9 @@ def load_checkpoint(
         saved = torch.load(path, map_location="cpu", weights_only=True)
         before: dict[str, Any] = saved["run"]
     except Exception as error:  # torch.load raises whatever damaged bytes provoke
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"{path}: not a readable checkpoint ({reason}); expected one that `distill pretrain` "
-            "wrote: delete it, or choose another --out"
+            f"{path}: not a readable checkpoint ({first_line(error)}); expected one that `distill "
+            "pretrain` wrote: delete it, or choose another --out"
         ) from error
     for key in sorted(run.keys() | before.keys()):
         if run.get(key) != before.get(key):

@@ -68,12 +68,14 @@ def pretrain(
         StoreMismatchError: the store is of another dataset, hierarchy or set of views.
         ConfigError: `out` holds another run.
     """
+    if targets:
+        where = str(targets.store.path)
+        targets.store.manifest.require(where, hierarchy_digest=hierarchy.digest)
     labels = label_indices(source, hierarchy)
     validation_labels = label_indices(validation, hierarchy) if validation else None
     dataset = DatasetIdentity(digest=dataset_digest(source, labels), rows=len(source))
     if targets:
-        where = str(targets.store.path)
-        targets.store.manifest.require(where, hierarchy_digest=hierarchy.digest, dataset=dataset)
+        targets.store.manifest.require(where, dataset=dataset)
         if policy.to_json() != dict(targets.store.manifest.views.policy):
             raise StoreMismatchError(
                 f"{where}: view policy {dict(targets.store.manifest.views.policy)} found, expected "

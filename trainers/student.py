@@ -3,17 +3,16 @@
 from pathlib import Path
 
 import safetensors.torch
-import timm
 import torch
 from torch import nn
 
-from distill.errors import ConfigError
 from distill.files import write_atomically
 from distill.hierarchy import SemanticHierarchy
 from distill.models import (
     ModelCard,
     ModelInput,
     create_model,
+    download_model,
     known_architecture,
     load_weights,
     read_weights,
@@ -29,17 +28,7 @@ def create_student(recipe: Recipe, hierarchy: SemanticHierarchy) -> nn.Module:
     """
     known_architecture(recipe.student, "student")
     if recipe.init == "pretrained":
-        try:
-            downloaded: nn.Module = timm.create_model(
-                recipe.student, pretrained=True, num_classes=hierarchy.num_classes
-            )
-            return downloaded
-        except Exception as error:  # the hub client raises whatever the network does
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(
-                f"student {recipe.student}: its weights cannot be downloaded ({reason}); "
-                "pass --init FILE or --init random"
-            ) from error
+        return download_model(recipe.student, hierarchy.num_classes)
     torch.manual_seed(recipe.seed)
     model = create_model(recipe.student, hierarchy.num_classes)
     if recipe.init != "random":

@@ -1,0 +1,50 @@
+"""A small teacher and a store that it filled, made once for all tests that only read them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.hierarchy import SemanticHierarchy
+from distill.models import ModelCard, ModelInput, create_model
+
+
+@pytest.fixture(scope="session")
+def teacher_weights(tmp_path_factory: pytest.TempPathFactory, hierarchy: SemanticHierarchy) -> Path:
+    """A test_vit for the figures with fixed weights, sharpened so that answers differ."""
+    import safetensors.torch
+
+    torch.manual_seed(5)
+    model = create_model("test_vit", hierarchy.num_classes)
+    state = {name: tensor * 3 for name, tensor in model.state_dict().items()}
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    safetensors.torch.save_file(state, path)
+    ModelCard(
+        model="test_vit",
+        num_classes=hierarchy.num_classes,
+        input=ModelInput(size=(32, 32)),
+        hierarchy_digest=hierarchy.digest,
+    ).write(path)
+    return path
+
+
+@pytest.fixture
+def precompute_command(figures: Path, teacher_weights: Path) -> Callable[..., list[str]]:
+    """`distill precompute` of the figures into a store, with more options."""
+
+    def command(store: Path, *more: object, data: Path = figures) -> list[str]:
+        fixed = ["precompute", "--teacher", "test_vit", "--weights", teacher_weights]
+        fixed += ["--label-set", "plane-figures", "--data", data, "--store", store]
+        fixed += ["--device", "cpu", "--workers", 0, "--block-rows", 16]
+        return [str(word) for word in (*fixed, *more)]
+
+    return command
+
+
+@pytest.fixture
+def store(tmp_path: Path, distill: Callable[..., object], precompute_command) -> Path:  # type: ignore[no-untyped-def]
+    """The figures in two views."""
+    path = tmp_path / "store"
+    assert distill(*precompute_command(path, "--views", 2)).code == 0  # type: ignore[attr-defined]
+    return path

@@ -1,0 +1,112 @@
+import json
+import subprocess
+import sys
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from distill.cli.main import distill; "
+        "distill(['--help'], standalone_mode=False); "
+        "print([m for m in ('torch', 'numpy', 'zarr', 'timm', 'rich') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+    assert "precompute" in ran.stdout
+
+
+def test_unknown_command_is_the_users_error(distill) -> None:  # type: ignore[no-untyped-def]
+    ran = distill("precomptue")
+    assert ran.code == 2
+    assert "No such command" in ran.err
+
+
+def test_inspect_prints_every_hierarchy(distill, store: Path) -> None:  # type: ignore[no-untyped-def]
+    ran = distill("inspect", store)
+    lines = [line.split() for line in ran.out.splitlines()]
+    classes = [int(line[1]) for line in lines if len(line) == 11 and line[0].isdecimal()]
+    assert classes == [8, 9, 8, 3]
+    assert "fidelity: the KD gradient is" in ran.out
+    assert "96 images × 2 views, complete" in ran.out
+
+
+def test_inspect_json_has_what_the_table_has(distill, store: Path) -> None:  # type: ignore[no-untyped-def]
+    report = json.loads(distill("inspect", store, "--json").out)
+    assert [k["classes"] for k in report["per_hierarchy"]] == [8, 9, 8, 3]
+    first = report["per_hierarchy"][0]
+    assert first["labelled"] == 1
+    assert first["confidence_quantiles"] == sorted(first["confidence_quantiles"])
+    assert report["fidelity"]["gradient_angle_deg"].keys() == {"median", "p99", "max"}
+
+
+def test_inspect_draws_png_and_svg_and_names_other_suffixes(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    store: Path,
+    tmp_path: Path,
+) -> None:
+    assert distill("inspect", store, "--plot", tmp_path / "p.png").code == 0
+    with Image.open(tmp_path / "p.png") as drawn:
+        assert drawn.size == (1040, 585)
+    assert distill("inspect", store, "--plot", tmp_path / "p.svg").code == 0
+    assert "<svg" in (tmp_path / "p.svg").read_text()
+    assert "expected a name that ends in .png" in fails(
+        "inspect", store, "--plot", tmp_path / "p.bmp"
+    )
+
+
+def test_demo_walks_the_whole_path_and_resumes(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The real demo with fewer and smaller figures and one epoch each."""
+    from distill import figures
+    from distill.cli import demo
+
+    small = partial(figures.FigureSet, train=128, val=32, pixels=32)
+    monkeypatch.setattr(figures, "FigureSet", small)
+    monkeypatch.setattr(demo, "TEACHER_EPOCHS", 1)
+    monkeypatch.setattr(demo, "STUDENT_EPOCHS", 1)
+    ran = distill("demo", "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    table = [line.split() for line in ran.out.splitlines()]
+    for name in ("without-kd", "with-kd", "teacher"):
+        (row,) = [line for line in table if line and line[0] == name]
+        assert len(row) == 6
+    listed = [line.split(":")[0].strip() for line in ran.out.splitlines() if line[:3] == "  /"]
+    assert len(listed) == 6
+    assert all(Path(path).exists() for path in listed)
+    again = distill("demo", "--out", tmp_path / "out")
+    assert again.code == 0
+    assert again.out.count("0 steps at") == 3
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("x")
+    assert "choose another --out" in fails("demo", "--out", tmp_path / "other")
+
+
+def test_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
+            *("--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)),
+        ],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    packages = {name.split("/")[0] for name in names if not name.startswith("distill-")}
+    assert packages == {"distill", "store", "teacher_server", "trainers"}
+    for package in packages:
+        assert f"{package}/py.typed" in names
+        sources = (ROOT / package).rglob("*.py")
+        assert {p.relative_to(ROOT).as_posix() for p in sources} <= {*names}
+    assert "distill/hierarchies/imagenet21k-p-fall11.json" in names

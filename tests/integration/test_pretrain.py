@@ -1,0 +1,259 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+
+from distill.data import open_source
+from distill.errors import StoreMismatchError
+from distill.hierarchy import SemanticHierarchy
+from distill.views import APPLY, ViewPolicy
+from store.logit_store import LogitStore
+from trainers.pretrain import epoch_order
+from trainers.replay import check_replay
+from trainers.store_targets import StoreTargets
+
+Command = Callable[..., list[str]]
+
+
+@pytest.fixture
+def train(figures: Path, tmp_path: Path) -> Command:
+    """`distill pretrain` of a small student on the figures."""
+
+    def command(out: str, *more: object, data: Path = figures) -> list[str]:
+        fixed = ["pretrain", "--student", "test_vit", "--data", data, "--out", tmp_path / out]
+        fixed += ["--device", "cpu", "--workers", 0, "--batch-size", 16, "--epochs", 2]
+        fixed += ["--lr", 0.003, "--cache", tmp_path / "cache"]
+        return [str(word) for word in (*fixed, *more)]
+
+    return command
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(path / "student.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = weights(first), weights(second)
+    assert {*a} == {*b}
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_student_learns_from_the_store_and_loads_in_timm(
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    store: Path,
+    tmp_path: Path,
+) -> None:
+    ran = distill(*train("run", "--targets", store, "--json"))
+    assert ran.code == 0, ran.err
+    report = json.loads(ran.out)
+    assert report["steps"] == 12
+    assert 0 <= report["semantic_top1"] <= 1
+    assert "replay proof: 32 views drawn again" in ran.err
+    path = tmp_path / "run" / "student.safetensors"
+    model = timm.create_model("test_vit", num_classes=29, checkpoint_path=str(path))
+    for name, tensor in weights(tmp_path / "run").items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["recipe"]["student"] == "test_vit"
+    assert run["targets"] == LogitStore.open(store).manifest.identity
+    assert run["history"][1]["semantic_kd_loss"] > 0
+    assert len(run["history"]) == 2
+
+
+def test_store_changes_what_the_student_learns(
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    store: Path,
+    tmp_path: Path,
+) -> None:
+    for out, weight in (("none", 0), ("some", 50)):
+        assert distill(*train(out, "--targets", store, "--kd-weight", weight)).code == 0
+    histories = [
+        json.loads((tmp_path / out / "run.json").read_text())["history"] for out in ("none", "some")
+    ]
+    assert histories[1][-1]["semantic_kd_loss"] < histories[0][-1]["semantic_kd_loss"]
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 6, 9])
+def test_stopped_at_any_step_it_ends_with_the_same_weights(
+    stop_after: int,
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import trainers.pretrain
+
+    saved = trainers.pretrain.save_checkpoint
+
+    def save_then_die(*arguments: Any, **keywords: Any) -> None:
+        saved(*arguments, **keywords)
+        if keywords["progress"].steps == stop_after:
+            raise KeyboardInterrupt
+
+    command = ("--targets", store, "--checkpoint-every", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainers.pretrain, "save_checkpoint", save_then_die)
+        stopped = distill(*train("stopped", *command))
+        assert stopped.code == 130
+        assert "run the same command again to go on" in stopped.err
+    went_on = distill(*train("stopped", *command))
+    assert f"going on at step {stop_after} of 12" in went_on.out
+    assert distill(*train("whole", *command)).code == 0
+    assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
+    runs = [json.loads((tmp_path / o / "run.json").read_text()) for o in ("stopped", "whole")]
+    assert runs[0]["history"] == runs[1]["history"]
+
+
+def test_finished_run_is_done_at_once(
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    tmp_path: Path,
+) -> None:
+    command = train("run", "--label-set", "plane-figures", "--json")
+    first, second = (json.loads(distill(*command).out) for _ in range(2))
+    assert (first["steps"], second["steps"]) == (12, 0)
+    assert first["semantic_top1"] == second["semantic_top1"]
+
+
+def test_epochs_are_permutations_that_are_pinned() -> None:
+    """A change here breaks the resume of every run under way."""
+    assert sorted(epoch_order(1000, 3, 7)) == list(range(1000))
+    assert epoch_order(8, 0, 0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+
+
+def test_bad_images_are_left_out(
+    distill,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    train: Command,
+    figures: Path,
+    tmp_path: Path,
+) -> None:
+    data, path = tmp_path / "data", tmp_path / "store"
+    for wnid, count in (("n13878634", 20), ("n13873502", 13)):
+        (data / wnid).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (32, 32), (i * 9, 0, 0)).save(data / wnid / f"{wnid}_{i}.jpg")
+    (data / "n13878634" / "n13878634_0.jpg").write_bytes(b"\xff\xd8 torn")
+    command = precompute_command(path, "--max-bad-fraction", 0.1, data=data)
+    assert distill(*command).code == 0
+    ran = distill(*train("run", "--targets", path, "--batch-size", 11, "--json", data=data))
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["unreadable"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--student", "test_vitt"], "unknown student 'test_vitt'; near in timm are test_vit"),
+        (["--scheme", "semantik"], "unknown scheme 'semantik'; known are semantic"),
+        (["--label-set", "imagenet21k-p-fall11"], ": hierarchy 67dc96836aba found"),
+        (["--limit", 64], ": dataset "),
+        (["--batch-size", 97], "lower --batch-size"),
+        (["--epochs", 0], "epochs 0 found"),
+        (["--lr", -1], "lr -1.0 found"),
+        (["--init", "/nowhere.pth"], "no such weight file"),
+        (["--targets", "/nowhere"], "no store there"),
+        (["--data", "/nowhere"], "no such file or folder"),
+    ],
+)
+def test_wrong_options_are_one_line_and_write_nothing(
+    options: list[object],
+    message: str,
+    fails,  # type: ignore[no-untyped-def]
+    train: Command,
+    store: Path,
+    tmp_path: Path,
+) -> None:
+    before = {*tmp_path.iterdir()}
+    assert message in fails(*train("run", "--targets", store, *options))
+    assert {*tmp_path.iterdir()} - before <= {tmp_path / "cache"}
+
+
+def test_another_run_in_the_same_place_is_refused(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    train: Command,
+    tree_bytes: Callable[[Path], dict[str, bytes]],
+    tmp_path: Path,
+) -> None:
+    fixed = ("--label-set", "plane-figures")
+    assert distill(*train("run", *fixed)).code == 0
+    before = tree_bytes(tmp_path / "run")
+    assert "choose another --out" in fails(*train("run", *fixed, "--seed", 1))
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "checkpoint.pt").write_bytes(b"torn")
+    assert "not a readable checkpoint" in fails(*train("torn", *fixed))
+    assert tree_bytes(tmp_path / "run") == before
+
+
+def test_incomplete_store_is_refused(
+    fails,  # type: ignore[no-untyped-def]
+    train: Command,
+    store: Path,
+) -> None:
+    root = json.loads((store / "zarr.json").read_text())
+    del root["attributes"]["certificate"]
+    (store / "zarr.json").write_text(json.dumps(root))
+    shutil.rmtree(store / "commits" / "00000002")
+    message = fails(*train("run", "--targets", store))
+    assert "1 of 6 blocks are missing" in message
+
+
+def test_changed_transform_is_caught_before_training(
+    fails,  # type: ignore[no-untyped-def]
+    train: Command,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(APPLY, "solarize", lambda image, amount: image)
+    message = fails(*train("run", "--targets", store))
+    assert "gives other pixels in view" in message
+
+
+def test_changed_image_is_caught_by_the_replay_proof(
+    store: Path, figures: Path, tmp_path: Path
+) -> None:
+    source, opened = open_source(figures), LogitStore.open(store)
+    assert check_replay(opened, source, ViewPolicy()) == 32
+    whole = Path(figures / "train-000000.tar").read_bytes()
+    sample = source.samples[3]
+    changed = bytearray(whole)
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "black.jpg")
+    black = (tmp_path / "black.jpg").read_bytes()
+    changed[sample.offset : sample.offset + len(black)] = black
+    (tmp_path / "changed").mkdir()
+    (tmp_path / "changed" / "train-000000.tar").write_bytes(changed)
+    with pytest.raises(StoreMismatchError, match="gives other pixels in view 0"):
+        check_replay(opened, open_source(tmp_path / "changed"), ViewPolicy())
+
+
+def test_store_targets_fetch_any_samples_in_the_order_asked(
+    store: Path, tmp_path: Path, random: np.random.Generator
+) -> None:
+    from distill.errors import DataError
+    from store.codes import dequantise
+
+    opened = LogitStore.open(store)
+    targets = StoreTargets(opened, tmp_path / "cache")
+    for view in (0, 1, 0):
+        rows = random.integers(0, 96, 40)
+        said = targets.fetch(opened.sample_ids[rows], view)
+        for i, row in enumerate(rows):
+            block = dequantise(opened.read_codes(int(row) // 16, view), opened.manifest.encoding)
+            assert torch.equal(said.prob[i], torch.from_numpy(block.prob[row % 16]))
+            assert torch.equal(said.confidence[i], torch.from_numpy(block.confidence[row % 16]))
+    with pytest.raises(DataError, match="1 of 2 samples are not in the store"):
+        targets.fetch(np.array([[1, 2], opened.sample_ids[0]], np.uint64), 0)
+    assert isinstance(targets.hierarchy, SemanticHierarchy)
