@@ -1,4 +1,4 @@
-"""The run-time type checker of the tests: jaxtyping's shapes through beartype, ints being floats."""
+"""The run-time type checker of the tests: jaxtyping's shapes by beartype; an int is a float."""
 
 from beartype import BeartypeConf, beartype
 

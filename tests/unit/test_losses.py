@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from plain_losses import plain_kd_loss, plain_softmax_loss
 
 from distill.encoding import EncodingSpec
 from distill.hierarchy import SemanticHierarchy
@@ -95,46 +95,6 @@ def test_sparse_kd_that_keeps_all_equals_the_reference(
     loss.backward()
     torch.testing.assert_close(loss, r["kd_mse_sum"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logits.grad, r["kd_mse_sum_grad"], rtol=1e-4, atol=1e-6)
-
-
-def plain_softmax_loss(
-    logits: torch.Tensor, labels: torch.Tensor, hierarchy: SemanticHierarchy, smoothing: float
-) -> torch.Tensor:
-    """The slow reference: one image and one hierarchy at a time, as the formula reads."""
-    total = torch.zeros(())
-    for row, semantic in zip(logits, hierarchy.semantic_labels(labels), strict=True):
-        for k, position in enumerate(semantic.tolist()):
-            if position >= 0:
-                own = row[torch.from_numpy(hierarchy.class_order[hierarchy.slices[k]])]
-                one = F.cross_entropy(
-                    own[None].float(), torch.tensor([position]), label_smoothing=smoothing
-                )
-                total = total + hierarchy.weights[k] * one / len(logits)
-    return total
-
-
-def plain_kd_loss(
-    logits: torch.Tensor,
-    teacher: torch.Tensor,
-    confidence: torch.Tensor,
-    labels: torch.Tensor,
-    hierarchy: SemanticHierarchy,
-    divergence: str,
-) -> torch.Tensor:
-    """The slow reference on dense teacher probabilities."""
-    total = torch.zeros(())
-    depths = hierarchy.label_depths(labels).tolist()
-    for row in range(len(logits)):
-        for k, members in enumerate(hierarchy.slices):
-            own = logits[row][torch.from_numpy(hierarchy.class_order[members])].float()
-            said = teacher[row, members]
-            if divergence == "mse":
-                distance = ((own.softmax(0) - said) ** 2).sum()
-            else:
-                distance = F.kl_div(own.log_softmax(0), said, reduction="sum")
-            sure = 1.0 if depths[row] > k else confidence[row, k]
-            total = total + sure * distance / len(logits)
-    return total
 
 
 @pytest.mark.parametrize("name", ["plane-figures", FALL11])
