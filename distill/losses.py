@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.hierarchy import SemanticHierarchy
-from distill.softmax import hierarchy_log_probs, segment_sums, top_mass
+from distill.softmax import hierarchy_log_probs, hierarchy_probs, segment_sums, top_mass
 from distill.targets import DenseTargets, SparseTargets, TeacherTargets, even_tail
 
 
@@ -100,11 +100,11 @@ def semantic_kd_loss(
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction {reduction!r} found, expected 'mean' or 'sum'")
     _check_targets(targets, student_logits, hierarchy)
-    log_probs = torch.cat(hierarchy_log_probs(student_logits, hierarchy), 1)
-    if isinstance(targets, DenseTargets):
-        distance = _dense_distance(log_probs, targets, hierarchy, divergence)
+    if divergence == "mse":
+        distance = _squared_error(hierarchy_probs(student_logits, hierarchy), targets, hierarchy)
     else:
-        distance = _sparse_distance(log_probs, targets, hierarchy, divergence)
+        log_probs = torch.cat(hierarchy_log_probs(student_logits, hierarchy), 1)
+        distance = _kl_divergence(log_probs, targets, hierarchy)
     confidence = targets.confidence.float()
     if labels is not None:
         _same_batch("labels", labels.shape[0], student_logits)
@@ -115,45 +115,41 @@ def semantic_kd_loss(
     return total / max(1, student_logits.shape[0]) if reduction == "mean" else total
 
 
-def _dense_distance(
-    log_probs: Float[Tensor, "batch members"],
-    targets: DenseTargets,
+def _squared_error(
+    student: Float[Tensor, "batch members"],
+    targets: TeacherTargets,
     hierarchy: SemanticHierarchy,
-    divergence: str,
 ) -> Float[Tensor, "batch hierarchies"]:
-    teacher = targets.probs.float()
-    if divergence == "mse":
-        pointwise = (log_probs.exp() - teacher).square()
-    else:
-        pointwise = torch.special.xlogy(teacher, teacher) - teacher * log_probs
-    return segment_sums(pointwise, hierarchy.classes_per_hierarchy)
+    """Σ(S−T)² of each hierarchy; sparse: ΣS² − 2ΣTS over the kept − 2·tail·ΣS elsewhere + ΣT²."""
+    sizes = hierarchy.classes_per_hierarchy
+    if isinstance(targets, DenseTargets):
+        return segment_sums((student - targets.probs.float()).square(), sizes)
+    at_slots = student.gather(1, _columns(targets, hierarchy))
+    cross = segment_sums(targets.prob.float() * at_slots, targets.slots)
+    elsewhere = 1 - segment_sums((targets.prob > 0) * at_slots, targets.slots)
+    squares: Tensor = segment_sums(student.square(), sizes) + targets.sq_norm.float()
+    return squares - 2 * cross - 2 * even_tail(targets, hierarchy) * elsewhere
 
 
-def _sparse_distance(
-    log_probs: Float[Tensor, "batch members"],
-    targets: SparseTargets,
+def _kl_divergence(
+    log_student: Float[Tensor, "batch members"],
+    targets: TeacherTargets,
     hierarchy: SemanticHierarchy,
-    divergence: str,
 ) -> Float[Tensor, "batch hierarchies"]:
-    sizes, slots = hierarchy.classes_per_hierarchy, targets.slots
-    kept = targets.prob.float()
+    """ΣT·(log T − log S) of each hierarchy, in nats; sparse: of the even-tailed teacher."""
+    sizes = hierarchy.classes_per_hierarchy
+    if isinstance(targets, DenseTargets):
+        teacher = targets.probs.float()
+        return segment_sums(torch.special.xlogy(teacher, teacher) - teacher * log_student, sizes)
+    kept, is_kept, slots = targets.prob.float(), targets.prob > 0, targets.slots
     tail = even_tail(targets, hierarchy)
-    columns = _columns(targets, hierarchy)
-    is_kept = (kept > 0).float()
-    if divergence == "mse":
-        student = log_probs.exp()
-        at_kept = student.gather(1, columns)
-        cross = segment_sums(kept * at_kept, slots)
-        outside = 1 - segment_sums(is_kept * at_kept, slots)
-        squares: Tensor = segment_sums(student.square(), sizes) + targets.sq_norm.float()
-        return squares - 2 * cross - 2 * tail * outside
-    at_kept = log_probs.gather(1, columns)
-    cross = segment_sums(kept * at_kept, slots)
-    outside = segment_sums(log_probs, sizes) - segment_sums(is_kept * at_kept, slots)
-    left_out = hierarchy.tensors(tail.device).sizes - segment_sums(is_kept, slots)
+    at_slots = log_student.gather(1, _columns(targets, hierarchy))
+    cross = segment_sums(kept * at_slots, slots)
+    elsewhere = segment_sums(log_student, sizes) - segment_sums(is_kept * at_slots, slots)
+    left_out = hierarchy.tensors(tail.device).sizes - segment_sums(is_kept.float(), slots)
     tail_entropy = left_out * torch.special.xlogy(tail, tail)
     entropy: Tensor = segment_sums(torch.special.xlogy(kept, kept), slots) + tail_entropy
-    return entropy - cross - tail * outside
+    return entropy - cross - tail * elsewhere
 
 
 def _columns(targets: SparseTargets, hierarchy: SemanticHierarchy) -> Int[Tensor, "batch slots"]:

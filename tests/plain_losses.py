@@ -33,9 +33,9 @@ def plain_kd_loss(
     """Semantic KD loss on dense teacher probabilities [B, ΣN_k], mean over the batch."""
     total = torch.zeros(())
     depths = hierarchy.label_depths(labels).tolist()
-    for row in range(len(logits)):
+    for row, image in enumerate(logits.unbind()):
         for k, members in enumerate(hierarchy.slices):
-            own = logits[row][torch.from_numpy(hierarchy.class_order[members])].float()
+            own = image[torch.from_numpy(hierarchy.class_order[members])].float()
             said = teacher[row, members]
             if divergence == "mse":
                 distance = ((own.softmax(0) - said) ** 2).sum()
