@@ -75,8 +75,11 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected images for --data")
     root = path / split if (path / split).is_dir() else path
-    tars = _tars_of(root, split if root == path else "")
-    samples = _list_tars(tars) if tars else _list_folder(root)
+    try:
+        tars = _tars_of(root, split if root == path else "")
+        samples = _list_tars(tars) if tars else _list_folder(root)
+    except OSError as error:
+        raise DataError(f"{root}: cannot be listed ({error}); expected readable images") from error
     if not samples:
         raise DataError(
             f"{root}: no images found; expected one folder a class with {' '.join(IMAGE_SUFFIXES)} "

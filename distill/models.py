@@ -134,6 +134,31 @@ def create_model(name: str, num_classes: int) -> nn.Module:
     return model
 
 
+def check_input(model: nn.Module, name: str, model_input: ModelInput, num_classes: int) -> None:
+    """Ask the model about two black images, so that a wrong size is found before any work.
+
+    Raises:
+        ConfigError: the model does not take images of this size, or gives no such logits.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(2, 3, *model_input.size, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"{name} does not take {model_input.size[0]}×{model_input.size[1]} images "
+            f"({first_line(error)}); choose another size or another model"
+        ) from error
+    finally:
+        model.train(training)
+    if tuple(logits.shape) != (2, num_classes):
+        raise ConfigError(
+            f"{name} answers two images with shape {tuple(logits.shape)}, expected one logit for "
+            f"each of {num_classes} classes; choose an image classification model"
+        )
+
+
 def download_model(name: str, num_classes: int | None = None) -> nn.Module:
     """A timm model with the hub's weights; another `num_classes` gets a fresh classifier.
 

@@ -62,14 +62,24 @@ class ViewPolicy:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "ViewPolicy":
-        """From a manifest."""
-        return cls(
-            name=document["name"],
-            seed=int(document["seed"]),
-            randaugment_ops=int(document["randaugment_ops"]),
-            randaugment_magnitude=float(document["randaugment_magnitude"]),
-            cutout=float(document["cutout"]),
-        )
+        """From a manifest.
+
+        Raises:
+            ConfigError: it is not a policy that this version draws.
+        """
+        try:
+            return cls(
+                name=str(document["name"]),
+                seed=int(document["seed"]),
+                randaugment_ops=int(document["randaugment_ops"]),
+                randaugment_magnitude=float(document["randaugment_magnitude"]),
+                cutout=float(document["cutout"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"view policy {dict(document)} found, expected what `distill precompute` writes; "
+                "use the distill version that wrote it"
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,17 @@ class LogitStore:
     def certificate(self) -> dict[str, Any] | None:
         """What `finish` wrote; None while blocks are missing."""
         certificate = _root_attributes(self.path).get("certificate")
-        return certificate if isinstance(certificate, dict) else None
+        if certificate is None:
+            return None
+        parts = certificate if isinstance(certificate, dict) else {}
+        blocks = parts.get("content_sha256")
+        whole = isinstance(blocks, list) and len(blocks) == self.manifest.num_blocks
+        if not whole or not {"fidelity", "replay"} <= parts.keys():
+            raise CorruptStoreError(
+                f"{self.path}: the certificate is damaged, expected digests of "
+                f"{self.manifest.num_blocks} blocks; run the same `distill precompute` again"
+            )
+        return parts
 
     def require_complete(self) -> dict[str, Any]:
         """The certificate.
@@ -180,8 +190,19 @@ class LogitStore:
         found = {}
         for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
             if entry.name.isdecimal() and (entry / "zarr.json").is_file():
-                found[int(entry.name)] = _attributes(entry)
+                found[int(entry.name)] = self._checked(_attributes(entry), entry)
         return found
+
+    def _checked(self, record: dict[str, Any], where: Path) -> dict[str, Any]:
+        digests, bad = record.get("content_sha256"), record.get("bad")
+        whole = isinstance(digests, list) and len(digests) == self.manifest.views.count
+        if not whole or not isinstance(bad, list):
+            raise CorruptStoreError(
+                f"{where}: not a whole commit record, expected digests of "
+                f"{self.manifest.views.count} views; delete it and run the same "
+                "`distill precompute` again"
+            )
+        return record
 
     # -- reading ----------------------------------------------------------------------------------
 

@@ -123,8 +123,10 @@ class Manifest:
                 block_rows=int(document["block_rows"]),
                 provenance=document["provenance"],
             )
-            if manifest.dataset.rows < 1 or manifest.block_rows < 1 or manifest.views.count < 1:
-                raise ValueError("rows, block_rows and views must be positive")
+            sizes = (manifest.dataset.rows, manifest.block_rows, manifest.views.count)
+            classes = manifest.hierarchy.classes_per_hierarchy
+            if min(sizes) < 1 or not classes or not all(1 <= n <= 65536 for n in classes):
+                raise ValueError("rows, block_rows, views and classes must be positive")
             return manifest
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptStoreError(

@@ -17,6 +17,7 @@ from distill.hierarchy import SemanticHierarchy
 from distill.models import (
     ModelCard,
     ModelInput,
+    check_input,
     create_model,
     default_input,
     download_model,
@@ -106,6 +107,7 @@ def load_teacher(
     else:
         model = _from_hub(name, full_name, hierarchy)
     model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check_input(model, full_name, model_input, hierarchy.num_classes)
     precision = precision or ("bfloat16" if device.type == "cuda" else "float32")
     return Teacher(
         model=model,

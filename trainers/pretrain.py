@@ -22,7 +22,7 @@ from distill.hierarchy import SemanticHierarchy
 from distill.loader import ViewBatch, ViewRequest, load_views
 from distill.losses import semantic_kd_loss, semantic_softmax_loss
 from distill.metrics import SemanticAccuracy
-from distill.models import ModelInput
+from distill.models import ModelInput, check_input
 from distill.progress import progress
 from distill.views import ViewPolicy
 from store.manifest import DatasetIdentity
@@ -93,6 +93,7 @@ def pretrain(
 
     model_input = ModelInput(size=(recipe.image_size, recipe.image_size))
     model = create_student(recipe, hierarchy).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check_input(model, recipe.student, model_input, hierarchy.num_classes)
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _one_cycle(step, total_steps, recipe.warmup)

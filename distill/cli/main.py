@@ -1,5 +1,6 @@
 """`distill`: the group of commands, and what an error looks like."""
 
+import errno
 import importlib
 import sys
 
@@ -45,6 +46,15 @@ def run() -> None:
         distill(standalone_mode=False)
     except DistillError as error:
         print(f"distill: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"distill: {error.filename or 'disk'}: {error.strerror}; finished work is kept, "
+            "mend it and run the same command again",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except click.ClickException as error:
         error.show()

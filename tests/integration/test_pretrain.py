@@ -166,6 +166,7 @@ def test_bad_images_are_left_out(
         (["--init", "/nowhere.pth"], "no such weight file"),
         (["--targets", "/nowhere"], "no store there"),
         (["--data", "/nowhere"], "no such file or folder"),
+        (["--student", "vit_tiny_patch16_224"], "does not take 32×32 images"),
     ],
 )
 def test_wrong_options_are_one_line_and_write_nothing(
@@ -196,6 +197,17 @@ def test_another_run_in_the_same_place_is_refused(
     (tmp_path / "torn" / "checkpoint.pt").write_bytes(b"torn")
     assert "not a readable checkpoint" in fails(*train("torn", *fixed))
     assert tree_bytes(tmp_path / "run") == before
+
+
+def test_out_that_is_a_file_is_one_line(
+    fails,  # type: ignore[no-untyped-def]
+    train: Command,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    message = fails(*train("file", "--label-set", "plane-figures", "--image-size", 32))
+    assert str(tmp_path / "file") in message
+    assert (tmp_path / "file").read_text() == "precious"
 
 
 def test_incomplete_store_is_refused(

@@ -233,6 +233,26 @@ def test_manifest_of_another_format_or_with_parts_missing_is_named(complete: Log
         LogitStore.open(complete.path)
 
 
+@pytest.mark.parametrize("key", ["content_sha256", "fidelity", "replay"])
+def test_damaged_certificate_is_named(complete: LogitStore, key: str) -> None:
+    root = complete.path / "zarr.json"
+    torn = json.loads(root.read_text())
+    del torn["attributes"]["certificate"][key]
+    root.write_text(json.dumps(torn))
+    with pytest.raises(CorruptStoreError, match="the certificate is damaged"):
+        LogitStore.open(complete.path).require_complete()
+
+
+@pytest.mark.parametrize("key", ["content_sha256", "bad"])
+def test_damaged_commit_record_is_named(complete: LogitStore, key: str) -> None:
+    record = complete.path / "commits" / "00000001" / "zarr.json"
+    torn = json.loads(record.read_text())
+    del torn["attributes"][key]
+    record.write_text(json.dumps(torn))
+    with pytest.raises(CorruptStoreError, match="not a whole commit record"):
+        complete.pending_blocks()
+
+
 def test_places_without_a_store_are_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no store there"):
         LogitStore.open(tmp_path / "nowhere")
