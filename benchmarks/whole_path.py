@@ -5,7 +5,7 @@
 Precomputes two augmented views of the 20,000 training images of tiny-imagenet-h with its
 ResNet-18-D teacher, pretrains a small student with and without that store, and inspects the store;
 each by the command a user types. Validation accuracy is against the true classes: the validation
-images are not mis-tagged. About 20 minutes on two cores; --quick takes 2,000 images and one epoch.
+images are not mis-tagged. About ten minutes on two cores; --quick takes 2,000 images and one epoch.
 
 Prints a log in Markdown, and as its last line one JSON object of the figures.
 """
