@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,6 +254,17 @@ def test_torn_store_is_named_and_left_alone(
     assert tree_bytes(store) == before
 
 
+def test_missing_array_is_named_by_every_command(
+    fails,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    store: Path,
+) -> None:
+    shutil.rmtree(store / "commits" / "00000003")
+    shutil.rmtree(store / "sq_norm")
+    assert "the array 'sq_norm' is missing" in fails(*precompute_command(store, "--views", 2))
+    assert "the array 'sq_norm' is missing" in fails("inspect", store)
+
+
 def test_damaged_chunk_is_named_by_inspect_and_mended_by_precompute(
     distill,  # type: ignore[no-untyped-def]
     fails,  # type: ignore[no-untyped-def]
@@ -263,8 +275,6 @@ def test_damaged_chunk_is_named_by_inspect_and_mended_by_precompute(
     (store / "prob" / "c" / "3" / "0" / "0").write_bytes(b"garbage")
     message = fails("inspect", store)
     assert "block 3 of view 0" in message
-    import shutil
-
     shutil.rmtree(store / "commits" / "00000003")  # what the message says to do
     assert distill(*precompute_command(store, "--views", 2)).code == 0
     after = arrays(store)
