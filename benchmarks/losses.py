@@ -67,7 +67,9 @@ def _measure(batch: int, hierarchy: SemanticHierarchy) -> list[tuple[str, float,
     teacher = torch.randn(batch, hierarchy.num_classes, generator=generator) * 4
     labels = torch.randint(hierarchy.num_classes, (batch,), generator=generator)
     dense = dense_targets(teacher, hierarchy)
-    sparse = encode(teacher, hierarchy, EncodingSpec())
+    sparse = encode(
+        teacher, hierarchy, EncodingSpec.named("standard", hierarchy.classes_per_hierarchy)
+    )
 
     def kd(targets: object) -> Tensor:
         return semantic_kd_loss(

@@ -4,7 +4,6 @@ Owns keys, labels, random access to encoded bytes and decoding. Does not resize 
 A sample's key is its name without split, shard or extension, so moving data does not change it.
 """
 
-import hashlib
 import io
 import os
 import re
@@ -236,10 +235,3 @@ def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, path
     if not text.isdecimal():
         raise DataError(f"{path}: {member.name!r} holds {text!r}, expected a class index")
     return int(text)
-
-
-def dataset_digest(source: ImageSource, labels: NDArray[np.int64]) -> str:
-    """SHA-256 over the samples' ids and class indices: which images, tagged as what."""
-    digest = hashlib.sha256(np.ascontiguousarray(source.ids, dtype="<u8").data)
-    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
-    return digest.hexdigest()

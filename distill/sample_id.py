@@ -24,6 +24,13 @@ def sample_ids(keys: Iterable[str]) -> SampleIds:
     return words.astype(np.uint64)
 
 
+def samples_digest(ids: SampleIds, labels: NDArray[np.int64]) -> str:
+    """SHA-256 over ascending ids and class indices: which images, tagged as what."""
+    digest = hashlib.sha256(np.ascontiguousarray(ids, dtype="<u8").data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()
+
+
 def ascending(ids: SampleIds) -> NDArray[np.int64]:
     """[n]: the positions of `ids` in ascending order."""
     return np.lexsort((ids[:, 1], ids[:, 0])).astype(np.int64)

@@ -128,15 +128,22 @@ def encode(
 def sparsify(
     dense: DenseTargets, hierarchy: SemanticHierarchy, spec: EncodingSpec
 ) -> SparseTargets:
-    """`encode` for targets that are at hand already."""
-    sizes = hierarchy.classes_per_hierarchy
-    slots = spec.slots(sizes)
+    """`encode` for targets that are at hand already.
+
+    Probabilities are rounded to the spec's steps, so that a store gives back the very same ones.
+
+    Raises:
+        ValueError: the spec is of another hierarchy.
+    """
+    sizes, slots = hierarchy.classes_per_hierarchy, spec.entries
+    if len(slots) != len(sizes) or any(s > n for s, n in zip(slots, sizes, strict=True)):
+        raise ValueError(f"entries {slots} found, expected at most {sizes}")
     parts = dense.probs.split(sizes, dim=1)
     tops = [part.topk(slot, dim=1) for part, slot in zip(parts, slots, strict=True)]
     prob = torch.cat([top.values for top in tops], 1)
     return SparseTargets(
         index=torch.cat([top.indices for top in tops], 1),
-        prob=torch.where(prob < spec.smallest_prob, 0.0, prob),
+        prob=(prob * spec.prob_steps + 0.5).floor() / spec.prob_steps,
         confidence=dense.confidence,
         sq_norm=segment_sums(dense.probs.square(), sizes),
         slots=slots,

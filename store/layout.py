@@ -1,88 +1,162 @@
 """The arrays of a store: names, shapes, chunks, codecs, and the words that explain them.
 
-One chunk is one block of one view. Compression is bit-shuffled Zstandard with a CRC-32C behind it.
+One chunk is one block of one view, column after column, so that each column is compressed with a
+code of its own: Zstandard by Blosc with blocks of one column, and a CRC-32C behind it.
 """
 
+import hashlib
 from typing import Any
 
+import google_crc32c
+import numcodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 
 from distill.sample_id import SampleIds
-from store.codes import LINEAR_STEPS, code_dtypes
+from store.codes import ANSWER_ARRAYS, SQ_NORM_UNITS
 from store.manifest import Manifest
+from store.objects import Objects
 
-ANSWER_ARRAYS = ("index", "prob", "confidence", "sq_norm", "valid")
+SAMPLE_ARRAYS = ("sample_id", "label")
 SAMPLE_CHUNK_ROWS = 2**18
+COMPRESSION_LEVEL = 9
+CHECKSUM_BYTES = 4
 
 
 def create_arrays(
-    group: zarr.Group, manifest: Manifest, ids: SampleIds, labels: NDArray[np.int64]
+    objects: Objects, manifest: Manifest, ids: SampleIds, labels: NDArray[np.int64]
 ) -> None:
     """Empty answer arrays, and the samples' ids and labels."""
-    rows, views = manifest.dataset.rows, manifest.views.count
-    hierarchies = len(manifest.hierarchy.classes_per_hierarchy)
-    dtypes = code_dtypes(manifest.encoding, manifest.hierarchy.classes_per_hierarchy)
-    widths = {
-        "index": ("slot", sum(manifest.slots)),
-        "prob": ("slot", sum(manifest.slots)),
-        "confidence": ("hierarchy", hierarchies),
-        "sq_norm": ("hierarchy", hierarchies),
-    }
+    create_answer_arrays(objects, manifest)
+    create_sample_arrays(objects, manifest, ids, labels)
+
+
+def create_answer_arrays(objects: Objects, manifest: Manifest) -> None:
+    """Without a chunk; chunks that lie there stay."""
+    coding = manifest.coding
+    objects.delete([f"{name}/zarr.json" for name in ANSWER_ARRAYS])
     for name in ANSWER_ARRAYS:
-        last = [widths[name]] if name in widths else []
-        group.create_array(
-            name,
-            shape=(rows, views, *(size for _, size in last)),
-            chunks=(min(manifest.block_rows, rows), 1, *(size for _, size in last)),
-            dtype=dtypes[name],
-            compressors=_compressors(dtypes[name].itemsize),
+        dtype, width = coding.dtypes[name], coding.widths.get(name)
+        last = [] if width is None else [width]
+        axes = 2 + len(last)
+        zarr.create_array(
+            objects.zarr(name),
+            shape=(manifest.dataset.rows, manifest.views.count, *last),
+            chunks=(manifest.block_rows, 1, *last),
+            dtype=dtype,
+            filters=[TransposeCodec(order=tuple(reversed(range(axes))))],
+            compressors=[
+                BloscCodec(
+                    cname="zstd",
+                    clevel=COMPRESSION_LEVEL,
+                    shuffle="shuffle" if dtype.itemsize > 1 else "noshuffle",
+                    typesize=dtype.itemsize,
+                    blocksize=manifest.block_rows * dtype.itemsize,
+                ),
+                Crc32cCodec(),
+            ],
             fill_value=0,
-            dimension_names=["row", "view", *(dimension for dimension, _ in last)],
+            dimension_names=["row", "view", "slot" if name in ("index", "prob") else "hierarchy"][
+                :axes
+            ],
             attributes=_explained(name, manifest),
         )
+
+
+def create_sample_arrays(
+    objects: Objects, manifest: Manifest, ids: SampleIds, labels: NDArray[np.int64]
+) -> None:
+    """`sample_id` and `label`, with their content."""
     for name, values in (("sample_id", ids), ("label", labels.astype(np.int32))):
-        group.create_array(
-            name,
+        blosc = BloscCodec(
+            cname="zstd", clevel=5, shuffle="bitshuffle", typesize=values.dtype.itemsize
+        )
+        zarr.create_array(
+            objects.zarr(name),
             data=values,
-            chunks=(min(SAMPLE_CHUNK_ROWS, rows), *values.shape[1:]),
-            compressors=_compressors(values.dtype.itemsize),
+            chunks=(min(SAMPLE_CHUNK_ROWS, len(values)), *values.shape[1:]),
+            compressors=[blosc, Crc32cCodec()],
+            fill_value=0,
             dimension_names=["row", "word"][: values.ndim],
             attributes=_explained(name, manifest),
+            overwrite=True,
         )
 
 
-def _compressors(itemsize: int) -> list[Any]:
-    blosc = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=itemsize)
-    return [blosc, Crc32cCodec()]
+def document_digests(objects: Objects, keys: list[str]) -> dict[str, str]:
+    """SHA-256 of each of those documents as it is there, empty where it is missing."""
+    contents = zip(keys, objects.read_all(keys), strict=True)
+    return {key: hashlib.sha256(c).hexdigest() if c else "" for key, c in contents}
+
+
+def chunk_key(name: str, block: int, view: int) -> str:
+    """Where a chunk of an answer array lies."""
+    return f"{name}/c/{block}/{view}" + ("" if name == "valid" else "/0")
+
+
+def encode_chunk(values: NDArray[Any], block_rows: int) -> bytes:
+    """The bytes that the codecs above make of [columns, rows] or [rows]; rows are padded with 0.
+
+    Zarr's own writer would read a partial chunk back first, and keep what a torn one left there.
+    """
+    padded = np.zeros((*values.shape[:-1], block_rows), values.dtype)
+    padded[..., : values.shape[-1]] = values
+    compressor = numcodecs.Blosc(
+        "zstd",
+        COMPRESSION_LEVEL,
+        numcodecs.Blosc.SHUFFLE if values.itemsize > 1 else numcodecs.Blosc.NOSHUFFLE,
+        blocksize=block_rows * values.itemsize,
+    )
+    compressed = bytes(compressor.encode(padded))
+    checksum: int = google_crc32c.value(compressed)
+    return compressed + checksum.to_bytes(CHECKSUM_BYTES, "little")
+
+
+def decode_chunk(content: bytes, dtype: np.dtype[Any], columns: int | None, block_rows: int) -> Any:
+    """The inverse of `encode_chunk`, padding included: [columns, block_rows] or [block_rows].
+
+    The same values as Zarr reads; a read by Zarr costs 1.2 ms more, five a block.
+
+    Raises:
+        ValueError: the checksum or the size is wrong.
+    """
+    compressed, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    if google_crc32c.value(compressed) != int.from_bytes(checksum, "little"):
+        raise ValueError("the checksum is wrong")
+    values = np.empty((block_rows,) if columns is None else (columns, block_rows), dtype)
+    if int.from_bytes(compressed[4:8], "little") != values.nbytes:  # as Blosc's header has it
+        raise ValueError(f"its size is wrong, expected {values.nbytes} bytes")
+    numcodecs.blosc.decompress(compressed, values)
+    return values
 
 
 def _explained(name: str, manifest: Manifest) -> dict[str, Any]:
-    octaves, top = manifest.encoding.prob_octaves, 2**manifest.encoding.prob_bits - 1
-    linear = f"value = code / {LINEAR_STEPS}"
+    spec, coding = manifest.encoding, manifest.coding
+    left = "The prediction and its residual are in docs/store-format.md of distill."
     explanations: dict[str, dict[str, Any]] = {
         "index": {
             "description": "Class of each kept entry, as its position within the slot's own "
             "hierarchy. Slots stand hierarchy after hierarchy, largest probability first.",
-            "slots_per_hierarchy": list(manifest.slots),
+            "slots_per_hierarchy": list(spec.entries),
         },
         "prob": {
             "description": "Teacher probability of each kept entry; code 0 is an empty slot. What "
             "is missing to 1 in a hierarchy is spread evenly over the classes in no slot.",
-            "decode": f"0 if code == 0 else 2 ** ({octaves} * ((code - 1) / {top - 1} - 1))",
-            "slots_per_hierarchy": list(manifest.slots),
+            "decode": f"code / {spec.prob_steps}",
+            "slots_per_hierarchy": list(spec.entries),
         },
         "confidence": {
             "description": "Sum of the ceil(n/20) largest teacher probabilities of each hierarchy "
-            "of n classes, before truncation and without the label clause of the paper.",
-            "decode": linear,
+            "of n classes, before truncation and without the label clause of the paper; as the "
+            f"zigzag of what prob leaves unpredicted. {left}",
+            "decode": f"(predicted + ((code >> 1) ^ -(code & 1))) / {coding.confidence_units}",
         },
         "sq_norm": {
             "description": "Sum of squared teacher probabilities of each hierarchy, before "
-            "truncation.",
-            "decode": linear,
+            f"truncation; as the zigzag of what prob leaves unpredicted. {left}",
+            "decode": f"(predicted + ((code >> 1) ^ -(code & 1))) / {SQ_NORM_UNITS}",
         },
         "valid": {"description": "False where the image could not be read; its row is all zero."},
         "sample_id": {

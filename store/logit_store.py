@@ -1,42 +1,57 @@
-"""A logit store on disk: create, write blocks, resume, certify, read blocks.
+"""A logit store: create, write blocks, resume, certify, read blocks.
 
-A block is committed by one small Zarr group, `commits/<block>`, that is written after its chunks
-and whose attributes are the commit record. A block without one does not exist, whatever chunks lie
-there. When all are there, `finish` puts the certificate into the root attributes.
+Chunks are written first, then the block's commit record (`store.commits`); a block without one does
+not exist, whatever chunks lie there. When all are there, `finish` compacts the records and puts the
+certificate into the root document (`store.root`). A store lies on a disk or in a bucket
+(`store.objects`).
 """
 
-import errno
 import hashlib
-import os
-import shutil
+import json
 import socket
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import zarr
-import zarr.errors
 from numpy.typing import NDArray
 
 from distill.answers import Answers
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError, first_line
-from distill.sample_id import SampleIds
-from store.codes import Codes, quantise
-from store.layout import ANSWER_ARRAYS, create_arrays
+from distill.sample_id import SampleIds, samples_digest
+from store import commits
+from store.codes import ANSWER_ARRAYS, Codes, StoredBlock
+from store.layout import (
+    SAMPLE_ARRAYS,
+    chunk_key,
+    create_arrays,
+    decode_chunk,
+    document_digests,
+    encode_chunk,
+)
 from store.manifest import Manifest
+from store.objects import Objects, open_objects
+from store.root import COPY_KEY, ROOT_KEY, Root, group_document
+
+HIERARCHY_KEY = "hierarchy/zarr.json"
+DOCUMENTS = (
+    *(f"{name}/zarr.json" for name in (*ANSWER_ARRAYS, *SAMPLE_ARRAYS)),
+    HIERARCHY_KEY,
+    commits.GROUP_KEY,
+)
+OWN_NAMES = {*ANSWER_ARRAYS, *SAMPLE_ARRAYS, "hierarchy", "commits", "copy"}
 
 
 @dataclass(frozen=True, eq=False)
 class LogitStore:
     """An open store. Any number of processes may write different blocks of it."""
 
-    path: Path
+    objects: Objects
     manifest: Manifest
 
     # -- opening ----------------------------------------------------------------------------------
@@ -44,7 +59,7 @@ class LogitStore:
     @classmethod
     def create(
         cls,
-        path: Path,
+        location: str | Path,
         manifest: Manifest,
         *,
         ids: SampleIds,
@@ -55,64 +70,64 @@ class LogitStore:
 
         hierarchy: the whole hierarchy as JSON, so that a store needs no other file to be read.
 
-        Built under another name and renamed, so that a store is there whole or not at all.
+        The root document is written last, so a store is there whole or not at all, and what a
+        killed process left of one is written over.
+
+        Raises:
+            StoreError: other files are there, or another store.
         """
-        building = path.with_name(f".{path.name}.{uuid.uuid4().hex}.creating")
-        try:
-            with _disk_errors(path):
-                building.parent.mkdir(parents=True, exist_ok=True)
-                group = zarr.create_group(building, zarr_format=3)
-                create_arrays(group, manifest, ids, labels)
-                group.create_group("commits", attributes=COMMITS_EXPLAINED)
-                group.create_group("hierarchy", attributes=dict(hierarchy))
-                group.update_attributes({"distill": manifest.to_json()})
-                try:
-                    building.rename(path)
-                except OSError as error:
-                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                        raise
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-        store = cls.open(path)
+        objects = open_objects(location)
+        foreign = set(objects.names()) - OWN_NAMES if objects.exists() else set()
+        if foreign - {ROOT_KEY}:
+            raise StoreError(
+                f"{objects.location}: holds {', '.join(sorted(foreign)[:3])}, expected an empty "
+                "place for a store; choose another --store"
+            )
+        objects.make_place()
+        if ROOT_KEY not in foreign:
+            create_arrays(objects, manifest, ids, labels)
+            objects.write(HIERARCHY_KEY, group_document(dict(hierarchy)))
+            objects.write(commits.GROUP_KEY, commits.GROUP_DOCUMENT)
+            digests = document_digests(objects, list(DOCUMENTS))
+            root = Root(manifest=manifest, documents=digests)
+            objects.write(COPY_KEY, root.to_document())
+            objects.write_new(ROOT_KEY, root.to_document())
+        store = cls.open(objects)
         if store.manifest.identity != manifest.identity:
-            raise StoreError(f"{path}: another process made another store there; choose a new path")
+            raise StoreError(
+                f"{objects.location}: another process made another store there; choose a new path"
+            )
         return store
 
     @classmethod
-    def open(cls, path: Path) -> "LogitStore":
-        """Open what is there, complete or not.
+    def open(cls, location: str | Path | Objects) -> "LogitStore":
+        """Open what is there, complete or not, and check every document of it.
 
         Raises:
-            StoreError: nothing is there.
+            StoreError: nothing is there, or it cannot be read.
             CorruptStoreError: something is, but not a whole store.
         """
-        if not path.exists():
-            raise StoreError(
-                f"{path}: no store there; `distill precompute --store {path}` makes one"
-            )
-        attributes = _root_attributes(path)
-        if "distill" not in attributes:
+        objects = open_objects(location)
+        root = Root.read(objects)
+        wrong = damaged_documents(objects, root)
+        if wrong:
             raise CorruptStoreError(
-                f"{path}: not a distill store; expected a Zarr v3 group whose attributes have "
-                "'distill', as `distill precompute` writes it"
+                f"{objects.location}: {wrong[0]} is missing or not what was written"
+                f"{f', and {len(wrong) - 1} others' if wrong[1:] else ''}; "
+                "`distill store repair` writes it again"
             )
-        return cls(path, Manifest.from_json(attributes["distill"], str(path)))
+        return cls(objects, root.manifest)
+
+    @property
+    def location(self) -> str:
+        """Folder or URL."""
+        return self.objects.location
 
     @property
     def certificate(self) -> dict[str, Any] | None:
         """What `finish` wrote; None while blocks are missing."""
-        certificate = _root_attributes(self.path).get("certificate")
-        if certificate is None:
-            return None
-        parts = certificate if isinstance(certificate, dict) else {}
-        blocks = parts.get("content_sha256")
-        whole = isinstance(blocks, list) and len(blocks) == self.manifest.num_blocks
-        if not whole or not {"fidelity", "replay"} <= parts.keys():
-            raise CorruptStoreError(
-                f"{self.path}: the certificate is damaged, expected digests of "
-                f"{self.manifest.num_blocks} blocks; run the same `distill precompute` again"
-            )
-        return parts
+        certificate = self._root().certificate
+        return None if certificate is None else dict(certificate)
 
     def require_complete(self) -> dict[str, Any]:
         """The certificate.
@@ -124,210 +139,260 @@ class LogitStore:
         if certificate is None:
             missing = len(self.pending_blocks())
             raise IncompleteStoreError(
-                f"{self.path}: {missing} of {self.manifest.num_blocks} blocks are missing, "
+                f"{self.location}: {missing} of {self.manifest.num_blocks} blocks are missing, "
                 "expected a complete store; run the same `distill precompute` again, it goes on "
                 "where it stopped"
             )
         return certificate
 
-    # -- writing ----------------------------------------------------------------------------------
+    def _root(self) -> Root:
+        """As it is now: another process may have finished the store."""
+        root = Root.read(self.objects)
+        if root.manifest.identity != self.manifest.identity:
+            raise StoreError(f"{self.location}: another store was put there; open it again")
+        return root
+
+    # -- commits ----------------------------------------------------------------------------------
 
     def pending_blocks(self) -> list[int]:
-        """The blocks without a commit record, ascending."""
-        return sorted(set(range(self.manifest.num_blocks)) - self.commits().keys())
+        """The blocks that no commit counts for, ascending."""
+        root = self._root()
+        return sorted(set(range(self.manifest.num_blocks)) - self._committed(root))
+
+    def _committed(self, root: Root) -> set[int]:
+        count = self.manifest.num_blocks
+        if root.certificate is not None:
+            return set(range(count))
+        compacted = set(range(count)) - set(root.revoked) if root.generation else set()
+        return compacted | set(commits.recorded_blocks(self.objects, count))
+
+    def content_digests(self) -> dict[int, tuple[str, ...]]:
+        """SHA-256 of each committed block by view, in hexadecimal.
+
+        Raises:
+            CorruptStoreError: the commits are damaged.
+        """
+        root = self._root()
+        shape = (self.manifest.num_blocks, self.manifest.views.count)
+        digests: dict[int, tuple[str, ...]] = {}
+        if root.generation:
+            sha256 = root.compacted_sha256["content_sha256"]
+            table = commits.read_digests(self.objects, root.generation, sha256, shape)
+            digests = {b: row for b, row in enumerate(table) if b not in set(root.revoked)}
+        if root.certificate is None:
+            own = self._own_records()
+            digests |= {block: tuple(r["content_sha256"]) for block, r in own.items()}
+        return dict(sorted(digests.items()))
+
+    def records(self) -> dict[int, commits.Record]:
+        """The whole commit record of each committed block.
+
+        Raises:
+            CorruptStoreError: the commits are damaged.
+        """
+        root = self._root()
+        records: dict[int, commits.Record] = {}
+        if root.generation:
+            sha256 = root.compacted_sha256["records"]
+            compacted = commits.read_compacted_records(self.objects, root.generation, sha256)
+            records = {b: r for b, r in compacted.items() if b not in set(root.revoked)}
+        if root.certificate is None:
+            records |= self._own_records()
+        return dict(sorted(records.items()))
+
+    def _own_records(self) -> dict[int, commits.Record]:
+        blocks = commits.recorded_blocks(self.objects, self.manifest.num_blocks)
+        return commits.read_records(self.objects, blocks, self.manifest.views.count)
+
+    def revoke(self, blocks: Sequence[int]) -> None:
+        """Take the commits of those blocks back: they are to be computed again."""
+        root = self._root()
+        if root.generation:
+            revoked = tuple(sorted({*root.revoked, *blocks}))
+            replace(root, revoked=revoked, certificate=None).write(self.objects)
+        commits.delete_records(self.objects, blocks)
+
+    # -- writing ----------------------------------------------------------------------------------
 
     def write_block(self, block: int, views: Sequence[Answers], facts: Mapping[str, Any]) -> None:
         """Write a block's chunks for all views, then commit it. Writing it twice changes nothing.
 
         facts: what the writer wants kept with it, as JSON (bad images, audit).
+
+        Raises:
+            StoreError: the place cannot be written; the block is not committed.
         """
+        self.write_codes(block, [self.quantise(answers) for answers in views], facts)
+
+    def write_codes(self, block: int, views: Sequence[Codes], facts: Mapping[str, Any]) -> None:
+        """`write_block` for rows that are integers already."""
         rows = self.manifest.rows_of_block(block)
         if len(views) != self.manifest.views.count or any(len(v) != len(rows) for v in views):
             raise ValueError(
                 f"block {block}: {[len(v) for v in views]} rows by view found, expected "
                 f"{self.manifest.views.count} times {len(rows)}"
             )
-        digests = []
-        with _disk_errors(self.path):
-            for view, answers in enumerate(views):
-                codes = self.quantise(answers)
-                for name in ANSWER_ARRAYS:
-                    self._array(name)[rows.start : rows.stop, view] = getattr(codes, name)
-                digests.append(content_digest(codes))
-            record = {
-                "block": block,
-                "rows": [rows.start, rows.stop],
-                "content_sha256": digests,
-                "host": socket.gethostname(),
-                "committed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                **facts,
-            }
-            # Where another writer was faster, its content is the same.
-            with suppress(zarr.errors.ContainsGroupError):
-                zarr.create_group(self.path / _commit_path(block), attributes=record)
+        if block in self._committed(self._root()):
+            return
+        stored = [self.manifest.coding.to_stored(codes) for codes in views]
+        self.objects.write_all(
+            (chunk_key(name, block, view), encode_chunk(arrays[name], self.manifest.block_rows))
+            for view, arrays in enumerate(stored)
+            for name in ANSWER_ARRAYS
+        )
+        record = {
+            "block": block,
+            "rows": [rows.start, rows.stop],
+            "content_sha256": [content_digest(arrays) for arrays in stored],
+            "host": socket.gethostname(),
+            "committed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **facts,
+        }
+        if not commits.write_record(self.objects, record):
+            self._settle(block, record)
+
+    def _settle(self, block: int, record: commits.Record) -> None:
+        """Two writers had the same block: the record must tell what the chunks now hold.
+
+        On like machines both computed the same. Elsewhere the last bit may differ, and the chunks
+        of one writer may stand under the record of the other.
+        """
+        others = commits.read_records(self.objects, [block], self.manifest.views.count)
+        digests = others[block]["content_sha256"] if block in others else None
+        if digests is not None and digests != record["content_sha256"]:
+            try:
+                for view, digest in enumerate(digests):
+                    self.read_codes(block, view, digest)
+            except CorruptStoreError:
+                commits.replace_record(self.objects, record)
 
     def finish(self, certificate: Mapping[str, Any]) -> dict[str, Any]:
-        """Certify a store whose blocks are all committed.
+        """Certify a store whose blocks are all committed, and compact its commits.
 
         Raises:
             IncompleteStoreError: a block is missing.
         """
-        commits = self.commits()
-        missing = self.manifest.num_blocks - len(commits)
+        root = self._root()
+        if root.certificate is not None:
+            return dict(root.certificate)
+        records = self.records()
+        missing = self.manifest.num_blocks - len(records)
         if missing:
-            raise IncompleteStoreError(f"{self.path}: {missing} blocks are missing; run it again")
-        whole = {
-            "content_sha256": [commits[b]["content_sha256"] for b in sorted(commits)],
-            **certificate,
-        }
-        with _disk_errors(self.path):
-            zarr.open_group(self.path, mode="r+").update_attributes({"certificate": whole})
-        return whole
-
-    def commits(self) -> dict[int, dict[str, Any]]:
-        """The commit record of every committed block."""
-        folder = self.path / "commits"
-        found = {}
-        for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if entry.name.isdecimal() and (entry / "zarr.json").is_file():
-                found[int(entry.name)] = self._checked(_attributes(entry), entry)
-        return found
-
-    def _checked(self, record: dict[str, Any], where: Path) -> dict[str, Any]:
-        digests, bad = record.get("content_sha256"), record.get("bad")
-        whole = isinstance(digests, list) and len(digests) == self.manifest.views.count
-        if not whole or not isinstance(bad, list):
-            raise CorruptStoreError(
-                f"{where}: not a whole commit record, expected digests of "
-                f"{self.manifest.views.count} views; delete it and run the same "
-                "`distill precompute` again"
+            raise IncompleteStoreError(
+                f"{self.location}: {missing} blocks are missing; run it again"
             )
-        return record
+        generation = root.generation + 1
+        digests = commits.write_compacted(self.objects, generation, records)
+        documents = document_digests(
+            self.objects, [*DOCUMENTS, *commits.compacted_keys(generation)]
+        )
+        whole = {**certificate, "bad_images": sum(len(r["bad"]) for r in records.values())}
+        replace(
+            root,
+            documents=documents,
+            generation=generation,
+            compacted_sha256=digests,
+            revoked=(),
+            certificate=whole,
+        ).write(self.objects)
+        commits.delete_records(
+            self.objects, commits.recorded_blocks(self.objects, self.manifest.num_blocks)
+        )
+        commits.delete_generation(self.objects, root.generation)
+        return whole
 
     # -- reading ----------------------------------------------------------------------------------
 
     @cached_property
     def sample_ids(self) -> SampleIds:
-        """[rows, 2] uint64, ascending."""
-        with _damage(self.path, "sample_id"):
-            ids: SampleIds = np.asarray(self._array("sample_id")[:])
-        return ids
+        """[rows, 2] uint64, ascending. 16 bytes a row in memory: `store.lookup` shares them."""
+        return self._samples[0]
 
     @cached_property
-    def labels(self) -> NDArray[np.int32]:
-        """[rows] class index, -1 without a label."""
-        with _damage(self.path, "label"):
-            labels: NDArray[np.int32] = np.asarray(self._array("label")[:])
-        return labels
+    def labels(self) -> NDArray[np.int64]:
+        """[rows]: class index of each sample's own label, -1 where it has none."""
+        return self._samples[1]
 
-    @property
+    @cached_property
+    def _samples(self) -> tuple[SampleIds, NDArray[np.int64]]:
+        with _damage(self.location, "sample_id or label"):
+            ids, labels = (
+                np.asarray(zarr.open_array(self.objects.zarr(name), mode="r")[...])
+                for name in SAMPLE_ARRAYS
+            )
+            labels = labels.astype(np.int64)
+            if samples_digest(ids, labels) != self.manifest.dataset.digest:
+                raise ValueError("its digest does not match")
+        return ids, labels
+
+    @cached_property
     def hierarchy(self) -> dict[str, Any]:
         """The hierarchy as JSON."""
-        return _attributes(self.path / "hierarchy")
+        content = self.objects.read(HIERARCHY_KEY)
+        with _damage(self.location, HIERARCHY_KEY):
+            return dict(json.loads(content or b"")["attributes"])
 
-    def read_codes(self, block: int, view: int, expected_digest: str | None = None) -> Codes:
-        """A block of one view, as stored.
+    def read_codes(self, block: int, view: int, digest: str) -> Codes:
+        """A block of one view as stored; its arrays are views with rows first.
+
+        digest: what its commit says, from `content_digests`.
 
         Raises:
-            CorruptStoreError: a chunk is damaged, or its content is not what was committed.
+            CorruptStoreError: a chunk is missing or damaged, or its content was not committed.
         """
-        rows = self.manifest.rows_of_block(block)
-        with _damage(self.path, f"block {block} of view {view}"):
-            arrays = {
-                name: np.asarray(self._array(name)[rows.start : rows.stop, view])
-                for name in ANSWER_ARRAYS
-            }
-        codes = Codes(**arrays)
-        if expected_digest is not None and content_digest(codes) != expected_digest:
-            raise CorruptStoreError(
-                f"{self.path}: block {block} of view {view} is not what was committed; "
-                f"delete {_commit_path(block)} there and run the same `distill precompute` again"
-            )
-        return codes
+        coding, block_rows = self.manifest.coding, self.manifest.block_rows
+        rows = len(self.manifest.rows_of_block(block))
+        contents = self.objects.read_all([chunk_key(n, block, view) for n in ANSWER_ARRAYS])
+        stored = {}
+        with _damage(self.location, f"block {block} of view {view}"):
+            for name, content in zip(ANSWER_ARRAYS, contents, strict=True):
+                if content is None:
+                    raise ValueError(f"its chunk of {name} is missing")
+                columns = coding.widths.get(name)
+                chunk = decode_chunk(content, coding.dtypes[name], columns, block_rows)
+                stored[name] = np.ascontiguousarray(chunk[..., :rows])
+            if content_digest(stored) != digest:
+                raise ValueError("it is not what was committed")
+        return coding.from_stored(stored)
 
     def quantise(self, answers: Answers) -> Codes:
         """What this store keeps of `answers`."""
-        return quantise(
-            answers, self.manifest.encoding, self.manifest.hierarchy.classes_per_hierarchy
-        )
+        return self.manifest.coding.quantise(answers)
 
     def bytes_total(self) -> int:
-        """Bytes of all files of the store."""
-        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
-
-    def _array(self, name: str) -> zarr.Array[Any]:
-        if name not in self._arrays:
-            # By name: listing the group would stumble over files that another writer has in flight.
-            if not (self.path / name / "zarr.json").is_file():
-                raise CorruptStoreError(
-                    f"{self.path}: the array {name!r} is missing, expected all of "
-                    f"{', '.join(ANSWER_ARRAYS)}; restore it or precompute into another --store"
-                )
-            mode: Literal["r+", "r"] = "r+" if os.access(self.path, os.W_OK) else "r"
-            with _damage(self.path, f"array {name!r}"):
-                self._arrays[name] = zarr.open_array(self.path / name, mode=mode)
-        return self._arrays[name]
-
-    @cached_property
-    def _arrays(self) -> dict[str, zarr.Array[Any]]:
-        return {}
+        """Bytes of all objects of the store."""
+        return self.objects.bytes_total()
 
 
-COMMITS_EXPLAINED = {
-    "description": "One group for each committed block; its attributes are the commit record. "
-    "A block without one has not been written whole."
-}
+def has_store(location: str | Path) -> bool:
+    """Whether a store is there, whole or damaged, and not just what a killed `create` left."""
+    objects = open_objects(location)
+    return objects.exists() and objects.read(ROOT_KEY) is not None
 
 
-def content_digest(codes: Codes) -> str:
-    """SHA-256 over the stored values of a block of one view, array after array."""
+def damaged_documents(objects: Objects, root: Root) -> list[str]:
+    """Keys of the documents that are missing or not what the root says."""
+    found = document_digests(objects, list(root.documents))
+    return [key for key, digest in root.documents.items() if found[key] != digest]
+
+
+def content_digest(stored: StoredBlock) -> str:
+    """SHA-256 of the stored values of a block of one view: array after array, column by column."""
     digest = hashlib.sha256()
     for name in ANSWER_ARRAYS:
-        digest.update(np.ascontiguousarray(getattr(codes, name)).data)
+        digest.update(stored[name].data)
     return digest.hexdigest()
 
 
-def _commit_path(block: int) -> str:
-    return f"commits/{block:08d}"
-
-
-def _root_attributes(path: Path) -> dict[str, Any]:
-    if not (path / "zarr.json").is_file():
-        raise CorruptStoreError(
-            f"{path}: no zarr.json found, expected a store that `distill precompute` wrote; "
-            "choose another --store"
-        )
-    return _attributes(path)
-
-
-def _attributes(path: Path) -> dict[str, Any]:
-    with _damage(path, "zarr.json"):
-        return dict(zarr.open_group(path, mode="r").attrs)
-
-
 @contextmanager
-def _damage(path: Path, what: str) -> Iterator[None]:
+def _damage(location: str, what: str) -> Iterator[None]:
     """Whatever a codec or parser says of damaged bytes becomes one error."""
     try:
         yield
     except StoreError:
         raise
-    except OSError as error:
-        raise StoreError(f"{path}: {what} cannot be read: {error}; check the disk") from error
-    except Exception as error:
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CorruptStoreError(
-            f"{path}: {what} is damaged ({first_line(error)}); expected the bytes that were "
-            "committed: delete its record under commits/ and run the same `distill precompute` "
-            "again"
-        ) from error
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be written ({error.strerror or error}); committed blocks are safe: "
-            "free the disk or fix the permission, then run the same command again"
+            f"{location}: {what} is damaged ({first_line(error)}), expected the bytes that were "
+            "committed; `distill store repair` computes what is bad again"
         ) from error

@@ -8,12 +8,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from operator import gt
 from typing import Any
 
 from distill.encoding import EncodingSpec
-from distill.errors import CorruptStoreError, StoreMismatchError
+from distill.errors import ConfigError, CorruptStoreError, StoreError, StoreMismatchError
+from store.codes import Coding
 
-FORMAT = "distill-store/1"
+FORMAT_NAME, FORMAT_VERSION = "distill-store", 2
+FORMAT = f"{FORMAT_NAME}/{FORMAT_VERSION}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +50,16 @@ class DatasetIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewIdentity:
-    """policy: what `distill.views.ViewPolicy` was, as JSON."""
+    """policy: what `distill.views.ViewPolicy` was, as JSON. first: the number of the first view."""
 
     count: int
     policy: Mapping[str, Any]
+    first: int = 0
+
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """The numbers by which the policy draws them."""
+        return tuple(range(self.first, self.first + self.count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +82,12 @@ class Manifest:
     @property
     def slots(self) -> tuple[int, ...]:
         """S_k."""
-        return self.encoding.slots(self.hierarchy.classes_per_hierarchy)
+        return self.encoding.entries
+
+    @property
+    def coding(self) -> Coding:
+        """How answers become the integers of this store."""
+        return Coding(self.encoding, self.hierarchy.classes_per_hierarchy)
 
     def rows_of_block(self, block: int) -> range:
         """The rows that `block` holds."""
@@ -90,21 +104,18 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return {"format": FORMAT, **document}
+        return {"format": FORMAT, **document, "encoding": self.encoding.to_json()}
 
     @classmethod
     def from_json(cls, document: Any, where: str) -> "Manifest":
         """Read what `to_json` gave.
 
         Raises:
-            CorruptStoreError: it is of another format, or damaged.
+            StoreError: it is of another format version.
+            CorruptStoreError: it is damaged.
         """
         try:
-            if document["format"] != FORMAT:
-                raise CorruptStoreError(
-                    f"{where}: format {document['format']!r} found, expected {FORMAT!r}; "
-                    "use the distill version that wrote it"
-                )
+            _check_format(str(document["format"]), where)
             teacher, hierarchy = document["teacher"], document["hierarchy"]
             height, width = teacher["input_size"]
             manifest = cls(
@@ -127,8 +138,11 @@ class Manifest:
             classes = manifest.hierarchy.classes_per_hierarchy
             if min(sizes) < 1 or not classes or not all(1 <= n <= 65536 for n in classes):
                 raise ValueError("rows, block_rows, views and classes must be positive")
+            entries = manifest.encoding.entries
+            if len(entries) != len(classes) or any(map(gt, entries, classes)):
+                raise ValueError(f"entries {entries} do not fit classes {classes}")
             return manifest
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
             raise CorruptStoreError(
                 f"{where}: damaged manifest ({type(error).__name__}: {error}); "
                 "expected what `distill precompute` wrote: restore it or precompute again"
@@ -164,10 +178,27 @@ class Manifest:
                 )
 
 
+def _check_format(found: str, where: str) -> None:
+    name, _, version = found.partition("/")
+    if name != FORMAT_NAME or not version.isdecimal():
+        raise ValueError(f"format {found!r} found")
+    if int(version) > FORMAT_VERSION:
+        raise StoreError(
+            f"{where}: format version {version} found, this distill reads up to {FORMAT_VERSION}; "
+            "upgrade distill"
+        )
+    if int(version) < FORMAT_VERSION:
+        raise StoreError(
+            f"{where}: format version {version} found, a draft from before the first release, "
+            f"expected {FORMAT_VERSION}; precompute again"
+        )
+
+
 def _short(value: object) -> str:
     if isinstance(value, DatasetIdentity):
         return f"{value.digest[:12]} ({value.rows} rows)"
     if isinstance(value, ViewIdentity):
         settings = " ".join(f"{k}={v}" for k, v in value.policy.items())
-        return f"({value.count} views, {settings})"
+        last = value.first + value.count - 1
+        return f"(views {value.first} to {last}, {settings})"
     return value[:12] if isinstance(value, str) else str(value)

@@ -1,20 +1,14 @@
 """Resident views: one view of a store, decoded into a memory-mapped file for random access.
 
-Reading rows at random from Zarr decodes a whole chunk a row. A resident view is built once a
-machine, block by block and in parallel, checked against the commits, renamed into place and shared
-by every process that maps it. Its name holds the store's identity and content, so a stale one is
-never found.
+Reading rows at random from Zarr decodes a whole chunk a row. A resident view is decoded once a
+machine, block by block and in parallel, checked against the commits, and shared through the cache
+by every process that maps it. Its name holds the content's digest, so a stale one is never found.
 """
 
-import fcntl
 import hashlib
 import os
-import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +16,11 @@ from numpy.typing import NDArray
 
 from distill.answers import Answers
 from distill.errors import StoreError
-from store.codes import Codes, code_dtypes, dequantise
-from store.layout import ANSWER_ARRAYS
+from store.cache import Cache
+from store.codes import ANSWER_ARRAYS, codes_of, record_dtype
 from store.logit_store import LogitStore
 from store.manifest import Manifest
+from store.objects import PARALLEL_REQUESTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,85 +33,67 @@ class ResidentView:
 
     def gather(self, rows: NDArray[np.int64]) -> Answers:
         """Those rows, in that order."""
-        picked = self.records[rows]
-        codes = Codes(**{name: picked[name] for name in ANSWER_ARRAYS})
-        return dequantise(codes, self.manifest.encoding)
+        return self.manifest.coding.dequantise(codes_of(self.records[rows]))
 
 
 def open_resident_view(
-    store: LogitStore, view: int, cache: Path, *, workers: int | None = None
+    store: LogitStore, view: int, cache: Cache, *, workers: int | None = None
 ) -> ResidentView:
-    """Map the decoded view, building it first where the cache has none.
+    """Map the decoded view, decoding it first where the cache has none.
 
-    workers: threads that decode; None is one a core. Of several processes one builds, the others
-    wait.
+    workers: threads that decode; None is one a core, or more where a bucket has to answer.
 
     Raises:
         IncompleteStoreError: the store has missing blocks.
         CorruptStoreError: a block is not what was committed.
-        StoreError: the store has no such view, or the cache cannot be written.
+        StoreError: the store has no such view, or the cache cannot hold it.
     """
-    if not 0 <= view < store.manifest.views.count:
-        raise StoreError(
-            f"{store.path}: view {view} asked for, expected 0 to {store.manifest.views.count - 1}"
-        )
-    digests = [block[view] for block in store.require_complete()["content_sha256"]]
-    content = hashlib.sha256("".join([store.manifest.identity, *digests]).encode()).hexdigest()
-    path = cache / f"{content[:32]}-view{view}.rows"
-    record = record_dtype(store.manifest)
-    rows = store.manifest.dataset.rows
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
-            if not path.exists() or path.stat().st_size != rows * record.itemsize:
-                _build(store, view, digests, path, workers or os.cpu_count() or 1)
-        records = np.memmap(path, dtype=record, mode="r", shape=(rows,))
-    except OSError as error:
-        raise StoreError(
-            f"{cache}: the cache of decoded views cannot be used ({error.strerror or error}); it "
-            f"needs {rows * record.itemsize} bytes a view: free them or pass another --cache"
-        ) from error
+    require_view(store, view)
+    store.require_complete()
+    digests = [by_view[view] for by_view in store.content_digests().values()]
+
+    def fill(records: NDArray[Any]) -> None:
+        def decode(block: int) -> None:
+            decode_block(store, block, view, digests[block], records)
+
+        with ThreadPoolExecutor(workers or decoders(store)) as pool:
+            list(pool.map(decode, range(store.manifest.num_blocks)))
+
+    dtype, rows = record_dtype(store.manifest.coding), store.manifest.dataset.rows
+    records = cache.open(resident_name(store, view, digests), dtype, rows, fill)
     return ResidentView(store.manifest, view, records)
 
 
-def record_dtype(manifest: Manifest) -> np.dtype[Any]:
-    """The layout of one row."""
-    slots, hierarchies = sum(manifest.slots), len(manifest.hierarchy.classes_per_hierarchy)
-    widths = {"index": slots, "prob": slots, "confidence": hierarchies, "sq_norm": hierarchies}
-    dtypes = code_dtypes(manifest.encoding, manifest.hierarchy.classes_per_hierarchy)
-    return np.dtype(
-        [(n, dtypes[n], (widths[n],)) if n in widths else (n, dtypes[n]) for n in ANSWER_ARRAYS]
-    )
+def resident_name(store: LogitStore, view: int, digests: list[str]) -> str:
+    """The name of a decoded view in the cache: a digest of its content."""
+    content = hashlib.sha256("".join([store.manifest.identity, *digests]).encode()).hexdigest()
+    return f"{content[:32]}-view{view}"
 
 
-def _build(store: LogitStore, view: int, digests: list[str], path: Path, workers: int) -> None:
-    building = path.with_name(f"{path.name}.{uuid.uuid4().hex}.building")
-    try:
-        records = np.memmap(
-            building,
-            dtype=record_dtype(store.manifest),
-            mode="w+",
-            shape=(store.manifest.dataset.rows,),
+def resident_bytes(store: LogitStore) -> int:
+    """What one decoded view takes."""
+    return store.manifest.dataset.rows * record_dtype(store.manifest.coding).itemsize
+
+
+def decode_block(
+    store: LogitStore, block: int, view: int, digest: str, records: NDArray[Any], first: int = -1
+) -> None:
+    """Decode a block into `records`, at its own rows or from row `first` on."""
+    codes = store.read_codes(block, view, digest)
+    start = store.manifest.rows_of_block(block).start if first < 0 else first
+    for name in ANSWER_ARRAYS:
+        records[name][start : start + len(codes)] = getattr(codes, name)
+
+
+def decoders(store: LogitStore) -> int:
+    """Threads that decode side by side."""
+    return (os.cpu_count() or 1) if store.objects.is_local else PARALLEL_REQUESTS
+
+
+def require_view(store: LogitStore, view: int) -> None:
+    """Raises StoreError where the store has no such view."""
+    if not 0 <= view < store.manifest.views.count:
+        raise StoreError(
+            f"{store.location}: view {view} asked for, expected 0 to "
+            f"{store.manifest.views.count - 1}"
         )
-
-        def decode(block: int) -> None:
-            codes = store.read_codes(block, view, digests[block])
-            rows = store.manifest.rows_of_block(block)
-            for name in ANSWER_ARRAYS:
-                records[name][rows.start : rows.stop] = getattr(codes, name)
-
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(decode, range(store.manifest.num_blocks)))
-        records.flush()
-        del records
-        building.replace(path)
-    finally:
-        building.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time; the kernel lets go of it when that process dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.codes import LINEAR_STEPS, prob_table
 from store.logit_store import LogitStore
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -40,6 +39,7 @@ class StoreSummary:
     hierarchies: int
     bytes_total: int
     bytes_per_view: float
+    encoding: dict[str, Any]
     teacher: str
     teacher_fingerprint: str
     hierarchy_digest: str
@@ -47,6 +47,7 @@ class StoreSummary:
     complete: bool
     blocks: tuple[int, int]  # committed, all
     fidelity: dict[str, Any] | None
+    lineage: dict[str, Any] | None  # the command and the stores it was made from
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -55,25 +56,27 @@ class StoreSummary:
 
 def summarise(store: LogitStore) -> StoreSummary:
     """Without reading a row."""
-    manifest, commits = store.manifest, store.commits()
-    certificate = store.certificate
-    committed = sum(len(manifest.rows_of_block(block)) for block in commits)
+    manifest, certificate = store.manifest, store.certificate
+    records = store.records()
+    committed = sum(len(manifest.rows_of_block(block)) for block in records)
     total = store.bytes_total()
     return StoreSummary(
-        path=str(store.path),
+        path=store.location,
         rows=manifest.dataset.rows,
         views=manifest.views.count,
-        invalid_rows=sum(len(record["bad"]) for record in commits.values()),
+        invalid_rows=sum(len(record["bad"]) for record in records.values()),
         hierarchies=len(manifest.hierarchy.classes_per_hierarchy),
         bytes_total=total,
         bytes_per_view=total / max(1, committed * manifest.views.count),
+        encoding=manifest.encoding.to_json(),
         teacher=manifest.teacher.name,
         teacher_fingerprint=manifest.teacher.fingerprint,
         hierarchy_digest=manifest.hierarchy.digest,
         view_policy=dict(manifest.views.policy),
-        complete=certificate is not None and len(commits) == manifest.num_blocks,
-        blocks=(len(commits), manifest.num_blocks),
+        complete=certificate is not None,
+        blocks=(len(records), manifest.num_blocks),
         fidelity=certificate["fidelity"] if certificate else None,
+        lineage=manifest.provenance.get("lineage"),
     )
 
 
@@ -86,27 +89,25 @@ def confidence_by_hierarchy(
     Confidence is counted by its stored code, so quantiles are exact and memory does not grow.
     """
     manifest = store.manifest
-    sizes = manifest.hierarchy.classes_per_hierarchy
-    counts = np.zeros((len(sizes), LINEAR_STEPS + 1), np.int64)
+    sizes, units = manifest.hierarchy.classes_per_hierarchy, manifest.coding.confidence_units
+    counts = np.zeros((len(sizes), units + 1), np.int64)
     labelled = np.zeros(len(sizes))
     entries, mass, rows, images = np.zeros(len(sizes)), np.zeros(len(sizes)), 0, 0
     starts = np.concatenate([[0], np.cumsum(manifest.slots)[:-1]])
-    for block, record in store.commits().items():
+    for block, digests in store.content_digests().items():
         block_rows = manifest.rows_of_block(block)
         labels = store.labels[block_rows.start : block_rows.stop]
         labelled += (label_table[labels] >= 0).sum(0)
         images += len(labels)
-        for view, digest in enumerate(record["content_sha256"]):
+        for view, digest in enumerate(digests):
             codes = store.read_codes(block, view, digest)
-            prob = prob_table(manifest.encoding)[codes.prob]
+            prob = codes.prob / manifest.encoding.prob_steps
             for k in range(len(sizes)):
-                counts[k] += np.bincount(
-                    codes.confidence[codes.valid, k], minlength=LINEAR_STEPS + 1
-                )
-            entries += np.add.reduceat((prob > 0).sum(0), starts)
+                counts[k] += np.bincount(codes.confidence[codes.valid, k], minlength=units + 1)
+            entries += np.add.reduceat((codes.prob > 0).sum(0), starts)
             mass += np.add.reduceat(prob.sum(0), starts)
             rows += int(codes.valid.sum())
-    values = np.arange(LINEAR_STEPS + 1) / LINEAR_STEPS
+    values = np.arange(units + 1) / units
     summaries = []
     for k, size in enumerate(sizes):
         cumulative = np.cumsum(counts[k])
@@ -116,7 +117,7 @@ def confidence_by_hierarchy(
                 hierarchy=k,
                 classes=size,
                 confidence_mean=float(counts[k] @ values / max(1, rows)),
-                confidence_quantiles=tuple(float(values[min(i, LINEAR_STEPS)]) for i in at),
+                confidence_quantiles=tuple(float(values[min(i, units)]) for i in at),
                 labelled=float(labelled[k] / max(1, images)),
                 kept_entries=float(entries[k] / max(1, rows)),
                 kept_mass=float(mass[k] / max(1, rows)),

@@ -14,7 +14,6 @@ from distill.fidelity import FidelityErrors, fidelity_errors
 from distill.hierarchy import SemanticHierarchy
 from distill.loader import ViewBatch
 from distill.targets import DenseTargets, SparseTargets
-from store.codes import dequantise
 from store.logit_store import LogitStore
 
 FIDELITY_ROWS = 1024
@@ -38,8 +37,8 @@ class Audit:
         sampled = [i for i, row in enumerate(rows) if row < FIDELITY_ROWS]
         if not sampled:
             return
-        codes = self.store.quantise(sparse.to_answers())
-        stored = dequantise(codes, self.store.manifest.encoding)
+        coding = self.store.manifest.coding
+        stored = coding.dequantise(coding.quantise(sparse.to_answers()))
         errors = fidelity_errors(
             exact=DenseTargets(probs=exact.probs.cpu(), confidence=exact.confidence.cpu()),
             sparse=SparseTargets.from_answers(stored, sparse.slots),
@@ -61,9 +60,8 @@ class Audit:
 
 def certificate(store: LogitStore) -> dict[str, Any]:
     """What `LogitStore.finish` puts into the root attributes."""
-    commits = store.commits()
-    audit = commits[0]["audit"] if 0 in commits else {"fidelity": None, "replay": {}}
-    return {**audit, "bad_images": sum(len(record["bad"]) for record in commits.values())}
+    records = store.records()
+    return dict(records[0]["audit"]) if 0 in records else {"fidelity": None, "replay": {}}
 
 
 def _fidelity(columns: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
@@ -84,4 +82,6 @@ def _fidelity(columns: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
 
 def _spread(values: NDArray[np.float64]) -> dict[str, float]:
     median, p99 = np.quantile(values, [0.5, 0.99])
-    return {"median": float(median), "p99": float(p99), "max": float(values.max())}
+    # Four digits: more are noise, and no number needs an exponent in the store's documents.
+    figures = {"median": median, "p99": p99, "max": values.max()}
+    return {name: round(float(value), 4) for name, value in figures.items()}

@@ -7,7 +7,7 @@ left alone, so running the same command again goes on where the last run stopped
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -19,14 +19,15 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from distill.answers import Answers
-from distill.data import ImageSource, dataset_digest, label_indices
+from distill.data import ImageSource, label_indices
 from distill.encoding import EncodingSpec
 from distill.errors import DataError, TeacherError
 from distill.loader import ViewBatch, ViewRequest, load_views
 from distill.progress import progress
+from distill.sample_id import samples_digest
 from distill.targets import dense_targets, sparsify
 from distill.views import ViewPolicy
-from store.logit_store import LogitStore
+from store.logit_store import LogitStore, has_store
 from store.manifest import DatasetIdentity, HierarchyIdentity, Manifest, ViewIdentity
 from store.summary import StoreSummary, summarise
 from teacher_server.audit import REPLAY_ROWS, Audit, certificate
@@ -35,7 +36,9 @@ from teacher_server.teacher import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeOptions:
-    """batch_size: views in one forward pass. block_rows: images between two commits.
+    """encoding: as `EncodingSpec.named` takes it. first_view: the number of the first view drawn.
+
+    batch_size: views in one forward pass. block_rows: images between two commits.
 
     workers: processes that decode. max_bad_fraction: share of unreadable images beyond which the
     run stops.
@@ -43,7 +46,8 @@ class PrecomputeOptions:
 
     policy: ViewPolicy
     views: int = 1
-    encoding: EncodingSpec = field(default_factory=EncodingSpec)
+    first_view: int = 0
+    encoding: str = "standard"
     batch_size: int = 64
     block_rows: int = 4096
     workers: int = 2
@@ -62,7 +66,7 @@ class PrecomputeReport:
 
 
 def precompute(
-    *, source: ImageSource, teacher: Teacher, path: Path, options: PrecomputeOptions
+    *, source: ImageSource, teacher: Teacher, path: str | Path, options: PrecomputeOptions
 ) -> PrecomputeReport:
     """Fill the store at `path`, making it if it is not there.
 
@@ -150,7 +154,7 @@ class _Block:
 
 
 def _open_or_create(
-    source: ImageSource, teacher: Teacher, path: Path, options: PrecomputeOptions
+    source: ImageSource, teacher: Teacher, path: str | Path, options: PrecomputeOptions
 ) -> LogitStore:
     hierarchy = teacher.hierarchy
     labels = label_indices(source, hierarchy)
@@ -162,15 +166,17 @@ def _open_or_create(
             num_classes=hierarchy.num_classes,
             classes_per_hierarchy=hierarchy.classes_per_hierarchy,
         ),
-        dataset=DatasetIdentity(digest=dataset_digest(source, labels), rows=len(source)),
-        views=ViewIdentity(count=options.views, policy=options.policy.to_json()),
-        encoding=options.encoding,
+        dataset=DatasetIdentity(digest=samples_digest(source.ids, labels), rows=len(source)),
+        views=ViewIdentity(
+            count=options.views, policy=options.policy.to_json(), first=options.first_view
+        ),
+        encoding=EncodingSpec.named(options.encoding, hierarchy.classes_per_hierarchy),
         block_rows=min(options.block_rows, len(source)),
         provenance={
             name: version(name) for name in ("distill", "torch", "torchvision", "timm", "pillow")
         },
     )
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not has_store(path):
         return LogitStore.create(
             path, manifest, ids=source.ids, labels=labels, hierarchy=hierarchy.to_json()
         )
@@ -194,7 +200,7 @@ def _batches_by_block(
     options: PrecomputeOptions,
 ) -> Iterator[tuple[int, Iterator[ViewBatch]]]:
     """Batches never cross a block's end: its answers do not depend on where a run began."""
-    views = tuple(range(options.views))
+    views = store.manifest.views.drawn
     images = max(1, options.batch_size // options.views)
     requests = []
     for block in blocks:
@@ -216,7 +222,7 @@ def _batches_by_block(
 
 
 def _reasons(store: LogitStore) -> list[str]:
-    return [bad["reason"] for record in store.commits().values() for bad in record["bad"]]
+    return [bad["reason"] for record in store.records().values() for bad in record["bad"]]
 
 
 def _too_many_bad(

@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from distill.data import ImageSource, dataset_digest, label_indices
+from distill.data import ImageSource, label_indices
 from distill.errors import ConfigError, DataError, StoreMismatchError
 from distill.hierarchy import SemanticHierarchy
 from distill.loader import ViewBatch, ViewRequest, load_views
 from distill.losses import semantic_kd_loss, semantic_softmax_loss
 from distill.metrics import SemanticAccuracy
 from distill.models import ModelInput, check_input
+from distill.order import SampleOrder
 from distill.progress import progress
+from distill.sample_id import samples_digest
 from distill.views import ViewPolicy
 from store.manifest import DatasetIdentity
 from trainers.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -69,11 +69,11 @@ def pretrain(
         ConfigError: `out` holds another run.
     """
     if targets:
-        where = str(targets.store.path)
+        where = targets.store.location
         targets.store.manifest.require(where, hierarchy_digest=hierarchy.digest)
     labels = label_indices(source, hierarchy)
     validation_labels = label_indices(validation, hierarchy) if validation else None
-    dataset = DatasetIdentity(digest=dataset_digest(source, labels), rows=len(source))
+    dataset = DatasetIdentity(digest=samples_digest(source.ids, labels), rows=len(source))
     if targets:
         targets.store.manifest.require(where, dataset=dataset)
         if policy.to_json() != dict(targets.store.manifest.views.policy):
@@ -137,6 +137,7 @@ def pretrain(
             kd = torch.zeros((), device=device)
             if targets:
                 said = targets.fetch(source.ids[rows], epoch % targets.views).to(device)
+                targets.prepare((epoch + 1) % targets.views)
                 kd = semantic_kd_loss(
                     student_logits=logits,
                     targets=said,
@@ -198,12 +199,6 @@ def pretrain(
     )
 
 
-def epoch_order(rows: int, epoch: int, seed: int) -> NDArray[np.int64]:
-    """[rows]: the order of an epoch; a function of nothing but its arguments."""
-    raw = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(rows)
-    return np.argsort(raw, kind="stable")
-
-
 def _batches(
     source: ImageSource,
     policy: ViewPolicy,
@@ -217,13 +212,14 @@ def _batches(
     """One view of each image, from `first_step` to the last."""
     steps_per_epoch = len(source) // recipe.batch_size
     first_epoch, skipped = divmod(first_step, steps_per_epoch)
+    order = targets.sample_order(recipe.seed) if targets else SampleOrder(len(source), recipe.seed)
     for epoch in range(first_epoch, recipe.epochs):
-        view = epoch % targets.views if targets else epoch
-        order = epoch_order(len(source), epoch, recipe.seed)
+        view = targets.drawn_view(epoch) if targets else epoch
+        rows = order.epoch(epoch)
         requests = [
             [
                 ViewRequest(int(row), (view,))
-                for row in order[i * recipe.batch_size :][: recipe.batch_size]
+                for row in rows[i * recipe.batch_size :][: recipe.batch_size]
             ]
             for i in range(skipped if epoch == first_epoch else 0, steps_per_epoch)
         ]

@@ -18,19 +18,19 @@ def check_replay(store: LogitStore, source: ImageSource, policy: ViewPolicy) -> 
     expected: dict[str, list[str]] = store.require_complete()["replay"]
     if not expected:
         return 0
-    views = tuple(range(store.manifest.views.count))
+    views = store.manifest.views.drawn
     rows = np.array([int(row) for row in expected])
     requests = [[ViewRequest(int(row), views, prove=True) for row in rows]]
     size = store.manifest.teacher.input_size
     (batch,) = load_views(source, policy, size, requests, workers=0)
     for row, digests in expected.items():
         found = batch.digests.get(int(row), [])
-        wrong = [view for view in views if found[view : view + 1] != digests[view : view + 1]]
+        wrong = [v for i, v in enumerate(views) if found[i : i + 1] != digests[i : i + 1]]
         if wrong:
             written_by = store.manifest.provenance
             raise StoreMismatchError(
-                f"{store.path}: sample {source.samples[int(row)].key!r} gives other pixels in view "
-                f"{wrong[0]} than the teacher saw, expected the same; use the torchvision and "
+                f"{store.location}: sample {source.samples[int(row)].key!r} gives other pixels in "
+                f"view {wrong[0]} than the teacher saw, expected the same; use the torchvision and "
                 f"Pillow that wrote the store ({written_by.get('torchvision')}, "
                 f"{written_by.get('pillow')}) and the same image files"
             )

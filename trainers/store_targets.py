@@ -1,38 +1,96 @@
-"""A store as a `TargetSource`: resident views behind sample ids."""
+"""A store as a `TargetSource`: decoded views behind sample ids.
 
-from pathlib import Path
+Views are resident, shared by all processes of the machine, where two of them fit the cache: the one
+in use and the next, which is decoded in the background. Otherwise they are streamed, and samples
+should come in the order that `sample_order` gives.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
 
 from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
-from distill.sample_id import SampleIds, find_rows
+from distill.order import SampleOrder
+from distill.sample_id import SampleIds
 from distill.targets import SparseTargets
+from store.cache import Cache
 from store.logit_store import LogitStore
-from store.resident import ResidentView, open_resident_view
+from store.lookup import RowIndex, open_row_index
+from store.resident import ResidentView, open_resident_view, resident_bytes
+from store.stream import StreamedView
+
+STREAM_WINDOW_BLOCKS = 16  # rows of this many blocks are shuffled together
+
+Mode = Literal["resident", "streamed"]
 
 
 class StoreTargets:
-    """Targets of a complete store. Keeps the view in use mapped; opening another builds it once."""
+    """Targets of a complete store.
 
-    def __init__(self, store: LogitStore, cache: Path) -> None:
+    mode: None is resident where the cache holds two views, streamed elsewhere.
+    """
+
+    def __init__(self, store: LogitStore, cache: Cache, mode: Mode | None = None) -> None:
         store.require_complete()
         self.store, self.cache = store, cache
         self.hierarchy = SemanticHierarchy.from_json(store.hierarchy)
-        store.manifest.require(str(store.path), hierarchy_digest=self.hierarchy.digest)
-        self._resident: ResidentView | None = None
+        store.manifest.require(store.location, hierarchy_digest=self.hierarchy.digest)
+        self._index: RowIndex = open_row_index(store, cache)
+        fits = 2 * resident_bytes(store) <= cache.room()
+        self.mode: Mode = mode or ("resident" if fits else "streamed")
+        self._view: ResidentView | StreamedView | None = None
+        self._next: tuple[int, Future[ResidentView]] | None = None
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="next-view")
 
     @property
     def views(self) -> int:
         """V; epoch e uses view e mod V."""
         return self.store.manifest.views.count
 
+    def drawn_view(self, epoch: int) -> int:
+        """The number by which the policy draws the view of that epoch."""
+        return self.store.manifest.views.first + epoch % self.views
+
+    def sample_order(self, seed: int) -> SampleOrder:
+        """The order in which samples are read fast: shuffled as a whole, or within some blocks."""
+        manifest = self.store.manifest
+        if self.mode == "resident":
+            return SampleOrder(manifest.dataset.rows, seed)
+        return SampleOrder(
+            manifest.dataset.rows,
+            seed,
+            block_rows=manifest.block_rows,
+            window=STREAM_WINDOW_BLOCKS,
+        )
+
     def fetch(self, sample_ids: SampleIds, view: int) -> SparseTargets:
         """See `distill.targets.TargetSource`."""
-        rows = find_rows(self.store.sample_ids, sample_ids)
+        rows = self._index.rows(sample_ids)
         if (rows < 0).any():
             raise DataError(
-                f"{self.store.path}: {int((rows < 0).sum())} of {len(rows)} samples are not in the "
-                "store; precompute the data set that the student trains on"
+                f"{self.store.location}: {int((rows < 0).sum())} of {len(rows)} samples are not in "
+                "the store; precompute the data set that the student trains on"
             )
-        if self._resident is None or self._resident.view != view:
-            self._resident = open_resident_view(self.store, view, self.cache)
-        return SparseTargets.from_answers(self._resident.gather(rows), self.store.manifest.slots)
+        answers = self._opened(view).gather(rows)
+        return SparseTargets.from_answers(answers, self.store.manifest.slots)
+
+    def prepare(self, view: int) -> None:
+        """Decode that view in the background, to be there when it is asked for."""
+        in_use = self._view is not None and self._view.view == view
+        if self.mode == "resident" and not in_use and (not self._next or self._next[0] != view):
+            future = self._background.submit(
+                open_resident_view, self.store, view, self.cache, workers=1
+            )
+            self._next = (view, future)
+
+    def _opened(self, view: int) -> ResidentView | StreamedView:
+        if self._view is None or self._view.view != view:
+            self._view = None  # lets the cache have its bytes back
+            if self.mode == "streamed":
+                self._view = StreamedView(self.store, view, capacity=STREAM_WINDOW_BLOCKS)
+            elif self._next and self._next[0] == view:
+                self._view = self._next[1].result()
+            else:
+                self._view = open_resident_view(self.store, view, self.cache)
+            self._next = None
+        return self._view

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it: .png, .svg or .pdf.")
 @options.as_json
-def inspect(path: Path, plot: Path | None, as_json: bool) -> None:
+def inspect(path: str, plot: Path | None, as_json: bool) -> None:
     """Print the teacher's confidence per hierarchy, labels, fidelity and size of STORE."""
     from dataclasses import asdict
 
@@ -27,7 +27,7 @@ def inspect(path: Path, plot: Path | None, as_json: bool) -> None:
     opened = LogitStore.open(path)
     summary = summarise(opened)
     hierarchy = SemanticHierarchy.from_json(opened.hierarchy)
-    opened.manifest.require(str(path), hierarchy_digest=hierarchy.digest)
+    opened.manifest.require(path, hierarchy_digest=hierarchy.digest)
     rows = confidence_by_hierarchy(opened, hierarchy.label_table)
     if plot:
         from distill.charts import draw_confidence

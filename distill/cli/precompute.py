@@ -12,9 +12,18 @@ from distill.cli import options
 @click.command()
 @click.option("--teacher", required=True, help="timm model name, or tresnet_l for the paper's.")
 @options.data
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="Store to fill.")
+@click.option("--store", required=True, help="Store to fill: a folder, or s3://bucket/prefix.")
 @click.option("--split", default="train", show_default=True, help="Split of --data.")
 @click.option("--views", type=click.IntRange(1, 1024), default=1, show_default=True)
+@click.option(
+    "--first-view", type=click.IntRange(0), default=0, help="Number of the first view; to merge."
+)
+@click.option(
+    "--encoding",
+    default="standard",
+    show_default=True,
+    help="small, standard, fine, or entries=N,steps=M.",
+)
 @click.option(
     "--view-policy",
     default="augmented",
@@ -40,9 +49,11 @@ from distill.cli import options
 def precompute(
     teacher: str,
     data: Path,
-    store: Path,
+    store: str,
     split: str,
     views: int,
+    first_view: int,
+    encoding: str,
     view_policy: str,
     view_seed: int,
     weights: Path | None,
@@ -96,6 +107,8 @@ def precompute(
         options=PrecomputeOptions(
             policy=policy,
             views=views,
+            first_view=first_view,
+            encoding=encoding,
             batch_size=batch_size,
             block_rows=block_rows,
             workers=workers,

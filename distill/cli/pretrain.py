@@ -13,9 +13,7 @@ from distill.cli import options
 @click.option("--student", required=True, help="timm model name.")
 @options.data
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
-@click.option(
-    "--targets", type=click.Path(path_type=Path), help="Store; without one, labels alone."
-)
+@click.option("--targets", help="Store: a folder or s3://…; without one, labels alone.")
 @click.option("--label-set", help="Name or JSON; the store's by default.")
 @click.option("--scheme", default="semantic", show_default=True)
 @click.option("--kd-weight", type=float, default=20.0, show_default=True)
@@ -37,6 +35,9 @@ from distill.cli import options
     show_default=True,
     help="Folder of decoded views.",
 )
+@click.option(
+    "--cache-gib", type=click.FloatRange(0), help="Most it may hold; what the disk has by default."
+)
 @options.limit
 @options.machine
 @options.as_json
@@ -44,7 +45,7 @@ def pretrain(
     student: str,
     data: Path,
     out: Path,
-    targets: Path | None,
+    targets: str | None,
     label_set: str | None,
     scheme: str,
     kd_weight: float,
@@ -60,6 +61,7 @@ def pretrain(
     seed: int,
     checkpoint_every: int,
     cache: Path,
+    cache_gib: float | None,
     limit: int | None,
     device: str,
     workers: int,
@@ -75,6 +77,7 @@ def pretrain(
     from distill.hierarchy import resolve
     from distill.models import pick_device
     from distill.views import ViewPolicy
+    from store.cache import Cache
     from store.logit_store import LogitStore
     from trainers.pretrain import pretrain
     from trainers.recipe import Recipe
@@ -95,7 +98,8 @@ def pretrain(
         init=init,
         seed=seed,
     )
-    source = StoreTargets(store, cache.expanduser()) if store else None
+    cache_bytes = None if cache_gib is None else int(cache_gib * 2**30)
+    source = StoreTargets(store, Cache(cache.expanduser(), cache_bytes)) if store else None
     if source and not label_set:
         hierarchy = source.hierarchy
     else:

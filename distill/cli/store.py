@@ -1,7 +1,6 @@
 """`distill store info`."""
 
 import json
-from pathlib import Path
 
 import click
 
@@ -14,9 +13,9 @@ def store() -> None:
 
 
 @store.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE")
 @options.as_json
-def info(path: Path, as_json: bool) -> None:
+def info(path: str, as_json: bool) -> None:
     """Rows, views, bytes, identity and fidelity of a store, without reading a row."""
     from store.logit_store import LogitStore
     from store.summary import summarise

@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from distill.data import open_source
 from distill.hierarchy import SemanticHierarchy
 from distill.targets import SparseTargets, encode
 from distill.views import ViewPolicy, draw_view, render_view
-from store.codes import dequantise
 from store.logit_store import LogitStore
 from teacher_server.teacher import load_teacher
 
@@ -56,13 +54,16 @@ def test_store_holds_what_the_teacher_says_of_each_view(
             pixels = render_view(read_image(source.samples[row]), params, (32, 32))
             said = encode(teacher.logits(pixels[None]), hierarchy, opened.manifest.encoding)
             block, place = divmod(row, 16)
-            stored = dequantise(opened.read_codes(block, view), opened.manifest.encoding)
+            digest = opened.content_digests()[block][view]
+            codes = opened.read_codes(block, view, digest)
+            stored = opened.manifest.coding.dequantise(codes)
             targets = SparseTargets.from_answers(stored, opened.manifest.slots)
             torch.testing.assert_close(
-                targets.confidence[place], said.confidence[0], atol=2e-5, rtol=0
+                targets.confidence[place], said.confidence[0], atol=1.2e-4, rtol=0
             )
-            torch.testing.assert_close(targets.sq_norm[place], said.sq_norm[0], atol=2e-5, rtol=0)
-            torch.testing.assert_close(targets.prob[place], said.prob[0], atol=1e-5, rtol=2e-3)
+            torch.testing.assert_close(targets.sq_norm[place], said.sq_norm[0], atol=6e-4, rtol=0)
+            step = 1.01 / opened.manifest.encoding.prob_steps  # a batch may round the other way
+            torch.testing.assert_close(targets.prob[place], said.prob[0], atol=step, rtol=0)
             assert stored.valid[place]
 
 
@@ -114,24 +115,25 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_store(
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
         while running.poll() is None:
             time.sleep(0.002)
-            if len(list((path / "commits").glob("0*"))) >= blocks:
+            if len(list((path / "commits").glob("0*/zarr.json"))) >= blocks:
                 os.killpg(running.pid, signal.SIGKILL)
                 break
         kills += running.wait() == -signal.SIGKILL
         assert LogitStore.open(path).pending_blocks()
     assert kills == 3
     mid = LogitStore.open(path)
-    before = {b: record["committed_at"] for b, record in mid.commits().items()}
+    before = {b: record["committed_at"] for b, record in mid.records().items()}
     assert mid.certificate is None
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    after = LogitStore.open(path).commits()
+    after = LogitStore.open(path).records()
     assert all(after[b]["committed_at"] == stamp for b, stamp in before.items())
     uninterrupted = tmp_path / "uninterrupted"
     subprocess.run(command_for(uninterrupted), check=True, stdout=subprocess.DEVNULL)
     assert_same_arrays(path, uninterrupted)
     certificates = [LogitStore.open(p).require_complete() for p in (path, uninterrupted)]
-    assert certificates[0]["content_sha256"] == certificates[1]["content_sha256"]
-    assert certificates[0]["replay"] == certificates[1]["replay"]
+    assert certificates[0] == certificates[1]
+    digests = [LogitStore.open(p).content_digests() for p in (path, uninterrupted)]
+    assert digests[0] == digests[1]
 
 
 def damaged_copy(figures: Path, folder: Path, bad: int) -> Path:
@@ -162,7 +164,7 @@ def test_bad_images_are_recorded_and_their_rows_invalid(
     assert ran.code == 0
     assert "bad images: " in ran.out
     opened = LogitStore.open(path)
-    recorded = [b for record in opened.commits().values() for b in record["bad"]]
+    recorded = [b for record in opened.records().values() for b in record["bad"]]
     assert {b["key"] for b in recorded} == {"train000000", "train000001"}
     assert all("not a whole image" in b["reason"] for b in recorded)
     valid = arrays(path)["valid"]
@@ -254,17 +256,6 @@ def test_torn_store_is_named_and_left_alone(
     assert tree_bytes(store) == before
 
 
-def test_missing_array_is_named_by_every_command(
-    fails,  # type: ignore[no-untyped-def]
-    precompute_command: Command,
-    store: Path,
-) -> None:
-    shutil.rmtree(store / "commits" / "00000003")
-    shutil.rmtree(store / "sq_norm")
-    assert "the array 'sq_norm' is missing" in fails(*precompute_command(store, "--views", 2))
-    assert "the array 'sq_norm' is missing" in fails("inspect", store)
-
-
 def test_damaged_chunk_is_named_by_inspect_and_mended_by_precompute(
     distill,  # type: ignore[no-untyped-def]
     fails,  # type: ignore[no-untyped-def]
@@ -275,7 +266,7 @@ def test_damaged_chunk_is_named_by_inspect_and_mended_by_precompute(
     (store / "prob" / "c" / "3" / "0" / "0").write_bytes(b"garbage")
     message = fails("inspect", store)
     assert "block 3 of view 0" in message
-    shutil.rmtree(store / "commits" / "00000003")  # what the message says to do
+    LogitStore.open(store).revoke([3])
     assert distill(*precompute_command(store, "--views", 2)).code == 0
     after = arrays(store)
     assert all((before[name] == after[name]).all() for name in before)

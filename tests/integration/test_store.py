@@ -9,10 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import zarr
+from small_store import (
+    BLOCK,
+    CERTIFICATE,
+    HIERARCHY,
+    ROWS,
+    VIEWS,
+    answers_of,
+    create,
+    make_complete,
+    make_manifest,
+    write,
+)
 
-from distill.answers import Answers
 from distill.encoding import EncodingSpec
 from distill.errors import (
     CorruptStoreError,
@@ -20,192 +30,156 @@ from distill.errors import (
     StoreError,
     StoreMismatchError,
 )
-from distill.hierarchy import SemanticHierarchy
-from distill.sample_id import ascending, sample_ids
-from distill.targets import encode
-from store.codes import dequantise
+from store.codes import ANSWER_ARRAYS
 from store.logit_store import LogitStore
-from store.manifest import (
-    DatasetIdentity,
-    HierarchyIdentity,
-    Manifest,
-    TeacherIdentity,
-    ViewIdentity,
-)
-from store.resident import open_resident_view
+from store.manifest import DatasetIdentity, Manifest, ViewIdentity
 from store.summary import confidence_by_hierarchy, summarise
 
-ROWS, VIEWS, BLOCK = 50, 2, 16
-
 
 @pytest.fixture
-def manifest(hierarchy: SemanticHierarchy) -> Manifest:
-    return Manifest(
-        teacher=TeacherIdentity(
-            name="t", fingerprint="f" * 64, input_size=(32, 32), precision="float32"
-        ),
-        hierarchy=HierarchyIdentity(
-            name=hierarchy.name,
-            digest=hierarchy.digest,
-            num_classes=hierarchy.num_classes,
-            classes_per_hierarchy=hierarchy.classes_per_hierarchy,
-        ),
-        dataset=DatasetIdentity(digest="d" * 64, rows=ROWS),
-        views=ViewIdentity(count=VIEWS, policy={"name": "augmented"}),
-        encoding=EncodingSpec(entries=4),
-        block_rows=BLOCK,
-    )
+def complete(tmp_path: Path) -> LogitStore:
+    return make_complete(tmp_path / "store")
 
 
-def answers(manifest: Manifest, hierarchy: SemanticHierarchy, block: int, view: int) -> Answers:
-    generator = torch.Generator().manual_seed(1000 * block + view)
-    logits = torch.randn(len(manifest.rows_of_block(block)), 29, generator=generator) * 4
-    return encode(logits, hierarchy, manifest.encoding).to_answers()
-
-
-def create(path: Path, manifest: Manifest, hierarchy: SemanticHierarchy) -> LogitStore:
-    ids = sample_ids([f"key{i}" for i in range(ROWS)])
-    labels = np.arange(ROWS, dtype=np.int64) % 30 - 1
-    return LogitStore.create(
-        path, manifest, ids=ids[ascending(ids)], labels=labels, hierarchy=hierarchy.to_json()
-    )
-
-
-def write(store: LogitStore, hierarchy: SemanticHierarchy, blocks: list[int] | range) -> None:
-    for block in blocks:
-        views = [answers(store.manifest, hierarchy, block, view) for view in range(VIEWS)]
-        store.write_block(block, views, {"bad": []})
-
-
-@pytest.fixture
-def complete(tmp_path: Path, manifest: Manifest, hierarchy: SemanticHierarchy) -> LogitStore:
-    store = create(tmp_path / "store", manifest, hierarchy)
-    write(store, hierarchy, range(manifest.num_blocks))
-    store.finish({"fidelity": None, "replay": {}})
-    return store
-
-
-def test_rows_come_back_as_written(complete: LogitStore, hierarchy: SemanticHierarchy) -> None:
-    store = LogitStore.open(complete.path)
-    digests = store.require_complete()["content_sha256"]
+def test_rows_come_back_as_written(complete: LogitStore) -> None:
+    store = LogitStore.open(complete.location)
+    digests = store.content_digests()
     for block in range(store.manifest.num_blocks):
         for view in range(VIEWS):
-            written = answers(store.manifest, hierarchy, block, view)
+            written = answers_of(store.manifest, block, view)
             codes = store.read_codes(block, view, digests[block][view])
-            read = dequantise(codes, store.manifest.encoding)
-            np.testing.assert_allclose(read.prob, written.prob, rtol=2e-3)
-            np.testing.assert_allclose(read.confidence, written.confidence, atol=1e-5)
-            np.testing.assert_allclose(read.sq_norm, written.sq_norm, atol=1e-5)
+            read = store.manifest.coding.dequantise(codes)
+            assert (read.prob == written.prob).all()
+            np.testing.assert_allclose(read.confidence, written.confidence, atol=1e-4)
+            np.testing.assert_allclose(read.sq_norm, written.sq_norm, atol=5e-4)
 
 
-def test_plain_zarr_opens_it_and_its_attributes_explain_the_arrays(
-    complete: LogitStore, hierarchy: SemanticHierarchy
-) -> None:
-    group: Any = zarr.open_group(complete.path, mode="r")
+def test_plain_zarr_opens_it_and_its_attributes_explain_the_arrays(complete: LogitStore) -> None:
+    group: Any = zarr.open_group(complete.location, mode="r")
     assert group.metadata.zarr_format == 3
     arrays = dict(group.arrays())
-    assert {*arrays} == {
-        *("index", "prob", "confidence", "sq_norm", "valid", "sample_id", "label"),
-    }
+    assert {*arrays} == {*ANSWER_ARRAYS, "sample_id", "label"}
     assert all(len(array.attrs["description"]) > 20 for array in arrays.values())
+    assert arrays["index"].shape == (ROWS, VIEWS, 15)
     assert arrays["index"].chunks == (BLOCK, 1, 15)
     assert arrays["prob"].metadata.dimension_names == ("row", "view", "slot")
     # The formula in the attributes decodes the codes, with nothing of ours.
-    table = complete.quantise(answers(complete.manifest, hierarchy, 0, 0))
-    code = int(table.prob[0, 0])
-    value = eval(str(arrays["prob"].attrs["decode"]), {"code": code})
-    assert value == pytest.approx(
-        float(answers(complete.manifest, hierarchy, 0, 0).prob[0, 0]), rel=2e-3
-    )
+    for block in range(4):
+        rows = complete.manifest.rows_of_block(block)
+        codes = arrays["prob"][rows.start : rows.stop, 1].astype(np.float32)
+        values = eval(str(arrays["prob"].attrs["decode"]), {"code": codes})
+        np.testing.assert_allclose(values, answers_of(complete.manifest, block, 1).prob, rtol=1e-6)
     assert group.attrs["distill"]["teacher"]["name"] == "t"
+    assert (arrays["label"][:] == complete.labels).all()
+    assert (arrays["sample_id"][:] == complete.sample_ids).all()
 
 
-def test_only_missing_blocks_are_pending(
-    tmp_path: Path, manifest: Manifest, hierarchy: SemanticHierarchy
-) -> None:
-    store = create(tmp_path / "store", manifest, hierarchy)
-    write(store, hierarchy, [2, 0])
-    reopened = LogitStore.open(store.path)
+def test_only_missing_blocks_are_pending(tmp_path: Path) -> None:
+    store = create(tmp_path / "store")
+    write(store, [2, 0])
+    reopened = LogitStore.open(store.location)
     assert reopened.pending_blocks() == [1, 3]
     with pytest.raises(IncompleteStoreError, match="2 of 4 blocks are missing"):
         reopened.require_complete()
     with pytest.raises(IncompleteStoreError):
-        reopened.finish({})
+        reopened.finish(CERTIFICATE)
     summary = summarise(reopened)
     assert (summary.complete, summary.blocks) == (False, (2, 4))
 
 
-def test_chunks_without_a_commit_do_not_count(
-    tmp_path: Path, manifest: Manifest, hierarchy: SemanticHierarchy
-) -> None:
-    store = create(tmp_path / "store", manifest, hierarchy)
-    write(store, hierarchy, range(manifest.num_blocks))
-    shutil.rmtree(store.path / "commits" / "00000001")
-    assert LogitStore.open(store.path).pending_blocks() == [1]
+def test_chunks_without_a_commit_do_not_count(tmp_path: Path) -> None:
+    store = create(tmp_path / "store")
+    write(store, range(4))
+    record = tmp_path / "store" / "commits" / "00000001" / "zarr.json"
+    record.unlink()  # and leave the empty folder, as a kill between the two may
+    assert LogitStore.open(store.location).pending_blocks() == [1]
 
 
 def test_order_of_writing_does_not_matter(
-    tmp_path: Path,
-    manifest: Manifest,
-    hierarchy: SemanticHierarchy,
-    tree_bytes: Callable[[Path], dict[str, bytes]],
+    tmp_path: Path, tree_bytes: Callable[[Path], dict[str, bytes]]
 ) -> None:
     contents = []
     for name, order in (("a", [0, 1, 2, 3]), ("b", [3, 1, 1, 0, 2])):
-        store = create(tmp_path / name, manifest, hierarchy)
-        write(store, hierarchy, order)
-        files = tree_bytes(store.path)
+        store = create(tmp_path / name)
+        write(store, order)
+        files = tree_bytes(tmp_path / name)
         contents.append({f: b for f, b in files.items() if not f.startswith("commits/0")})
     assert contents[0] == contents[1]
 
 
-def test_processes_write_different_blocks_of_one_store(
-    tmp_path: Path, manifest: Manifest, hierarchy: SemanticHierarchy
-) -> None:
-    store = create(tmp_path / "store", manifest, hierarchy)
-    command = [sys.executable, __file__, str(store.path)]
-    writers = [subprocess.Popen([*command, str(block)]) for block in range(4)]
-    assert [writer.wait() for writer in writers] == [0] * 4
-    store.finish({"fidelity": None, "replay": {}})
-    digests = store.require_complete()["content_sha256"]
-    for block in range(4):
-        store.read_codes(block, 1, digests[block][1])
+def test_finishing_compacts_the_commits(tmp_path: Path) -> None:
+    store = create(tmp_path / "store")
+    write(store, range(4))
+    records, digests = store.records(), store.content_digests()
+    store.finish(CERTIFICATE)
+    assert store.records() == records
+    assert store.content_digests() == digests
+    assert {p.name for p in (tmp_path / "store" / "commits").iterdir()} == {"zarr.json", "g1"}
+    again = LogitStore.open(store.location)
+    assert again.finish({}) == again.require_complete() == store.require_complete()
 
 
-def test_creating_twice_gives_the_same_store(
-    tmp_path: Path, manifest: Manifest, hierarchy: SemanticHierarchy
+def test_a_writer_that_started_before_the_store_was_finished_changes_nothing(
+    tmp_path: Path, tree_bytes: Callable[[Path], dict[str, bytes]]
 ) -> None:
-    first = create(tmp_path / "store", manifest, hierarchy)
-    write(first, hierarchy, [0])
-    again = create(tmp_path / "store", manifest, hierarchy)
+    early = create(tmp_path / "store")
+    make_complete(tmp_path / "store")
+    before = tree_bytes(tmp_path / "store")
+    write(early, range(4))
+    assert early.pending_blocks() == []
+    assert tree_bytes(tmp_path / "store") == before
+
+
+def test_processes_write_blocks_of_one_store_some_of_them_twice(tmp_path: Path) -> None:
+    store = create(tmp_path / "store")
+    command = [sys.executable, Path(__file__).parents[1] / "child.py", "write", store.location]
+    writers = [subprocess.Popen([*command, str(block)]) for block in (0, 1, 2, 3, 1, 3)]
+    assert [writer.wait() for writer in writers] == [0] * 6
+    store.finish(CERTIFICATE)
+    for block, digests in store.content_digests().items():
+        for view, digest in enumerate(digests):
+            store.read_codes(block, view, digest)
+
+
+def test_of_two_writers_that_differ_the_record_tells_what_the_chunks_hold(tmp_path: Path) -> None:
+    """Other hardware may round the last bit another way; the store must not contradict itself."""
+    store = create(tmp_path / "store")
+    write(store, [0])
+    theirs = [answers_of(store.manifest, 0, view) for view in range(VIEWS)]
+    ours = [replace(a, prob=np.where(a.prob > 0.5, a.prob - 0.01, a.prob)) for a in theirs]
+    record = tmp_path / "store" / "commits" / "00000000" / "zarr.json"
+    kept = record.read_bytes()
+    record.unlink()
+
+    def commit_of_the_other(*_: Any) -> bool:
+        record.parent.mkdir(exist_ok=True)
+        record.write_bytes(kept)
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("store.commits.write_record", commit_of_the_other)
+        store.write_block(0, ours, {"bad": []})
+    for view, digest in enumerate(store.content_digests()[0]):
+        store.read_codes(0, view, digest)
+
+
+def test_creating_twice_gives_the_same_store(tmp_path: Path) -> None:
+    first = create(tmp_path / "store")
+    write(first, [0])
+    again = create(tmp_path / "store")
     assert again.pending_blocks() == [1, 2, 3]
-    other = replace(manifest, encoding=EncodingSpec(entries=2))
+    other = make_manifest(encoding=EncodingSpec(entries=(2, 2, 2, 2)))
     with pytest.raises(StoreError, match="another process made another store"):
-        create(tmp_path / "store", other, hierarchy)
+        create(tmp_path / "store", other)
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
-@pytest.mark.parametrize("array", ["index", "prob", "confidence", "sq_norm"])
-def test_damaged_chunks_are_found(complete: LogitStore, array: str, damage: str) -> None:
-    (chunk,) = [p for p in (complete.path / array / "c" / "1" / "0").rglob("*") if p.is_file()]
-    content = bytearray(chunk.read_bytes())
-    if damage == "flip":
-        content[len(content) // 2] ^= 0x10
-        chunk.write_bytes(content)
-    elif damage == "cut":
-        chunk.write_bytes(content[:-3])
-    else:
-        chunk.unlink()
-    store = LogitStore.open(complete.path)
-    digests = store.require_complete()["content_sha256"]
-    with pytest.raises(CorruptStoreError, match="block 1 of view 0"):
-        store.read_codes(1, 0, digests[1][0])
-    store.read_codes(0, 0, digests[0][0])
-    with pytest.raises(CorruptStoreError):
-        open_resident_view(store, 0, complete.path.parent / "cache")
-    left = [p.suffix for p in (complete.path.parent / "cache").iterdir()]
-    assert left == [".lock"]
+def test_what_a_killed_creation_left_is_written_over(tmp_path: Path) -> None:
+    whole = create(tmp_path / "whole")
+    shutil.copytree(whole.location, tmp_path / "torn")
+    (tmp_path / "torn" / "zarr.json").unlink()
+    (tmp_path / "torn" / "index" / "zarr.json").write_text("{")
+    assert create(tmp_path / "torn").pending_blocks() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -213,54 +187,89 @@ def test_damaged_chunks_are_found(complete: LogitStore, array: str, damage: str)
     ["", "{", "{}", "[]", '{"zarr_format": 3, "node_type": "group", "attributes": {"distill": 1}}'],
 )
 def test_torn_root_is_named(complete: LogitStore, content: str) -> None:
-    (complete.path / "zarr.json").write_text(content)
+    Path(complete.location, "zarr.json").write_text(content)
     with pytest.raises(CorruptStoreError):
-        LogitStore.open(complete.path)
+        LogitStore.open(complete.location)
 
 
-def test_manifest_of_another_format_or_with_parts_missing_is_named(complete: LogitStore) -> None:
-    root = complete.path / "zarr.json"
-    whole = json.loads(root.read_text())
-    for key in ("teacher", "encoding", "block_rows", "format"):
-        torn = json.loads(json.dumps(whole))
-        del torn["attributes"]["distill"][key]
-        root.write_text(json.dumps(torn))
+def edit(store: LogitStore, key: str, change: Callable[[dict[str, Any]], None]) -> None:
+    path = Path(store.location, key)
+    document = json.loads(path.read_text())
+    change(document["attributes"])
+    path.write_text(json.dumps(document))
+
+
+def test_manifest_with_parts_missing_is_named(complete: LogitStore) -> None:
+    whole = Path(complete.location, "zarr.json").read_bytes()
+    for part in ("teacher", "encoding", "block_rows", "format"):
+        Path(complete.location, "zarr.json").write_bytes(whole)
+        edit(complete, "zarr.json", lambda a, part=part: a["distill"].pop(part))  # type: ignore[misc]
         with pytest.raises(CorruptStoreError, match="damaged manifest"):
-            LogitStore.open(complete.path)
-    whole["attributes"]["distill"]["format"] = "distill-store/9"
-    root.write_text(json.dumps(whole))
-    with pytest.raises(CorruptStoreError, match="expected 'distill-store/1'"):
-        LogitStore.open(complete.path)
+            LogitStore.open(complete.location)
 
 
-@pytest.mark.parametrize("key", ["content_sha256", "fidelity", "replay"])
-def test_damaged_certificate_is_named(complete: LogitStore, key: str) -> None:
-    root = complete.path / "zarr.json"
-    torn = json.loads(root.read_text())
-    del torn["attributes"]["certificate"][key]
-    root.write_text(json.dumps(torn))
-    with pytest.raises(CorruptStoreError, match="the certificate is damaged"):
-        LogitStore.open(complete.path).require_complete()
+@pytest.mark.parametrize(
+    ("version", "what"),
+    [(99, "this distill reads up to 2; upgrade distill"), (1, "a draft from before the first")],
+)
+def test_other_format_versions_say_what_to_do(
+    complete: LogitStore, version: int, what: str
+) -> None:
+    edit(complete, "zarr.json", lambda a: a["distill"].update(format=f"distill-store/{version}"))
+    with pytest.raises(StoreError, match=what) as caught:
+        LogitStore.open(complete.location)
+    assert not isinstance(caught.value, CorruptStoreError)
 
 
-@pytest.mark.parametrize("key", ["content_sha256", "bad"])
-def test_damaged_commit_record_is_named(complete: LogitStore, key: str) -> None:
-    record = complete.path / "commits" / "00000001" / "zarr.json"
-    torn = json.loads(record.read_text())
-    del torn["attributes"][key]
-    record.write_text(json.dumps(torn))
-    with pytest.raises(CorruptStoreError, match="not a whole commit record"):
-        complete.pending_blocks()
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a["distill"]["dataset"].update(rows=49),
+        lambda a: a["distill"]["encoding"].update(prob_steps=190),
+        lambda a: a["certificate"].update(fidelity={"gradient_angle_deg": 0.0}),
+        lambda a: a.pop("seal"),
+        lambda a: a.update(note="mine"),
+    ],
+)
+def test_root_edited_by_hand_is_found(complete: LogitStore, change: Any) -> None:
+    edit(complete, "zarr.json", change)
+    with pytest.raises(CorruptStoreError, match="damaged or edited"):
+        LogitStore.open(complete.location)
+
+
+@pytest.mark.parametrize("name", [*ANSWER_ARRAYS, "sample_id", "label", "hierarchy", "commits"])
+def test_documents_edited_or_missing_are_named(complete: LogitStore, name: str) -> None:
+    edit(complete, f"{name}/zarr.json", lambda a: a.update(note="mine"))
+    with pytest.raises(CorruptStoreError, match=f"{name}/zarr.json is missing or not what was"):
+        LogitStore.open(complete.location)
+    Path(complete.location, name, "zarr.json").unlink()
+    with pytest.raises(CorruptStoreError, match=f"{name}/zarr.json is missing or not what was"):
+        LogitStore.open(complete.location)
+
+
+@pytest.mark.parametrize("key", ["content_sha256", "bad", "record_sha256"])
+def test_damaged_commit_record_is_named(tmp_path: Path, key: str) -> None:
+    store = create(tmp_path / "store")
+    write(store, range(4))
+    edit(store, "commits/00000001/zarr.json", lambda a: a.pop(key))
+    with pytest.raises(CorruptStoreError, match="commits/00000001 is damaged"):
+        store.content_digests()
 
 
 def test_places_without_a_store_are_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no store there"):
         LogitStore.open(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "notes.txt").write_text("")
     with pytest.raises(CorruptStoreError, match=r"no zarr\.json"):
         LogitStore.open(tmp_path)
+    with pytest.raises(StoreError, match=r"holds notes\.txt, expected an empty place"):
+        create(tmp_path)
     zarr.create_group(tmp_path / "other")
     with pytest.raises(CorruptStoreError, match="not a distill store"):
         LogitStore.open(tmp_path / "other")
+    with pytest.raises(StoreError, match="unknown kind of place"):
+        LogitStore.open("ftp://host/store")
 
 
 @pytest.mark.parametrize(
@@ -268,12 +277,12 @@ def test_places_without_a_store_are_named(tmp_path: Path) -> None:
     [
         ({"teacher_fingerprint": "0" * 64}, "teacher ffffffffffff found"),
         ({"hierarchy_digest": "0" * 64}, "hierarchy"),
+        ({"dataset": DatasetIdentity(digest="0" * 64, rows=49)}, r"dataset .* \(50 rows\) found"),
         (
-            {"dataset": DatasetIdentity(digest="0" * 64, rows=49)},
-            r"dataset dddddddddddd \(50 rows\)",
+            {"views": ViewIdentity(count=3, policy={"name": "augmented"})},
+            r"\(views 0 to 1, name=aug",
         ),
-        ({"views": ViewIdentity(count=3, policy={"name": "augmented"})}, r"\(2 views, name=aug"),
-        ({"encoding": EncodingSpec()}, "encoding"),
+        ({"encoding": EncodingSpec(entries=(8, 8, 8, 3))}, "encoding"),
     ],
 )
 def test_other_identities_are_refused(
@@ -283,82 +292,24 @@ def test_other_identities_are_refused(
         complete.manifest.require("here", **expectation)
 
 
-def test_identity_ignores_provenance_only(manifest: Manifest) -> None:
+def test_identity_ignores_provenance_only() -> None:
+    manifest = make_manifest()
     assert replace(manifest, provenance={"torch": "9"}).identity == manifest.identity
     assert replace(manifest, block_rows=17).identity != manifest.identity
     assert Manifest.from_json(manifest.to_json(), "x") == manifest
 
 
-def test_resident_view_gathers_any_rows(
-    complete: LogitStore, hierarchy: SemanticHierarchy, random: np.random.Generator
-) -> None:
-    view = open_resident_view(complete, 1, complete.path.parent / "cache")
-    everything = [complete.quantise(answers(complete.manifest, hierarchy, b, 1)) for b in range(4)]
-    rows = random.integers(0, ROWS, 200)
-    gathered = view.gather(rows)
-    for name in ("index", "prob", "confidence", "sq_norm", "valid"):
-        column = np.concatenate([getattr(codes, name) for codes in everything])
-        assert (view.records[name][rows] == column[rows]).all()
-    assert gathered.prob.dtype == np.float32
-    assert gathered.prob.max() <= 1
-
-
-def test_resident_view_is_built_once_and_rebuilt_when_torn(complete: LogitStore) -> None:
-    cache = complete.path.parent / "cache"
-    open_resident_view(complete, 0, cache)
-    (built,) = cache.glob("*.rows")
-    stamp, size = built.stat().st_mtime_ns, built.stat().st_size
-    open_resident_view(complete, 0, cache)
-    assert built.stat().st_mtime_ns == stamp
-    built.write_bytes(b"torn")
-    view = open_resident_view(complete, 0, cache)
-    assert built.stat().st_size == size
-    assert len(view.records) == ROWS
-
-
-def test_a_builder_that_died_leaves_nothing_trusted(complete: LogitStore) -> None:
-    cache = complete.path.parent / "cache"
-    open_resident_view(complete, 0, cache)
-    (built,) = cache.glob("*.rows")
-    whole = built.read_bytes()
-    built.rename(built.with_name(built.name + ".0123.building"))
-    open_resident_view(complete, 0, cache)
-    assert built.read_bytes() == whole
-
-
-def test_view_that_is_not_there_is_named(complete: LogitStore) -> None:
-    with pytest.raises(StoreError, match="view 2 asked for, expected 0 to 1"):
-        open_resident_view(complete, 2, complete.path.parent / "cache")
-
-
-def test_cache_that_cannot_be_written_is_named(complete: LogitStore) -> None:
-    blocked = complete.path.parent / "file"
-    blocked.write_text("")
-    with pytest.raises(StoreError, match="pass another --cache"):
-        open_resident_view(complete, 0, blocked)
-
-
-def test_summary_equals_numpy_over_all_rows(
-    complete: LogitStore, hierarchy: SemanticHierarchy
-) -> None:
-    rows = confidence_by_hierarchy(complete, hierarchy.label_table)
-    confidence = np.concatenate(
-        [
-            answers(complete.manifest, hierarchy, block, view).confidence
-            for block in range(4)
-            for view in range(VIEWS)
-        ]
-    )
-    labelled = (hierarchy.label_table[complete.labels] >= 0).mean(0)
+def test_summary_equals_numpy_over_all_rows(complete: LogitStore) -> None:
+    rows = confidence_by_hierarchy(complete, HIERARCHY.label_table)
+    said = [answers_of(complete.manifest, b, view) for b in range(4) for view in range(VIEWS)]
+    confidence = np.concatenate([answers.confidence for answers in said])
+    kept = np.concatenate([answers.prob for answers in said]) > 0
+    slots = np.split(kept, np.cumsum(complete.manifest.slots)[:-1], axis=1)
+    labelled = (HIERARCHY.label_table[complete.labels] >= 0).mean(0)
     for row in rows:
         column = confidence[:, row.hierarchy]
-        assert row.confidence_mean == pytest.approx(column.mean(), abs=1e-5)
+        assert row.confidence_mean == pytest.approx(column.mean(), abs=1e-4)
         expected = np.quantile(column, [0.05, 0.25, 0.5, 0.75, 0.95], method="inverted_cdf")
-        np.testing.assert_allclose(row.confidence_quantiles, expected, atol=2e-5)
+        np.testing.assert_allclose(row.confidence_quantiles, expected, atol=2e-4)
         assert row.labelled == pytest.approx(labelled[row.hierarchy])
-        assert row.kept_entries == pytest.approx(min(4, row.classes), abs=0.2)
-
-
-if __name__ == "__main__":  # one writer of the test with several processes
-    figures = SemanticHierarchy.bundled("plane-figures")
-    write(LogitStore.open(Path(sys.argv[1])), figures, [int(sys.argv[2])])
+        assert row.kept_entries == pytest.approx(slots[row.hierarchy].sum(1).mean())

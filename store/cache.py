@@ -1,0 +1,149 @@
+"""A folder of memory-mapped files that processes share: built once, bounded, safe to kill.
+
+A file is written under another name, flushed, ended with a trailer that says what it is, and
+renamed; whatever else lies there is not trusted. Of several processes one builds, the others wait.
+A file in use is never removed: its users hold a lock on it that the kernel drops when they die.
+"""
+
+import fcntl
+import hashlib
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.errors import StoreError
+
+TRAILER_BYTES = 32
+SUFFIX, BUILDING, LOCK = ".rows", ".building", ".lock"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """limit_bytes: of all files together; None is what the disk has."""
+
+    folder: Path
+    limit_bytes: int | None = None
+
+    def open(
+        self, name: str, dtype: np.dtype[Any], rows: int, fill: Callable[[NDArray[Any]], None]
+    ) -> NDArray[Any]:
+        """[rows] of `dtype`, read-only and memory-mapped; `fill` writes it where it is not there.
+
+        Raises:
+            StoreError: the folder cannot be used, or the file does not fit.
+        """
+        path, size = self.folder / (name + SUFFIX), rows * dtype.itemsize
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._locked(name):
+                if not _is_whole(path, size):
+                    self._make_room(size)
+                    _build(path, dtype, rows, fill)
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_SH)
+                    os.utime(path)  # the least recently opened go first
+                    return _mapped(file, dtype, rows)
+        except OSError as error:
+            raise StoreError(
+                f"{self.folder}: the cache cannot be used ({error.strerror or error}); it needs "
+                f"{size} bytes for {name}: free them or pass another --cache"
+            ) from error
+
+    def has(self, name: str, dtype: np.dtype[Any], rows: int) -> bool:
+        """Whether it is there already."""
+        return _is_whole(self.folder / (name + SUFFIX), rows * dtype.itemsize)
+
+    def room(self) -> int:
+        """Bytes for files beside those that are in use now."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files = [p for p in self.folder.glob("*" + SUFFIX) if p.is_file()]
+            kept = sum(p.stat().st_size for p in files if _in_use(p))
+            removable = sum(p.stat().st_size for p in files) - kept
+            free = shutil.disk_usage(self.folder).free + removable
+        except OSError as error:
+            raise StoreError(
+                f"{self.folder}: the cache cannot be used ({error.strerror or error}); pass "
+                "another --cache"
+            ) from error
+        return free if self.limit_bytes is None else min(free, self.limit_bytes - kept)
+
+    def _make_room(self, size: int) -> None:
+        """Remove what is not in use, the least recently opened first, until `size` fits."""
+        room = self.room()
+        if size > room:
+            raise OSError(f"{max(0, room)} bytes can be had")
+        files = sorted(self.folder.glob("*" + SUFFIX), key=lambda p: p.stat().st_mtime)
+        used = sum(p.stat().st_size for p in files)
+        for path in files:
+            free = shutil.disk_usage(self.folder).free
+            fits = self.limit_bytes is None or used + size <= self.limit_bytes
+            if fits and free >= size:
+                return
+            if not _in_use(path):
+                used -= path.stat().st_size
+                path.unlink()
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Held by one process at a time; the kernel lets go of it when that process dies."""
+        with (self.folder / (name + LOCK)).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            (self.folder / (name + SUFFIX + BUILDING)).unlink(missing_ok=True)  # of a dead one
+            yield
+
+
+def _build(
+    path: Path, dtype: np.dtype[Any], rows: int, fill: Callable[[NDArray[Any]], None]
+) -> None:
+    building = path.with_name(path.name + BUILDING)
+    size = rows * dtype.itemsize
+    try:
+        with building.open("w+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size + TRAILER_BYTES)  # a full disk shows here
+            records = np.memmap(file, dtype, "r+", shape=(rows,))
+            fill(records)
+            records.flush()
+            del records
+            file.seek(size)
+            file.write(_trailer(path.name, size))
+            file.flush()
+            os.fsync(file.fileno())
+        building.replace(path)
+    finally:
+        building.unlink(missing_ok=True)
+
+
+def _mapped(file: IO[bytes], dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
+    """A mapping duplicates the descriptor, so the file stays locked as long as the array lives."""
+    mapping = mmap.mmap(file.fileno(), rows * dtype.itemsize, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapping, dtype, rows)
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == size + TRAILER_BYTES:
+            file.seek(size)
+            return file.read(TRAILER_BYTES) == _trailer(path.name, size)
+    return False
+
+
+def _trailer(name: str, size: int) -> bytes:
+    return hashlib.sha256(f"distill cache 1 {name} {size}".encode()).digest()
+
+
+def _in_use(path: Path) -> bool:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

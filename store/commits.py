@@ -1,0 +1,180 @@
+"""Commit records: which blocks are there, and what each must contain.
+
+A block is committed by one small Zarr group, `commits/<block>`, written after its chunks; its
+attributes are the record, which carries a digest of itself. When all blocks are there the records
+are compacted into two arrays of one generation, `commits/g<n>`, so that a store of any size opens
+with few reads.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.errors
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from distill.errors import CorruptStoreError, first_line
+from store.objects import Objects
+from store.root import digest_of_json, group_document
+
+Record = dict[str, Any]
+
+GROUP_KEY = "commits/zarr.json"
+GROUP_DOCUMENT = group_document(
+    {
+        "description": "One group for each committed block; its attributes are the commit record. "
+        "A block without one has not been written whole. In a finished store g<n> holds all "
+        "records: content_sha256 [blocks, views, 32], and the records as JSON lines."
+    }
+)
+COMPACTED = ("content_sha256", "records")
+RECORDS_CHUNK_BYTES = 2**22
+RECORD_KEY = re.compile(r"commits/(\d{8})/zarr\.json")
+
+
+def record_key(block: int) -> str:
+    """Where the record of a block lies."""
+    return f"commits/{block:08d}/zarr.json"
+
+
+def write_record(objects: Objects, record: Record) -> bool:
+    """Commit a block; False where it has been committed already."""
+    return objects.write_new(record_key(record["block"]), _document(record))
+
+
+def replace_record(objects: Objects, record: Record) -> None:
+    """Commit a block over another commit of it."""
+    objects.write(record_key(record["block"]), _document(record))
+
+
+def recorded_blocks(objects: Objects, num_blocks: int) -> list[int]:
+    """Blocks that have a record of their own, ascending."""
+    # By key: a killed writer may leave an empty folder of that name on a disk.
+    names = [RECORD_KEY.fullmatch(key) for key in objects.keys("commits")]
+    return sorted(block for block in (int(n[1]) for n in names if n) if block < num_blocks)
+
+
+def read_records(objects: Objects, blocks: Iterable[int], views: int) -> dict[int, Record]:
+    """The records of those blocks, of which some may have vanished since.
+
+    Raises:
+        CorruptStoreError: a record is not what was written.
+    """
+    wanted = list(blocks)
+    contents = objects.read_all([record_key(block) for block in wanted])
+    found = zip(wanted, contents, strict=True)
+    return {b: _parsed(c, b, views, objects) for b, c in found if c is not None}
+
+
+def delete_records(objects: Objects, blocks: Iterable[int]) -> None:
+    """Take commits back."""
+    objects.delete([record_key(block) for block in blocks])
+
+
+def compacted_keys(generation: int) -> list[str]:
+    """The documents of a generation's arrays."""
+    return [f"commits/g{generation}/{name}/zarr.json" for name in COMPACTED]
+
+
+def write_compacted(
+    objects: Objects, generation: int, records: Mapping[int, Record]
+) -> dict[str, str]:
+    """All records as arrays; the SHA-256 of each array's bytes by name, for the certificate."""
+    ordered = [records[block] for block in sorted(records)]
+    lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in ordered).encode()
+    digests = "".join("".join(record["content_sha256"]) for record in ordered)
+    views = len(ordered[0]["content_sha256"])
+    arrays = {
+        "content_sha256": np.frombuffer(bytes.fromhex(digests), np.uint8).reshape(-1, views, 32),
+        "records": np.frombuffer(lines, np.uint8),
+    }
+    for name, values in arrays.items():
+        zarr.create_array(
+            objects.zarr(f"commits/g{generation}/{name}"),
+            data=values,
+            chunks=(min(len(values), RECORDS_CHUNK_BYTES // (values[0].size)), *values.shape[1:]),
+            compressors=[ZstdCodec(level=9), Crc32cCodec()],
+            fill_value=0,
+            overwrite=True,
+        )
+    return {name: hashlib.sha256(values.data).hexdigest() for name, values in arrays.items()}
+
+
+def read_digests(
+    objects: Objects, generation: int, sha256: str, shape: tuple[int, int]
+) -> list[tuple[str, ...]]:
+    """[blocks][views]: the content hash, in hexadecimal.
+
+    Raises:
+        CorruptStoreError: they are not what was compacted.
+    """
+    content = _compacted(objects, generation, "content_sha256", sha256)
+    blocks, views = shape
+    if len(content) != blocks * views * 32:
+        raise CorruptStoreError(
+            f"{objects.location}: {len(content)} bytes of content hashes found, expected "
+            f"{blocks * views * 32}; `distill store repair` computes what is bad again"
+        )
+    text, row = content.hex(), 64 * views
+    return [
+        tuple(text[b * row + 64 * v : b * row + 64 * v + 64] for v in range(views))
+        for b in range(blocks)
+    ]
+
+
+def read_compacted_records(objects: Objects, generation: int, sha256: str) -> dict[int, Record]:
+    """The whole records.
+
+    Raises:
+        CorruptStoreError: they are not what was compacted.
+    """
+    lines = _compacted(objects, generation, "records", sha256).splitlines()
+    return {record["block"]: record for record in map(json.loads, lines)}
+
+
+def delete_generation(objects: Objects, generation: int) -> None:
+    """Remove compacted commits that no root names any more."""
+    objects.delete(objects.keys(f"commits/g{generation}"))
+
+
+def _compacted(objects: Objects, generation: int, name: str, sha256: str) -> bytes:
+    path = f"commits/g{generation}/{name}"
+    try:
+        content = np.asarray(zarr.open_array(objects.zarr(path), mode="r")[...]).tobytes()
+    except (ValueError, RuntimeError, KeyError, TypeError, FileNotFoundError) as error:
+        raise _damaged(objects, path, first_line(error)) from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise _damaged(objects, path, "its digest does not match")
+    return content
+
+
+def _document(record: Record) -> bytes:
+    return group_document({**record, "record_sha256": digest_of_json(record)})
+
+
+def _parsed(content: bytes, block: int, views: int, objects: Objects) -> Record:
+    try:
+        document = json.loads(content)
+        record: Record = document["attributes"]
+        sealed = record.pop("record_sha256")
+        if (
+            document != {"zarr_format": 3, "node_type": "group", "attributes": record}
+            or sealed != digest_of_json(record)
+            or record["block"] != block
+            or len(record["content_sha256"]) != views
+        ):
+            raise ValueError("its digest does not match")
+        return record
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(objects, f"commits/{block:08d}", first_line(error)) from error
+
+
+def _damaged(objects: Objects, what: str, why: str) -> CorruptStoreError:
+    return CorruptStoreError(
+        f"{objects.location}: {what} is damaged ({why}), expected what was committed; "
+        "`distill store repair` computes what is bad again"
+    )

@@ -1,0 +1,197 @@
+"""Where the bytes of a store lie: objects by key, in a folder or in an S3-compatible bucket.
+
+Owns places, retries and what their failures mean to the user. One write is one whole object: it is
+there or it is not, on a disk (written aside, renamed) as in a bucket.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from obstore.store import LocalStore, from_url
+from zarr.storage import ObjectStore
+
+from distill.errors import StoreError, first_line
+
+URL_SCHEMES = ("s3://", "gs://", "az://")
+PARALLEL_REQUESTS = 16
+RETRIES = 10
+RETRY_FOR = timedelta(minutes=3)
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """The objects below one place."""
+
+    location: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the place is a folder of this machine."""
+        return not self.location.startswith(URL_SCHEMES)
+
+    @property
+    def path(self) -> Path:
+        """The folder, of a local place."""
+        return Path(self.location)
+
+    @cached_property
+    def _store(self) -> Any:
+        with self._named("be opened"):
+            if self.is_local:
+                return LocalStore(self.path.absolute(), automatic_cleanup=True)
+            return from_url(
+                self.location,
+                client_options={"allow_http": True, "timeout": timedelta(seconds=60)},
+                retry_config={"max_retries": RETRIES, "retry_timeout": RETRY_FOR},
+            )
+
+    def zarr(self, folder: str) -> ObjectStore[Any]:
+        """The place below for Zarr, which would write documents of its own above an array."""
+        below = Objects(f"{self.location}/{folder}")
+        below.make_place()
+        return ObjectStore(below._store)
+
+    def make_place(self) -> None:
+        """A folder where there is none; a bucket must be there already."""
+        if self.is_local:
+            with self._named("be made"):
+                self.path.mkdir(parents=True, exist_ok=True)
+
+    def exists(self) -> bool:
+        """Whether anything is there."""
+        if not self.is_local:
+            return bool(self.names())
+        with self._named("be listed"):
+            return self.path.is_dir() and next(self.path.iterdir(), None) is not None
+
+    def read(self, key: str) -> bytes | None:
+        """The whole object; None where there is none.
+
+        Raises:
+            StoreError: the place cannot be read.
+        """
+        with self._named("be read"):
+            try:
+                return bytes(obstore.get(self._store, key).bytes())
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
+
+    def read_all(self, keys: Sequence[str]) -> list[bytes | None]:
+        """`read` of each; requests to a bucket run side by side."""
+        if self.is_local or len(keys) < 2:
+            return [self.read(key) for key in keys]
+        return list(self._requests.map(self.read, keys))
+
+    def write(self, key: str, content: bytes) -> None:
+        """Put the object there, over another if there is one.
+
+        Raises:
+            StoreError: disk full, no permission, or the network does not come back.
+        """
+        with self._named("be written"):
+            obstore.put(self._store, key, content, use_multipart=False)
+
+    def write_all(self, contents: Iterable[tuple[str, bytes]]) -> None:
+        """`write` of each; requests to a bucket run side by side."""
+        if self.is_local:
+            for key, content in contents:
+                self.write(key, content)
+        else:
+            list(self._requests.map(lambda item: self.write(*item), contents))
+
+    def write_new(self, key: str, content: bytes) -> bool:
+        """`write`, but False where an object is there already, which stays."""
+        with self._named("be written"):
+            try:
+                obstore.put(self._store, key, content, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                return False
+            return True
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove those that are there."""
+        with self._named("be written"):
+            for start in range(0, len(keys), 1000):
+                some = list(keys[start : start + 1000])
+                try:
+                    obstore.delete(self._store, some)
+                except FileNotFoundError:  # on a disk; the others may not have been reached
+                    for key in some:
+                        with suppress(FileNotFoundError):
+                            obstore.delete(self._store, key)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names directly below `folder`, of objects and of folders."""
+        with self._named("be listed"):
+            found = obstore.list_with_delimiter(self._store, folder or None)
+        below = [*found["common_prefixes"], *(o["path"] for o in found["objects"])]
+        return sorted(path.rpartition("/")[2] for path in below)
+
+    def keys(self, folder: str = "") -> list[str]:
+        """Every key below `folder`."""
+        with self._named("be listed"):
+            return [o["path"] for batch in obstore.list(self._store, folder or None) for o in batch]
+
+    def bytes_total(self) -> int:
+        """Of all objects."""
+        with self._named("be listed"):
+            return sum(o["size"] for batch in obstore.list(self._store) for o in batch)
+
+    @cached_property
+    def _requests(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(PARALLEL_REQUESTS, thread_name_prefix="store-requests")
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        """The failure of a place as one line that says what to do."""
+        try:
+            yield
+        except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
+            credentials = "the permission" if self.is_local else "the credentials (AWS_* variables)"
+            raise StoreError(
+                f"{self.location}: cannot {what}: {_cause(error)}; committed blocks are safe: "
+                f"fix {credentials}, then run the same command again"
+            ) from error
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise
+        except (BaseError, OSError, ValueError) as error:
+            place = "the disk" if self.is_local else "the endpoint and the network"
+            raise StoreError(
+                f"{self.location}: cannot {what}: {_cause(error)}; committed blocks are safe: "
+                f"check {place}, then run the same command again"
+            ) from error
+
+
+def open_objects(location: "str | Path | Objects") -> Objects:
+    """A folder, or s3://bucket/prefix (gs:// and az:// alike) with credentials in the environment.
+
+    Raises:
+        StoreError: the URL is of an unknown kind.
+    """
+    if isinstance(location, Objects):
+        return location
+    text = str(location)
+    if "://" in text and not text.startswith(URL_SCHEMES):
+        raise StoreError(
+            f"{text}: unknown kind of place, expected a folder or one of {' '.join(URL_SCHEMES)}"
+        )
+    return Objects(text.rstrip("/") if text.startswith(URL_SCHEMES) else text)
+
+
+def _cause(error: BaseException) -> str:
+    """The first line without the library's own account of itself."""
+    line = first_line(error)
+    return line.split(" error: ", 1)[1] if " error: " in line else line
