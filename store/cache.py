@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 
 from distill.errors import StoreError
 
+# put(first row, rows): what `fill` writes with, from any thread and in any order.
+Put = Callable[[int, NDArray[Any]], None]
+
 TRAILER_BYTES = 32
 SUFFIX, BUILDING, LOCK = ".rows", ".building", ".lock"
 
@@ -33,7 +36,7 @@ class Cache:
     limit_bytes: int | None = None
 
     def open(
-        self, name: str, dtype: np.dtype[Any], rows: int, fill: Callable[[NDArray[Any]], None]
+        self, name: str, dtype: np.dtype[Any], rows: int, fill: Callable[[Put], None]
     ) -> NDArray[Any]:
         """[rows] of `dtype`, read-only and memory-mapped; `fill` writes it where it is not there.
 
@@ -101,21 +104,23 @@ class Cache:
             yield
 
 
-def _build(
-    path: Path, dtype: np.dtype[Any], rows: int, fill: Callable[[NDArray[Any]], None]
-) -> None:
+def _build(path: Path, dtype: np.dtype[Any], rows: int, fill: Callable[[Put], None]) -> None:
     building = path.with_name(path.name + BUILDING)
     size = rows * dtype.itemsize
     try:
-        with building.open("w+b") as file:
+        with building.open("wb", buffering=0) as file:
             os.posix_fallocate(file.fileno(), 0, size + TRAILER_BYTES)  # a full disk shows here
-            records = np.memmap(file, dtype, "r+", shape=(rows,))
-            fill(records)
-            records.flush()
-            del records
-            file.seek(size)
-            file.write(_trailer(path.name, size))
-            file.flush()
+
+            def put(first: int, values: NDArray[Any]) -> None:
+                # Written, not mapped: a page fault a page would cost as much as decoding.
+                content = memoryview(values.astype(dtype, copy=False).tobytes())
+                offset = first * dtype.itemsize
+                while content:
+                    written = os.pwrite(file.fileno(), content, offset)
+                    content, offset = content[written:], offset + written
+
+            fill(put)
+            os.pwrite(file.fileno(), _trailer(path.name, size), size)
             os.fsync(file.fileno())
         building.replace(path)
     finally:

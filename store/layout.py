@@ -19,7 +19,12 @@ from store.codes import ANSWER_ARRAYS, SQ_NORM_UNITS
 from store.manifest import Manifest
 from store.objects import Objects
 
-SAMPLE_ARRAYS = ("sample_id", "label")
+SAMPLE_DESCRIPTIONS = {
+    "sample_id": "BLAKE2b-128 of the sample's key, big-endian, high word first; ascending, so that "
+    "rows are a random permutation of the dataset.",
+    "label": "Class index of the sample's own label in the label set; -1 without one.",
+}
+SAMPLE_ARRAYS = tuple(SAMPLE_DESCRIPTIONS)
 SAMPLE_CHUNK_ROWS = 2**18
 COMPRESSION_LEVEL = 9
 CHECKSUM_BYTES = 4
@@ -30,7 +35,7 @@ def create_arrays(
 ) -> None:
     """Empty answer arrays, and the samples' ids and labels."""
     create_answer_arrays(objects, manifest)
-    create_sample_arrays(objects, manifest, ids, labels)
+    create_sample_arrays(objects, ids, labels)
 
 
 def create_answer_arrays(objects: Objects, manifest: Manifest) -> None:
@@ -65,9 +70,7 @@ def create_answer_arrays(objects: Objects, manifest: Manifest) -> None:
         )
 
 
-def create_sample_arrays(
-    objects: Objects, manifest: Manifest, ids: SampleIds, labels: NDArray[np.int64]
-) -> None:
+def create_sample_arrays(objects: Objects, ids: SampleIds, labels: NDArray[np.int64]) -> None:
     """`sample_id` and `label`, with their content."""
     for name, values in (("sample_id", ids), ("label", labels.astype(np.int32))):
         blosc = BloscCodec(
@@ -80,7 +83,7 @@ def create_sample_arrays(
             compressors=[blosc, Crc32cCodec()],
             fill_value=0,
             dimension_names=["row", "word"][: values.ndim],
-            attributes=_explained(name, manifest),
+            attributes={"description": SAMPLE_DESCRIPTIONS[name]},
             overwrite=True,
         )
 
@@ -159,12 +162,5 @@ def _explained(name: str, manifest: Manifest) -> dict[str, Any]:
             "decode": f"(predicted + ((code >> 1) ^ -(code & 1))) / {SQ_NORM_UNITS}",
         },
         "valid": {"description": "False where the image could not be read; its row is all zero."},
-        "sample_id": {
-            "description": "BLAKE2b-128 of the sample's key, big-endian, high word first; "
-            "ascending, so that rows are a random permutation of the dataset."
-        },
-        "label": {
-            "description": "Class index of the sample's own label in the label set; -1 without one."
-        },
     }
     return explanations[name]

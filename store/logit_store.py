@@ -39,8 +39,10 @@ from store.objects import Objects, open_objects
 from store.root import COPY_KEY, ROOT_KEY, Root, group_document
 
 HIERARCHY_KEY = "hierarchy/zarr.json"
+SAMPLE_KEYS = tuple(f"{name}/zarr.json" for name in SAMPLE_ARRAYS)
 DOCUMENTS = (
-    *(f"{name}/zarr.json" for name in (*ANSWER_ARRAYS, *SAMPLE_ARRAYS)),
+    *(f"{name}/zarr.json" for name in ANSWER_ARRAYS),
+    *SAMPLE_KEYS,
     HIERARCHY_KEY,
     commits.GROUP_KEY,
 )
@@ -172,7 +174,10 @@ class LogitStore:
         Raises:
             CorruptStoreError: the commits are damaged.
         """
-        root = self._root()
+        return self.content_digests_of(self._root())
+
+    def content_digests_of(self, root: Root) -> dict[int, tuple[str, ...]]:
+        """`content_digests` by a root that is at hand."""
         shape = (self.manifest.num_blocks, self.manifest.views.count)
         digests: dict[int, tuple[str, ...]] = {}
         if root.generation:
@@ -190,7 +195,10 @@ class LogitStore:
         Raises:
             CorruptStoreError: the commits are damaged.
         """
-        root = self._root()
+        return self.records_of(self._root())
+
+    def records_of(self, root: Root) -> dict[int, commits.Record]:
+        """`records` by a root that is at hand."""
         records: dict[int, commits.Record] = {}
         if root.generation:
             sha256 = root.compacted_sha256["records"]
@@ -340,20 +348,33 @@ class LogitStore:
         Raises:
             CorruptStoreError: a chunk is missing or damaged, or its content was not committed.
         """
+        with _damage(self.location, f"block {block} of view {view}"):
+            stored = self._stored(block, view)
+            if content_digest(stored) != digest:
+                raise ValueError("it is not what was committed")
+        return self.manifest.coding.from_stored(stored)
+
+    def stored_digest(self, block: int, view: int) -> str:
+        """The digest of what is there now, whatever was committed.
+
+        Raises:
+            CorruptStoreError: a chunk is missing or its checksum is wrong.
+        """
+        with _damage(self.location, f"block {block} of view {view}"):
+            return content_digest(self._stored(block, view))
+
+    def _stored(self, block: int, view: int) -> StoredBlock:
         coding, block_rows = self.manifest.coding, self.manifest.block_rows
         rows = len(self.manifest.rows_of_block(block))
         contents = self.objects.read_all([chunk_key(n, block, view) for n in ANSWER_ARRAYS])
         stored = {}
-        with _damage(self.location, f"block {block} of view {view}"):
-            for name, content in zip(ANSWER_ARRAYS, contents, strict=True):
-                if content is None:
-                    raise ValueError(f"its chunk of {name} is missing")
-                columns = coding.widths.get(name)
-                chunk = decode_chunk(content, coding.dtypes[name], columns, block_rows)
-                stored[name] = np.ascontiguousarray(chunk[..., :rows])
-            if content_digest(stored) != digest:
-                raise ValueError("it is not what was committed")
-        return coding.from_stored(stored)
+        for name, content in zip(ANSWER_ARRAYS, contents, strict=True):
+            if content is None:
+                raise ValueError(f"its chunk of {name} is missing")
+            columns = coding.widths.get(name)
+            chunk = decode_chunk(content, coding.dtypes[name], columns, block_rows)
+            stored[name] = np.ascontiguousarray(chunk[..., :rows])
+        return stored
 
     def quantise(self, answers: Answers) -> Codes:
         """What this store keeps of `answers`."""

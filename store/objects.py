@@ -28,6 +28,7 @@ from distill.errors import StoreError, first_line
 URL_SCHEMES = ("s3://", "gs://", "az://")
 PARALLEL_REQUESTS = 16
 RETRIES = 10
+REFUSED = ("Permission denied", "403 Forbidden", "401 Unauthorized")
 RETRY_FOR = timedelta(minutes=3)
 
 
@@ -85,6 +86,8 @@ class Objects:
         """
         with self._named("be read"):
             try:
+                if self.is_local:  # 15 µs; through obstore 90
+                    return (self.path / key).read_bytes()
                 return bytes(obstore.get(self._store, key).bytes())
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
@@ -159,20 +162,25 @@ class Objects:
         """The failure of a place as one line that says what to do."""
         try:
             yield
-        except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            credentials = "the permission" if self.is_local else "the credentials (AWS_* variables)"
-            raise StoreError(
-                f"{self.location}: cannot {what}: {_cause(error)}; committed blocks are safe: "
-                f"fix {credentials}, then run the same command again"
-            ) from error
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise
         except (BaseError, OSError, ValueError) as error:
-            place = "the disk" if self.is_local else "the endpoint and the network"
+            cause = _cause(error)
             raise StoreError(
-                f"{self.location}: cannot {what}: {_cause(error)}; committed blocks are safe: "
-                f"check {place}, then run the same command again"
+                f"{self.location}: cannot {what}: {cause}; committed blocks are safe: "
+                f"{self._advice(error, cause)}, then run the same command again"
             ) from error
+
+    def _advice(self, error: BaseException, cause: str) -> str:
+        # obstore has classes for these, but a list that is refused is a generic error.
+        refused = (PermissionDeniedError, UnauthenticatedError, PermissionError)
+        if isinstance(error, refused) or any(text in cause for text in REFUSED):
+            return "fix " + (
+                "the permission" if self.is_local else "the credentials (AWS_* variables)"
+            )
+        if "404 Not Found" in cause or "NoSuchBucket" in cause:
+            return "make the bucket or correct its name"
+        return "check " + ("the disk" if self.is_local else "the endpoint and the network")
 
 
 def open_objects(location: "str | Path | Objects") -> Objects:

@@ -9,6 +9,7 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 
 from distill.answers import Answers
 from distill.errors import StoreError
-from store.cache import Cache
-from store.codes import ANSWER_ARRAYS, codes_of, record_dtype
+from store.cache import Cache, Put
+from store.codes import codes_of, record_dtype
 from store.logit_store import LogitStore
 from store.manifest import Manifest
 from store.objects import PARALLEL_REQUESTS
@@ -52,14 +53,20 @@ def open_resident_view(
     store.require_complete()
     digests = [by_view[view] for by_view in store.content_digests().values()]
 
-    def fill(records: NDArray[Any]) -> None:
+    dtype, rows = record_dtype(store.manifest.coding), store.manifest.dataset.rows
+
+    def fill(put: Put) -> None:
+        buffers = local()
+
         def decode(block: int) -> None:
-            decode_block(store, block, view, digests[block], records)
+            if not hasattr(buffers, "records"):
+                buffers.records = np.empty(store.manifest.block_rows, dtype)
+            decoded = decode_block(store, block, view, digests[block], buffers.records)
+            put(store.manifest.rows_of_block(block).start, decoded)
 
         with ThreadPoolExecutor(workers or decoders(store)) as pool:
             list(pool.map(decode, range(store.manifest.num_blocks)))
 
-    dtype, rows = record_dtype(store.manifest.coding), store.manifest.dataset.rows
     records = cache.open(resident_name(store, view, digests), dtype, rows, fill)
     return ResidentView(store.manifest, view, records)
 
@@ -76,13 +83,17 @@ def resident_bytes(store: LogitStore) -> int:
 
 
 def decode_block(
-    store: LogitStore, block: int, view: int, digest: str, records: NDArray[Any], first: int = -1
-) -> None:
-    """Decode a block into `records`, at its own rows or from row `first` on."""
+    store: LogitStore, block: int, view: int, digest: str, records: NDArray[Any]
+) -> NDArray[Any]:
+    """Decode a block into the first of `records`, and give those back."""
     codes = store.read_codes(block, view, digest)
-    start = store.manifest.rows_of_block(block).start if first < 0 else first
-    for name in ANSWER_ARRAYS:
-        records[name][start : start + len(codes)] = getattr(codes, name)
+    target = records[: len(codes)]
+    target["valid"] = codes.valid
+    for name in store.manifest.coding.widths:
+        # Column by column: four times as fast as NumPy's assignment of a transposed array.
+        for column, values in enumerate(getattr(codes, name).T):
+            target[name][:, column] = values
+    return target
 
 
 def decoders(store: LogitStore) -> int:

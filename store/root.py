@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from distill.errors import CorruptStoreError, StoreError
 from store.manifest import Manifest
-from store.objects import Objects
+from store.objects import Objects, open_objects
 
 ROOT_KEY, COPY_KEY = "zarr.json", "copy/zarr.json"
 DESCRIPTION = "Outputs of a teacher model for distillation; docs/store-format.md of distill."
@@ -88,6 +88,21 @@ class Root:
         document = self.to_document()
         objects.write(COPY_KEY, document)
         objects.write(ROOT_KEY, document)
+
+
+def read_root_or_copy(location: str) -> Root:
+    """The root document, or its copy where it is damaged.
+
+    Raises:
+        CorruptStoreError: both are.
+    """
+    objects = open_objects(location)
+    try:
+        return Root.read(objects)
+    except CorruptStoreError:
+        if objects.read(COPY_KEY) is None:
+            raise
+        return Root.read(objects, COPY_KEY)
 
 
 def group_document(attributes: Mapping[str, Any]) -> bytes:

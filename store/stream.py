@@ -72,5 +72,6 @@ class StreamedView:
             self._held[block] = self._slot_of[block] = self._free.pop(0)
 
     def _decode(self, block: int, slot: int) -> None:
-        first = slot * self.manifest.block_rows
-        decode_block(self.store, block, self.view, self._digests[block], self._records, first)
+        rows = self.manifest.block_rows
+        target = self._records[slot * rows : (slot + 1) * rows]
+        decode_block(self.store, block, self.view, self._digests[block], target)

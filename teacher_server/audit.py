@@ -6,11 +6,9 @@ is measured on them is kept in the commit record of block 0, so it survives a ki
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from distill.fidelity import FidelityErrors, fidelity_errors
+from distill.fidelity import FidelityErrors, fidelity_errors, fidelity_figures
 from distill.hierarchy import SemanticHierarchy
 from distill.loader import ViewBatch
 from distill.targets import DenseTargets, SparseTargets
@@ -51,37 +49,11 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """For the commit record of block 0."""
-        columns = {
-            name: torch.cat([getattr(e, name) for e in self.errors]).numpy()
-            for name in (vars(self.errors[0]) if self.errors else ())
-        }
-        return {"fidelity": _fidelity(columns) if columns else None, "replay": self.replay}
+        fidelity = fidelity_figures(self.errors) if self.errors else None
+        return {"fidelity": fidelity, "replay": self.replay}
 
 
 def certificate(store: LogitStore) -> dict[str, Any]:
     """What `LogitStore.finish` puts into the root attributes."""
     records = store.records()
     return dict(records[0]["audit"]) if 0 in records else {"fidelity": None, "replay": {}}
-
-
-def _fidelity(columns: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
-    return {
-        "rows": len(columns["relative"]),
-        "l2_per_hierarchy": [_spread(column) for column in columns["l2"].T],
-        "gradient_angle_deg": _spread(columns["angle_deg"]),
-        "gradient_relative_error": _spread(columns["relative"]),
-        "near_teacher": {
-            "gradient_angle_deg": _spread(columns["angle_deg_near_teacher"]),
-            "gradient_relative_error": _spread(columns["relative_near_teacher"]),
-        },
-        "how": "semantic MSE KD gradient by the student's logits, weighted by the teacher's own "
-        "confidence, from the store against dense float32; for a student that is uniform in every "
-        "hierarchy, and under near_teacher for one that is the teacher at temperature 2",
-    }
-
-
-def _spread(values: NDArray[np.float64]) -> dict[str, float]:
-    median, p99 = np.quantile(values, [0.5, 0.99])
-    # Four digits: more are noise, and no number needs an exponent in the store's documents.
-    figures = {"median": median, "p99": p99, "max": values.max()}
-    return {name: round(float(value), 4) for name, value in figures.items()}

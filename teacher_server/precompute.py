@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.answers import Answers
@@ -76,11 +77,30 @@ def precompute(
         TeacherError: an answer of the teacher is not finite.
     """
     store = _open_or_create(source, teacher, path, options)
+    todo = sum(len(store.manifest.rows_of_block(block)) for block in store.pending_blocks())
+    started = time.monotonic()
+    bad = fill(store, source, teacher, options)
+    seconds = time.monotonic() - started
+    return PrecomputeReport(
+        store=summarise(store),
+        images=todo,
+        seconds=seconds,
+        images_per_s=todo / max(seconds, 1e-9),
+        bad=bad,
+    )
+
+
+def fill(
+    store: LogitStore, source: ImageSource, teacher: Teacher, options: PrecomputeOptions
+) -> Counter[str]:
+    """Compute the pending blocks of a store of this very source and teacher, and finish it.
+
+    Returns the bad images by reason, over all runs.
+    """
     blocks = store.pending_blocks()
     todo = sum(len(store.manifest.rows_of_block(block)) for block in blocks)
     allowed_bad = options.max_bad_fraction * len(source)
     bad = Counter(_reasons(store))
-    started = time.monotonic()
     with progress("precompute", len(source), "images", done=len(source) - todo) as tick:
         for block, batches in _batches_by_block(store, source, teacher, blocks, options):
             unwritten = _Block(block, store, source, teacher)
@@ -91,16 +111,9 @@ def precompute(
                     raise _too_many_bad(source, batch, bad, options.max_bad_fraction)
                 tick(len(batch.rows) + len(batch.bad), f"{bad.total()} bad" if bad else "")
             store.write_block(block, unwritten.views, unwritten.facts())
-    if blocks or store.certificate is None:
+    if store.certificate is None:
         store.finish(certificate(store))
-    seconds = time.monotonic() - started
-    return PrecomputeReport(
-        store=summarise(store),
-        images=todo,
-        seconds=seconds,
-        images_per_s=todo / max(seconds, 1e-9),
-        bad=bad,
-    )
+    return bad
 
 
 class _Block:
@@ -153,12 +166,15 @@ class _Block:
         return logits
 
 
-def _open_or_create(
-    source: ImageSource, teacher: Teacher, path: str | Path, options: PrecomputeOptions
-) -> LogitStore:
+def manifest_for(
+    source: ImageSource,
+    labels: NDArray[np.int64],
+    teacher: Teacher,
+    options: PrecomputeOptions,
+) -> Manifest:
+    """What a store of these answers says of itself."""
     hierarchy = teacher.hierarchy
-    labels = label_indices(source, hierarchy)
-    manifest = Manifest(
+    return Manifest(
         teacher=teacher.identity,
         hierarchy=HierarchyIdentity(
             name=hierarchy.name,
@@ -176,9 +192,16 @@ def _open_or_create(
             name: version(name) for name in ("distill", "torch", "torchvision", "timm", "pillow")
         },
     )
+
+
+def _open_or_create(
+    source: ImageSource, teacher: Teacher, path: str | Path, options: PrecomputeOptions
+) -> LogitStore:
+    labels = label_indices(source, teacher.hierarchy)
+    manifest = manifest_for(source, labels, teacher, options)
     if not has_store(path):
         return LogitStore.create(
-            path, manifest, ids=source.ids, labels=labels, hierarchy=hierarchy.to_json()
+            path, manifest, ids=source.ids, labels=labels, hierarchy=teacher.hierarchy.to_json()
         )
     store = LogitStore.open(path)
     store.manifest.require(

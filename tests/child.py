@@ -21,13 +21,13 @@ def main() -> None:
 
         write(LogitStore.open(where), map(int, rest))
     elif task == "build":
-        from store.cache import Cache
+        from store.cache import Cache, Put
 
-        def fill(rows: np.ndarray) -> None:
+        def fill(put: Put) -> None:
             with Path(rest[0]).open("a") as log:
                 log.write("built\n")
             time.sleep(float(rest[1]))
-            rows["a"] = 7
+            put(0, np.full(1000, 7, DTYPE))
 
         assert (Cache(Path(where)).open("shared", DTYPE, 1000, fill)["a"] == 7).all()
 

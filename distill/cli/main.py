@@ -12,8 +12,9 @@ from distill.errors import DistillError
 COMMANDS = {
     "demo": ("distill.cli.demo", "the whole path on built-in figures, in a few minutes"),
     "hierarchy": ("distill.cli.hierarchy", "build, show and import hierarchies"),
+    "plan": ("distill.cli.plan", "time, bytes and fidelity before a precompute"),
     "precompute": ("distill.cli.precompute", "data × teacher → store"),
-    "store": ("distill.cli.store", "what a store is"),
+    "store": ("distill.cli.store", "look at, check, mend and remake stores"),
     "pretrain": ("distill.cli.pretrain", "train a student against a store"),
     "inspect": ("distill.cli.inspect", "the teacher's confidence per hierarchy"),
 }

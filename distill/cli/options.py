@@ -44,3 +44,11 @@ def as_json(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(
         command
     )
+
+
+def in_bytes(count: int) -> str:
+    """1.5 GiB."""
+    for exponent, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB")):
+        if count >= 2**exponent:
+            return f"{count / 2**exponent:.2f} {unit}"
+    return f"{count / 1024:.1f} KiB"

@@ -2,15 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Literal
 
 import click
 
-from distill.cli import options
+from distill.cli import options, teaching
 
 
 @click.command()
-@click.option("--teacher", required=True, help="timm model name, or tresnet_l for the paper's.")
+@teaching.teacher()
 @options.data
 @click.option("--store", required=True, help="Store to fill: a folder, or s3://bucket/prefix.")
 @click.option("--split", default="train", show_default=True, help="Split of --data.")
@@ -31,13 +30,6 @@ from distill.cli import options
     help="augmented (flip, RandAugment, Cutout), or plain: the squish-resize alone, for one view.",
 )
 @click.option("--view-seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--weights", type=click.Path(path_type=Path), help="safetensors or a state dict.")
-@click.option("--random-weights", is_flag=True, help="Try the machinery without real weights.")
-@click.option(
-    "--label-set", default="imagenet21k-p-fall11", show_default=True, help="Name or JSON."
-)
-@click.option("--input-size", type=click.IntRange(8, 4096), help="Pixels; the model's by default.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="By device.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Views.")
 @click.option(
     "--block-rows", type=click.IntRange(1), default=4096, show_default=True, help="Images."
@@ -47,7 +39,7 @@ from distill.cli import options
 @options.machine
 @options.as_json
 def precompute(
-    teacher: str,
+    choice: teaching.TeacherChoice,
     data: Path,
     store: str,
     split: str,
@@ -56,11 +48,6 @@ def precompute(
     encoding: str,
     view_policy: str,
     view_seed: int,
-    weights: Path | None,
-    random_weights: bool,
-    label_set: str,
-    input_size: int | None,
-    precision: Literal["float32", "bfloat16"] | None,
     batch_size: int,
     block_rows: int,
     max_bad_fraction: float,
@@ -77,11 +64,8 @@ def precompute(
 
     from distill.data import open_source
     from distill.errors import ConfigError
-    from distill.hierarchy import resolve
-    from distill.models import pick_device
     from distill.views import ViewPolicy
     from teacher_server.precompute import PrecomputeOptions, precompute
-    from teacher_server.teacher import load_teacher
 
     policy = ViewPolicy(name=view_policy, seed=view_seed)
     if policy.name == "plain" and views > 1:
@@ -89,20 +73,10 @@ def precompute(
             f"{views} views of policy plain found, expected 1: plain views are all alike; "
             "use --view-policy augmented"
         )
-    hierarchy = resolve(label_set)
     source = open_source(data, split).limited(limit)
-    loaded = load_teacher(
-        teacher,
-        hierarchy,
-        device=pick_device(device),
-        weights=weights,
-        random_weights=random_weights,
-        input_size=input_size,
-        precision=precision,
-    )
     report = precompute(
         source=source,
-        teacher=loaded,
+        teacher=choice.load(device),
         path=store,
         options=PrecomputeOptions(
             policy=policy,

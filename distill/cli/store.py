@@ -1,33 +1,293 @@
-"""`distill store info`."""
+"""`distill store`: what a store is, whether it is whole, and stores made from stores."""
 
 import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill.cli import options
+from distill.cli import options, teaching
+
+if TYPE_CHECKING:
+    from store.logit_store import LogitStore
+
+location = click.argument("location", metavar="STORE")
+out = click.option("--out", required=True, help="Place of the new store.")
 
 
 @click.group()
 def store() -> None:
-    """What a store is."""
+    """Look at, check, mend and remake stores. STORE is a folder or s3://bucket/prefix."""
 
 
 @store.command()
-@click.argument("path", metavar="STORE")
+@location
 @options.as_json
-def info(path: str, as_json: bool) -> None:
-    """Rows, views, bytes, identity and fidelity of a store, without reading a row."""
+def info(location: str, as_json: bool) -> None:
+    """Rows, views, bytes, identity and fidelity of STORE, without reading a row."""
     from store.logit_store import LogitStore
+
+    _print_summary(LogitStore.open(location), as_json)
+
+
+@store.command()
+@location
+@teaching.teacher(required=False)
+@click.option("--data", type=click.Path(path_type=Path), help="With --teacher: the images.")
+@click.option("--split", default="train", show_default=True, help="Split of --data.")
+@click.option("--sample", type=click.IntRange(1), default=256, show_default=True, help="Images.")
+@options.machine
+@options.as_json
+def verify(
+    location: str,
+    choice: teaching.TeacherChoice | None,
+    data: Path | None,
+    split: str,
+    sample: int,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Read all of STORE and check every digest, count and range.
+
+    With --teacher and --data it also asks the teacher about a sample again. Exit code 2 where
+    anything is wrong.
+    """
+    from distill.data import open_source
+    from distill.errors import ConfigError
+    from store.verify import verify
+
+    if (choice is None) != (data is None):
+        raise ConfigError("one of --teacher and --data found, expected both or neither")
+    found = verify(location)
+    report = found.to_json()
+    if choice and data and found.ok:
+        from teacher_server.reask import ask_again
+
+        again = ask_again(
+            location,
+            source=open_source(data, split),
+            teacher=choice.load(device),
+            sample=sample,
+            workers=workers,
+        )
+        report["teacher"] = again.to_json()
+        report["ok"] = again.ok
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        for problem in found.problems:
+            click.echo(f"wrong: {problem}")
+        if "teacher" in report:
+            click.echo(f"teacher: {report['teacher']['says']}")
+        state = "complete" if found.complete else f"{found.pending_blocks} blocks pending"
+        verdict = "nothing wrong" if report["ok"] else f"{len(found.problems)} things wrong"
+        click.echo(
+            f"{location}: {verdict}; {found.blocks_read} blocks × {found.views} views read, {state}"
+        )
+    if not report["ok"]:
+        if not as_json:
+            click.echo(f"next: distill store repair {location} --teacher … --data …")
+        sys.exit(2)
+
+
+@store.command()
+@location
+@teaching.teacher(required=False)
+@click.option("--data", type=click.Path(path_type=Path), help="The images it was made of.")
+@click.option("--split", default="train", show_default=True, help="Split of --data.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Views.")
+@options.limit
+@options.machine
+@options.as_json
+def repair(
+    location: str,
+    choice: teaching.TeacherChoice | None,
+    data: Path | None,
+    split: str,
+    batch_size: int,
+    limit: int | None,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Put STORE right; only what is bad is written again.
+
+    Without --teacher and --data what follows from the rest is restored. With them, as in the
+    precompute that made the store, bad and missing blocks are computed.
+    """
+    from dataclasses import asdict
+
+    from distill.data import open_source
+    from distill.errors import ConfigError
+    from teacher_server.repair import repair
+
+    if (choice is None) != (data is None):
+        raise ConfigError("one of --teacher and --data found, expected both or neither")
+    report = repair(
+        location,
+        source=open_source(data, split).limited(limit) if data else None,
+        teacher=choice.load(device) if choice else None,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+        return
+    for line in report.restored:
+        click.echo(f"restored: {line}")
+    click.echo(f"{location}: {len(report.recomputed)} blocks computed again; it is whole")
+
+
+@store.command()
+@click.argument("locations", metavar="STORE STORE...", nargs=-1, required=True)
+@out
+@options.as_json
+def merge(locations: tuple[str, ...], out: str, as_json: bool) -> None:
+    """Join stores: blocks of one computed on several machines, further views, further samples."""
+    from store.algebra import merge
+    from store.logit_store import LogitStore
+
+    _print_summary(merge(out, [LogitStore.open(each) for each in locations]), as_json)
+
+
+@store.command()
+@location
+@out
+@click.option("--views", help="Drawn numbers, as 1 or 0-3; all by default.")
+@click.option("--keys", type=click.Path(path_type=Path), help="File with a sample's key a line.")
+@click.option("--class", "classes", multiple=True, help="wnid; its descendants come along.")
+@options.limit
+@options.as_json
+def subset(
+    location: str,
+    out: str,
+    views: str | None,
+    keys: Path | None,
+    classes: tuple[str, ...],
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """A store of some samples or views of STORE."""
+    from store.algebra import subset
+    from store.logit_store import LogitStore
+
+    source = LogitStore.open(location)
+    rows = _chosen_rows(source, keys, classes, limit)
+    _print_summary(subset(out, source, rows=rows, views=_view_range(views)), as_json)
+
+
+@store.command()
+@location
+@out
+@click.option("--encoding", required=True, help="small, standard, fine, or entries=N,steps=M.")
+@options.as_json
+def transcode(location: str, out: str, encoding: str, as_json: bool) -> None:
+    """Move STORE to another encoding, and say what fidelity is left."""
+    from distill.answers import Answers
+    from distill.encoding import EncodingSpec
+    from distill.fidelity import reencoding_fidelity
+    from distill.hierarchy import SemanticHierarchy
+    from distill.targets import SparseTargets
+    from store.algebra import transcode
+    from store.logit_store import LogitStore
+
+    source = LogitStore.open(location)
+    hierarchy = SemanticHierarchy.from_json(source.hierarchy)
+    spec = EncodingSpec.named(encoding, hierarchy.classes_per_hierarchy)
+    slots = source.manifest.slots
+    fewer = tuple(map(min, spec.entries, slots))
+
+    def audit(before: Answers, after: Answers) -> dict[str, Any]:
+        return reencoding_fidelity(
+            before=SparseTargets.from_answers(before, slots),
+            after=SparseTargets.from_answers(after, fewer),
+            hierarchy=hierarchy,
+        )
+
+    _print_summary(transcode(out, source, spec, audit), as_json)
+
+
+@store.command()
+@click.argument("first")
+@click.argument("second")
+@options.as_json
+def diff(first: str, second: str, as_json: bool) -> None:
+    """How two stores differ, in what they say of themselves and in their answers."""
+    from store.diff import diff
+    from store.logit_store import LogitStore
+
+    found = diff(LogitStore.open(first), LogitStore.open(second))
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+        return
+    for name, (a, b) in found.manifest.items():
+        click.echo(f"{name}: {a} | {b}")
+    click.echo(
+        f"samples: {found.rows_in_both} in both ({found.labels_that_differ} labelled differently), "
+        f"{found.rows_only_in_first} only in the first, {found.rows_only_in_second} only in the "
+        f"second; views in both: {', '.join(map(str, found.views_in_both)) or 'none'}"
+    )
+    if found.per_hierarchy:
+        click.echo("hierarchy  same top-1  Δ its probability  Δ confidence  largest")
+    for row in found.per_hierarchy:
+        click.echo(
+            f"{row.hierarchy:9d}  {row.top1_agreement:10.2%}  {row.top1_prob_mean_abs:17.5f}  "
+            f"{row.confidence_mean_abs:12.5f}  {row.confidence_max_abs:7.5f}"
+        )
+
+
+def _print_summary(made: "LogitStore", as_json: bool) -> None:
     from store.summary import summarise
 
-    summary = summarise(LogitStore.open(path)).to_json()
+    summary = summarise(made).to_json()
     if as_json:
         click.echo(json.dumps(summary))
         return
     for name, value in summary.items():
-        shown = (
-            {k: v for k, v in value.items() if k != "how"}
-            if name == "fidelity" and value
-            else value
-        )
-        click.echo(f"{name:20s} {shown}")
+        if name == "fidelity" and value:
+            value = {k: v for k, v in value.items() if k != "how"}
+        click.echo(f"{name:20s} {value}")
+
+
+def _chosen_rows(
+    source: "LogitStore", keys: Path | None, classes: tuple[str, ...], limit: int | None
+) -> Any:
+    import numpy as np
+
+    from distill.errors import DataError
+    from distill.hierarchy import SemanticHierarchy
+    from distill.sample_id import find_rows, sample_ids
+
+    kept = np.ones(source.manifest.dataset.rows, np.bool_)
+    if keys:
+        wanted = [line for line in keys.read_text().splitlines() if line]
+        rows = find_rows(source.sample_ids, sample_ids(wanted))
+        if (rows < 0).any():
+            missing = wanted[int(np.argmin(rows))]
+            raise DataError(
+                f"{source.location}: {int((rows < 0).sum())} of {len(wanted)} keys of {keys} are "
+                f"not in the store (first {missing!r}), expected keys of its samples"
+            )
+        kept &= np.isin(np.arange(len(kept)), rows)
+    if classes:
+        hierarchy = SemanticHierarchy.from_json(source.hierarchy)
+        tops = {hierarchy.synsets[hierarchy.index(wnid)] for wnid in classes}
+        inside = [bool(tops & {s, *hierarchy.ancestors(s)}) for s in hierarchy.synsets]
+        kept &= np.array([*inside, False])[source.labels]
+    return np.flatnonzero(kept)[:limit]
+
+
+def _view_range(text: str | None) -> range | None:
+    import re
+
+    from distill.errors import ConfigError
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
+    if not found:
+        raise ConfigError(f"--views {text!r} found, expected a number or a range as 0-3")
+    first, last = int(found[1]), int(found[2] or found[1])
+    return range(first, last + 1)

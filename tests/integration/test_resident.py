@@ -13,7 +13,7 @@ from small_store import BLOCK, IDS, ROWS, answers_of, create, make_complete, mak
 
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
 from distill.order import SampleOrder
-from store.cache import Cache
+from store.cache import Cache, Put
 from store.codes import ANSWER_ARRAYS, join
 from store.logit_store import LogitStore
 from store.lookup import open_row_index
@@ -169,8 +169,8 @@ def test_builder_killed_in_the_middle_leaves_nothing_trusted(tmp_path: Path) -> 
     builder.wait()
     assert [p.suffix for p in folder.glob("shared.rows*")] == [".building"]
 
-    def fill(rows: np.ndarray) -> None:
-        rows["a"] = 3
+    def fill(put: Put) -> None:
+        put(0, np.full(1000, 3, DTYPE))
 
     assert (Cache(folder).open("shared", DTYPE, 1000, fill)["a"] == 3).all()
     assert [p.suffix for p in folder.glob("shared.rows*")] == [".rows"]

@@ -1,8 +1,9 @@
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.sample_id import ascending, find_rows, sample_ids
+from store.lookup import ID_DTYPE, RowIndex
 
 pairs = st.tuples(st.integers(0, 3), st.integers(0, 2**64 - 1))
 
@@ -33,3 +34,17 @@ def test_ids_depend_on_the_key_alone(keys: set[str]) -> None:
 def test_ids_are_pinned() -> None:
     """A change here orphans every store that exists."""
     assert sample_ids(["n01440764_18"]).tolist() == [[6448753252290553566, 16957363317063190975]]
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**32), st.booleans())
+@settings(deadline=None)
+def test_row_index_finds_what_binary_search_finds(count: int, seed: int, crowded: bool) -> None:
+    random = np.random.default_rng(seed)
+    words = random.integers(0, 2**64, (count, 2), dtype=np.uint64)
+    if crowded:  # no hash does this
+        words[:, 0] %= np.uint64(max(1, count // 2))
+    words = np.unique(words, axis=0)
+    ids = np.zeros(len(words), ID_DTYPE)
+    ids["words"] = words
+    wanted = np.concatenate([words[random.permutation(len(words))], words + np.uint64(1)])
+    assert (RowIndex(ids).rows(wanted) == find_rows(words, wanted)).all()

@@ -1,0 +1,159 @@
+"""Put a damaged store right: what follows from the rest at once, the blocks by the teacher.
+
+Each step writes what was there before the damage, so it may be killed and run again. What only the
+teacher can bring back is revoked: its blocks are pending, and a precompute fills them.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.errors import CorruptStoreError, StoreError
+from distill.sample_id import SampleIds
+from store import commits
+from store.layout import create_answer_arrays, create_sample_arrays, document_digests
+from store.logit_store import HIERARCHY_KEY, SAMPLE_KEYS, LogitStore, damaged_documents
+from store.objects import Objects, open_objects
+from store.root import COPY_KEY, ROOT_KEY, Root, group_document, read_root_or_copy
+from store.verify import Verification, verify
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a store was made from, for what of it cannot be restored from the store."""
+
+    ids: SampleIds
+    labels: NDArray[np.int64]
+    hierarchy: Mapping[str, Any]
+
+
+def restore(location: str, dataset: Dataset | None) -> list[str]:
+    """Everything but chunks: documents, samples and commits. Returns what was written, a line each.
+
+    Raises:
+        CorruptStoreError: root and copy are beyond reading, or without a data set something is.
+    """
+    objects = open_objects(location)
+    written = _restore_root(objects)
+    root = Root.read(objects)
+    damaged = damaged_documents(objects, root)
+    if commits.GROUP_KEY in damaged:
+        objects.write(commits.GROUP_KEY, commits.GROUP_DOCUMENT)
+    if damaged:
+        create_answer_arrays(objects, root.manifest)
+    store = LogitStore(objects, root.manifest)
+    if dataset and not _samples_are_whole(store, damaged):
+        create_sample_arrays(objects, dataset.ids, dataset.labels)
+        objects.write(HIERARCHY_KEY, group_document(dataset.hierarchy))
+        written.append("sample_id, label and hierarchy, from the data set")
+    written += _restore_commits(store, root, damaged)
+    now = document_digests(objects, damaged)
+    root = Root.read(objects)
+    left = [key for key in damaged_documents(objects, root) if key in root.documents]
+    if left:
+        raise CorruptStoreError(
+            f"{objects.location}: {', '.join(left)} cannot be restored from the store alone; pass "
+            "the --teacher and --data it was made of, with the versions that wrote it "
+            f"({', '.join(f'{k} {v}' for k, v in root.manifest.provenance.items())})"
+        )
+    return written + [key for key in damaged if now[key] == root.documents.get(key)]
+
+
+def revoke_bad(location: str) -> Verification:
+    """Verify, and take the commits of bad blocks back."""
+    found = verify(location)
+    if found.bad_blocks:
+        LogitStore.open(location).revoke(found.bad_blocks)
+    return found
+
+
+def _restore_root(objects: Objects) -> list[str]:
+    written = []
+    try:
+        root = Root.read(objects)
+    except CorruptStoreError:
+        root = read_root_or_copy(objects.location)
+        objects.write(ROOT_KEY, root.to_document())
+        written.append(f"{ROOT_KEY}, from its copy")
+    if objects.read(COPY_KEY) != objects.read(ROOT_KEY):
+        objects.write(COPY_KEY, root.to_document())
+        written.append(f"{COPY_KEY}, from the root")
+    return written
+
+
+def _samples_are_whole(store: LogitStore, damaged: Sequence[str]) -> bool:
+    try:
+        return len(store.labels) > 0 and not {HIERARCHY_KEY, *SAMPLE_KEYS} & set(damaged)
+    except StoreError:
+        return False
+
+
+def _restore_commits(store: LogitStore, root: Root, damaged: Sequence[str]) -> list[str]:
+    """Damaged records are removed, damaged compacted ones told again by what is whole."""
+    objects, written = store.objects, []
+    for block in commits.recorded_blocks(objects, root.manifest.num_blocks):
+        try:
+            commits.read_records(objects, [block], root.manifest.views.count)
+        except CorruptStoreError:
+            commits.delete_records(objects, [block])
+            written.append(f"the damaged commit of block {block} was removed")
+    if not root.generation:
+        return written
+    records, digests = _whole_or_none(store, root)
+    documents = {*commits.compacted_keys(root.generation)} & set(damaged)
+    if records is not None and digests is not None and not documents:
+        return written
+    for block in sorted(set(range(root.manifest.num_blocks)) - set(root.revoked)):
+        if records is not None:
+            record: commits.Record | None = records[block]
+        else:
+            record = _record_of_chunks(store, root, block, digests[block] if digests else None)
+        if record is not None:
+            commits.replace_record(objects, record)
+    # The certificate goes with the generation; `finish` writes both again.
+    replace(
+        root,
+        generation=0,
+        revoked=(),
+        certificate=None,
+        documents={k: v for k, v in root.documents.items() if not k.startswith("commits/g")},
+    ).write(objects)
+    commits.delete_generation(objects, root.generation)
+    return [*written, "the compacted commits, as one record a block"]
+
+
+def _whole_or_none(
+    store: LogitStore, root: Root
+) -> tuple[dict[int, commits.Record] | None, dict[int, tuple[str, ...]] | None]:
+    records, digests = None, None
+    with suppress(StoreError):
+        records = store.records_of(root)
+    with suppress(StoreError):
+        digests = store.content_digests_of(root)
+    return records, digests
+
+
+def _record_of_chunks(
+    store: LogitStore, root: Root, block: int, digests: tuple[str, ...] | None
+) -> commits.Record | None:
+    """What can be told without the record: chunks whose checksums hold are what was written."""
+    manifest = store.manifest
+    try:
+        found = [store.stored_digest(block, view) for view in range(manifest.views.count)]
+    except CorruptStoreError:
+        return None
+    audit = {k: (root.certificate or {}).get(k) for k in ("fidelity", "replay")}
+    rows = manifest.rows_of_block(block)
+    return {
+        "block": block,
+        "rows": [rows.start, rows.stop],
+        "content_sha256": list(digests or found),
+        "host": "restored",
+        "committed_at": "",
+        "bad": [],
+        **({"audit": audit} if block == 0 else {}),
+    }

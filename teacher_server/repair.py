@@ -1,0 +1,81 @@
+"""Repair a store: put right what can be, let the teacher compute the bad blocks again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distill.data import ImageSource, label_indices
+from distill.errors import StoreError
+from distill.sample_id import samples_digest
+from distill.views import ViewPolicy
+from store.logit_store import LogitStore
+from store.manifest import DatasetIdentity
+from store.repair import Dataset, restore, revoke_bad
+from store.root import Root, read_root_or_copy
+from teacher_server.audit import certificate
+from teacher_server.precompute import PrecomputeOptions, fill
+from teacher_server.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairReport:
+    """restored: a line each. recomputed: blocks that the teacher filled again."""
+
+    restored: tuple[str, ...]
+    recomputed: tuple[int, ...]
+    bad: Mapping[str, int]
+
+
+def repair(
+    location: str,
+    *,
+    source: ImageSource | None = None,
+    teacher: Teacher | None = None,
+    batch_size: int = 64,
+    workers: int = 2,
+) -> RepairReport:
+    """Leave a store that `verify` finds nothing wrong with.
+
+    Raises:
+        StoreMismatchError: teacher or data set are not the store's.
+        StoreError: blocks are bad and there is no teacher to compute them.
+    """
+    root = read_root_or_copy(location)
+    dataset = None
+    if source and teacher:
+        labels = label_indices(source, teacher.hierarchy)
+        root.manifest.require(
+            location,
+            teacher_fingerprint=teacher.identity.fingerprint,
+            hierarchy_digest=teacher.hierarchy.digest,
+            dataset=DatasetIdentity(digest=samples_digest(source.ids, labels), rows=len(source)),
+        )
+        dataset = Dataset(ids=source.ids, labels=labels, hierarchy=teacher.hierarchy.to_json())
+    restored = restore(location, dataset)
+    revoke_bad(location)
+    store = LogitStore.open(location)
+    pending = store.pending_blocks()
+    if pending and not (source and teacher):
+        raise StoreError(
+            f"{location}: {len(pending)} blocks are bad or missing (first {pending[0]}), expected "
+            "none; pass the --teacher and --data they were computed with"
+        )
+    bad: Mapping[str, int] = {}
+    if source and teacher:
+        bad = fill(store, source, teacher, options_of(root, batch_size, workers))
+    elif store.certificate is None:
+        store.finish(certificate(store))
+    return RepairReport(restored=tuple(restored), recomputed=tuple(pending), bad=bad)
+
+
+def options_of(root: Root, batch_size: int, workers: int) -> PrecomputeOptions:
+    """Compute as the store says."""
+    manifest = root.manifest
+    return PrecomputeOptions(
+        policy=ViewPolicy.from_json(manifest.views.policy),
+        views=manifest.views.count,
+        first_view=manifest.views.first,
+        batch_size=batch_size,
+        block_rows=manifest.block_rows,
+        workers=workers,
+        max_bad_fraction=1.0,
+    )

@@ -1,0 +1,276 @@
+"""The store in a bucket: a real S3 server process, and a proxy that throttles and hangs up."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import zarr
+from small_store import CERTIFICATE, ROWS, create, make_complete, write
+
+from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
+from store.cache import Cache
+from store.logit_store import LogitStore
+from store.objects import open_objects
+from store.resident import open_resident_view
+from store.verify import verify
+
+Command = Callable[..., list[str]]
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """moto's server process; its URL."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(url, timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """An empty bucket, and the environment that leads to it; s3://… of it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    name = f"bucket-{abs(hash(request.node.name))}"
+    with closing(boto3.client("s3", endpoint_url=server)) as client:
+        client.create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+class Unreliable:
+    """A TCP proxy: some connections are answered 503 Slow Down, some are cut in the middle."""
+
+    def __init__(self, upstream: str, *, slow_down: float, cut: float) -> None:
+        host, port = upstream.removeprefix("http://").split(":")
+        self.upstream, self.slow_down, self.cut = (host, int(port)), slow_down, cut
+        self.refused = self.hung_up = 0
+        self.chance = random.Random(1)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
+
+    def serve(self, client: socket.socket) -> None:
+        fate = self.chance.random()
+        with closing(client):
+            try:
+                if fate < self.slow_down:
+                    self.refused += 1
+                    client.recv(65536)
+                    client.sendall(
+                        b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                    )
+                    return
+                with closing(socket.create_connection(self.upstream)) as server:
+                    allowed = 2000 if fate < self.slow_down + self.cut else 10**9
+                    up = threading.Thread(target=self.pump, args=(client, server, 10**9))
+                    up.daemon = True
+                    up.start()
+                    if self.pump(server, client, allowed) >= allowed:
+                        self.hung_up += 1
+            except OSError:
+                pass
+
+    def pump(self, source: socket.socket, target: socket.socket, allowed: int) -> int:
+        passed = 0
+        try:
+            while passed < allowed and (content := source.recv(4096)):
+                target.sendall(content)
+                passed += len(content)
+        except OSError:
+            pass
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        return passed
+
+    def close(self) -> None:
+        self.listener.close()
+
+
+def test_store_in_a_bucket_is_the_one_on_disk(bucket: str, tmp_path: Path) -> None:
+    local = make_complete(tmp_path / "store")
+    remote = create(f"{bucket}/some/store")
+    write(remote, [2, 0])
+    again = create(f"{bucket}/some/store")  # resume
+    assert again.pending_blocks() == [1, 3]
+    with pytest.raises(IncompleteStoreError):
+        again.require_complete()
+    write(again, [1, 3])
+    again.finish(CERTIFICATE)
+    assert LogitStore.open(f"{bucket}/some/store").content_digests() == local.content_digests()
+    assert verify(f"{bucket}/some/store").ok
+    keys = {*open_objects(f"{bucket}/some/store").keys()}
+    assert keys == {str(p.relative_to(local.location)) for p in files(local.location)}
+
+
+def files(folder: str) -> list[Path]:
+    return [path for path in Path(folder).rglob("*") if path.is_file()]
+
+
+def test_resident_view_from_a_bucket(bucket: str, tmp_path: Path) -> None:
+    local = make_complete(tmp_path / "store")
+    remote = make_complete(f"{bucket}/store")
+    rows = np.arange(ROWS)
+    views = [
+        open_resident_view(store, 1, Cache(tmp_path / name))
+        for name, store in (("a", local), ("b", remote))
+    ]
+    assert (views[0].gather(rows).prob == views[1].gather(rows).prob).all()
+    assert (remote.labels == local.labels).all()
+    array = zarr.open_array(remote.objects.zarr("prob"), mode="r")
+    assert array.shape == (ROWS, 2, 15)
+
+
+def test_damage_in_a_bucket_is_found(bucket: str) -> None:
+    remote = make_complete(f"{bucket}/store")
+    remote.objects.delete(["prob/c/1/0/0"])
+    remote.objects.write("sq_norm/c/2/1/0", b"garbage")
+    found = verify(f"{bucket}/store")
+    assert found.bad_blocks == (1, 2)
+
+
+def test_throttling_and_dropped_connections_are_waited_out(
+    server: str, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    proxy = Unreliable(server, slow_down=0.15, cut=0.1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    try:
+        remote = make_complete(f"{bucket}/store")
+        assert verify(f"{bucket}/store").ok
+        for round_ in range(20):
+            if proxy.refused and proxy.hung_up:
+                break
+            view = open_resident_view(
+                LogitStore.open(remote.location), 0, Cache(tmp_path / str(round_))
+            )
+            assert len(view.records) == ROWS
+    finally:
+        proxy.close()
+    assert proxy.refused
+    assert proxy.hung_up
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    local = make_complete(tmp_path / "local")
+    assert LogitStore.open(f"{bucket}/store").content_digests() == local.content_digests()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda location: LogitStore.open(location),
+        lambda location: open_objects(location).write("x", b""),
+        lambda location: open_objects(location).read("zarr.json"),
+    ],
+)
+def test_key_without_permission_is_named(
+    bucket: str, action: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(f"{bucket}/store")
+    forbidding = Forbidding()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", forbidding.url)
+    try:
+        with pytest.raises(StoreError, match=r"fix the credentials \(AWS_\* var") as caught:
+            action(f"{bucket}/store")
+        assert not isinstance(caught.value, CorruptStoreError)
+        assert "\n" not in str(caught.value)
+    finally:
+        forbidding.close()
+
+
+class Forbidding(Unreliable):
+    """Answers 403 to everything."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:1", slow_down=1, cut=0)
+
+    def serve(self, client: socket.socket) -> None:
+        with closing(client):
+            client.recv(65536)
+            body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            head = f"HTTP/1.1 403 Forbidden\r\nContent-Length: {len(body)}\r\n"
+            client.sendall(head.encode() + b"Connection: close\r\n\r\n" + body)
+
+
+def test_bucket_that_is_not_there_is_named(bucket: str) -> None:
+    with pytest.raises(StoreError, match="make the bucket or correct its name"):
+        LogitStore.open("s3://no-such-bucket/store")
+    with pytest.raises(StoreError, match="make the bucket"):
+        create("s3://no-such-bucket/store")
+
+
+def test_precompute_and_pretrain_work_on_a_bucket_and_survive_a_kill(
+    distill,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    bucket: str,
+    figures: Path,
+    store: Path,
+    tmp_path: Path,
+) -> None:
+    command = precompute_command(f"{bucket}/store", "--views", 2, "--batch-size", 8)  # type: ignore[arg-type]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "distill.cli.main", *command], stdout=subprocess.DEVNULL
+    )
+    objects = open_objects(f"{bucket}/store")
+    while sum(key.startswith("commits/0") for key in objects.keys("commits")) < 2:
+        time.sleep(0.02)
+        assert running.poll() is None
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert 0 < len(LogitStore.open(f"{bucket}/store").pending_blocks()) <= 4
+    assert distill(*command).code == 0
+    info = distill("store", "info", f"{bucket}/store")
+    assert "complete             True" in info.out
+    remote, local = LogitStore.open(f"{bucket}/store"), LogitStore.open(store)
+    digests = remote.content_digests(), local.content_digests()
+    if digests[0] != digests[1]:  # another batch size may round the last bit another way
+        ran = distill("store", "diff", store, f"{bucket}/store", "--json")
+        assert '"top1_agreement": 1.0' in ran.out
+    trained = distill(
+        *("pretrain", "--student", "test_resnet", "--data", figures, "--epochs", 1),
+        *("--batch-size", 32, "--targets", f"{bucket}/store", "--out", tmp_path / "run"),
+        *("--cache", tmp_path / "cache", "--device", "cpu", "--workers", 0, "--image-size", 32),
+    )
+    assert trained.code == 0, trained.err
+    assert "views drawn again" in trained.out

@@ -1,0 +1,399 @@
+"""Stores from stores: merge, subset, transcode, diff, repair, verify with the teacher, plan."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from small_store import VIEWS, create, make_complete, make_manifest, write
+
+from distill.data import open_source
+from distill.encoding import EncodingSpec
+from distill.errors import StoreMismatchError
+from distill.hierarchy import SemanticHierarchy
+from distill.views import ViewPolicy
+from store.algebra import merge, subset
+from store.logit_store import LogitStore
+from store.manifest import ViewIdentity
+from store.verify import verify
+from trainers.replay import check_replay
+
+Command = Callable[..., list[str]]
+ANSWERS = ("index", "prob", "confidence", "sq_norm", "valid")
+
+
+def arrays(path: Path | str) -> dict[str, Any]:
+    group: Any = zarr.open_group(path, mode="r")
+    return {name: array[:] for name, array in group.arrays()}
+
+
+def assert_same_arrays(first: Path | str, second: Path | str) -> None:
+    a, b = arrays(first), arrays(second)
+    assert {*a} == {*b}
+    for name in a:
+        assert (a[name] == b[name]).all(), name
+
+
+def test_merge_joins_blocks_of_several_machines(
+    tmp_path: Path,
+    distill,  # type: ignore[no-untyped-def]
+) -> None:
+    whole = make_complete(tmp_path / "whole")
+    for name, blocks in (("a", [0, 2]), ("b", [1, 2]), ("c", [3])):
+        write(create(tmp_path / name), blocks)
+    some = ("store", "merge", tmp_path / "a", tmp_path / "b")
+    report = json.loads(distill(*some, "--out", tmp_path / "most", "--json").out)
+    assert (report["complete"], report["blocks"]) == (False, [3, 4])
+    ran = distill("store", "merge", tmp_path / "most", tmp_path / "c", "--out", tmp_path / "all")
+    assert ran.code == 0
+    assert_same_arrays(whole.location, tmp_path / "all")
+    merged = LogitStore.open(tmp_path / "all")
+    assert merged.manifest.identity == whole.manifest.identity
+    assert merged.require_complete() == whole.require_complete()
+    lineage = merged.manifest.provenance["lineage"]
+    assert lineage["command"] == "merge"
+    assert [s["store"] for s in lineage["sources"]] == [str(tmp_path / n) for n in ("most", "c")]
+    assert lineage["before"][0]["command"] == "merge"
+
+
+def views_of(first: int, count: int) -> Any:
+    return make_manifest(views=views_identity(count, first))
+
+
+def test_merge_joins_views_in_their_order(tmp_path: Path) -> None:
+    later = make_complete(tmp_path / "later", views_of(2, 1))
+    first = make_complete(tmp_path / "first", views_of(0, 2))
+    whole = make_complete(tmp_path / "whole", views_of(0, 3))
+    merged = merge(tmp_path / "merged", [later, first])
+    assert merged.manifest.identity == whole.manifest.identity
+    assert_same_arrays(tmp_path / "merged", tmp_path / "whole")
+
+
+def test_subset_and_merge_of_samples_are_inverse(tmp_path: Path) -> None:
+    whole = make_complete(tmp_path / "whole")
+    chosen = np.random.default_rng(0).random(50) < 0.4
+    parts = [
+        subset(tmp_path / name, whole, rows=np.flatnonzero(mask))
+        for name, mask in (("chosen", chosen), ("others", ~chosen))
+    ]
+    assert parts[0].manifest.dataset.rows == chosen.sum()
+    kept = arrays(tmp_path / "chosen")
+    for name, values in arrays(tmp_path / "whole").items():
+        if name not in ("confidence", "sq_norm"):
+            assert (kept[name] == values[chosen]).all(), name
+    back = merge(tmp_path / "back", parts[::-1])
+    assert back.manifest.identity == whole.manifest.identity
+    assert_same_arrays(tmp_path / "back", tmp_path / "whole")
+
+
+def test_subset_takes_views_and_keys_and_classes(
+    tmp_path: Path,
+    fails,  # type: ignore[no-untyped-def]
+    distill,  # type: ignore[no-untyped-def]
+) -> None:
+    whole = make_complete(tmp_path / "whole")
+    command = ("store", "subset", tmp_path / "whole", "--out")
+    assert distill(*command, tmp_path / "view", "--views", "1").code == 0
+    one = LogitStore.open(tmp_path / "view")
+    assert (one.manifest.views.first, one.manifest.views.count) == (1, 1)
+    assert (arrays(one.location)["prob"][:, 0] == arrays(whole.location)["prob"][:, 1]).all()
+    (tmp_path / "keys").write_text("key7\nkey3\nkey40\n")
+    assert distill(*command, tmp_path / "three", "--keys", tmp_path / "keys").code == 0
+    assert LogitStore.open(tmp_path / "three").manifest.dataset.rows == 3
+    figures = SemanticHierarchy.bundled("plane-figures")
+    polygon = next(s for s in figures.synsets if figures.display_name(s) == "polygon")
+    assert distill(*command, tmp_path / "class", "--class", polygon).code == 0
+    labels = LogitStore.open(tmp_path / "class").labels
+    inside = {s for s in figures.synsets if s == polygon or polygon in figures.ancestors(s)}
+    expected = [c for c in whole.labels.tolist() if c >= 0 and figures.synsets[c] in inside]
+    assert sorted(labels.tolist()) == sorted(expected)
+    (tmp_path / "keys").write_text("key7\nkeyX\n")
+    assert "(first 'keyX')" in fails(*command, tmp_path / "x", "--keys", tmp_path / "keys")
+    assert "views of 0 to 1" in fails(*command, tmp_path / "x", "--views", "1-2")
+    assert "a number or a range" in fails(*command, tmp_path / "x", "--views", "one")
+    assert not (tmp_path / "x").exists()
+
+
+def views_identity(count: int, first: int = 0, seed: int = 0) -> ViewIdentity:
+    return ViewIdentity(count=count, policy={"name": "augmented", "seed": seed}, first=first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"teacher": replace(make_manifest().teacher, fingerprint="a" * 64)}, "teacher"),
+        ({"encoding": EncodingSpec(entries=(2, 2, 2, 2))}, "encoding"),
+        ({"views": views_identity(1, seed=1)}, "view policy"),
+        ({"views": views_identity(2, first=5)}, "consecutive"),
+        ({"views": views_identity(2, first=1)}, "consecutive"),
+    ],
+)
+def test_stores_that_are_not_parts_of_one_are_not_merged(
+    tmp_path: Path, changes: dict[str, Any], what: str
+) -> None:
+    whole = make_complete(tmp_path / "whole")
+    other = make_complete(tmp_path / "other", make_manifest(**changes))
+    with pytest.raises(StoreMismatchError, match=what):
+        merge(tmp_path / "merged", [whole, other])
+    assert not (tmp_path / "merged").exists()
+
+
+def test_same_samples_twice_are_not_merged(tmp_path: Path) -> None:
+    whole = make_complete(tmp_path / "whole")
+    half = subset(tmp_path / "half", whole, rows=np.arange(25))
+    with pytest.raises(StoreMismatchError, match="25 samples are in more than one store"):
+        merge(tmp_path / "merged", [whole, half])
+
+
+def test_result_may_not_stand_on_its_source(
+    tmp_path: Path,
+    fails,  # type: ignore[no-untyped-def]
+    tree_bytes: Callable[[Path], dict[str, bytes]],
+) -> None:
+    make_complete(tmp_path / "whole")
+    before = tree_bytes(tmp_path)
+    command = ("store", "subset", tmp_path / "whole", "--limit", 9, "--out", tmp_path / "whole")
+    assert "is a source itself" in fails(*command)
+    assert tree_bytes(tmp_path) == before
+
+
+def test_transcoding_says_what_fidelity_is_left(
+    distill,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    tmp_path: Path,
+) -> None:
+    """A store of the finest encoding, transcoded, holds what a precompute of the other holds."""
+    fine, coarse = tmp_path / "fine", tmp_path / "coarse"
+    exact = ("--encoding", "entries=64,steps=65535")
+    assert distill(*precompute_command(fine, "--views", 2, *exact)).code == 0
+    assert distill(*precompute_command(coarse, "--views", 2, "--encoding", "small")).code == 0
+    ran = distill(
+        "store", "transcode", fine, "--encoding", "small", "--out", tmp_path / "to", "--json"
+    )
+    assert ran.code == 0, ran.err
+    report, asked = json.loads(ran.out), json.loads(distill("store", "info", coarse, "--json").out)
+    assert report["encoding"] == asked["encoding"]
+    assert report["lineage"]["command"] == "transcode"
+    a, b = arrays(tmp_path / "to"), arrays(coarse)
+    assert (np.abs(a["prob"].astype(int) - b["prob"].astype(int)) <= 1).all()
+    for figure in ("median", "p99", "max"):
+        left = report["fidelity"]["gradient_angle_deg"][figure]
+        assert left == pytest.approx(asked["fidelity"]["gradient_angle_deg"][figure], rel=0.6)
+    assert verify(str(tmp_path / "to")).ok
+    # More than the source has cannot come back.
+    again = ("store", "transcode", coarse, "--encoding", "fine", "--out", tmp_path / "x", "--json")
+    assert json.loads(distill(*again).out)["encoding"]["entries"] == asked["encoding"]["entries"]
+
+
+def test_replay_proof_survives_merge_and_subset(
+    distill,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    figures: Path,
+    store: Path,
+    tmp_path: Path,
+) -> None:
+    second = precompute_command(tmp_path / "second", "--first-view", 2)
+    assert distill(*second).code == 0
+    merged = tmp_path / "merged"
+    assert distill("store", "merge", tmp_path / "second", store, "--out", merged).code == 0
+    source = open_source(figures)
+    assert check_replay(LogitStore.open(merged), source, ViewPolicy()) == 48
+    chosen = ("--limit", 40, "--views", "1-2")
+    limited = ("store", "subset", merged, "--out", tmp_path / "few", *chosen)
+    assert distill(*limited).code == 0
+    few = LogitStore.open(tmp_path / "few")
+    assert check_replay(few, source.limited(40), ViewPolicy()) == 32
+    whole = precompute_command(tmp_path / "three", "--views", 3)
+    assert distill(*whole).code == 0
+    report = json.loads(distill("store", "diff", merged, tmp_path / "three", "--json").out)
+    assert report["views_in_both"] == [0, 1, 2]
+    assert {row["top1_agreement"] for row in report["per_hierarchy"]} == {1.0}
+    assert [*report["manifest"]] == ["provenance.lineage.before", "provenance.lineage.command",
+                                     "provenance.lineage.sources"]  # fmt: skip
+
+
+def test_diff_tells_manifests_and_answers_apart(
+    distill,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+) -> None:
+    first = make_complete(tmp_path / "first")
+    subset(tmp_path / "second", first, rows=np.arange(10, 50), views=range(1, 2))
+    ran = distill("store", "diff", tmp_path / "first", tmp_path / "second")
+    assert "dataset.rows: 50 | 40" in ran.out
+    assert "40 in both (0 labelled differently), 10 only in the first, 0 only in the" in ran.out
+    assert "views in both: 1" in ran.out
+    assert ran.out.count("100.00%            0.00000") == 4
+
+
+def repair_command(path: Path, precompute_command: Command) -> list[str]:
+    """`distill store repair` with what `precompute` was told."""
+    words = precompute_command(path)
+    at = words.index("--store")
+    return ["store", "repair", str(path), *words[1:at], "--device", "cpu", "--workers", "0"]
+
+
+def test_repair_computes_only_what_is_bad(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    store: Path,
+    tmp_path: Path,
+) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(store, whole)
+    stamps = {b: r["committed_at"] for b, r in LogitStore.open(store).records().items()}
+    (store / "prob" / "c" / "3" / "1" / "0").write_bytes(b"garbage")
+    (store / "valid" / "c" / "5" / "0").unlink()
+    (store / "index" / "zarr.json").unlink()
+    (store / "zarr.json").write_text("{")
+    (store / "label" / "c" / "0").write_bytes(b"garbage")
+    (store / "hierarchy" / "zarr.json").unlink()
+    assert "pass the --teacher and --data" in fails("store", "repair", store)
+    assert distill("store", "verify", store).code == 2
+    ran = distill(*repair_command(store, precompute_command), "--json")
+    assert ran.code == 0, ran.err
+    report = json.loads(ran.out)
+    assert report["recomputed"] == [3, 5]
+    assert distill("store", "verify", store).code == 0
+    assert_same_arrays(whole, store)
+    after = LogitStore.open(store).records()
+    assert {b for b in after if after[b]["committed_at"] == stamps[b]} >= {0, 1, 2, 4}
+    assert LogitStore.open(store).require_complete() == LogitStore.open(whole).require_complete()
+
+
+def test_repair_without_the_teacher_restores_what_follows_from_the_rest(
+    distill,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    tree_bytes: Callable[[Path], dict[str, bytes]],
+) -> None:
+    store = make_complete(tmp_path / "store")
+    before = tree_bytes(tmp_path / "store")
+    for key in ("zarr.json", "copy/zarr.json", "prob/zarr.json", "commits/zarr.json"):
+        Path(store.location, key).unlink()
+        ran = distill("store", "repair", store.location)
+        assert ran.code == 0, (key, ran.err)
+        assert f"restored: {key}" in ran.out
+        assert tree_bytes(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize("lost", [["records"], ["content_sha256"], ["records", "content_sha256"]])
+def test_repair_tells_lost_commits_again(
+    distill,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    lost: list[str],
+) -> None:
+    whole, store = make_complete(tmp_path / "whole"), make_complete(tmp_path / "store")
+    for name in lost:
+        shutil.rmtree(Path(store.location, "commits", "g1", name))
+    assert distill("store", "verify", store.location).code == 2
+    ran = distill("store", "repair", store.location)
+    assert ran.code == 0, ran.err
+    assert distill("store", "verify", store.location).code == 0
+    again = LogitStore.open(store.location)
+    assert again.content_digests() == whole.content_digests()
+    assert again.require_complete() == whole.require_complete()
+
+
+def test_repair_refuses_another_teacher(
+    fails,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    store: Path,
+    tree_bytes: Callable[[Path], dict[str, bytes]],
+) -> None:
+    before = tree_bytes(store)
+    command = [*repair_command(store, precompute_command), "--input-size", "48"]
+    assert ": teacher " in fails(*command)
+    assert tree_bytes(store) == before
+
+
+def test_verify_asks_the_teacher_again(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    store: Path,
+) -> None:
+    command = repair_command(store, precompute_command)
+    command[1] = "verify"
+    report = json.loads(distill(*command, "--sample", 20, "--json").out)
+    assert report["ok"]
+    assert report["teacher"]["images"] == 20
+    assert report["teacher"]["views"] == 2
+    assert report["teacher"]["steps_apart"] <= 1
+    # A store whose digests are whole but whose answers are another's.
+    opened = LogitStore.open(store)
+    codes = [opened.read_codes(0, v, opened.content_digests()[0][v]) for v in range(VIEWS)]
+    record = opened.records()[0]
+    opened.revoke([0])
+    swapped = {k: v for k, v in record.items() if k in ("bad", "audit")}
+    opened.write_codes(0, codes[::-1], swapped)
+    opened.finish(record["audit"])
+    ran = distill(*command, "--sample", 96)
+    assert ran.code == 2
+    assert "differ by more than rounding" in ran.out
+    assert "one of --teacher and --data" in fails("store", "verify", store, "--data", "x")
+
+
+def test_plan_is_within_five_percent_of_the_finished_store(
+    distill,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    figures: Path,
+    tmp_path: Path,
+) -> None:
+    words = precompute_command(tmp_path / "unused")
+    at = words.index("--store")
+    options = [*words[1:at], "--device", "cpu", "--workers", "0", "--block-rows", "16"]
+    plan = json.loads(distill("plan", *options, "--views", "1,2,3", "--json").out)
+    assert plan["rows"] == 96
+    assert len(plan["stores"]) == 9
+    for planned in plan["stores"]:
+        path = tmp_path / f"{planned['encoding']}{planned['views']}"
+        more = ("--views", planned["views"], "--encoding", planned["encoding"])
+        assert distill(*precompute_command(path, *more)).code == 0
+        finished = json.loads(distill("store", "info", path, "--json").out)
+        assert planned["bytes_total"] == pytest.approx(finished["bytes_total"], rel=0.05), planned
+        assert planned["hours"] > 0
+    table = distill("plan", *options, "--rows", "11060223", "--views", "4").out
+    assert "11060223 images; pilot of 16" in table
+    assert table.count("GiB") == 3
+
+
+def test_plan_tolerates_a_bad_image_but_not_only_bad_ones(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    tmp_path: Path,
+) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "data" / "n13878634"
+    folder.mkdir(parents=True)
+    (folder / "bad.jpg").write_bytes(b"no image")
+    words = precompute_command(tmp_path / "unused", data=tmp_path / "data")
+    options = [*words[1 : words.index("--store")], "--device", "cpu", "--workers", "0"]
+    message = [line for line in distill("plan", *options).err.splitlines() if "distill:" in line]
+    assert "none of 1 pilot images can be read" in message[0]
+    Image.new("RGB", (32, 32)).save(folder / "good.jpg")
+    assert "1 pilot images could not be read" in distill("plan", *options).out
+
+
+def test_streamed_training_is_resident_training_in_another_order(
+    distill,  # type: ignore[no-untyped-def]
+    store: Path,
+    figures: Path,
+    tmp_path: Path,
+) -> None:
+    """A cache that holds the ids but not two views: the same samples, from streamed blocks."""
+    ran = distill(
+        *("pretrain", "--student", "test_resnet", "--data", figures, "--epochs", 2),
+        *("--batch-size", 32, "--targets", store, "--out", tmp_path / "run", "--image-size", 32),
+        *("--cache", tmp_path / "cache", "--cache-gib", 8e-6, "--device", "cpu", "--workers", 0),
+    )
+    assert ran.code == 0, ran.err
+    assert [p.name[-9:] for p in (tmp_path / "cache").glob("*.rows")] == ["-ids.rows"]
+    history = json.loads((tmp_path / "run" / "run.json").read_text())["history"]
+    assert np.isfinite([epoch["semantic_kd_loss"] for epoch in history]).all()
