@@ -5,6 +5,8 @@ code of its own: Zstandard by Blosc with blocks of one column, and a CRC-32C beh
 """
 
 import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import google_crc32c
@@ -12,7 +14,7 @@ import numcodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 
 from distill.sample_id import SampleIds
 from store.codes import ANSWER_ARRAYS, SQ_NORM_UNITS
@@ -88,8 +90,29 @@ def create_sample_arrays(objects: Objects, ids: SampleIds, labels: NDArray[np.in
         )
 
 
+def create_hierarchy(objects: Objects, hierarchy: Mapping[str, Any]) -> None:
+    """The hierarchy as compressed JSON: 0.5 MB of text for 11,221 classes."""
+    text = json.dumps(hierarchy, sort_keys=True, ensure_ascii=False).encode()
+    zarr.create_array(
+        objects.zarr("hierarchy"),
+        data=np.frombuffer(text, np.uint8),
+        chunks=(len(text),),
+        compressors=[ZstdCodec(level=19), Crc32cCodec()],
+        fill_value=0,
+        dimension_names=["byte"],
+        attributes={"description": "Label set and chains of ancestors, as JSON in UTF-8."},
+        overwrite=True,
+    )
+
+
+def read_hierarchy(objects: Objects) -> dict[str, Any]:
+    """What `create_hierarchy` wrote."""
+    array = zarr.open_array(objects.zarr("hierarchy"), mode="r")
+    return dict(json.loads(np.asarray(array[...]).tobytes()))
+
+
 def document_digests(objects: Objects, keys: list[str]) -> dict[str, str]:
-    """SHA-256 of each of those documents as it is there, empty where it is missing."""
+    """SHA-256 of each of those objects as it is there, empty where it is missing."""
     contents = zip(keys, objects.read_all(keys), strict=True)
     return {key: hashlib.sha256(c).hexdigest() if c else "" for key, c in contents}
 

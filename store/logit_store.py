@@ -7,7 +7,6 @@ certificate into the root document (`store.root`). A store lies on a disk or in 
 """
 
 import hashlib
-import json
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,20 +29,23 @@ from store.layout import (
     SAMPLE_ARRAYS,
     chunk_key,
     create_arrays,
+    create_hierarchy,
     decode_chunk,
     document_digests,
     encode_chunk,
+    read_hierarchy,
 )
 from store.manifest import Manifest
 from store.objects import Objects, open_objects
-from store.root import COPY_KEY, ROOT_KEY, Root, group_document
+from store.root import COPY_KEY, ROOT_KEY, Root
 
-HIERARCHY_KEY = "hierarchy/zarr.json"
+HIERARCHY_KEYS = ("hierarchy/zarr.json", "hierarchy/c/0")
+ANSWER_KEYS = tuple(f"{name}/zarr.json" for name in ANSWER_ARRAYS)
 SAMPLE_KEYS = tuple(f"{name}/zarr.json" for name in SAMPLE_ARRAYS)
 DOCUMENTS = (
-    *(f"{name}/zarr.json" for name in ANSWER_ARRAYS),
+    *ANSWER_KEYS,
     *SAMPLE_KEYS,
-    HIERARCHY_KEY,
+    *HIERARCHY_KEYS,
     commits.GROUP_KEY,
 )
 OWN_NAMES = {*ANSWER_ARRAYS, *SAMPLE_ARRAYS, "hierarchy", "commits", "copy"}
@@ -88,7 +90,7 @@ class LogitStore:
         objects.make_place()
         if ROOT_KEY not in foreign:
             create_arrays(objects, manifest, ids, labels)
-            objects.write(HIERARCHY_KEY, group_document(dict(hierarchy)))
+            create_hierarchy(objects, hierarchy)
             objects.write(commits.GROUP_KEY, commits.GROUP_DOCUMENT)
             digests = document_digests(objects, list(DOCUMENTS))
             root = Root(manifest=manifest, documents=digests)
@@ -336,9 +338,8 @@ class LogitStore:
     @cached_property
     def hierarchy(self) -> dict[str, Any]:
         """The hierarchy as JSON."""
-        content = self.objects.read(HIERARCHY_KEY)
-        with _damage(self.location, HIERARCHY_KEY):
-            return dict(json.loads(content or b"")["attributes"])
+        with _damage(self.location, "hierarchy"):
+            return read_hierarchy(self.objects)
 
     def read_codes(self, block: int, view: int, digest: str) -> Codes:
         """A block of one view as stored; its arrays are views with rows first.

@@ -15,10 +15,21 @@ from numpy.typing import NDArray
 from distill.errors import CorruptStoreError, StoreError
 from distill.sample_id import SampleIds
 from store import commits
-from store.layout import create_answer_arrays, create_sample_arrays, document_digests
-from store.logit_store import HIERARCHY_KEY, SAMPLE_KEYS, LogitStore, damaged_documents
+from store.layout import (
+    create_answer_arrays,
+    create_hierarchy,
+    create_sample_arrays,
+    document_digests,
+)
+from store.logit_store import (
+    ANSWER_KEYS,
+    HIERARCHY_KEYS,
+    SAMPLE_KEYS,
+    LogitStore,
+    damaged_documents,
+)
 from store.objects import Objects, open_objects
-from store.root import COPY_KEY, ROOT_KEY, Root, group_document, read_root_or_copy
+from store.root import COPY_KEY, ROOT_KEY, Root, read_root_or_copy
 from store.verify import Verification, verify
 
 
@@ -41,26 +52,27 @@ def restore(location: str, dataset: Dataset | None) -> list[str]:
     written = _restore_root(objects)
     root = Root.read(objects)
     damaged = damaged_documents(objects, root)
-    if commits.GROUP_KEY in damaged:
-        objects.write(commits.GROUP_KEY, commits.GROUP_DOCUMENT)
-    if damaged:
-        create_answer_arrays(objects, root.manifest)
     store = LogitStore(objects, root.manifest)
+    rewritten = _restore_metadata(objects, root, damaged)
     if dataset and not _samples_are_whole(store, damaged):
         create_sample_arrays(objects, dataset.ids, dataset.labels)
-        objects.write(HIERARCHY_KEY, group_document(dataset.hierarchy))
+        create_hierarchy(objects, dataset.hierarchy)
+        rewritten += [*SAMPLE_KEYS, *HIERARCHY_KEYS]
         written.append("sample_id, label and hierarchy, from the data set")
+    # Another version of Zarr may write the same metadata in other words.
+    documents = {**root.documents, **document_digests(objects, rewritten)}
+    if rewritten:
+        root = replace(root, documents=documents)
+        root.write(objects)
     written += _restore_commits(store, root, damaged)
-    now = document_digests(objects, damaged)
-    root = Root.read(objects)
-    left = [key for key in damaged_documents(objects, root) if key in root.documents]
+    left = damaged_documents(objects, Root.read(objects))
     if left:
+        versions = ", ".join(f"{k} {v}" for k, v in root.manifest.provenance.items())
         raise CorruptStoreError(
             f"{objects.location}: {', '.join(left)} cannot be restored from the store alone; pass "
-            "the --teacher and --data it was made of, with the versions that wrote it "
-            f"({', '.join(f'{k} {v}' for k, v in root.manifest.provenance.items())})"
+            f"the --teacher and --data it was made of (it was written with {versions})"
         )
-    return written + [key for key in damaged if now[key] == root.documents.get(key)]
+    return written + [key for key in damaged if key in rewritten]
 
 
 def revoke_bad(location: str) -> Verification:
@@ -85,9 +97,21 @@ def _restore_root(objects: Objects) -> list[str]:
     return written
 
 
+def _restore_metadata(objects: Objects, root: Root, damaged: Sequence[str]) -> list[str]:
+    """What the manifest alone tells; the keys that were written."""
+    rewritten = []
+    if commits.GROUP_KEY in damaged:
+        objects.write(commits.GROUP_KEY, commits.GROUP_DOCUMENT)
+        rewritten.append(commits.GROUP_KEY)
+    if {*ANSWER_KEYS} & {*damaged}:
+        create_answer_arrays(objects, root.manifest)
+        rewritten += ANSWER_KEYS
+    return rewritten
+
+
 def _samples_are_whole(store: LogitStore, damaged: Sequence[str]) -> bool:
     try:
-        return len(store.labels) > 0 and not {HIERARCHY_KEY, *SAMPLE_KEYS} & set(damaged)
+        return len(store.labels) > 0 and not {*HIERARCHY_KEYS, *SAMPLE_KEYS} & {*damaged}
     except StoreError:
         return False
 

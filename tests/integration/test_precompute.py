@@ -19,6 +19,8 @@ from distill.data import open_source
 from distill.hierarchy import SemanticHierarchy
 from distill.targets import SparseTargets, encode
 from distill.views import ViewPolicy, draw_view, render_view
+from store.codes import ANSWER_ARRAYS
+from store.layout import SAMPLE_ARRAYS
 from store.logit_store import LogitStore
 from teacher_server.teacher import load_teacher
 
@@ -27,7 +29,7 @@ Command = Callable[..., list[str]]
 
 def arrays(path: Path) -> dict[str, Any]:
     group: Any = zarr.open_group(path, mode="r")
-    return {name: array[:] for name, array in group.arrays()}
+    return {name: group[name][:] for name in (*ANSWER_ARRAYS, *SAMPLE_ARRAYS)}
 
 
 def assert_same_arrays(first: Path, second: Path) -> None:

@@ -58,7 +58,7 @@ def test_plain_zarr_opens_it_and_its_attributes_explain_the_arrays(complete: Log
     group: Any = zarr.open_group(complete.location, mode="r")
     assert group.metadata.zarr_format == 3
     arrays = dict(group.arrays())
-    assert {*arrays} == {*ANSWER_ARRAYS, "sample_id", "label"}
+    assert {*arrays} == {*ANSWER_ARRAYS, "sample_id", "label", "hierarchy"}
     assert all(len(array.attrs["description"]) > 20 for array in arrays.values())
     assert arrays["index"].shape == (ROWS, VIEWS, 15)
     assert arrays["index"].chunks == (BLOCK, 1, 15)

@@ -18,18 +18,19 @@ from distill.errors import StoreMismatchError
 from distill.hierarchy import SemanticHierarchy
 from distill.views import ViewPolicy
 from store.algebra import merge, subset
+from store.codes import ANSWER_ARRAYS
+from store.layout import SAMPLE_ARRAYS
 from store.logit_store import LogitStore
 from store.manifest import ViewIdentity
 from store.verify import verify
 from trainers.replay import check_replay
 
 Command = Callable[..., list[str]]
-ANSWERS = ("index", "prob", "confidence", "sq_norm", "valid")
 
 
 def arrays(path: Path | str) -> dict[str, Any]:
     group: Any = zarr.open_group(path, mode="r")
-    return {name: array[:] for name, array in group.arrays()}
+    return {name: group[name][:] for name in (*ANSWER_ARRAYS, *SAMPLE_ARRAYS)}
 
 
 def assert_same_arrays(first: Path | str, second: Path | str) -> None:
