@@ -295,7 +295,7 @@ def payload(
     columns = {**stored, "prob": np.ascontiguousarray(small.T)}
     block = min(BLOCK, len(codes))
     return sum(
-        len(encode_chunk(np.ascontiguousarray(columns[name][:, i : i + block]), block))
+        len(encode_chunk(name, np.ascontiguousarray(columns[name][:, i : i + block]), block))
         for name in ("index", "prob", "confidence", "sq_norm")
         for i in range(0, len(codes), block)
     ) / len(codes)
@@ -315,7 +315,7 @@ def print_packing(answers: Answers) -> None:
             np.ascontiguousarray(columns[:, i : i + block])
             for i in range(0, columns.shape[1], block)
         ]
-        encode = codec.encode if codec else lambda part: encode_chunk(part, block)
+        encode = codec.encode if codec else lambda part: encode_chunk("", part, block)
         return sum(len(encode(part)) for part in parts) / len(codes)
 
     shuffles = {"no": 0, "byte": 1, "bit": 2}

@@ -113,7 +113,7 @@ def _build(path: Path, dtype: np.dtype[Any], rows: int, fill: Callable[[Put], No
 
             def put(first: int, values: NDArray[Any]) -> None:
                 # Written, not mapped: a page fault a page would cost as much as decoding.
-                content = memoryview(values.astype(dtype, copy=False).tobytes())
+                content = np.ascontiguousarray(values, dtype).view(np.uint8).data.cast("B")
                 offset = first * dtype.itemsize
                 while content:
                     written = os.pwrite(file.fileno(), content, offset)

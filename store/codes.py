@@ -115,21 +115,21 @@ class Coding:
     def _predicted(self, prob: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Confidence and ΣT² that the kept probabilities [slots, rows] and an even tail imply."""
         steps, rows = self.spec.prob_steps, prob.shape[1]
-        confidence = np.empty((len(self.classes_per_hierarchy), rows), np.int32)
-        sq_norm = np.empty_like(confidence)
+        counted, total, squares, kept = np.empty((4, len(self.spec.entries), rows), np.int64)
         wide = np.int32 if steps <= 1023 else np.int64  # holds a sum of 1024 squares
         stop = 0
         parts = zip(self.spec.entries, self.classes_per_hierarchy, strict=True)
         for k, (slots, classes) in enumerate(parts):
             start, stop = stop, stop + slots
-            part: NDArray[Any] = prob[start:stop].astype(wide)
-            counted = min(slots, ceil(classes / 20))
-            confidence[k] = part[:counted].sum(0) * (self.confidence_units // steps)
-            left = np.maximum(0, steps - part.sum(0)).astype(np.int64)
-            unkept = np.maximum(1, classes - np.count_nonzero(part, axis=0)).astype(np.int64)
-            squares = np.square(part).sum(0) * unkept + left * left
-            sq_norm[k] = squares * SQ_NORM_UNITS // (steps * steps * unkept)
-        return confidence, sq_norm
+            part: Any = prob[start:stop].astype(wide)
+            np.einsum("sr->r", part[: ceil(classes / 20)], out=counted[k])
+            np.einsum("sr->r", part, out=total[k])
+            np.einsum("sr,sr->r", part, part, out=squares[k])
+            np.add.reduce(part != 0, 0, dtype=np.int64, out=kept[k])
+        unkept = np.maximum(1, np.array(self.classes_per_hierarchy)[:, None] - kept)
+        left = np.maximum(0, steps - total)
+        sq_norm = (squares * unkept + left * left) * SQ_NORM_UNITS // (steps * steps * unkept)
+        return counted * (self.confidence_units // steps), sq_norm
 
 
 def record_dtype(coding: Coding) -> np.dtype[Any]:

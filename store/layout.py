@@ -1,7 +1,7 @@
 """The arrays of a store: names, shapes, chunks, codecs, and the words that explain them.
 
 One chunk is one block of one view, column after column, so that each column is compressed with a
-code of its own: Zstandard by Blosc with blocks of one column, and a CRC-32C behind it.
+code of its own: Zstandard by Blosc with blocks of a column or two, and a CRC-32C behind it.
 """
 
 import hashlib
@@ -29,6 +29,8 @@ SAMPLE_DESCRIPTIONS = {
 SAMPLE_ARRAYS = tuple(SAMPLE_DESCRIPTIONS)
 SAMPLE_CHUNK_ROWS = 2**18
 COMPRESSION_LEVEL = 9
+# Columns that share a code: two of index cost 0.1 B a view and decode half as fast again.
+COLUMNS_A_BLOCK = {"index": 2}
 CHECKSUM_BYTES = 4
 
 
@@ -60,7 +62,7 @@ def create_answer_arrays(objects: Objects, manifest: Manifest) -> None:
                     clevel=COMPRESSION_LEVEL,
                     shuffle="shuffle" if dtype.itemsize > 1 else "noshuffle",
                     typesize=dtype.itemsize,
-                    blocksize=manifest.block_rows * dtype.itemsize,
+                    blocksize=_blosc_block(name, manifest.block_rows, dtype),
                 ),
                 Crc32cCodec(),
             ],
@@ -122,7 +124,7 @@ def chunk_key(name: str, block: int, view: int) -> str:
     return f"{name}/c/{block}/{view}" + ("" if name == "valid" else "/0")
 
 
-def encode_chunk(values: NDArray[Any], block_rows: int) -> bytes:
+def encode_chunk(name: str, values: NDArray[Any], block_rows: int) -> bytes:
     """The bytes that the codecs above make of [columns, rows] or [rows]; rows are padded with 0.
 
     Zarr's own writer would read a partial chunk back first, and keep what a torn one left there.
@@ -133,7 +135,7 @@ def encode_chunk(values: NDArray[Any], block_rows: int) -> bytes:
         "zstd",
         COMPRESSION_LEVEL,
         numcodecs.Blosc.SHUFFLE if values.itemsize > 1 else numcodecs.Blosc.NOSHUFFLE,
-        blocksize=block_rows * values.itemsize,
+        blocksize=_blosc_block(name, block_rows, values.dtype),
     )
     compressed = bytes(compressor.encode(padded))
     checksum: int = google_crc32c.value(compressed)
@@ -156,6 +158,10 @@ def decode_chunk(content: bytes, dtype: np.dtype[Any], columns: int | None, bloc
         raise ValueError(f"its size is wrong, expected {values.nbytes} bytes")
     numcodecs.blosc.decompress(compressed, values)
     return values
+
+
+def _blosc_block(name: str, block_rows: int, dtype: np.dtype[Any]) -> int:
+    return COLUMNS_A_BLOCK.get(name, 1) * block_rows * dtype.itemsize
 
 
 def _explained(name: str, manifest: Manifest) -> dict[str, Any]:

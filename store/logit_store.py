@@ -245,8 +245,12 @@ class LogitStore:
         if block in self._committed(self._root()):
             return
         stored = [self.manifest.coding.to_stored(codes) for codes in views]
+        block_rows = self.manifest.block_rows
         self.objects.write_all(
-            (chunk_key(name, block, view), encode_chunk(arrays[name], self.manifest.block_rows))
+            (
+                chunk_key(name, block, view),
+                encode_chunk(name, arrays[name], block_rows),
+            )
             for view, arrays in enumerate(stored)
             for name in ANSWER_ARRAYS
         )

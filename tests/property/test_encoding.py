@@ -79,7 +79,7 @@ def test_storing_twice_changes_nothing(
 )
 def test_chunks_come_back_and_any_changed_byte_is_found(values: np.ndarray, padding: int) -> None:
     rows = values.shape[-1] + padding
-    content = encode_chunk(values, rows)
+    content = encode_chunk("index", values, rows)
     columns = len(values) if values.ndim == 2 else None
     back = decode_chunk(content, values.dtype, columns, rows)
     assert (back[..., : values.shape[-1]] == values).all()
