@@ -44,6 +44,7 @@ class StoreSummary:
     teacher_fingerprint: str
     hierarchy_digest: str
     view_policy: dict[str, Any]
+    first_view: int
     complete: bool
     blocks: tuple[int, int]  # committed, all
     fidelity: dict[str, Any] | None
@@ -73,6 +74,7 @@ def summarise(store: LogitStore) -> StoreSummary:
         teacher_fingerprint=manifest.teacher.fingerprint,
         hierarchy_digest=manifest.hierarchy.digest,
         view_policy=dict(manifest.views.policy),
+        first_view=manifest.views.first,
         complete=certificate is not None,
         blocks=(len(records), manifest.num_blocks),
         fidelity=certificate["fidelity"] if certificate else None,

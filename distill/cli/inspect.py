@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from distill.cli import options
+from distill.cli.report import fidelity_line, size_line, state_line
 
 if TYPE_CHECKING:
     from store.summary import HierarchySummary, StoreSummary
@@ -55,13 +56,7 @@ def print_report(summary: "StoreSummary", rows: "list[HierarchySummary]") -> Non
     """The report for people."""
     from store.summary import QUANTILES
 
-    state = (
-        "complete" if summary.complete else "INCOMPLETE, {} of {} blocks".format(*summary.blocks)
-    )
-    click.echo(
-        f"{summary.path}: teacher {summary.teacher} ({summary.teacher_fingerprint[:12]}), "
-        f"{summary.rows} images × {summary.views} views, {state}"
-    )
+    click.echo(state_line(summary))
     click.echo("confidence P_k of the teacher alone, its quantiles; kept entries and their mass")
     quantiles = "".join(f"{q:>7.0%}" for q in QUANTILES)
     click.echo(f"hierarchy  classes   mean{quantiles}  labelled  entries    mass")
@@ -71,15 +66,5 @@ def print_report(summary: "StoreSummary", rows: "list[HierarchySummary]") -> Non
             f"{row.hierarchy:9d}  {row.classes:7d}  {row.confidence_mean:5.3f}{spread}  "
             f"{row.labelled:8.1%}  {row.kept_entries:7.1f}  {row.kept_mass:6.4f}"
         )
-    if summary.fidelity:
-        angle = summary.fidelity["gradient_angle_deg"]
-        near = summary.fidelity["near_teacher"]["gradient_angle_deg"]
-        click.echo(
-            f"fidelity: the KD gradient is {angle['median']:.2f}° median, {angle['p99']:.2f}° p99 "
-            f"from the exact one for a fresh student, {near['median']:.2f}° and {near['p99']:.2f}° "
-            f"near the teacher ({summary.fidelity['rows']} views audited)"
-        )
-    click.echo(
-        f"size: {summary.bytes_total / 2**20:.2f} MiB, {summary.bytes_per_view:.0f} B a view; "
-        f"bad images: {summary.invalid_rows}"
-    )
+    click.echo(fidelity_line(summary))
+    click.echo(size_line(summary))

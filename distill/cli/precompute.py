@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from distill.cli import options, teaching
+from distill.cli.report import fidelity_line, size_line, state_line
 
 
 @click.command()
@@ -93,21 +94,13 @@ def precompute(
         click.echo(json.dumps(asdict(report)))
         return
     done = report.store
-    click.echo(
-        f"{store}: {done.rows} images × {done.views} views of teacher {done.teacher} "
-        f"({done.teacher_fingerprint[:12]}), {done.bytes_total / 2**20:.1f} MiB, "
-        f"{done.bytes_per_view:.0f} B a view"
-    )
+    click.echo(state_line(done))
+    click.echo(size_line(done))
     click.echo(
         f"computed now: {report.images} images in {report.seconds:.1f} s, "
         f"{report.images_per_s:.1f} images/s"
     )
-    if done.fidelity:
-        angle = done.fidelity["gradient_angle_deg"]
-        click.echo(
-            f"fidelity: angle of the KD gradient {angle['median']:.2f}° median, "
-            f"{angle['p99']:.2f}° p99, over {done.fidelity['rows']} audited views"
-        )
+    click.echo(fidelity_line(done))
     for reason, count in sorted(report.bad.items()):
         click.echo(f"bad images: {count}: {reason}")
     click.echo(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli import options, teaching
+from distill.cli.report import store_lines
 
 if TYPE_CHECKING:
     from store.logit_store import LogitStore
@@ -241,14 +242,12 @@ def diff(first: str, second: str, as_json: bool) -> None:
 def _print_summary(made: "LogitStore", as_json: bool) -> None:
     from store.summary import summarise
 
-    summary = summarise(made).to_json()
+    summary = summarise(made)
     if as_json:
-        click.echo(json.dumps(summary))
+        click.echo(json.dumps(summary.to_json()))
         return
-    for name, value in summary.items():
-        if name == "fidelity" and value:
-            value = {k: v for k, v in value.items() if k != "how"}
-        click.echo(f"{name:20s} {value}")
+    for line in store_lines(summary):
+        click.echo(line)
 
 
 def _chosen_rows(
