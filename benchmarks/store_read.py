@@ -1,6 +1,6 @@
 """How fast do a student's targets come back, and what does opening a big store cost?
 
-    python benchmarks/store_read.py [--quick] [--cpus 0,1] [--rows 131072]
+    python benchmarks/store_read.py [--quick] [--cpus 0,1] [--rows 524288]
 
 One synthetic store of tiny-imagenet-h's shape (440 classes, 10 hierarchies; answers as peaked as a
 trained teacher's), read in every way there is, in one run on the same processors:
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cpus", default="0,1", help="processors to run on")
-    parser.add_argument("--rows", type=int, default=131072)
+    parser.add_argument("--rows", type=int, default=524288)
     options = parser.parse_args()
     os.sched_setaffinity(0, {int(cpu) for cpu in options.cpus.split(",")})
     torch.set_num_threads(2)
@@ -106,8 +106,8 @@ def measure(scratch: Path, rows: int) -> dict[str, float]:
         torch.save((torch.zeros(100, dtype=torch.int16), torch.zeros(100)), scratch / f"{i}.pt")
     arrays = [zarr.open_array(Path(store.location, n), mode="r") for n in ANSWER_ARRAYS]
 
-    stream = StreamedView(store, 0, capacity=16)
-    order = SampleOrder(rows, 0, block_rows=store.manifest.block_rows, window=16).epoch(0)
+    stream = StreamedView(store, 0, capacity=8)
+    order = SampleOrder(rows, 0, block_rows=store.manifest.block_rows, window=8).epoch(0)
 
     def each(count: int, read: Callable[[int], object]) -> float:
         begun = time.perf_counter()
@@ -137,7 +137,7 @@ def measure(scratch: Path, rows: int) -> dict[str, float]:
 
 
 def synthetic_store(path: Path, rows: int) -> LogitStore:
-    """One view of peaked answers; every block holds the same 4096, which changes no speed."""
+    """One view of peaked answers; every block holds the same 8192, which changes no speed."""
     synsets = [f"n{i:08d}" for i in range(sum(LEVELS))]
     parents, level_start = {}, 0
     for above, size in itertools.pairwise(LEVELS):
@@ -174,7 +174,7 @@ def synthetic_manifest(hierarchy: SemanticHierarchy, rows: int) -> Manifest:
         dataset=DatasetIdentity(digest="", rows=rows),
         views=ViewIdentity(count=1, policy={"name": "plain"}),
         encoding=EncodingSpec.named("standard", sizes),
-        block_rows=4096,
+        block_rows=8192,
     )
 
 

@@ -85,7 +85,7 @@ def make_plan(
     views: Sequence[int],
     rows: int | None = None,
     pilot_images: int | None = None,
-    block_rows: int = 4096,
+    block_rows: int = 8192,
     batch_size: int = 64,
     workers: int = 2,
 ) -> Plan:

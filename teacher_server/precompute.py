@@ -50,7 +50,7 @@ class PrecomputeOptions:
     first_view: int = 0
     encoding: str = "standard"
     batch_size: int = 64
-    block_rows: int = 4096
+    block_rows: int = 8192
     workers: int = 2
     max_bad_fraction: float = 0.001
 

@@ -19,7 +19,7 @@ from store.lookup import RowIndex, open_row_index
 from store.resident import ResidentView, open_resident_view, resident_bytes
 from store.stream import StreamedView
 
-STREAM_WINDOW_BLOCKS = 16  # rows of this many blocks are shuffled together
+STREAM_WINDOW_BLOCKS = 8  # rows of this many blocks are shuffled together
 
 Mode = Literal["resident", "streamed"]
 

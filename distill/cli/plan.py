@@ -24,7 +24,7 @@ from distill.cli import options, teaching
 @click.option("--view-policy", default="augmented", show_default=True)
 @click.option("--view-seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Views.")
-@click.option("--block-rows", type=click.IntRange(1), default=4096, show_default=True)
+@click.option("--block-rows", type=click.IntRange(1), default=8192, show_default=True)
 @options.machine
 @options.as_json
 def plan(

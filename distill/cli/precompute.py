@@ -33,7 +33,7 @@ from distill.cli.report import fidelity_line, size_line, state_line
 @click.option("--view-seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Views.")
 @click.option(
-    "--block-rows", type=click.IntRange(1), default=4096, show_default=True, help="Images."
+    "--block-rows", type=click.IntRange(1), default=8192, show_default=True, help="Images."
 )
 @click.option("--max-bad-fraction", type=click.FloatRange(0, 1), default=0.001, show_default=True)
 @options.limit
