@@ -6,9 +6,10 @@ Two teachers on augmented views of tiny-imagenet-h:
 - the trained one: ResNet-18-D, 440 classes in 10 hierarchies;
 - one of 11,221 classes, as peaked as the trained one: see wide_teacher.py.
 
-Payload is what index, prob, confidence and sq_norm take in chunks of 8192 rows (4096 of the wide teacher). The angle is that
-of the dense and the sparse KD gradient, for a fresh student and for one near the teacher
-(`distill.fidelity`). In the end whole stores are precomputed with the presets and weighed.
+Payload is what index, prob, confidence and sq_norm take in chunks of 8192 rows (4096 of the wide
+teacher). The angle is that of the dense and the sparse KD gradient, for a fresh student and for one
+near the teacher (`distill.fidelity`). In the end whole stores are precomputed with the presets and
+weighed.
 
 Prints tables in Markdown, writes encoding_frontier.svg, and ends with one JSON object on a line.
 """
