@@ -104,6 +104,7 @@ def pretrain(
         "dataset_digest": dataset.digest,
         "view_policy": policy.to_json(),
         "targets": targets.store.manifest.identity if targets else None,
+        "read": targets.mode if targets else None,  # decides the order of samples
     }
     done = load_checkpoint(out, model=model, optimizer=optimizer, scheduler=scheduler, run=run)
     if done.steps:

@@ -36,7 +36,7 @@ class StoreTargets:
         self.hierarchy = SemanticHierarchy.from_json(store.hierarchy)
         store.manifest.require(store.location, hierarchy_digest=self.hierarchy.digest)
         self._index: RowIndex = open_row_index(store, cache)
-        fits = 2 * resident_bytes(store) <= cache.room()
+        fits = min(2, self.views) * resident_bytes(store) <= cache.room()
         self.mode: Mode = mode or ("resident" if fits else "streamed")
         self._view: ResidentView | StreamedView | None = None
         self._next: tuple[int, Future[ResidentView]] | None = None

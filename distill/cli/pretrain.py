@@ -38,6 +38,13 @@ from distill.cli import options
 @click.option(
     "--cache-gib", type=click.FloatRange(0), help="Most it may hold; what the disk has by default."
 )
+@click.option(
+    "--read",
+    type=click.Choice(["auto", "resident", "streamed"]),
+    default="auto",
+    show_default=True,
+    help="Whole views decoded into --cache, or blocks as needed; auto by what fits.",
+)
 @options.limit
 @options.machine
 @options.as_json
@@ -62,6 +69,7 @@ def pretrain(
     checkpoint_every: int,
     cache: Path,
     cache_gib: float | None,
+    read: Literal["auto", "resident", "streamed"],
     limit: int | None,
     device: str,
     workers: int,
@@ -99,7 +107,9 @@ def pretrain(
         seed=seed,
     )
     cache_bytes = None if cache_gib is None else int(cache_gib * 2**30)
-    source = StoreTargets(store, Cache(cache.expanduser(), cache_bytes)) if store else None
+    decoded = Cache(cache.expanduser(), cache_bytes)
+    mode = None if read == "auto" else read
+    source = StoreTargets(store, decoded, mode) if store else None
     if source and not label_set:
         hierarchy = source.hierarchy
     else:
