@@ -36,8 +36,8 @@ from distill.fidelity import fidelity_errors
 from distill.hierarchy import SemanticHierarchy
 from distill.softmax import top_mass
 from distill.targets import DenseTargets, SparseTargets
+from store.blocks import encode_chunk
 from store.codes import Coding
-from store.layout import encode_chunk
 
 BLOCK = 8192
 

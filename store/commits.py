@@ -19,7 +19,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from distill.errors import CorruptStoreError, first_line
 from store.objects import Objects
-from store.root import digest_of_json, group_document
+from store.root import COMPACTED, digest_of_json, group_document
 
 Record = dict[str, Any]
 
@@ -31,8 +31,9 @@ GROUP_DOCUMENT = group_document(
         "records: content_sha256 [blocks, views, 32], and the records as JSON lines."
     }
 )
-COMPACTED = ("content_sha256", "records")
 RECORDS_CHUNK_BYTES = 2**22
+SHA256 = re.compile(r"[0-9a-f]{64}")
+GENERATION_KEY = re.compile(r"commits/g(\d{1,9})/")
 RECORD_KEY = re.compile(r"commits/(\d{8})/zarr\.json")
 
 
@@ -126,19 +127,28 @@ def read_digests(
     ]
 
 
-def read_compacted_records(objects: Objects, generation: int, sha256: str) -> dict[int, Record]:
+def read_compacted_records(
+    objects: Objects, generation: int, sha256: str, views: int
+) -> dict[int, Record]:
     """The whole records.
 
     Raises:
         CorruptStoreError: they are not what was compacted.
     """
     lines = _compacted(objects, generation, "records", sha256).splitlines()
-    return {record["block"]: record for record in map(json.loads, lines)}
+    try:
+        records = [json.loads(line) for line in lines]
+        for block, record in enumerate(records):
+            _require_possible(record, block, views)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(objects, f"commits/g{generation}/records", first_line(error)) from error
+    return dict(enumerate(records))
 
 
-def delete_generation(objects: Objects, generation: int) -> None:
+def delete_generations_before(objects: Objects, generation: int) -> None:
     """Remove compacted commits that no root names any more."""
-    objects.delete(objects.keys(f"commits/g{generation}"))
+    keys = [(GENERATION_KEY.match(key), key) for key in objects.keys("commits")]
+    objects.delete([key for found, key in keys if found and int(found[1]) < generation])
 
 
 def _compacted(objects: Objects, generation: int, name: str, sha256: str) -> bytes:
@@ -161,16 +171,24 @@ def _parsed(content: bytes, block: int, views: int, objects: Objects) -> Record:
         document = json.loads(content)
         record: Record = document["attributes"]
         sealed = record.pop("record_sha256")
-        if (
-            document != {"zarr_format": 3, "node_type": "group", "attributes": record}
-            or sealed != digest_of_json(record)
-            or record["block"] != block
-            or len(record["content_sha256"]) != views
-        ):
+        if document != {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": record,
+        } or sealed != digest_of_json(record):
             raise ValueError("its digest does not match")
+        _require_possible(record, block, views)
         return record
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(objects, f"commits/{block:08d}", first_line(error)) from error
+
+
+def _require_possible(record: Record, block: int, views: int) -> None:
+    digests = record["content_sha256"]
+    whole = len(digests) == views and all(SHA256.fullmatch(digest) for digest in digests)
+    bad = all({"key", "reason"} <= entry.keys() for entry in record["bad"])
+    if record["block"] != block or not whole or not bad:
+        raise ValueError("it has values that distill never writes")
 
 
 def _damaged(objects: Objects, what: str, why: str) -> CorruptStoreError:

@@ -9,8 +9,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import google_crc32c
-import numcodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -31,7 +29,11 @@ SAMPLE_CHUNK_ROWS = 2**18
 COMPRESSION_LEVEL = 9
 # Columns that share a code: two of index cost 0.1 B a view and decode half as fast again.
 COLUMNS_A_BLOCK = {"index": 2}
-CHECKSUM_BYTES = 4
+
+
+def blosc_block(name: str, block_rows: int, dtype: np.dtype[Any]) -> int:
+    """Bytes that Blosc compresses together."""
+    return COLUMNS_A_BLOCK.get(name, 1) * block_rows * dtype.itemsize
 
 
 def create_arrays(
@@ -62,7 +64,7 @@ def create_answer_arrays(objects: Objects, manifest: Manifest) -> None:
                     clevel=COMPRESSION_LEVEL,
                     shuffle="shuffle" if dtype.itemsize > 1 else "noshuffle",
                     typesize=dtype.itemsize,
-                    blocksize=_blosc_block(name, manifest.block_rows, dtype),
+                    blocksize=blosc_block(name, manifest.block_rows, dtype),
                 ),
                 Crc32cCodec(),
             ],
@@ -117,51 +119,6 @@ def document_digests(objects: Objects, keys: list[str]) -> dict[str, str]:
     """SHA-256 of each of those objects as it is there, empty where it is missing."""
     contents = zip(keys, objects.read_all(keys), strict=True)
     return {key: hashlib.sha256(c).hexdigest() if c else "" for key, c in contents}
-
-
-def chunk_key(name: str, block: int, view: int) -> str:
-    """Where a chunk of an answer array lies."""
-    return f"{name}/c/{block}/{view}" + ("" if name == "valid" else "/0")
-
-
-def encode_chunk(name: str, values: NDArray[Any], block_rows: int) -> bytes:
-    """The bytes that the codecs above make of [columns, rows] or [rows]; rows are padded with 0.
-
-    Zarr's own writer would read a partial chunk back first, and keep what a torn one left there.
-    """
-    padded = np.zeros((*values.shape[:-1], block_rows), values.dtype)
-    padded[..., : values.shape[-1]] = values
-    compressor = numcodecs.Blosc(
-        "zstd",
-        COMPRESSION_LEVEL,
-        numcodecs.Blosc.SHUFFLE if values.itemsize > 1 else numcodecs.Blosc.NOSHUFFLE,
-        blocksize=_blosc_block(name, block_rows, values.dtype),
-    )
-    compressed = bytes(compressor.encode(padded))
-    checksum: int = google_crc32c.value(compressed)
-    return compressed + checksum.to_bytes(CHECKSUM_BYTES, "little")
-
-
-def decode_chunk(content: bytes, dtype: np.dtype[Any], columns: int | None, block_rows: int) -> Any:
-    """The inverse of `encode_chunk`, padding included: [columns, block_rows] or [block_rows].
-
-    The same values as Zarr reads; a read by Zarr costs 1.2 ms more, five a block.
-
-    Raises:
-        ValueError: the checksum or the size is wrong.
-    """
-    compressed, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
-    if google_crc32c.value(compressed) != int.from_bytes(checksum, "little"):
-        raise ValueError("the checksum is wrong")
-    values = np.empty((block_rows,) if columns is None else (columns, block_rows), dtype)
-    if int.from_bytes(compressed[4:8], "little") != values.nbytes:  # as Blosc's header has it
-        raise ValueError(f"its size is wrong, expected {values.nbytes} bytes")
-    numcodecs.blosc.decompress(compressed, values)
-    return values
-
-
-def _blosc_block(name: str, block_rows: int, dtype: np.dtype[Any]) -> int:
-    return COLUMNS_A_BLOCK.get(name, 1) * block_rows * dtype.itemsize
 
 
 def _explained(name: str, manifest: Manifest) -> dict[str, Any]:

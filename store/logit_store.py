@@ -6,38 +6,37 @@ certificate into the root document (`store.root`). A store lies on a disk or in 
 (`store.objects`).
 """
 
-import hashlib
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from distill.answers import Answers
-from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError, first_line
+from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
 from distill.sample_id import SampleIds, samples_digest
 from store import commits
-from store.codes import ANSWER_ARRAYS, Codes, StoredBlock
+from store.blocks import block_digest, read_chunks, write_chunks
+from store.codes import ANSWER_ARRAYS, Codes
+from store.damage import damage_named
 from store.layout import (
     SAMPLE_ARRAYS,
-    chunk_key,
     create_arrays,
     create_hierarchy,
-    decode_chunk,
     document_digests,
-    encode_chunk,
     read_hierarchy,
 )
 from store.manifest import Manifest
 from store.objects import Objects, open_objects
 from store.root import COPY_KEY, ROOT_KEY, Root
+
+Found = TypeVar("Found")
 
 HIERARCHY_KEYS = ("hierarchy/zarr.json", "hierarchy/c/0")
 ANSWER_KEYS = tuple(f"{name}/zarr.json" for name in ANSWER_ARRAYS)
@@ -160,8 +159,37 @@ class LogitStore:
 
     def pending_blocks(self) -> list[int]:
         """The blocks that no commit counts for, ascending."""
-        root = self._root()
-        return sorted(set(range(self.manifest.num_blocks)) - self._committed(root))
+        committed = self._unmoved(self._committed)
+        return sorted(set(range(self.manifest.num_blocks)) - committed)
+
+    def content_digests(self) -> dict[int, tuple[str, ...]]:
+        """SHA-256 of each committed block by view, in hexadecimal.
+
+        Raises:
+            CorruptStoreError: the commits are damaged.
+        """
+        return self._unmoved(self.content_digests_of)
+
+    def records(self) -> dict[int, commits.Record]:
+        """The whole commit record of each committed block.
+
+        Raises:
+            CorruptStoreError: the commits are damaged.
+        """
+        return self._unmoved(self.records_of)
+
+    def _unmoved(self, read: Callable[[Root], Found]) -> Found:
+        """What `read` finds; again where another process compacted what it was reading."""
+        while True:
+            root = self._root()
+            try:
+                found = read(root)
+            except CorruptStoreError:
+                if self._root() == root:
+                    raise
+                continue
+            if root.certificate is not None or self._root() == root:
+                return found
 
     def _committed(self, root: Root) -> set[int]:
         count = self.manifest.num_blocks
@@ -170,14 +198,6 @@ class LogitStore:
         compacted = set(range(count)) - set(root.revoked) if root.generation else set()
         return compacted | set(commits.recorded_blocks(self.objects, count))
 
-    def content_digests(self) -> dict[int, tuple[str, ...]]:
-        """SHA-256 of each committed block by view, in hexadecimal.
-
-        Raises:
-            CorruptStoreError: the commits are damaged.
-        """
-        return self.content_digests_of(self._root())
-
     def content_digests_of(self, root: Root) -> dict[int, tuple[str, ...]]:
         """`content_digests` by a root that is at hand."""
         shape = (self.manifest.num_blocks, self.manifest.views.count)
@@ -185,27 +205,21 @@ class LogitStore:
         if root.generation:
             sha256 = root.compacted_sha256["content_sha256"]
             table = commits.read_digests(self.objects, root.generation, sha256, shape)
-            digests = {b: row for b, row in enumerate(table) if b not in set(root.revoked)}
+            revoked = set(root.revoked)
+            digests = {b: row for b, row in enumerate(table) if b not in revoked}
         if root.certificate is None:
             own = self._own_records()
             digests |= {block: tuple(r["content_sha256"]) for block, r in own.items()}
         return dict(sorted(digests.items()))
 
-    def records(self) -> dict[int, commits.Record]:
-        """The whole commit record of each committed block.
-
-        Raises:
-            CorruptStoreError: the commits are damaged.
-        """
-        return self.records_of(self._root())
-
     def records_of(self, root: Root) -> dict[int, commits.Record]:
         """`records` by a root that is at hand."""
         records: dict[int, commits.Record] = {}
         if root.generation:
-            sha256 = root.compacted_sha256["records"]
-            compacted = commits.read_compacted_records(self.objects, root.generation, sha256)
-            records = {b: r for b, r in compacted.items() if b not in set(root.revoked)}
+            sha256, views = root.compacted_sha256["records"], self.manifest.views.count
+            compacted = commits.read_compacted_records(self.objects, root.generation, sha256, views)
+            revoked = set(root.revoked)
+            records = {b: r for b, r in compacted.items() if b not in revoked}
         if root.certificate is None:
             records |= self._own_records()
         return dict(sorted(records.items()))
@@ -245,19 +259,11 @@ class LogitStore:
         if block in self._committed(self._root()):
             return
         stored = [self.manifest.coding.to_stored(codes) for codes in views]
-        block_rows = self.manifest.block_rows
-        self.objects.write_all(
-            (
-                chunk_key(name, block, view),
-                encode_chunk(name, arrays[name], block_rows),
-            )
-            for view, arrays in enumerate(stored)
-            for name in ANSWER_ARRAYS
-        )
+        write_chunks(self.objects, self.manifest, block, stored)
         record = {
             "block": block,
             "rows": [rows.start, rows.stop],
-            "content_sha256": [content_digest(arrays) for arrays in stored],
+            "content_sha256": [block_digest(each) for each in stored],
             "host": socket.gethostname(),
             "committed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **facts,
@@ -286,10 +292,11 @@ class LogitStore:
         Raises:
             IncompleteStoreError: a block is missing.
         """
+        records = self.records()
         root = self._root()
         if root.certificate is not None:
+            self._tidy(root)
             return dict(root.certificate)
-        records = self.records()
         missing = self.manifest.num_blocks - len(records)
         if missing:
             raise IncompleteStoreError(
@@ -301,19 +308,23 @@ class LogitStore:
             self.objects, [*DOCUMENTS, *commits.compacted_keys(generation)]
         )
         whole = {**certificate, "bad_images": sum(len(r["bad"]) for r in records.values())}
-        replace(
+        root = replace(
             root,
             documents=documents,
             generation=generation,
             compacted_sha256=digests,
             revoked=(),
             certificate=whole,
-        ).write(self.objects)
-        commits.delete_records(
-            self.objects, commits.recorded_blocks(self.objects, self.manifest.num_blocks)
         )
-        commits.delete_generation(self.objects, root.generation)
+        root.write(self.objects)
+        self._tidy(root)
         return whole
+
+    def _tidy(self, root: Root) -> None:
+        """Remove what a finished store does not need: single records, earlier generations."""
+        single = commits.recorded_blocks(self.objects, self.manifest.num_blocks)
+        commits.delete_records(self.objects, single)
+        commits.delete_generations_before(self.objects, root.generation)
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -329,7 +340,7 @@ class LogitStore:
 
     @cached_property
     def _samples(self) -> tuple[SampleIds, NDArray[np.int64]]:
-        with _damage(self.location, "sample_id or label"):
+        with damage_named(self.location, "sample_id or label"):
             ids, labels = (
                 np.asarray(zarr.open_array(self.objects.zarr(name), mode="r")[...])
                 for name in SAMPLE_ARRAYS
@@ -342,7 +353,7 @@ class LogitStore:
     @cached_property
     def hierarchy(self) -> dict[str, Any]:
         """The hierarchy as JSON."""
-        with _damage(self.location, "hierarchy"):
+        with damage_named(self.location, "hierarchy"):
             return read_hierarchy(self.objects)
 
     def read_codes(self, block: int, view: int, digest: str) -> Codes:
@@ -353,33 +364,11 @@ class LogitStore:
         Raises:
             CorruptStoreError: a chunk is missing or damaged, or its content was not committed.
         """
-        with _damage(self.location, f"block {block} of view {view}"):
-            stored = self._stored(block, view)
-            if content_digest(stored) != digest:
+        stored = read_chunks(self.objects, self.manifest, block, view)
+        with damage_named(self.location, f"block {block} of view {view}"):
+            if block_digest(stored) != digest:
                 raise ValueError("it is not what was committed")
         return self.manifest.coding.from_stored(stored)
-
-    def stored_digest(self, block: int, view: int) -> str:
-        """The digest of what is there now, whatever was committed.
-
-        Raises:
-            CorruptStoreError: a chunk is missing or its checksum is wrong.
-        """
-        with _damage(self.location, f"block {block} of view {view}"):
-            return content_digest(self._stored(block, view))
-
-    def _stored(self, block: int, view: int) -> StoredBlock:
-        coding, block_rows = self.manifest.coding, self.manifest.block_rows
-        rows = len(self.manifest.rows_of_block(block))
-        contents = self.objects.read_all([chunk_key(n, block, view) for n in ANSWER_ARRAYS])
-        stored = {}
-        for name, content in zip(ANSWER_ARRAYS, contents, strict=True):
-            if content is None:
-                raise ValueError(f"its chunk of {name} is missing")
-            columns = coding.widths.get(name)
-            chunk = decode_chunk(content, coding.dtypes[name], columns, block_rows)
-            stored[name] = np.ascontiguousarray(chunk[..., :rows])
-        return stored
 
     def quantise(self, answers: Answers) -> Codes:
         """What this store keeps of `answers`."""
@@ -400,25 +389,3 @@ def damaged_documents(objects: Objects, root: Root) -> list[str]:
     """Keys of the documents that are missing or not what the root says."""
     found = document_digests(objects, list(root.documents))
     return [key for key, digest in root.documents.items() if found[key] != digest]
-
-
-def content_digest(stored: StoredBlock) -> str:
-    """SHA-256 of the stored values of a block of one view: array after array, column by column."""
-    digest = hashlib.sha256()
-    for name in ANSWER_ARRAYS:
-        digest.update(stored[name].data)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _damage(location: str, what: str) -> Iterator[None]:
-    """Whatever a codec or parser says of damaged bytes becomes one error."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise CorruptStoreError(
-            f"{location}: {what} is damaged ({first_line(error)}), expected the bytes that were "
-            "committed; `distill store repair` computes what is bad again"
-        ) from error

@@ -15,6 +15,7 @@ from distill.encoding import EncodingSpec
 from distill.errors import ConfigError, CorruptStoreError, StoreError, StoreMismatchError
 from store.codes import Coding
 
+MAX_BLOCKS = 1_000_000
 FORMAT_NAME, FORMAT_VERSION = "distill-store", 2
 FORMAT = f"{FORMAT_NAME}/{FORMAT_VERSION}"
 
@@ -138,6 +139,8 @@ class Manifest:
             classes = manifest.hierarchy.classes_per_hierarchy
             if min(sizes) < 1 or not classes or not all(1 <= n <= 65536 for n in classes):
                 raise ValueError("rows, block_rows, views and classes must be positive")
+            if manifest.num_blocks > MAX_BLOCKS:
+                raise ValueError(f"{manifest.num_blocks} blocks, expected at most {MAX_BLOCKS}")
             entries = manifest.encoding.entries
             if len(entries) != len(classes) or any(map(gt, entries, classes)):
                 raise ValueError(f"entries {entries} do not fit classes {classes}")

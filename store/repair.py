@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from distill.errors import CorruptStoreError, StoreError
 from distill.sample_id import SampleIds
 from store import commits
+from store.blocks import block_digest, read_chunks
 from store.layout import (
     create_answer_arrays,
     create_hierarchy,
@@ -146,7 +147,7 @@ def _restore_commits(store: LogitStore, root: Root, damaged: Sequence[str]) -> l
         certificate=None,
         documents={k: v for k, v in root.documents.items() if not k.startswith("commits/g")},
     ).write(objects)
-    commits.delete_generation(objects, root.generation)
+    commits.delete_generations_before(objects, root.generation + 1)
     return [*written, "the compacted commits, as one record a block"]
 
 
@@ -167,7 +168,10 @@ def _record_of_chunks(
     """What can be told without the record: chunks whose checksums hold are what was written."""
     manifest = store.manifest
     try:
-        found = [store.stored_digest(block, view) for view in range(manifest.views.count)]
+        found = [
+            block_digest(read_chunks(store.objects, manifest, block, view))
+            for view in range(manifest.views.count)
+        ]
     except CorruptStoreError:
         return None
     audit = {k: (root.certificate or {}).get(k) for k in ("fidelity", "replay")}

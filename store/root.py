@@ -7,6 +7,7 @@ the store is opened. A copy stands beside it, from which `distill store repair` 
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -15,6 +16,9 @@ from distill.errors import CorruptStoreError, StoreError
 from store.manifest import Manifest
 from store.objects import Objects, open_objects
 
+# Arrays of a generation of compacted commits.
+COMPACTED = ("content_sha256", "records")
+DOCUMENT_KEY = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*/(zarr\.json|c/0)")
 ROOT_KEY, COPY_KEY = "zarr.json", "copy/zarr.json"
 DESCRIPTION = "Outputs of a teacher model for distillation; docs/store-format.md of distill."
 
@@ -74,13 +78,39 @@ class Root:
                 f"{objects.location}: {key} was damaged or edited, its seal does not match; "
                 "`distill store repair` restores it from its copy"
             )
-        return cls(
+        root = cls(
             manifest=manifest,
-            documents=attributes["documents"],
-            generation=attributes["generation"],
-            compacted_sha256=attributes["compacted_sha256"],
-            revoked=tuple(attributes["revoked"]),
-            certificate=attributes["certificate"],
+            documents=attributes.get("documents", {}),
+            generation=attributes.get("generation", 0),
+            compacted_sha256=attributes.get("compacted_sha256", {}),
+            revoked=tuple(attributes.get("revoked", ())),
+            certificate=attributes.get("certificate"),
+        )
+        if not root._is_possible():
+            raise CorruptStoreError(
+                f"{objects.location}: {key} has a seal that matches but values that distill never "
+                "writes; expected a store that `distill precompute` made"
+            )
+        return root
+
+    def _is_possible(self) -> bool:
+        """Whoever edits a root may compute its seal, too."""
+        certified = self.certificate is None or (
+            isinstance(self.certificate, dict)
+            and {"fidelity", "replay", "bad_images"} <= self.certificate.keys()
+            and isinstance(self.certificate["replay"], dict)
+            and isinstance(self.generation, int)
+            and self.generation > 0
+        )
+        return (
+            certified
+            and isinstance(self.documents, dict)
+            and all(isinstance(v, str) for v in self.documents.values())
+            and all(DOCUMENT_KEY.fullmatch(key) for key in self.documents)
+            and type(self.generation) is int
+            and isinstance(self.compacted_sha256, dict)
+            and (self.generation == 0 or {*self.compacted_sha256} == {*COMPACTED})
+            and all(type(block) is int for block in self.revoked)
         )
 
     def write(self, objects: Objects) -> None:
@@ -99,10 +129,16 @@ def read_root_or_copy(location: str) -> Root:
     objects = open_objects(location)
     try:
         return Root.read(objects)
-    except CorruptStoreError:
+    except CorruptStoreError as error:
         if objects.read(COPY_KEY) is None:
             raise
-        return Root.read(objects, COPY_KEY)
+        try:
+            return Root.read(objects, COPY_KEY)
+        except CorruptStoreError:
+            raise CorruptStoreError(
+                f"{objects.location}: the root and its copy are both damaged, expected one of them "
+                "to be whole; restore either from a backup, or precompute again"
+            ) from error
 
 
 def group_document(attributes: Mapping[str, Any]) -> bytes:

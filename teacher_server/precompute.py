@@ -111,8 +111,7 @@ def fill(
                     raise _too_many_bad(source, batch, bad, options.max_bad_fraction)
                 tick(len(batch.rows) + len(batch.bad), f"{bad.total()} bad" if bad else "")
             store.write_block(block, unwritten.views, unwritten.facts())
-    if store.certificate is None:
-        store.finish(certificate(store))
+    store.finish(certificate(store))
     return bad
 
 

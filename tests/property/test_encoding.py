@@ -10,8 +10,8 @@ from distill.encoding import PRESETS, EncodingSpec
 from distill.errors import ConfigError
 from distill.hierarchy import SemanticHierarchy
 from distill.targets import SparseTargets, dense_targets, densify, encode
+from store.blocks import decode_chunk, encode_chunk
 from store.codes import ANSWER_ARRAYS, SQ_NORM_UNITS, Coding
-from store.layout import decode_chunk, encode_chunk
 
 HIERARCHY = SemanticHierarchy.bundled("plane-figures")
 SIZES = HIERARCHY.classes_per_hierarchy

@@ -1,0 +1,20 @@
+"""Damaged bytes as one kind of error, whatever codecs and parsers say of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from distill.errors import CorruptStoreError, StoreError, first_line
+
+
+@contextmanager
+def damage_named(location: str, what: str) -> Iterator[None]:
+    """Raises CorruptStoreError for what goes wrong inside; a StoreError passes as it is."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise CorruptStoreError(
+            f"{location}: {what} is damaged ({first_line(error)}), expected the bytes that were "
+            "committed; `distill store repair` computes what is bad again"
+        ) from error
