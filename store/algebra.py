@@ -152,8 +152,8 @@ def transcode(
     pairs = [shortened(sample, view) for view in range(manifest.views.count)]
     before = _stacked([pair[0] for pair in pairs])
     after = other.coding.dequantise(join([pair[1] for pair in pairs]))
-    step = audit(before, after)
-    fidelity = _added(certificate["fidelity"], step) if certificate["fidelity"] else None
+    known = certificate["fidelity"] and before.valid.any()
+    fidelity = _added(certificate["fidelity"], audit(before, after)) if known else None
     whole = {**certificate, "fidelity": fidelity}
     return _write(out, lambda rows, view: shortened(rows, view)[1], [source], whole)
 
@@ -188,9 +188,10 @@ def _merge_views(location: str | Path, sources: Sequence[LogitStore]) -> LogitSt
     out = _create(location, replace(manifest, views=views), "merge", ordered, ids, labels)
     readers = [RowReader(s, view) for s in ordered for view in range(s.manifest.views.count)]
     certificate = _certificate(ordered, ids)
+    replays = [source.require_complete()["replay"] for source in ordered]
     certificate["replay"] = {
-        row: [d for s in ordered for d in s.require_complete()["replay"].get(row, [])]
-        for row in certificate["replay"]
+        row: [digest for replay in replays for digest in replay[row]]
+        for row in set.intersection(*map(set, replays))
     }
     return _write(out, lambda rows, view: readers[view].rows(rows), ordered, certificate)
 
@@ -252,15 +253,19 @@ def _create(
 def _write(
     out: LogitStore, read: Read, sources: Sequence[LogitStore], certificate: Mapping[str, Any]
 ) -> LogitStore:
-    bad = [entry for s in sources for record in s.records().values() for entry in record["bad"]]
-    bad_rows = find_rows(out.sample_ids, sample_ids([entry["key"] for entry in bad]))
+    bad = {e["key"]: e for s in sources for r in s.records().values() for e in r["bad"]}
+    bad_rows = find_rows(out.sample_ids, sample_ids(bad))
+    bad_of_block: dict[int, list[Any]] = {}
+    for entry, row in zip(bad.values(), bad_rows.tolist(), strict=True):
+        if row >= 0:
+            bad_of_block.setdefault(row // out.manifest.block_rows, []).append(entry)
     audit = {name: certificate[name] for name in ("fidelity", "replay")}
     for block in out.pending_blocks():
         span = out.manifest.rows_of_block(block)
         rows = np.arange(span.start, span.stop)
         views = [read(rows, view) for view in range(out.manifest.views.count)]
-        mine = [entry for entry, row in zip(bad, bad_rows, strict=True) if row in span]
-        out.write_codes(block, views, {"bad": mine, **({"audit": audit} if block == 0 else {})})
+        facts = {"bad": bad_of_block.get(block, []), **({} if block else {"audit": audit})}
+        out.write_codes(block, views, facts)
     out.finish(audit)
     return out
 
@@ -295,7 +300,7 @@ def _added(before: Any, step: Any) -> Any:
         added = {name: _added(before[name], step[name]) for name in before}
         if "how" in before:
             added["how"] = (
-                "sum of the source's figures and those of the transcoding, at most: "
+                "sum of the source's figures and those of the transcoding, about: "
                 + (before["how"])
             )
         return added | ({"rows": min(before["rows"], step["rows"])} if "rows" in before else {})

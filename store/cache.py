@@ -46,31 +46,32 @@ class Cache:
         path, size = self.folder / (name + SUFFIX), rows * dtype.itemsize
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._locked(name):
-                if not _is_whole(path, size):
-                    self._make_room(size)
-                    _build(path, dtype, rows, fill)
-                with path.open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_SH)
-                    os.utime(path)  # the least recently opened go first
-                    return _mapped(file, dtype, rows)
+            while True:
+                with self._locked(name):
+                    if not _is_whole(path, size):
+                        self._build(path, dtype, rows, fill)
+                    # Another process may remove it to make room, until it is in use here.
+                    with suppress(FileNotFoundError), path.open("rb") as file:
+                        fcntl.flock(file, fcntl.LOCK_SH)
+                        os.utime(path)  # the least recently opened go first
+                        return _mapped(file, dtype, rows)
         except OSError as error:
             raise StoreError(
                 f"{self.folder}: the cache cannot be used ({error.strerror or error}); it needs "
                 f"{size} bytes for {name}: free them or pass another --cache"
             ) from error
 
-    def has(self, name: str, dtype: np.dtype[Any], rows: int) -> bool:
-        """Whether it is there already."""
-        return _is_whole(self.folder / (name + SUFFIX), rows * dtype.itemsize)
-
     def room(self) -> int:
         """Bytes for files beside those that are in use now."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            files = [p for p in self.folder.glob("*" + SUFFIX) if p.is_file()]
-            kept = sum(p.stat().st_size for p in files if _in_use(p))
-            removable = sum(p.stat().st_size for p in files) - kept
+            kept = sum(map(_size, self.folder.glob("*" + BUILDING)))
+            removable = 0
+            for path in self.folder.glob("*" + SUFFIX):
+                if _in_use(path):
+                    kept += _size(path)
+                else:
+                    removable += _size(path)
             free = shutil.disk_usage(self.folder).free + removable
         except OSError as error:
             raise StoreError(
@@ -84,32 +85,28 @@ class Cache:
         room = self.room()
         if size > room:
             raise OSError(f"{max(0, room)} bytes can be had")
-        files = sorted(self.folder.glob("*" + SUFFIX), key=lambda p: p.stat().st_mtime)
-        used = sum(p.stat().st_size for p in files)
+        files = sorted(self.folder.glob("*" + SUFFIX), key=_opened)
+        used = sum(map(_size, [*files, *self.folder.glob("*" + BUILDING)]))
         for path in files:
             free = shutil.disk_usage(self.folder).free
             fits = self.limit_bytes is None or used + size <= self.limit_bytes
             if fits and free >= size:
                 return
             if not _in_use(path):
-                used -= path.stat().st_size
-                path.unlink()
+                used -= _size(path)
+                path.unlink(missing_ok=True)
 
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """Held by one process at a time; the kernel lets go of it when that process dies."""
-        with (self.folder / (name + LOCK)).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            (self.folder / (name + SUFFIX + BUILDING)).unlink(missing_ok=True)  # of a dead one
-            yield
-
-
-def _build(path: Path, dtype: np.dtype[Any], rows: int, fill: Callable[[Put], None]) -> None:
-    building = path.with_name(path.name + BUILDING)
-    size = rows * dtype.itemsize
-    try:
-        with building.open("wb", buffering=0) as file:
-            os.posix_fallocate(file.fileno(), 0, size + TRAILER_BYTES)  # a full disk shows here
+    def _build(
+        self, path: Path, dtype: np.dtype[Any], rows: int, fill: Callable[[Put], None]
+    ) -> None:
+        building = path.with_name(path.name + BUILDING)
+        building.unlink(missing_ok=True)  # of one that died
+        size = rows * dtype.itemsize
+        try:
+            with self._locked("room"):  # what is promised to one is not promised to another
+                self._make_room(size + TRAILER_BYTES)
+                file = building.open("wb", buffering=0)
+                os.posix_fallocate(file.fileno(), 0, size + TRAILER_BYTES)  # a full disk shows here
 
             def put(first: int, values: NDArray[Any]) -> None:
                 # Written, not mapped: a page fault a page would cost as much as decoding.
@@ -119,18 +116,38 @@ def _build(path: Path, dtype: np.dtype[Any], rows: int, fill: Callable[[Put], No
                     written = os.pwrite(file.fileno(), content, offset)
                     content, offset = content[written:], offset + written
 
-            fill(put)
-            os.pwrite(file.fileno(), _trailer(path.name, size), size)
-            os.fsync(file.fileno())
-        building.replace(path)
-    finally:
-        building.unlink(missing_ok=True)
+            with file:
+                fill(put)
+                os.pwrite(file.fileno(), _trailer(path.name, size), size)
+                os.fsync(file.fileno())
+            building.replace(path)
+        finally:
+            building.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Held by one process at a time; the kernel lets go of it when that process dies."""
+        with (self.folder / (name + LOCK)).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
 def _mapped(file: IO[bytes], dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
     """A mapping duplicates the descriptor, so the file stays locked as long as the array lives."""
     mapping = mmap.mmap(file.fileno(), rows * dtype.itemsize, access=mmap.ACCESS_READ)
     return np.frombuffer(mapping, dtype, rows)
+
+
+def _size(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+def _opened(path: Path) -> float:
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _is_whole(path: Path, size: int) -> bool:

@@ -80,8 +80,8 @@ class Coding:
         return Answers(
             index=codes.index.astype(np.int32),
             prob=np.divide(codes.prob, np.float32(self.spec.prob_steps), dtype=np.float32),
-            confidence=codes.confidence * np.float32(1 / self.confidence_units),
-            sq_norm=codes.sq_norm * np.float32(1 / SQ_NORM_UNITS),
+            confidence=_scaled(codes.confidence, self.confidence_units),
+            sq_norm=_scaled(codes.sq_norm, SQ_NORM_UNITS),
             valid=codes.valid,
         )
 
@@ -150,6 +150,12 @@ def join(parts: Sequence[Codes]) -> Codes:
     return Codes(
         **{name: np.concatenate([getattr(p, name) for p in parts]) for name in ANSWER_ARRAYS}
     )
+
+
+def _scaled(codes: NDArray[Any], units: int) -> NDArray[np.float32]:
+    scale = np.float32(1 / units)
+    values: NDArray[np.float32] = np.multiply(codes, scale, dtype=np.float32, casting="unsafe")
+    return values
 
 
 def _in_units(values: NDArray[Any], units: int) -> NDArray[Any]:

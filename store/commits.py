@@ -33,7 +33,7 @@ GROUP_DOCUMENT = group_document(
 )
 RECORDS_CHUNK_BYTES = 2**22
 SHA256 = re.compile(r"[0-9a-f]{64}")
-GENERATION_KEY = re.compile(r"commits/g(\d{1,9})/")
+GENERATION_KEY = re.compile(r"commits/g([0-9a-f]{16})/")
 RECORD_KEY = re.compile(r"commits/(\d{8})/zarr\.json")
 
 
@@ -76,15 +76,16 @@ def delete_records(objects: Objects, blocks: Iterable[int]) -> None:
     objects.delete([record_key(block) for block in blocks])
 
 
-def compacted_keys(generation: int) -> list[str]:
+def compacted_keys(generation: str) -> list[str]:
     """The documents of a generation's arrays."""
     return [f"commits/g{generation}/{name}/zarr.json" for name in COMPACTED]
 
 
-def write_compacted(
-    objects: Objects, generation: int, records: Mapping[int, Record]
-) -> dict[str, str]:
-    """All records as arrays; the SHA-256 of each array's bytes by name, for the certificate."""
+def write_compacted(objects: Objects, records: Mapping[int, Record]) -> tuple[str, dict[str, str]]:
+    """All records as arrays; their generation, and the SHA-256 of each array's bytes by name.
+
+    A generation is named by its content: who compacts the same records writes the same objects.
+    """
     ordered = [records[block] for block in sorted(records)]
     lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in ordered).encode()
     digests = "".join("".join(record["content_sha256"]) for record in ordered)
@@ -93,20 +94,22 @@ def write_compacted(
         "content_sha256": np.frombuffer(bytes.fromhex(digests), np.uint8).reshape(-1, views, 32),
         "records": np.frombuffer(lines, np.uint8),
     }
+    sha256 = {name: hashlib.sha256(values.data).hexdigest() for name, values in arrays.items()}
+    generation = sha256["records"][:16]
     for name, values in arrays.items():
-        zarr.create_array(
-            objects.zarr(f"commits/g{generation}/{name}"),
+        rows = RECORDS_CHUNK_BYTES // values[0].size
+        objects.write_array(
+            f"commits/g{generation}/{name}",
             data=values,
-            chunks=(min(len(values), RECORDS_CHUNK_BYTES // (values[0].size)), *values.shape[1:]),
+            chunks=(min(len(values), rows), *values.shape[1:]),
             compressors=[ZstdCodec(level=9), Crc32cCodec()],
             fill_value=0,
-            overwrite=True,
         )
-    return {name: hashlib.sha256(values.data).hexdigest() for name, values in arrays.items()}
+    return generation, sha256
 
 
 def read_digests(
-    objects: Objects, generation: int, sha256: str, shape: tuple[int, int]
+    objects: Objects, generation: str, sha256: str, shape: tuple[int, int]
 ) -> list[tuple[str, ...]]:
     """[blocks][views]: the content hash, in hexadecimal.
 
@@ -128,7 +131,7 @@ def read_digests(
 
 
 def read_compacted_records(
-    objects: Objects, generation: int, sha256: str, views: int
+    objects: Objects, generation: str, sha256: str, views: int
 ) -> dict[int, Record]:
     """The whole records.
 
@@ -145,13 +148,13 @@ def read_compacted_records(
     return dict(enumerate(records))
 
 
-def delete_generations_before(objects: Objects, generation: int) -> None:
+def delete_other_generations(objects: Objects, generation: str) -> None:
     """Remove compacted commits that no root names any more."""
     keys = [(GENERATION_KEY.match(key), key) for key in objects.keys("commits")]
-    objects.delete([key for found, key in keys if found and int(found[1]) < generation])
+    objects.delete([key for found, key in keys if found and found[1] != generation])
 
 
-def _compacted(objects: Objects, generation: int, name: str, sha256: str) -> bytes:
+def _compacted(objects: Objects, generation: str, name: str, sha256: str) -> bytes:
     path = f"commits/g{generation}/{name}"
     try:
         content = np.asarray(zarr.open_array(objects.zarr(path), mode="r")[...]).tobytes()

@@ -4,7 +4,6 @@ One chunk is one block of one view, column after column, so that each column is 
 code of its own: Zstandard by Blosc with blocks of a column or two, and a CRC-32C behind it.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -47,13 +46,12 @@ def create_arrays(
 def create_answer_arrays(objects: Objects, manifest: Manifest) -> None:
     """Without a chunk; chunks that lie there stay."""
     coding = manifest.coding
-    objects.delete([f"{name}/zarr.json" for name in ANSWER_ARRAYS])
     for name in ANSWER_ARRAYS:
         dtype, width = coding.dtypes[name], coding.widths.get(name)
         last = [] if width is None else [width]
         axes = 2 + len(last)
-        zarr.create_array(
-            objects.zarr(name),
+        objects.write_array(
+            name,
             shape=(manifest.dataset.rows, manifest.views.count, *last),
             chunks=(manifest.block_rows, 1, *last),
             dtype=dtype,
@@ -82,30 +80,28 @@ def create_sample_arrays(objects: Objects, ids: SampleIds, labels: NDArray[np.in
         blosc = BloscCodec(
             cname="zstd", clevel=5, shuffle="bitshuffle", typesize=values.dtype.itemsize
         )
-        zarr.create_array(
-            objects.zarr(name),
+        objects.write_array(
+            name,
             data=values,
             chunks=(min(SAMPLE_CHUNK_ROWS, len(values)), *values.shape[1:]),
             compressors=[blosc, Crc32cCodec()],
             fill_value=0,
             dimension_names=["row", "word"][: values.ndim],
             attributes={"description": SAMPLE_DESCRIPTIONS[name]},
-            overwrite=True,
         )
 
 
 def create_hierarchy(objects: Objects, hierarchy: Mapping[str, Any]) -> None:
     """The hierarchy as compressed JSON: 0.5 MB of text for 11,221 classes."""
     text = json.dumps(hierarchy, sort_keys=True, ensure_ascii=False).encode()
-    zarr.create_array(
-        objects.zarr("hierarchy"),
+    objects.write_array(
+        "hierarchy",
         data=np.frombuffer(text, np.uint8),
         chunks=(len(text),),
         compressors=[ZstdCodec(level=19), Crc32cCodec()],
         fill_value=0,
         dimension_names=["byte"],
         attributes={"description": "Label set and chains of ancestors, as JSON in UTF-8."},
-        overwrite=True,
     )
 
 
@@ -113,12 +109,6 @@ def read_hierarchy(objects: Objects) -> dict[str, Any]:
     """What `create_hierarchy` wrote."""
     array = zarr.open_array(objects.zarr("hierarchy"), mode="r")
     return dict(json.loads(np.asarray(array[...]).tobytes()))
-
-
-def document_digests(objects: Objects, keys: list[str]) -> dict[str, str]:
-    """SHA-256 of each of those objects as it is there, empty where it is missing."""
-    contents = zip(keys, objects.read_all(keys), strict=True)
-    return {key: hashlib.sha256(c).hexdigest() if c else "" for key, c in contents}
 
 
 def _explained(name: str, manifest: Manifest) -> dict[str, Any]:

@@ -23,31 +23,23 @@ from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
 from distill.sample_id import SampleIds, samples_digest
 from store import commits
 from store.blocks import block_digest, read_chunks, write_chunks
-from store.codes import ANSWER_ARRAYS, Codes
+from store.codes import ANSWER_ARRAYS, Codes, StoredBlock
 from store.damage import damage_named
+from store.documents import DOCUMENTS, document_digests, require_documents
 from store.layout import (
     SAMPLE_ARRAYS,
     create_arrays,
     create_hierarchy,
-    document_digests,
     read_hierarchy,
 )
 from store.manifest import Manifest
 from store.objects import Objects, open_objects
-from store.root import COPY_KEY, ROOT_KEY, Root
+from store.root import CLAIM_KEY, COPY_KEY, ROOT_KEY, Root, claimed
 
 Found = TypeVar("Found")
+SETTLING_ROUNDS = 5
 
-HIERARCHY_KEYS = ("hierarchy/zarr.json", "hierarchy/c/0")
-ANSWER_KEYS = tuple(f"{name}/zarr.json" for name in ANSWER_ARRAYS)
-SAMPLE_KEYS = tuple(f"{name}/zarr.json" for name in SAMPLE_ARRAYS)
-DOCUMENTS = (
-    *ANSWER_KEYS,
-    *SAMPLE_KEYS,
-    *HIERARCHY_KEYS,
-    commits.GROUP_KEY,
-)
-OWN_NAMES = {*ANSWER_ARRAYS, *SAMPLE_ARRAYS, "hierarchy", "commits", "copy"}
+OWN_NAMES = {"claim", *ANSWER_ARRAYS, *SAMPLE_ARRAYS, "hierarchy", "commits", "copy"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +79,15 @@ class LogitStore:
                 "place for a store; choose another --store"
             )
         objects.make_place()
-        if ROOT_KEY not in foreign:
+        if ROOT_KEY not in foreign and claimed(objects, manifest):
             create_arrays(objects, manifest, ids, labels)
             create_hierarchy(objects, hierarchy)
             objects.write(commits.GROUP_KEY, commits.GROUP_DOCUMENT)
-            digests = document_digests(objects, list(DOCUMENTS))
+            digests = document_digests(objects, DOCUMENTS)
             root = Root(manifest=manifest, documents=digests)
-            objects.write(COPY_KEY, root.to_document())
+            objects.write_new(COPY_KEY, root.to_document())
             objects.write_new(ROOT_KEY, root.to_document())
+            objects.delete([CLAIM_KEY])
         store = cls.open(objects)
         if store.manifest.identity != manifest.identity:
             raise StoreError(
@@ -112,13 +105,7 @@ class LogitStore:
         """
         objects = open_objects(location)
         root = Root.read(objects)
-        wrong = damaged_documents(objects, root)
-        if wrong:
-            raise CorruptStoreError(
-                f"{objects.location}: {wrong[0]} is missing or not what was written"
-                f"{f', and {len(wrong) - 1} others' if wrong[1:] else ''}; "
-                "`distill store repair` writes it again"
-            )
+        require_documents(objects, root)
         return cls(objects, root.manifest)
 
     @property
@@ -268,23 +255,44 @@ class LogitStore:
             "committed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **facts,
         }
-        if not commits.write_record(self.objects, record):
-            self._settle(block, record)
+        alone = commits.write_record(self.objects, record)
+        self._settle(block, record, stored, alone)
 
-    def _settle(self, block: int, record: commits.Record) -> None:
-        """Two writers had the same block: the record must tell what the chunks now hold.
+    def _settle(
+        self, block: int, record: commits.Record, stored: Sequence[StoredBlock], alone: bool
+    ) -> None:
+        """Several writers may have had this block: the commit must tell what its chunks hold.
 
-        On like machines both computed the same. Elsewhere the last bit may differ, and the chunks
-        of one writer may stand under the record of the other.
+        On like machines all of them computed the same. Elsewhere the last bit may differ, and the
+        chunks of one writer may stand under the record of another, or be mixed.
         """
-        others = commits.read_records(self.objects, [block], self.manifest.views.count)
-        digests = others[block]["content_sha256"] if block in others else None
-        if digests is not None and digests != record["content_sha256"]:
-            try:
-                for view, digest in enumerate(digests):
-                    self.read_codes(block, view, digest)
-            except CorruptStoreError:
-                commits.replace_record(self.objects, record)
+        for _ in range(SETTLING_ROUNDS):
+            root, counts = self._root(), record["content_sha256"]
+            compacted = bool(root.generation) and block not in root.revoked
+            if compacted:
+                counts = list(self.content_digests_of(root)[block])
+                commits.delete_records(self.objects, [block])
+            elif others := commits.read_records(self.objects, [block], len(stored)):
+                counts = others[block]["content_sha256"]
+            if (alone and not compacted) or self._holds(block, counts):
+                return
+            alone = False
+            if compacted:
+                self.revoke([block])
+            commits.replace_record(self.objects, record)
+            write_chunks(self.objects, self.manifest, block, stored)
+        raise StoreError(
+            f"{self.location}: another process writes other answers into block {block} again and "
+            "again; run one writer a block, then `distill store verify`"
+        )
+
+    def _holds(self, block: int, digests: Sequence[str]) -> bool:
+        try:
+            for view, digest in enumerate(digests):
+                self.read_codes(block, view, digest)
+        except CorruptStoreError:
+            return False
+        return True
 
     def finish(self, certificate: Mapping[str, Any]) -> dict[str, Any]:
         """Certify a store whose blocks are all committed, and compact its commits.
@@ -302,11 +310,10 @@ class LogitStore:
             raise IncompleteStoreError(
                 f"{self.location}: {missing} blocks are missing; run it again"
             )
-        generation = root.generation + 1
-        digests = commits.write_compacted(self.objects, generation, records)
-        documents = document_digests(
-            self.objects, [*DOCUMENTS, *commits.compacted_keys(generation)]
-        )
+        require_documents(self.objects, root)
+        generation, digests = commits.write_compacted(self.objects, records)
+        documents = {key: root.documents[key] for key in DOCUMENTS}
+        documents |= document_digests(self.objects, commits.compacted_keys(generation))
         whole = {**certificate, "bad_images": sum(len(r["bad"]) for r in records.values())}
         root = replace(
             root,
@@ -321,10 +328,11 @@ class LogitStore:
         return whole
 
     def _tidy(self, root: Root) -> None:
-        """Remove what a finished store does not need: single records, earlier generations."""
+        """Remove what a finished store does not need: claim, single records, older generations."""
+        self.objects.delete([CLAIM_KEY])
         single = commits.recorded_blocks(self.objects, self.manifest.num_blocks)
         commits.delete_records(self.objects, single)
-        commits.delete_generations_before(self.objects, root.generation)
+        commits.delete_other_generations(self.objects, root.generation)
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -383,9 +391,3 @@ def has_store(location: str | Path) -> bool:
     """Whether a store is there, whole or damaged, and not just what a killed `create` left."""
     objects = open_objects(location)
     return objects.exists() and objects.read(ROOT_KEY) is not None
-
-
-def damaged_documents(objects: Objects, root: Root) -> list[str]:
-    """Keys of the documents that are missing or not what the root says."""
-    found = document_digests(objects, list(root.documents))
-    return [key for key, digest in root.documents.items() if found[key] != digest]

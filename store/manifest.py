@@ -135,6 +135,7 @@ class Manifest:
                 block_rows=int(document["block_rows"]),
                 provenance=document["provenance"],
             )
+            _require_types(manifest)
             sizes = (manifest.dataset.rows, manifest.block_rows, manifest.views.count)
             classes = manifest.hierarchy.classes_per_hierarchy
             if min(sizes) < 1 or not classes or not all(1 <= n <= 65536 for n in classes):
@@ -179,6 +180,24 @@ class Manifest:
                     f"{where}: {what} {_short(found)} found, this run expects {_short(expected)}; "
                     f"use a store of that {what}, or `distill precompute` into another --store"
                 )
+
+
+def _require_types(manifest: Manifest) -> None:
+    texts = (
+        *(manifest.teacher.name, manifest.teacher.fingerprint, manifest.teacher.precision),
+        *(manifest.hierarchy.name, manifest.hierarchy.digest, manifest.dataset.digest),
+    )
+    numbers = (
+        *(manifest.dataset.rows, manifest.views.count, manifest.views.first, manifest.block_rows),
+        *(manifest.hierarchy.num_classes, *manifest.teacher.input_size),
+    )
+    mappings = (manifest.views.policy, manifest.provenance)
+    for values, kind in ((texts, str), (numbers, int), (mappings, dict)):
+        for value in values:
+            if type(value) is not kind:
+                raise TypeError(f"{value!r} found where a {kind.__name__} is expected")
+    if manifest.views.first < 0:
+        raise ValueError(f"first view {manifest.views.first} found")
 
 
 def _check_format(found: str, where: str) -> None:

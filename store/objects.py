@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import obstore
+import zarr
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
@@ -21,7 +22,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 from obstore.store import LocalStore, from_url
-from zarr.storage import ObjectStore
+from zarr.storage import MemoryStore, ObjectStore
 
 from distill.errors import StoreError, first_line
 
@@ -60,16 +61,23 @@ class Objects:
             )
 
     def zarr(self, folder: str) -> ObjectStore[Any]:
-        """The place below for Zarr, which would write documents of its own above an array."""
-        below = Objects(f"{self.location}/{folder}")
-        below.make_place()
-        return ObjectStore(below._store)
+        """The place below, for Zarr to read an array."""
+        return ObjectStore(Objects(f"{self.location}/{folder}")._store)
 
     def make_place(self) -> None:
         """A folder where there is none; a bucket must be there already."""
         if self.is_local:
             with self._named("be made"):
                 self.path.mkdir(parents=True, exist_ok=True)
+
+    def write_array(self, folder: str, **array: Any) -> None:
+        """What `zarr.create_array` makes, put there object by object over whatever is there.
+
+        Zarr itself would first remove what it writes over: another process may be reading it.
+        """
+        made: dict[str, Any] = {}
+        zarr.create_array(MemoryStore(made), **array)
+        self.write_all((f"{folder}/{key}", made[key].to_bytes()) for key in sorted(made))
 
     def exists(self) -> bool:
         """Whether anything is there."""
@@ -192,6 +200,8 @@ def open_objects(location: "str | Path | Objects") -> Objects:
     if isinstance(location, Objects):
         return location
     text = str(location)
+    if not text or "\0" in text:
+        raise StoreError(f"{text!r} found as the place of a store, expected a folder or a URL")
     if "://" in text and not text.startswith(URL_SCHEMES):
         raise StoreError(
             f"{text}: unknown kind of place, expected a folder or one of {' '.join(URL_SCHEMES)}"

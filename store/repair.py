@@ -16,19 +16,19 @@ from distill.errors import CorruptStoreError, StoreError
 from distill.sample_id import SampleIds
 from store import commits
 from store.blocks import block_digest, read_chunks
+from store.documents import (
+    ANSWER_KEYS,
+    HIERARCHY_KEYS,
+    SAMPLE_KEYS,
+    damaged_documents,
+    document_digests,
+)
 from store.layout import (
     create_answer_arrays,
     create_hierarchy,
     create_sample_arrays,
-    document_digests,
 )
-from store.logit_store import (
-    ANSWER_KEYS,
-    HIERARCHY_KEYS,
-    SAMPLE_KEYS,
-    LogitStore,
-    damaged_documents,
-)
+from store.logit_store import LogitStore
 from store.objects import Objects, open_objects
 from store.root import COPY_KEY, ROOT_KEY, Root, read_root_or_copy
 from store.verify import Verification, verify
@@ -142,12 +142,12 @@ def _restore_commits(store: LogitStore, root: Root, damaged: Sequence[str]) -> l
     # The certificate goes with the generation; `finish` writes both again.
     replace(
         root,
-        generation=0,
+        generation="",
         revoked=(),
         certificate=None,
         documents={k: v for k, v in root.documents.items() if not k.startswith("commits/g")},
     ).write(objects)
-    commits.delete_generations_before(objects, root.generation + 1)
+    commits.delete_other_generations(objects, "")
     return [*written, "the compacted commits, as one record a block"]
 
 
@@ -174,7 +174,8 @@ def _record_of_chunks(
         ]
     except CorruptStoreError:
         return None
-    audit = {k: (root.certificate or {}).get(k) for k in ("fidelity", "replay")}
+    certificate = root.certificate or {"fidelity": None, "replay": {}}
+    audit = {name: certificate[name] for name in ("fidelity", "replay")}
     rows = manifest.rows_of_block(block)
     return {
         "block": block,

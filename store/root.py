@@ -8,7 +8,7 @@ the store is opened. A copy stands beside it, from which `distill store repair` 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -19,7 +19,7 @@ from store.objects import Objects, open_objects
 # Arrays of a generation of compacted commits.
 COMPACTED = ("content_sha256", "records")
 DOCUMENT_KEY = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*/(zarr\.json|c/0)")
-ROOT_KEY, COPY_KEY = "zarr.json", "copy/zarr.json"
+ROOT_KEY, COPY_KEY, CLAIM_KEY = "zarr.json", "copy/zarr.json", "claim/zarr.json"
 DESCRIPTION = "Outputs of a teacher model for distillation; docs/store-format.md of distill."
 
 
@@ -27,7 +27,7 @@ DESCRIPTION = "Outputs of a teacher model for distillation; docs/store-format.md
 class Root:
     """documents: SHA-256 of each other `zarr.json`, by key.
 
-    generation: which compacted commits count; 0 while there are none.
+    generation: which compacted commits count; empty while there are none.
     compacted_sha256: of the bytes of each array of that generation.
     revoked: compacted blocks that do not count any more and are to be computed again.
     certificate: what `LogitStore.finish` found; None while blocks are missing.
@@ -35,9 +35,9 @@ class Root:
 
     manifest: Manifest
     documents: Mapping[str, str]
-    generation: int = 0
+    generation: str = ""
     compacted_sha256: Mapping[str, str] = field(default_factory=dict)
-    revoked: tuple[int, ...] = ()
+    revoked: Sequence[int] = ()
     certificate: Mapping[str, Any] | None = field(default=None)
 
     def to_document(self) -> bytes:
@@ -78,39 +78,18 @@ class Root:
                 f"{objects.location}: {key} was damaged or edited, its seal does not match; "
                 "`distill store repair` restores it from its copy"
             )
-        root = cls(
-            manifest=manifest,
-            documents=attributes.get("documents", {}),
-            generation=attributes.get("generation", 0),
-            compacted_sha256=attributes.get("compacted_sha256", {}),
-            revoked=tuple(attributes.get("revoked", ())),
-            certificate=attributes.get("certificate"),
-        )
-        if not root._is_possible():
+        if not _are_possible(attributes):
             raise CorruptStoreError(
                 f"{objects.location}: {key} has a seal that matches but values that distill never "
                 "writes; expected a store that `distill precompute` made"
             )
-        return root
-
-    def _is_possible(self) -> bool:
-        """Whoever edits a root may compute its seal, too."""
-        certified = self.certificate is None or (
-            isinstance(self.certificate, dict)
-            and {"fidelity", "replay", "bad_images"} <= self.certificate.keys()
-            and isinstance(self.certificate["replay"], dict)
-            and isinstance(self.generation, int)
-            and self.generation > 0
-        )
-        return (
-            certified
-            and isinstance(self.documents, dict)
-            and all(isinstance(v, str) for v in self.documents.values())
-            and all(DOCUMENT_KEY.fullmatch(key) for key in self.documents)
-            and type(self.generation) is int
-            and isinstance(self.compacted_sha256, dict)
-            and (self.generation == 0 or {*self.compacted_sha256} == {*COMPACTED})
-            and all(type(block) is int for block in self.revoked)
+        return cls(
+            manifest=manifest,
+            documents=attributes["documents"],
+            generation=attributes["generation"],
+            compacted_sha256=attributes["compacted_sha256"],
+            revoked=tuple(attributes["revoked"]),
+            certificate=attributes["certificate"],
         )
 
     def write(self, objects: Objects) -> None:
@@ -141,6 +120,21 @@ def read_root_or_copy(location: str) -> Root:
             ) from error
 
 
+def claimed(objects: Objects, manifest: Manifest) -> bool:
+    """Whether the place is to be filled; only by one identity, so all write the same bytes."""
+    claim = group_document({"identity": manifest.identity})
+    if not objects.write_new(CLAIM_KEY, claim) and objects.read(CLAIM_KEY) != claim:
+        raise StoreError(
+            f"{objects.location}: another store is being made there, or was begun and left; "
+            "choose another --store, or delete what is there"
+        )
+    # The claim of who was faster is gone when the root is there.
+    made = objects.read(ROOT_KEY) is not None
+    if made:
+        objects.delete([CLAIM_KEY])
+    return not made
+
+
 def group_document(attributes: Mapping[str, Any]) -> bytes:
     """The `zarr.json` of a Zarr v3 group."""
     document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
@@ -151,6 +145,34 @@ def digest_of_json(value: Any) -> str:
     """SHA-256 of the value's canonical JSON: keys sorted, no spaces, UTF-8."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _are_possible(attributes: dict[str, Any]) -> bool:
+    """Whoever edits a root may compute its seal, too."""
+    documents, generation = attributes.get("documents"), attributes.get("generation")
+    compacted, revoked = attributes.get("compacted_sha256"), attributes.get("revoked")
+    certificate = attributes.get("certificate")
+    return (
+        isinstance(documents, dict)
+        and all(DOCUMENT_KEY.fullmatch(key) for key in documents)
+        and all(isinstance(digest, str) for digest in documents.values())
+        and isinstance(generation, str)
+        and re.fullmatch("([0-9a-f]{16})?", generation) is not None
+        and isinstance(compacted, dict)
+        and (not generation or {*compacted} == {*COMPACTED})
+        and isinstance(revoked, list)
+        and all(type(block) is int for block in revoked)
+        and (certificate is None or (generation != "" and _is_certificate(certificate)))
+    )
+
+
+def _is_certificate(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and {"fidelity", "replay", "bad_images"} <= value.keys()
+        and isinstance(value["replay"], dict)
+        and isinstance(value["bad_images"], int)
+    )
 
 
 def _attributes(content: bytes, where: str) -> dict[str, Any]:

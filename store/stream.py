@@ -6,7 +6,7 @@ fast: `distill.order.SampleOrder` with `block_rows` and a window of that many bl
 """
 
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,13 @@ class StreamedView:
             oldest, slot = self._held.popitem(last=False)
             self._slot_of[oldest] = -1
             self._free.append(slot)
-        list(self._pool.map(self._decode, missing, self._free))
+        decoding = [
+            self._pool.submit(self._decode, *pair)
+            for pair in zip(missing, self._free, strict=False)
+        ]
+        wait(decoding)  # all of them, so that none writes into a slot that is given away again
+        for done in decoding:
+            done.result()
         for block in missing:
             self._held[block] = self._slot_of[block] = self._free.pop(0)
 

@@ -19,7 +19,7 @@ import torch
 from distill.answers import Answers
 from distill.data import ImageSource, label_indices
 from distill.encoding import EncodingSpec
-from distill.errors import ConfigError, DataError
+from distill.errors import ConfigError, DataError, TeacherError
 from distill.fidelity import FidelityErrors, fidelity_errors, fidelity_figures
 from distill.loader import ViewRequest, load_views
 from distill.progress import progress
@@ -176,7 +176,13 @@ def _ask(
                 continue
             replay |= {str(row): digests for row, digests in batch.digests.items()}
             for view in drawn:
-                exact = dense_targets(teacher.logits(batch.pixels[:, view]), hierarchy)
+                logits = teacher.logits(batch.pixels[:, view])
+                if not bool(logits.isfinite().all()):
+                    raise TeacherError(
+                        f"teacher {teacher.identity.name}: NaN or Inf in the pilot, expected "
+                        "finite logits; check the weights, or try --precision float32"
+                    )
+                exact = dense_targets(logits, hierarchy)
                 exact.confidence.cpu()  # waits for a GPU, so that the clock is honest
                 seconds += time.monotonic() - started
                 for name, spec in specs.items():

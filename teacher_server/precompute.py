@@ -91,9 +91,15 @@ def precompute(
 
 
 def fill(
-    store: LogitStore, source: ImageSource, teacher: Teacher, options: PrecomputeOptions
+    store: LogitStore,
+    source: ImageSource,
+    teacher: Teacher,
+    options: PrecomputeOptions,
+    certified: Mapping[str, Any] | None = None,
 ) -> Counter[str]:
     """Compute the pending blocks of a store of this very source and teacher, and finish it.
+
+    certified: what an earlier certificate said; None takes the audit of block 0.
 
     Returns the bad images by reason, over all runs.
     """
@@ -111,7 +117,7 @@ def fill(
                     raise _too_many_bad(source, batch, bad, options.max_bad_fraction)
                 tick(len(batch.rows) + len(batch.bad), f"{bad.total()} bad" if bad else "")
             store.write_block(block, unwritten.views, unwritten.facts())
-    store.finish(certificate(store))
+    store.finish(certified or certificate(store))
     return bad
 
 

@@ -4,20 +4,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distill.data import ImageSource, label_indices
 from distill.errors import DataError
-from distill.loader import ViewRequest, load_views
+from distill.loader import ViewBatch, ViewRequest, load_views
 from distill.sample_id import samples_digest
 from distill.targets import encode
 from distill.views import ViewPolicy
 from store.algebra import RowReader
+from store.codes import Codes
 from store.logit_store import LogitStore
-from store.manifest import DatasetIdentity
+from store.manifest import DatasetIdentity, Manifest
 from teacher_server.teacher import Teacher
 
 # Codes apart by one are rounding; more is another answer.
 MAX_STEPS_APART = 1
+MAX_CONFIDENCE_APART = 5e-4
 ROWS_A_BATCH = 32
 
 
@@ -76,9 +79,9 @@ def ask_again(
     readers = [RowReader(store, view) for view in range(len(drawn))]
     steps, rows_apart, confidence = 0, 0, 0.0
     for batch in load_views(source, policy, teacher.input.size, requests, workers=workers):
-        for row, reason in batch.bad.items():
-            key = source.samples[row].key
-            raise DataError(f"{source.location}: {key!r}: {reason}; expected the stored image")
+        _require_bad_as_stored(source, batch, readers[0])
+        if not batch.rows:
+            continue
         for view, reader in enumerate(readers):
             logits = teacher.logits(batch.pixels[:, view])
             said = manifest.coding.quantise(
@@ -86,13 +89,13 @@ def ask_again(
             )
             stored = reader.rows(np.array(batch.rows))
             seen = stored.valid
-            # Slot by slot: entries of equal probability may have changed places.
-            apart = np.abs(said.prob.astype(np.int64) - stored.prob.astype(np.int64)).max(1)[seen]
+            apart = _steps_apart(manifest, said, stored)[seen]
             steps = max(steps, int(apart.max(initial=0)))
-            rows_apart += int((apart > MAX_STEPS_APART).sum())
             units = manifest.coding.confidence_units
-            differs = said.confidence[seen] / units - stored.confidence[seen] / units
-            confidence = max(confidence, float(np.abs(differs).max(initial=0)))
+            differs = np.abs(said.confidence[seen] / units - stored.confidence[seen] / units)
+            confidence = max(confidence, float(differs.max(initial=0)))
+            too_far = (apart > MAX_STEPS_APART) | (differs.max(1) > MAX_CONFIDENCE_APART)
+            rows_apart += int(too_far.sum())
     return AskedAgain(
         images=len(rows),
         views=len(drawn),
@@ -100,3 +103,37 @@ def ask_again(
         rows_apart=rows_apart,
         confidence_apart=confidence,
     )
+
+
+def _require_bad_as_stored(source: ImageSource, batch: ViewBatch, reader: RowReader) -> None:
+    """An image that could not be read then may not be read now, but no other."""
+    for row, reason in sorted(batch.bad.items()):
+        if reader.rows(np.array([row])).valid[0]:
+            key = source.samples[row].key
+            raise DataError(f"{source.location}: {key!r}: {reason}; expected the stored image")
+
+
+def _steps_apart(manifest: Manifest, said: Codes, stored: Codes) -> NDArray[np.int64]:
+    """[rows]: the largest difference of a class's probability, in steps.
+
+    What one side kept and the other did not counts by how far it is above the other's least kept.
+    """
+    worst = np.zeros(len(said), np.int64)
+    stop = 0
+    parts = zip(manifest.slots, manifest.hierarchy.classes_per_hierarchy, strict=True)
+    for slots, classes in parts:
+        start, stop = stop, stop + slots
+        dense, least = [], []
+        for codes in (said, stored):
+            prob = codes.prob[:, start:stop].astype(np.int64)
+            whole = np.zeros((len(prob), classes), np.int64)
+            # From the least: empty slots name class 0, which a full slot may hold.
+            for slot in reversed(range(slots)):
+                np.put_along_axis(whole, codes.index[:, [start + slot]], prob[:, [slot]], 1)
+            dense.append(whole)
+            least.append(prob[:, -1:])
+        either = np.where(dense[0] == 0, dense[1] - least[0], dense[0] - least[1])
+        one_sided = (dense[0] == 0) ^ (dense[1] == 0)
+        apart = np.where(one_sided, np.maximum(0, either), np.abs(dense[0] - dense[1]))
+        worst = np.maximum(worst, apart.max(1))
+    return worst

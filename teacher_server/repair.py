@@ -60,10 +60,13 @@ def repair(
             "none; pass the --teacher and --data they were computed with"
         )
     bad: Mapping[str, int] = {}
+    # Blocks computed again do not change what is known of the others.
+    before = root.certificate
+    certified = before and {name: before[name] for name in ("fidelity", "replay")}
     if source and teacher:
-        bad = fill(store, source, teacher, options_of(root, batch_size, workers))
+        bad = fill(store, source, teacher, options_of(root, batch_size, workers), certified)
     elif store.certificate is None:
-        store.finish(certificate(store))
+        store.finish(certified or certificate(store))
     return RepairReport(restored=tuple(restored), recomputed=tuple(pending), bad=bad)
 
 

@@ -12,7 +12,7 @@ from distill.cli import options, teaching
 @teaching.teacher()
 @options.data
 @click.option("--split", default="train", show_default=True, help="Split of --data.")
-@click.option("--rows", type=click.IntRange(1), help="Images of the store; those of DATA if not.")
+@click.option("--rows", type=click.IntRange(1, 10**11), help="Images; those of DATA if not.")
 @click.option("--views", default="1,2,4,8", show_default=True, help="Numbers of views.")
 @click.option(
     "--encoding",

@@ -16,7 +16,10 @@ from distill.cli.report import fidelity_line, size_line, state_line
 @click.option("--split", default="train", show_default=True, help="Split of --data.")
 @click.option("--views", type=click.IntRange(1, 1024), default=1, show_default=True)
 @click.option(
-    "--first-view", type=click.IntRange(0), default=0, help="Number of the first view; to merge."
+    "--first-view",
+    type=click.IntRange(0, 2**31),
+    default=0,
+    help="Number of the first view.",
 )
 @click.option(
     "--encoding",

@@ -36,7 +36,9 @@ from distill.cli import options
     help="Folder of decoded views.",
 )
 @click.option(
-    "--cache-gib", type=click.FloatRange(0), help="Most it may hold; what the disk has by default."
+    "--cache-gib",
+    type=click.FloatRange(0, 2**30),
+    help="Most it may hold; all by default.",
 )
 @click.option(
     "--read",
@@ -82,6 +84,7 @@ def pretrain(
     from functools import partial
 
     from distill.data import has_split, open_source
+    from distill.errors import ConfigError
     from distill.hierarchy import resolve
     from distill.models import pick_device
     from distill.views import ViewPolicy
@@ -106,6 +109,8 @@ def pretrain(
         init=init,
         seed=seed,
     )
+    if cache_gib is not None and not cache_gib >= 0:
+        raise ConfigError(f"--cache-gib {cache_gib} found, expected a number of GiB")
     cache_bytes = None if cache_gib is None else int(cache_gib * 2**30)
     decoded = Cache(cache.expanduser(), cache_bytes)
     mode = None if read == "auto" else read

@@ -74,16 +74,18 @@ def verify(
             workers=workers,
         )
         report["teacher"] = again.to_json()
-        report["ok"] = again.ok
+        if not again.ok:
+            report["ok"] = False
+            report["problems"] = [*report["problems"], again.to_json()["says"]]
     if as_json:
         click.echo(json.dumps(report))
     else:
-        for problem in found.problems:
+        for problem in report["problems"]:
             click.echo(f"wrong: {problem}")
-        if "teacher" in report:
+        if "teacher" in report and report["ok"]:
             click.echo(f"teacher: {report['teacher']['says']}")
         state = "complete" if found.complete else f"{found.pending_blocks} blocks pending"
-        verdict = "nothing wrong" if report["ok"] else f"{len(found.problems)} things wrong"
+        verdict = "nothing wrong" if report["ok"] else f"{len(report['problems'])} things wrong"
         click.echo(
             f"{location}: {verdict}; {found.blocks_read} blocks × {found.views} views read, {state}"
         )
@@ -261,7 +263,8 @@ def _chosen_rows(
 
     kept = np.ones(source.manifest.dataset.rows, np.bool_)
     if keys:
-        wanted = [line for line in keys.read_text().splitlines() if line]
+        lines = keys.read_bytes().decode("utf-8", "surrogateescape").split("\n")
+        wanted = [line.removesuffix("\r") for line in lines if line.strip()]
         rows = find_rows(source.sample_ids, sample_ids(wanted))
         if (rows < 0).any():
             missing = wanted[int(np.argmin(rows))]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -142,8 +143,14 @@ def test_store_in_a_bucket_is_the_one_on_disk(bucket: str, tmp_path: Path) -> No
     again.finish(CERTIFICATE)
     assert LogitStore.open(f"{bucket}/some/store").content_digests() == local.content_digests()
     assert verify(f"{bucket}/some/store").ok
-    keys = {*open_objects(f"{bucket}/some/store").keys()}
-    assert keys == {str(p.relative_to(local.location)) for p in files(local.location)}
+    found = {*map(without_generation, open_objects(f"{bucket}/some/store").keys(""))}
+    local_keys = (str(p.relative_to(local.location)) for p in files(local.location))
+    assert found == {without_generation(key) for key in local_keys}
+
+
+def without_generation(key: str) -> str:
+    """Compacted commits are named by their content, in which stands the time."""
+    return re.sub("commits/g[0-9a-f]+/", "commits/g/", key)
 
 
 def files(folder: str) -> list[Path]:

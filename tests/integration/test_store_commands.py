@@ -18,7 +18,7 @@ from distill.errors import StoreMismatchError
 from distill.hierarchy import SemanticHierarchy
 from distill.views import ViewPolicy
 from store.algebra import merge, subset
-from store.codes import ANSWER_ARRAYS
+from store.codes import ANSWER_ARRAYS, Codes
 from store.layout import SAMPLE_ARRAYS
 from store.logit_store import LogitStore
 from store.manifest import ViewIdentity
@@ -290,7 +290,7 @@ def test_repair_tells_lost_commits_again(
 ) -> None:
     whole, store = make_complete(tmp_path / "whole"), make_complete(tmp_path / "store")
     for name in lost:
-        shutil.rmtree(Path(store.location, "commits", "g1", name))
+        shutil.rmtree(next(Path(store.location).glob(f"commits/g*/{name}")))
     assert distill("store", "verify", store.location).code == 2
     ran = distill("store", "repair", store.location)
     assert ran.code == 0, ran.err
@@ -325,8 +325,20 @@ def test_verify_asks_the_teacher_again(
     assert report["teacher"]["images"] == 20
     assert report["teacher"]["views"] == 2
     assert report["teacher"]["steps_apart"] <= 1
-    # A store whose digests are whole but whose answers are another's.
+    # Stores whose digests are whole but whose answers are another's: first of other classes.
     opened = LogitStore.open(store)
+    blocks = [opened.read_codes(0, v, opened.content_digests()[0][v]) for v in range(VIEWS)]
+    wrong = [replace(c, index=np.where(c.prob > 0, (c.index + 1) % 3, 0)) for c in blocks]
+    record = opened.records()[0]
+    opened.revoke([0])
+    facts = {k: v for k, v in record.items() if k in ("bad", "audit")}
+    opened.write_codes(0, [Codes(**vars(c)) for c in wrong], facts)
+    opened.finish(record["audit"])
+    assert "differ by more than rounding" in distill(*command, "--sample", 96).out
+    opened.revoke([0])
+    opened.write_codes(0, blocks, facts)
+    opened.finish(record["audit"])
+    assert distill(*command, "--sample", 96).code == 0
     codes = [opened.read_codes(0, v, opened.content_digests()[0][v]) for v in range(VIEWS)]
     record = opened.records()[0]
     opened.revoke([0])

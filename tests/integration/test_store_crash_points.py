@@ -102,7 +102,9 @@ def test_creating_and_writing_and_finishing(
         make_complete(folder)
         assert verify(str(folder)).ok
         assert LogitStore.open(folder).content_digests() == whole.content_digests()
-        assert {p.name for p in (folder / "commits").iterdir()} == {"zarr.json", "g1"}
+        left = sorted(p.name for p in (folder / "commits").iterdir())
+        assert [name[0] for name in left] == ["g", "z"]
+        assert not (folder / "claim" / "zarr.json").exists()
     assert stops > 60
 
 
@@ -131,14 +133,14 @@ def test_taking_blocks_back_and_computing_them_again(
         assert LogitStore.open(folder).content_digests() == whole.content_digests()
 
 
-@pytest.mark.parametrize("lost", ["zarr.json", "prob/zarr.json", "commits/g1/records/zarr.json"])
+@pytest.mark.parametrize("lost", ["zarr.json", "prob/zarr.json", "commits/g*/records/zarr.json"])
 def test_restoring(tmp_path: Path, operations: Operations, whole: LogitStore, lost: str) -> None:
     folder = tmp_path / "store"
 
     def damaged() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(whole.location, folder)
-        (folder / lost).unlink()
+        next(folder.glob(lost)).unlink()
 
     def mend() -> None:
         restore(str(folder), None)
