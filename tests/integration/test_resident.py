@@ -2,7 +2,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +223,45 @@ def test_resume_does_not_depend_on_batch_size_or_world_size(blocks: dict[str, in
     for stop in (1, 37, 50, 99):
         for batch, world in ((8, 4), (5, 1), (7, 3)):
             assert consume(0, stop, 10, 2) + consume(stop, 130, batch, world) == whole
+
+
+def test_two_views_built_at_once_keep_the_limit_together(tmp_path: Path) -> None:
+    """Each fits alone; both do not: one of them has to say so."""
+    cache = Cache(tmp_path / "cache", limit_bytes=6000)
+    begun = threading.Barrier(2, timeout=10)
+
+    def fill(put: Put) -> None:
+        begun.wait()
+        put(0, np.full(1000, 1, DTYPE))
+
+    def build(name: str) -> str:
+        try:
+            return str(cache.open(name, DTYPE, 1000, fill)["a"].min())
+        except StoreError as error:
+            begun.wait()  # lets the other one go on
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        said = sorted(pool.map(build, ["one", "other"]))
+    assert "bytes can be had" in said[0] or "bytes can be had" in said[1]
+    assert "1" in (said[0], said[1])
+    assert sum(p.stat().st_size for p in cache.folder.glob("*.rows*")) <= 6000
+
+
+def test_a_file_evicted_before_it_was_mapped_is_built_again(
+    complete: LogitStore, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_resident_view(complete, 0, cache)
+    evictions = 0
+
+    def is_whole_but_evicted_at_once(path: Path, size: int) -> bool:
+        nonlocal evictions
+        if evictions == 0:
+            evictions += 1
+            path.unlink()
+            return True
+        return path.exists()
+
+    monkeypatch.setattr("store.cache._is_whole", is_whole_but_evicted_at_once)
+    assert len(open_resident_view(complete, 0, cache).records) == ROWS
+    assert evictions == 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from small_store import VIEWS, create, make_complete, make_manifest, write
+from small_store import VIEWS, answers_of, create, make_complete, make_manifest, write
 
 from distill.data import open_source
 from distill.encoding import EncodingSpec
@@ -410,3 +410,49 @@ def test_streamed_training_is_resident_training_in_another_order(
     assert [p.name[-9:] for p in (tmp_path / "cache").glob("*.rows")] == ["-ids.rows"]
     history = json.loads((tmp_path / "run" / "run.json").read_text())["history"]
     assert np.isfinite([epoch["semantic_kd_loss"] for epoch in history]).all()
+
+
+def test_merged_views_keep_the_replay_rows_that_all_sources_have(tmp_path: Path) -> None:
+    """And a bad image that each source recorded is one bad image."""
+    parts = []
+    for first, rows in ((0, ("3", "25")), (1, ("3",))):
+        store = create(tmp_path / f"view{first}", views_of(first, 1))
+        bad = [{"key": "key7", "reason": "torn"}]
+        for block in range(4):
+            facts = {"bad": bad if block == 2 else []}
+            store.write_block(block, [answers_of(store.manifest, block, 0)], facts)
+        store.finish({"fidelity": None, "replay": {row: [f"{first} {row}"] for row in rows}})
+        parts.append(store)
+    merged = merge(tmp_path / "merged", parts)
+    certificate = merged.require_complete()
+    assert certificate["replay"] == {"3": ["0 3", "1 3"]}
+    assert certificate["bad_images"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["store", "info", ""], "found as the place of a store"),
+        (["store", "info", "/nowhere"], "no store there"),
+        (["store", "subset", "STORE", "--out", "OUT", "--views", "0-99999"], "views of 0 to 1"),
+        (["store", "merge", "STORE", "--out", "OUT"], "expected two or more"),
+        (
+            ["store", "transcode", "STORE", "--out", "OUT", "--encoding", "tiny"],
+            "entries=N,steps=M",
+        ),
+        (["store", "diff", "STORE", "HALF"], "blocks are missing"),
+        (["store", "subset", "HALF", "--out", "OUT"], "blocks are missing"),
+        (["store", "transcode", "HALF", "--out", "OUT", "--encoding", "small"], "blocks are miss"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    arguments: list[str],
+    message: str,
+    fails,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+) -> None:
+    make_complete(tmp_path / "whole")
+    write(create(tmp_path / "half"), [1, 2])
+    places = {"STORE": tmp_path / "whole", "HALF": tmp_path / "half", "OUT": tmp_path / "out"}
+    assert message in fails(*(places.get(word, word) for word in arguments))
+    assert not (tmp_path / "out").exists()
