@@ -28,6 +28,7 @@ from typing import Any
 import numcodecs
 import numpy as np
 import torch
+from frontier_report import Point, draw, print_points
 from torch import Tensor
 from wide_teacher import TEACHER, run_trained, write_wide_teacher
 
@@ -49,17 +50,6 @@ class Answers:
     name: str
     hierarchy: SemanticHierarchy
     exact: DenseTargets
-
-
-@dataclass(frozen=True)
-class Point:
-    """One encoding. fresh, near: median and p99 of the angle, in degrees."""
-
-    family: str
-    what: str
-    payload: float
-    fresh: tuple[float, float]
-    near: tuple[float, float]
 
 
 def main() -> None:
@@ -403,58 +393,6 @@ def strip_labels(data: Path, folder: Path) -> None:
             for member in whole:
                 if member.name.lower().endswith((".jpg", ".jpeg")):
                     images.addfile(member, whole.extractfile(member))
-
-
-def print_points(name: str, points: list[Point]) -> None:
-    best = frontier(points)
-    print(f"\n## {name}: payload against angle\n")
-    print("| encoding | B a view | fresh median | p99 | near median | p99 | on the frontier |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for p in sorted(points, key=lambda p: p.payload):
-        print(
-            f"| {p.family}: {p.what} | {p.payload:.1f} | {p.fresh[0]:.2f}° | {p.fresh[1]:.2f}° | "
-            f"{p.near[0]:.2f}° | {p.near[1]:.2f}° | {'yes' if p in best else ''} |"
-        )
-
-
-def frontier(points: list[Point]) -> list[Point]:
-    """Those that no other beats in bytes and in the worse of both medians."""
-    return [
-        p
-        for p in points
-        if not any(
-            q.payload < p.payload and max(q.fresh[0], q.near[0]) < max(p.fresh[0], p.near[0])
-            for q in points
-        )
-    ]
-
-
-def draw(points: dict[str, list[Point]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "distill"
-    figure, axes = pyplot.subplots(1, len(points), figsize=(12, 5), constrained_layout=True)
-    for axis, (name, found) in zip(axes, points.items(), strict=True):
-        for family in dict.fromkeys(p.family for p in found):
-            mine = [p for p in found if p.family == family]
-            axis.scatter(
-                [p.payload for p in mine],
-                [max(p.fresh[0], p.near[0]) for p in mine],
-                label=family,
-                s=18,
-            )
-        best = sorted(frontier(found), key=lambda p: p.payload)
-        axis.plot(
-            [p.payload for p in best], [max(p.fresh[0], p.near[0]) for p in best], "k-", lw=0.7
-        )
-        axis.set(title=name, xlabel="payload, bytes a view", xscale="log", yscale="log")
-        axis.set_ylabel("angle of the KD gradient, median of the worse student (°)")
-        axis.grid(visible=True, which="both", alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def verify(
         if "teacher" in report and report["ok"]:
             click.echo(f"teacher: {report['teacher']['says']}")
         state = "complete" if found.complete else f"{found.pending_blocks} blocks pending"
-        verdict = "nothing wrong" if report["ok"] else f"{len(report['problems'])} things wrong"
+        verdict = "nothing wrong" if report["ok"] else f"{len(report['problems'])} found wrong"
         click.echo(
             f"{location}: {verdict}; {found.blocks_read} blocks × {found.views} views read, {state}"
         )
