@@ -8,47 +8,48 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from PIL.Image import Transpose
 
 from distill.errors import DataError, first_line
 from distill.hierarchy import SemanticHierarchy
 from distill.sample_id import SampleIds, ascending, sample_ids
+from distill.samples import Sample, SampleTable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_IMAGE_BYTES = 64 * 2**20
-MAX_IMAGE_PIXELS = 100_000_000
+MAX_IMAGE_PIXELS = 80_000_000
 MAX_LABEL_BYTES = 256
+OUTSIDE = -2  # a label that is not of the label set
 WNID_IN_NAME = re.compile(r"^(n\d{8})_")
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image: its key, its label as found, and where its bytes are.
-
-    label: a wnid, or a class index from a .cls file; None without one.
-    guessed: the label was read off the file's name, so it may lie outside the label set.
-    """
-
-    key: str
-    label: str | int | None
-    path: str
-    offset: int = 0
-    size: int = -1
-    guessed: bool = False
+# What a camera wrote into EXIF's orientation tag, and what sets the picture upright.
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSource:
     """The samples of one split, in ascending order of sample id."""
 
     location: str
-    samples: Sequence[Sample]
+    samples: SampleTable
     ids: SampleIds  # [n, 2], ascending
 
     def __len__(self) -> int:
@@ -76,10 +77,13 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     root = path / split if (path / split).is_dir() else path
     try:
         tars = _tars_of(root, split if root == path else "")
-        samples = _list_tars(tars) if tars else _list_folder(root)
+        samples = SampleTable.of(_list_tars(tars) if tars else _list_folder(root))
     except OSError as error:
-        raise DataError(f"{root}: cannot be listed ({error}); expected readable images") from error
-    if not samples:
+        raise DataError(
+            f"{error.filename or root}: cannot be listed ({error.strerror}), expected readable "
+            "folders and images; give this user the right to read them"
+        ) from error
+    if not len(samples):
         raise DataError(
             f"{root}: no images found; expected one folder a class with {' '.join(IMAGE_SUFFIXES)} "
             "files, or WebDataset tars of key.jpg with key.wnid or key.cls"
@@ -89,9 +93,9 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     ids = ids[order]
     twice = np.flatnonzero((ids[1:] == ids[:-1]).all(axis=1))
     if len(twice):
-        key = samples[order[twice[0]]].key
+        key = samples[int(order[twice[0]])].key
         raise DataError(f"{root}: the key {key!r} stands twice; expected every sample's key once")
-    return ImageSource(str(path), [samples[i] for i in order], ids)
+    return ImageSource(str(path), samples.taken(order), ids)
 
 
 def has_split(location: str | Path, split: str) -> bool:
@@ -108,34 +112,32 @@ def label_indices(source: ImageSource, hierarchy: SemanticHierarchy) -> NDArray[
     Raises:
         DataError: a label lies outside the label set.
     """
-    labels = np.full(len(source), -1, np.int64)
-    for i, sample in enumerate(source.samples):
-        label = sample.label
-        if isinstance(label, int) and 0 <= label < hierarchy.num_classes:
-            labels[i] = label
-        elif isinstance(label, str) and label in hierarchy:
-            labels[i] = hierarchy.index(label)
-        elif label is not None and not sample.guessed:
-            raise DataError(
-                f"{source.location}: sample {sample.key!r} has label {label!r}, expected a synset "
-                f"or an index of label set {hierarchy.name} ({hierarchy.num_classes} classes); "
-                "pass the --label-set that the data was tagged with"
-            )
-    return labels
+    samples = source.samples
+    known = np.array([_class_of(label, hierarchy) for label in samples.labels], np.int64)
+    labels: NDArray[np.int64] = known[samples.rows["label"]]
+    outside = np.flatnonzero((labels == OUTSIDE) & ~samples.rows["guessed"])
+    if len(outside):
+        sample = samples[int(outside[0])]
+        raise DataError(
+            f"{source.location}: sample {sample.key!r} has label {sample.label!r}, expected a "
+            f"synset or an index of label set {hierarchy.name} ({hierarchy.num_classes} classes); "
+            "pass the --label-set that the data was tagged with"
+        )
+    return np.maximum(labels, -1)
 
 
 def read_image(sample: Sample) -> Image.Image:
-    """The decoded image, RGB.
+    """The decoded image, RGB, upright.
 
     Raises:
-        DataError: the bytes are missing, too large, or not a whole image. The message is the
-        reason.
+        DataError: the bytes are missing, too many, or not a whole image. The message is the reason:
+        what kind of damage, a colon, and the rest.
     """
     try:
         with open(sample.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size if sample.size < 0 else sample.size
             if size > MAX_IMAGE_BYTES:
-                raise DataError(f"{size} bytes found, expected at most {MAX_IMAGE_BYTES}")
+                raise DataError(f"too many bytes: {size} found, expected at most {MAX_IMAGE_BYTES}")
             file.seek(sample.offset)
             content = file.read(size)
     except OSError as error:
@@ -144,18 +146,52 @@ def read_image(sample: Sample) -> Image.Image:
 
 
 def decode_image(content: bytes) -> Image.Image:
-    """`read_image` for bytes that are at hand."""
+    """`read_image` for bytes that are at hand. Of an animation, the first picture."""
+    if not content:
+        raise DataError("not an image: 0 bytes found")
     try:
-        image = Image.open(io.BytesIO(content))
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise DataError(
-                f"{image.width}×{image.height} pixels found, expected at most {MAX_IMAGE_PIXELS}"
-            )
-        return image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's, about size and broken EXIF
+            image = Image.open(io.BytesIO(content))
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise DataError(
+                    f"too many pixels: {image.width}×{image.height} found, "
+                    f"expected at most {MAX_IMAGE_PIXELS}"
+                )
+            return _upright(_in_rgb(image))
     except DataError:
         raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"too many pixels: {first_line(error)}") from error
+    except UnidentifiedImageError as error:
+        raise DataError("not an image: of no known format") from error
     except Exception as error:  # decoders raise whatever hostile bytes provoke
         raise DataError(f"not a whole image: {first_line(error)}") from error
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if not image.info.get("exif"):
+        return image
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # a broken tag does not make the pixels worse
+        return image
+    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _class_of(label: str | int | None, hierarchy: SemanticHierarchy) -> int:
+    if label is None:
+        return -1
+    if isinstance(label, int):
+        return label if 0 <= label < hierarchy.num_classes else OUTSIDE
+    return hierarchy.index(label) if label in hierarchy else OUTSIDE
 
 
 def _tars_of(root: Path, split: str) -> list[Path]:
@@ -167,35 +203,35 @@ def _tars_of(root: Path, split: str) -> list[Path]:
     return of_split if of_split or split_names else tars
 
 
-def _list_folder(root: Path) -> list[Sample]:
+def _list_folder(root: Path) -> Iterator[Sample]:
     if not root.is_dir():
         raise DataError(f"{root}: a file of unknown form; expected a folder or a .tar")
-    samples = []
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
-        for found, folders, files in os.walk(folder):
+        for found, folders, files in os.walk(folder, onerror=_raise):
             folders.sort()
+            inside = Path(found).relative_to(root).as_posix()
             for name in sorted(files):
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                    path = Path(found, name)
-                    key = path.relative_to(root).with_suffix("").as_posix()
-                    samples.append(Sample(key, folder.name, str(path)))
-    return samples
+                stem, dot, suffix = name.rpartition(".")
+                if (dot + suffix).lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                    yield Sample(f"{inside}/{stem}", folder.name, str(root), dot + suffix)
 
 
-def _list_tars(paths: Sequence[Path]) -> list[Sample]:
-    samples: list[Sample] = []
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _list_tars(paths: Sequence[Path]) -> Iterator[Sample]:
     for path in paths:
         try:
             with tarfile.open(path, "r:") as tar:
-                samples += _list_tar(tar, str(path))
+                yield from _list_tar(tar, str(path))
         except (tarfile.TarError, OSError, EOFError) as error:
             raise DataError(
                 f"{path}: not a whole uncompressed tar ({error}); copy it again"
             ) from error
-    return samples
 
 
-def _list_tar(tar: tarfile.TarFile, path: str) -> list[Sample]:
+def _list_tar(tar: tarfile.TarFile, path: str) -> Iterator[Sample]:
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, str | int] = {}
     for member in tar:
@@ -209,15 +245,14 @@ def _list_tar(tar: tarfile.TarFile, path: str) -> list[Sample]:
         elif suffix in (".wnid", ".cls"):
             labels[key] = _read_label(tar, member, suffix, path)
     end = Path(path).stat().st_size
-    samples = []
     for key, member in images.items():
         if member.offset_data + member.size > end:
             raise DataError(f"{path}: ends inside {member.name!r}; copy the tar again")
         guess = WNID_IN_NAME.match(PurePosixPath(key).name)
         label = labels.get(key, guess.group(1) if guess else None)
         guessed = key not in labels
-        samples.append(Sample(key, label, path, member.offset_data, member.size, guessed))
-    return samples
+        offset, size = member.offset_data, member.size
+        yield Sample(key, label, path, offset=offset, size=size, guessed=guessed)
 
 
 def _split_key(name: str) -> tuple[str, str]:

@@ -16,11 +16,11 @@ SampleIds = NDArray[np.uint64]  # [n, 2]: high and low 64 bits
 
 def sample_ids(keys: Iterable[str]) -> SampleIds:
     """[n, 2] uint64: BLAKE2b-128 of each key's UTF-8 bytes, big-endian, high word first."""
-    digests = [
-        hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        for key in keys
-    ]
-    words = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)
+    digests = bytearray()
+    for key in keys:
+        encoded = key.encode("utf-8", "surrogatepass")
+        digests += hashlib.blake2b(encoded, digest_size=16).digest()
+    words = np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
     return words.astype(np.uint64)
 
 

@@ -1,12 +1,15 @@
 import io
+import os
 import struct
+import subprocess
+import sys
 import tarfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from distill.data import (
     decode_image,
@@ -18,6 +21,7 @@ from distill.data import (
 from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.sample_id import samples_digest
+from distill.samples import Sample, SampleTable
 
 SQUARE, CIRCLE = "n13878634", "n13873502"
 
@@ -166,26 +170,149 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "reason"),
     [
-        (b"", "not a whole image"),
-        (b"not an image", "not a whole image"),
-        (jpeg(side=200)[:800], "not a whole image"),
-        (huge_png(), "pixels|not a whole image"),
+        (b"", "not an image: 0 bytes found"),
+        (b"not an image", "not an image: of no known format"),
+        (jpeg(side=200)[:800], "not a whole image: "),
+        (jpeg(side=200)[:20], "not an image: "),
+        (huge_png(), "too many pixels: "),
     ],
 )
-def test_bad_bytes_are_reasons_not_crashes(content: bytes, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+def test_bad_bytes_are_reasons_not_crashes(content: bytes, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
         decode_image(content)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_too_large_a_file_is_a_reason(tmp_path: Path) -> None:
+    source = open_source(write_folder(tmp_path))
+    with Path(source.samples[0].path).open("r+b") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(DataError, match="too many bytes: 67108865 found"):
+        read_image(source.samples[0])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "CMYK", "1", "I;16"])
 def test_images_of_any_mode_become_rgb(mode: str) -> None:
     buffer = io.BytesIO()
     Image.new(mode, (8, 8)).save(buffer, "TIFF")
     assert decode_image(buffer.getvalue()).mode == "RGB"
+
+
+def test_cmyk_jpeg_keeps_its_colours() -> None:
+    buffer = io.BytesIO()
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(buffer, "JPEG")
+    assert decode_image(buffer.getvalue()).getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_sixteen_bits_keep_their_high_byte() -> None:
+    """Pillow's own conversion makes everything above 255 white."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 0x1234], [0x80FF, 0xFFFF]], np.uint16)).save(buffer, "PNG")
+    decoded = np.asarray(decode_image(buffer.getvalue()))
+    assert decoded[..., 0].tolist() == decoded[..., 2].tolist() == [[0, 0x12], [0x80, 0xFF]]
+
+
+def test_palette_with_transparency_keeps_its_colours() -> None:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=b"\x00\x10")
+    assert decode_image(buffer.getvalue()).getpixel((3, 3)) == (10, 200, 30)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_pictures_are_set_upright(orientation: int, form: str, random: np.random.Generator) -> None:
+    image = Image.fromarray(random.integers(0, 256, (8, 16, 3), np.uint8)).resize((48, 24))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, form, exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(buffer.getvalue()))).convert("RGB")
+    decoded = decode_image(buffer.getvalue())
+    assert decoded.size == ((48, 24) if orientation < 5 else (24, 48))
+    assert decoded.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"\xff" * 99])
+def test_broken_exif_does_not_make_an_image_bad(exif: bytes) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG", exif=exif)
+    assert decode_image(buffer.getvalue()).size == (8, 8)
+
+
+@pytest.mark.parametrize("form", ["WEBP", "PNG", "GIF"])
+def test_of_an_animation_the_first_picture_counts(form: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:], lossless=True)
+    red, green, _ = decode_image(buffer.getvalue()).getpixel((4, 4))  # type: ignore[misc]
+    assert red > 250
+    assert green < 5
+
+
+def test_text_file_named_jpg_is_a_reason(tmp_path: Path) -> None:
+    source = open_source(write_folder(tmp_path))
+    Path(source.samples[0].path).write_text("see the other folder\n")
+    with pytest.raises(DataError, match="not an image: of no known format"):
+        read_image(source.samples[0])
+
+
+def test_folder_that_cannot_be_listed_is_an_error_not_fewer_images(tmp_path: Path) -> None:
+    """As another user: root may list anything."""
+    write_folder(tmp_path / "data")
+    (tmp_path / "data" / SQUARE / "closed").mkdir(mode=0o000)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    code = (
+        "import os, sys\n"
+        "from distill.data import open_source\n"
+        "from distill.errors import DataError\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "try: open_source(sys.argv[1])\n"
+        "except DataError as error: print(error)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "data")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.count("\n") == 1
+    assert f"{SQUARE}/closed: cannot be listed (Permission denied)" in ran.stdout
+
+
+def test_samples_as_columns_are_the_same_samples(tmp_path: Path) -> None:
+    samples = [
+        Sample("a/ä\udcff", "n1", str(tmp_path), ".JPEG"),
+        Sample("b", 7, "x.tar", offset=512, size=9),
+        Sample("", None, "y.tar", offset=2**40, size=2**33, guessed=True),
+        Sample("c", "7", "x.tar", offset=1024, size=0),
+    ]
+    table = SampleTable.of(iter(samples))
+    assert list(table) == samples
+    assert list(table.taken(np.array([2, 0]))) == [samples[2], samples[0]]
+    assert list(table[1:3]) == samples[1:3]
+    assert table[0].path == f"{tmp_path}/a/ä\udcff.JPEG"
+    assert [s.path for s in table[1:]] == ["x.tar", "y.tar", "x.tar"]
+
+
+def test_a_sample_takes_few_bytes() -> None:
+    import tracemalloc
+
+    count = 200_000
+    tracemalloc.start()
+    try:
+        names = (f"n{i % 1000:08d}/n{i % 1000:08d}_{i}" for i in range(count))
+        table = SampleTable.of(Sample(name, name[:9], "/data/train", ".JPEG") for name in names)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(table) == count
+    assert held / count < 80
 
 
 def test_vanished_image_is_a_reason(tmp_path: Path) -> None:
