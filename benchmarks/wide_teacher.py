@@ -23,7 +23,8 @@ from distill.hierarchy import SemanticHierarchy, resolve
 from distill.loader import ViewRequest, load_views
 from distill.models import ModelCard
 from distill.views import ViewPolicy
-from teacher_server.teacher import Teacher, load_teacher
+from teacher_server.load import MemberChoice, load_teacher
+from teacher_server.teacher import Teacher
 
 TEACHER = "resnet18d-64px-tiny-imagenet-h.safetensors"
 # Mean largest probability of the trained teacher by hierarchy; the last stands for the eleventh.
@@ -45,14 +46,10 @@ def main() -> None:
 def run_trained(data: Path, rows: int) -> tuple[SemanticHierarchy, Tensor, Tensor]:
     """The trained teacher's hierarchy, features and logits on `rows` augmented views."""
     hierarchy = resolve(str(data / "tiny-imagenet-h/label_set.json"))
-    teacher = load_teacher(
-        "resnet18d",
-        hierarchy,
-        device=torch.device("cpu"),
-        weights=data / "teachers" / TEACHER,
-    )
+    choice = MemberChoice(name="resnet18d", weights=data / "teachers" / TEACHER)
+    teacher = load_teacher([choice], hierarchy, device=torch.device("cpu"))
     features = run_trunk(teacher, data / "tiny-imagenet-h", rows)
-    model: Any = teacher.model
+    model: Any = teacher.members[0].model
     with torch.inference_mode():
         return hierarchy, features, model.get_classifier()(features)
 
@@ -63,11 +60,11 @@ def run_trunk(teacher: Teacher, data: Path, rows: int) -> Tensor:
         [ViewRequest(row, (0,)) for row in range(start, min(start + 64, rows))]
         for start in range(0, rows, 64)
     ]
-    model: Any = teacher.model
+    model: Any = teacher.members[0].model
     parts = []
     with torch.inference_mode():
-        for batch in load_views(source, ViewPolicy(), teacher.input.size, requests, workers=2):
-            images = teacher.input.normalise(batch.pixels[:, 0])
+        for batch in load_views(source, ViewPolicy(), teacher.sizes, requests, workers=2):
+            images = teacher.members[0].input.normalise(batch.pixels[0][:, 0])
             parts.append(model.forward_head(model.forward_features(images), pre_logits=True))
     return torch.cat(parts)
 

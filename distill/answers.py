@@ -31,6 +31,10 @@ class Answers:
             valid=np.zeros(rows, np.bool_),
         )
 
+    def taken(self, rows: NDArray[np.int64]) -> "Answers":
+        """Those rows, in that order."""
+        return Answers(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
     def put(self, rows: NDArray[np.int64], answers: "Answers") -> None:
         """Copy `answers` into those rows."""
         for field in fields(self):

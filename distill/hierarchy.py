@@ -269,12 +269,13 @@ class SemanticHierarchy:
         """The index tensors on `device`, moved there once."""
         key = str(device)
         if key not in self._moved:
-            self._moved[key] = HierarchyTensors(
-                class_order=torch.from_numpy(self.class_order).to(device),
-                label_table=torch.from_numpy(self.label_table).to(device),
-                depths=torch.tensor([*self.levels.tolist(), -1], device=device),
-                sizes=torch.tensor(self.classes_per_hierarchy, device=device),
-            )
+            with torch.inference_mode(False):  # whoever asks first, losses must be able to use them
+                self._moved[key] = HierarchyTensors(
+                    class_order=torch.from_numpy(self.class_order).to(device),
+                    label_table=torch.from_numpy(self.label_table).to(device),
+                    depths=torch.tensor([*self.levels.tolist(), -1], device=device),
+                    sizes=torch.tensor(self.classes_per_hierarchy, device=device),
+                )
         return self._moved[key]
 
     # -- for people -------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ image never stops a batch: it comes back as its reason.
 """
 
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import UInt8
@@ -14,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distill.data import ImageSource, read_image
-from distill.errors import DataError
-from distill.views import ViewPolicy, draw_view, pixel_digest, render_view
+from distill.errors import DataError, first_line
+from distill.views import Size, ViewPolicy, draw_view, render_view, squish, view_proof
 
 
 @dataclass(frozen=True, slots=True)
 class ViewRequest:
-    """One image in some of its views; with `prove` the pixels' digests come along."""
+    """One image in some of its views; with `prove` their replay proofs come along."""
 
     row: int
     views: tuple[int, ...]
@@ -29,75 +30,122 @@ class ViewRequest:
 
 @dataclass(frozen=True, eq=False)
 class ViewBatch:
-    """Pixels of the images that could be decoded, and the reasons of those that could not."""
+    """Pixels of the images that could be decoded, and the reasons of those that could not.
+
+    pixels: for each size that was asked for. proofs: of each view, at the first size.
+    """
 
     rows: list[int]
-    pixels: UInt8[Tensor, "images views 3 height width"]
+    pixels: tuple[UInt8[Tensor, "images views 3 height width"], ...]
     bad: dict[int, str]
-    digests: dict[int, list[str]]
+    proofs: dict[int, list[str]]
+    read_s: float  # seconds of a worker: reading and decoding
+    render_s: float  # seconds of a worker: drawing the views
+
+    def pin_memory(self) -> "ViewBatch":
+        """With pixels that a GPU can fetch by itself; called by torch's loader."""
+        return replace(self, pixels=tuple(pixels.pin_memory() for pixels in self.pixels))
 
 
-class _Views(Dataset[tuple[ViewRequest, Tensor | str, list[str]]]):
-    def __init__(self, source: ImageSource, policy: ViewPolicy, size: tuple[int, int]) -> None:
-        self.source, self.policy, self.size = source, policy, size
+@dataclass(frozen=True, eq=False)
+class _Item:
+    request: ViewRequest
+    pixels: list[Tensor]  # [views, 3, height, width], one a size; none of a bad image
+    reason: str
+    proofs: list[str]
+    read_s: float
+    render_s: float
 
-    def __getitem__(self, request: ViewRequest) -> tuple[ViewRequest, Tensor | str, list[str]]:
+
+class _Views(Dataset[_Item]):
+    def __init__(self, source: ImageSource, policy: ViewPolicy, sizes: Sequence[Size]) -> None:
+        self.source, self.policy, self.sizes = source, policy, sizes
+
+    def __getitem__(self, request: ViewRequest) -> _Item:
+        started = time.perf_counter()
         try:
             image = read_image(self.source.samples[request.row])
         except DataError as error:
-            return request, str(error), []
+            return _Item(request, [], str(error), [], time.perf_counter() - started, 0.0)
+        read = time.perf_counter()
         sample_id = self.source.ids[request.row]
-        views = [
-            render_view(image, draw_view(self.policy, sample_id, view), self.size)
-            for view in request.views
-        ]
-        digests = [pixel_digest(view) for view in views] if request.prove else []
-        return request, torch.stack(views), digests
+        drawn = [draw_view(self.policy, sample_id, view) for view in request.views]
+        pixels = []
+        for size in self.sizes:
+            small = squish(image, size)  # once for all views
+            pixels.append(torch.stack([render_view(small, params, size) for params in drawn]))
+        rendered = time.perf_counter()
+        proved = drawn if request.prove else []
+        proofs = [view_proof(image, params, self.sizes[0]) for params in proved]
+        return _Item(request, pixels, "", proofs, read - started, rendered - read)
 
 
 class _Batches(Sampler[list[ViewRequest]]):
-    def __init__(self, batches: Sequence[list[ViewRequest]]) -> None:
+    def __init__(self, batches: Iterable[list[ViewRequest]]) -> None:
         self.batches = batches
 
     def __iter__(self) -> Iterator[list[ViewRequest]]:
         return iter(self.batches)
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
 
 def load_views(
     source: ImageSource,
     policy: ViewPolicy,
-    size: tuple[int, int],
-    batches: Sequence[list[ViewRequest]],
+    sizes: Sequence[Size],
+    batches: Iterable[list[ViewRequest]],
     *,
     workers: int,
     pin_memory: bool = False,
 ) -> Iterator[ViewBatch]:
-    """The requested batches, in order. workers: processes; 0 decodes in this one."""
+    """The requested batches, in order; `batches` is read a few ahead, so it may be endless.
+
+    workers: processes; 0 decodes in this one.
+
+    Raises:
+        DataError: a process that decodes was killed.
+    """
     loader = DataLoader(
-        _Views(source, policy, size),
+        _Views(source, policy, sizes),
         batch_sampler=_Batches(batches),
-        collate_fn=_collate,
-        num_workers=min(workers, len(batches)),
+        collate_fn=_Collate(sizes),
+        num_workers=min(workers, len(batches)) if isinstance(batches, Sized) else workers,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_leave_signals_to_the_parent,
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"{source.location}: a process that decodes images died ({first_line(error)}), "
+            "expected it to live; give it more memory (in a container also shared memory, as "
+            "`docker run --shm-size 8g`), or lower --workers or --batch-size"
+        ) from error
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
+def _leave_signals_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _collate(items: list[tuple[ViewRequest, Tensor | str, list[str]]]) -> ViewBatch:
-    good = [(request.row, views) for request, views, _ in items if isinstance(views, Tensor)]
-    return ViewBatch(
-        rows=[row for row, _ in good],
-        pixels=torch.stack([views for _, views in good])
-        if good
-        else torch.empty(0, 0, 3, 0, 0, dtype=torch.uint8),
-        bad={request.row: views for request, views, _ in items if isinstance(views, str)},
-        digests={request.row: digests for request, _, digests in items if digests},
-    )
+@dataclass(frozen=True)
+class _Collate:
+    sizes: Sequence[Size]
+
+    def __call__(self, items: list[_Item]) -> ViewBatch:
+        good = [item for item in items if item.pixels]
+        views = len(items[0].request.views)
+        return ViewBatch(
+            rows=[item.request.row for item in good],
+            pixels=tuple(
+                torch.stack([item.pixels[i] for item in good])
+                if good
+                else torch.empty(0, views, 3, *size, dtype=torch.uint8)
+                for i, size in enumerate(self.sizes)
+            ),
+            bad={item.request.row: item.reason for item in items if not item.pixels},
+            proofs={item.request.row: item.proofs for item in items if item.proofs},
+            read_s=sum(item.read_s for item in items),
+            render_s=sum(item.render_s for item in items),
+        )

@@ -234,15 +234,17 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU.
+    """`auto` is the first GPU, or the CPU; `auto:N` is GPU N modulo their number, or the CPU.
 
     Raises:
         ConfigError: there is no such device.
     """
+    kind, _, rank = name.partition(":")
+    if kind == "auto" and (rank.isdecimal() or name == "auto"):
+        gpus = torch.cuda.device_count()
+        return torch.device("cuda", int(rank or 0) % gpus) if gpus else torch.device("cpu")
     try:
-        device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-        )
+        device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device {name!r} found, expected auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

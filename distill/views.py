@@ -6,7 +6,7 @@ another resolution than the teacher saw.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torchvision.transforms import functional as tv
 from distill.errors import ConfigError
 
 Pixels = UInt8[Tensor, "3 height width"]
+Size = tuple[int, int]  # height, width
 
 POLICIES = ("plain", "augmented")
 
@@ -55,6 +56,12 @@ class ViewPolicy:
             raise ConfigError(f"RandAugment ops {self.randaugment_ops} found, expected 0 to 16")
         if not 0 <= self.cutout <= 1:
             raise ConfigError(f"cutout {self.cutout} found, expected 0 to 1")
+        own = (self.randaugment_ops, self.randaugment_magnitude, self.cutout)
+        if self.name == "plain" and own != (2, 9.0, 0.5):
+            raise ConfigError(
+                "view policy plain found with settings of RandAugment or Cutout, expected none; "
+                "choose the policy augmented"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest."""
@@ -106,28 +113,51 @@ def draw_view(policy: ViewPolicy, sample_id: NDArray[np.uint64], view: int) -> V
     return ViewParams(flip=flip, operations=tuple(operations), cutout=cutout)
 
 
-def render_view(image: Image.Image, params: ViewParams, size: tuple[int, int]) -> Pixels:
-    """uint8 [3, height, width]: squish-resized to `size` (height, width), then what `params` says.
-
-    The resize is bilinear with antialiasing, aspect ratio not kept, as the paper's authors do.
-    """
+def squish(image: Image.Image, size: Size) -> Image.Image:
+    """The image at `size`: bilinear with antialiasing, aspect ratio not kept, as the authors do."""
     height, width = size
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def view_steps(
+    image: Image.Image, params: ViewParams, size: Size
+) -> Iterator[tuple[str, NDArray[np.uint8] | Image.Image]]:
+    """A view as it comes about: each step's name and what it leaves, the last being the view."""
+    yield "decode", image
+    image = squish(image, size)
+    yield "resize", image
     if params.flip:
         image = tv.hflip(image)
+        yield "flip", image
     for name, amount in params.operations:
         image = APPLY[name](image, amount)
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+        yield f"{name}({amount:.3f})", image
     if params.cutout:
-        _cut_out(pixels, *params.cutout)
-    return pixels
+        x, y, side = params.cutout
+        yield f"cutout({x:.3f},{y:.3f},{side:.3f})", _cut_out(np.array(image), x, y, side)
 
 
-def pixel_digest(pixels: Pixels) -> str:
-    """SHA-256 of the pixels and their shape: the replay proof of one view."""
-    content = repr(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()
-    return hashlib.sha256(content).hexdigest()
+def render_view(image: Image.Image, params: ViewParams, size: Size) -> Pixels:
+    """uint8 [3, height, width]: squished to `size` (height, width), then what `params` says."""
+    *_, (_, view) = view_steps(image, params, size)
+    return torch.from_numpy(np.array(view, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+
+
+def view_proof(image: Image.Image, params: ViewParams, size: Size) -> str:
+    """The replay proof of a view: every step with a digest of the pixels that it leaves.
+
+    "decode:9f86d081 resize:60303ae2 rotate(-27.000):fd61a03a", 32 bits of SHA-256 each.
+    """
+    return " ".join(
+        f"{name}:{_digest(np.asarray(left))}" for name, left in view_steps(image, params, size)
+    )
+
+
+def _digest(pixels: NDArray[np.uint8]) -> str:
+    content = repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def _uniforms(seed: int, sample_id: NDArray[np.uint64], view: int) -> Callable[[], float]:
@@ -158,11 +188,12 @@ def _affine(
     return moved
 
 
-def _cut_out(pixels: Tensor, x: float, y: float, side: float) -> None:
-    height, width = pixels.shape[1:]
+def _cut_out(pixels: NDArray[np.uint8], x: float, y: float, side: float) -> NDArray[np.uint8]:
+    height, width, _ = pixels.shape
     top, bottom = round((y - side / 2) * height), round((y + side / 2) * height)
     left, right = round((x - side / 2) * width), round((x + side / 2) * width)
-    pixels[:, max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = GREY
+    pixels[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = GREY
+    return pixels
 
 
 GREY = 128

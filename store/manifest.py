@@ -22,13 +22,17 @@ FORMAT = f"{FORMAT_NAME}/{FORMAT_VERSION}"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherIdentity:
-    """fingerprint: SHA-256 over weights, preprocessing and precision."""
+    """fingerprint: SHA-256 over weights, preprocessing and precision of all its models.
+
+    input_size: height and width, of the first model. confidence: "top", or "reach" of a flat head.
+    """
 
     name: str
     fingerprint: str
-    input_size: tuple[int, int]  # height, width
+    input_size: tuple[int, int]
     precision: str
     random_weights: bool = False
+    confidence: str = "top"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +189,7 @@ class Manifest:
 def _require_types(manifest: Manifest) -> None:
     texts = (
         *(manifest.teacher.name, manifest.teacher.fingerprint, manifest.teacher.precision),
+        manifest.teacher.confidence,
         *(manifest.hierarchy.name, manifest.hierarchy.digest, manifest.dataset.digest),
     )
     numbers = (

@@ -6,8 +6,11 @@ is measured on them is kept in the commit record of block 0, so it survives a ki
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from distill.answers import Answers
 from distill.fidelity import FidelityErrors, fidelity_errors, fidelity_figures
 from distill.hierarchy import SemanticHierarchy
 from distill.loader import ViewBatch
@@ -26,25 +29,27 @@ class Audit:
         self.errors: list[FidelityErrors] = []
         self.replay: dict[str, list[str]] = {}
 
-    def add_batch(self, batch: ViewBatch) -> None:
-        """Keep the pixel digests of the replay rows."""
-        self.replay |= {str(row): digests for row, digests in batch.digests.items()}
+    def add_proofs(self, batch: ViewBatch) -> None:
+        """Keep the replay proofs of a batch."""
+        self.replay |= {str(row): proofs for row, proofs in batch.proofs.items()}
 
-    def add_answers(self, rows: list[int], *, exact: DenseTargets, sparse: SparseTargets) -> None:
-        """Compare what the teacher said with what the store will give back."""
-        sampled = [i for i, row in enumerate(rows) if row < FIDELITY_ROWS]
-        if not sampled:
+    def add_answers(self, rows: NDArray[np.int64], *, exact: DenseTargets, said: Answers) -> None:
+        """Compare what the teacher said with what the store will give back, on its device."""
+        sampled = np.flatnonzero(rows < FIDELITY_ROWS)
+        if not len(sampled):
             return
-        coding = self.store.manifest.coding
-        stored = coding.dequantise(coding.quantise(sparse.to_answers()))
+        manifest, keep = self.store.manifest, torch.from_numpy(sampled)
+        stored = manifest.coding.dequantise(manifest.coding.quantise(said.taken(sampled)))
+        device = exact.probs.device
         errors = fidelity_errors(
-            exact=DenseTargets(probs=exact.probs.cpu(), confidence=exact.confidence.cpu()),
-            sparse=SparseTargets.from_answers(stored, sparse.slots),
+            exact=DenseTargets(
+                probs=exact.probs[keep.to(device)], confidence=exact.confidence[keep.to(device)]
+            ),
+            sparse=SparseTargets.from_answers(stored, manifest.slots).to(device),
             hierarchy=self.hierarchy,
         )
-        keep = torch.tensor(sampled)
         self.errors.append(
-            FidelityErrors(**{name: values[keep] for name, values in vars(errors).items()})
+            FidelityErrors(**{name: values.cpu() for name, values in vars(errors).items()})
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from distill.fidelity import FidelityErrors, fidelity_errors, fidelity_figures
 from distill.loader import ViewRequest, load_views
 from distill.progress import progress
 from distill.sample_id import SampleIds
-from distill.targets import DenseTargets, SparseTargets, dense_targets, sparsify
+from distill.targets import DenseTargets, SparseTargets, sparsify
 from distill.views import ViewPolicy
 from store.codes import ANSWER_ARRAYS
 from store.layout import SAMPLE_CHUNK_ROWS, create_sample_arrays
@@ -170,20 +170,19 @@ def _ask(
     replay: dict[str, list[str]] = {}
     seconds, unreadable, started = 0.0, 0, time.monotonic()
     with progress("pilot", len(source), "images") as tick:
-        for batch in load_views(source, policy, teacher.input.size, requests, workers=workers):
+        for batch in load_views(source, policy, teacher.sizes, requests, workers=workers):
             unreadable += len(batch.bad)
             if not batch.rows:
                 continue
-            replay |= {str(row): digests for row, digests in batch.digests.items()}
+            replay |= {str(row): proofs for row, proofs in batch.proofs.items()}
             for view in drawn:
-                logits = teacher.logits(batch.pixels[:, view])
-                if not bool(logits.isfinite().all()):
+                exact = teacher.targets([pixels[:, view] for pixels in batch.pixels])
+                # Waits for a GPU, so that the clock is honest.
+                if not bool(exact.confidence.isfinite().all()):
                     raise TeacherError(
                         f"teacher {teacher.identity.name}: NaN or Inf in the pilot, expected "
                         "finite logits; check the weights, or try --precision float32"
                     )
-                exact = dense_targets(logits, hierarchy)
-                exact.confidence.cpu()  # waits for a GPU, so that the clock is honest
                 seconds += time.monotonic() - started
                 for name, spec in specs.items():
                     sparse = sparsify(exact, hierarchy, spec)
@@ -248,7 +247,7 @@ def _sizes(
                 labels=labels,
                 hierarchy=teacher.hierarchy.to_json(),
             )
-            replay = {row: digests[:views] for row, digests in asked.replay.items()}
+            replay = {row: proofs[:views] for row, proofs in asked.replay.items()}
             audit = {"fidelity": fidelity, "replay": replay}
             store.write_block(0, asked.answers[name][:views], {"bad": [], "audit": audit})
             store.finish(audit)

@@ -1,55 +1,71 @@
 """Run the teacher once over a dataset and write what it says into a store, block by block.
 
-Reads images, draws views, asks the teacher, encodes, writes. Blocks that are committed already are
-left alone, so running the same command again goes on where the last run stopped.
+Blocks that are committed already are left alone, so running the same command again goes on where
+the last run stopped; and any number of processes can share the blocks of one store.
 """
 
-import time
+import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import UInt8
 from numpy.typing import NDArray
-from torch import Tensor
 
-from distill.answers import Answers
 from distill.data import ImageSource, label_indices
 from distill.encoding import EncodingSpec
-from distill.errors import DataError, TeacherError
-from distill.loader import ViewBatch, ViewRequest, load_views
+from distill.errors import ConfigError, DataError
+from distill.journal import Journal
 from distill.progress import progress
 from distill.sample_id import samples_digest
-from distill.targets import dense_targets, sparsify
 from distill.views import ViewPolicy
 from store.logit_store import LogitStore, has_store
 from store.manifest import DatasetIdentity, HierarchyIdentity, Manifest, ViewIdentity
 from store.summary import StoreSummary, summarise
-from teacher_server.audit import REPLAY_ROWS, Audit, certificate
+from teacher_server.audit import certificate
+from teacher_server.pipeline import Pipeline
+from teacher_server.stages import StageSeconds
 from teacher_server.teacher import Teacher
+from teacher_server.tuning import Speed, choose_speed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which blocks are this process's: every `count`th, from `index` on."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(
+                f"worker index {self.index} of {self.count} found, expected 0 to {self.count - 1}; "
+                "pass --worker-index below --num-workers"
+            )
+
+    def of(self, blocks: Iterable[int]) -> list[int]:
+        """Those of `blocks` that are this share's."""
+        return [block for block in blocks if block % self.count == self.index]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeOptions:
     """encoding: as `EncodingSpec.named` takes it. first_view: the number of the first view drawn.
 
-    batch_size: views in one forward pass. block_rows: images between two commits.
-
-    workers: processes that decode. max_bad_fraction: share of unreadable images beyond which the
-    run stops.
+    batch_size: views in one forward pass; None is measured. compiled: None where it is faster.
+    block_rows: images between two commits. workers: processes that decode. max_bad_fraction: share
+    of unreadable images beyond which the run stops.
     """
 
     policy: ViewPolicy
     views: int = 1
     first_view: int = 0
     encoding: str = "standard"
-    batch_size: int = 64
+    batch_size: int | None = None
+    compiled: bool | None = None
     block_rows: int = 8192
     workers: int = 2
     max_bad_fraction: float = 0.001
@@ -57,37 +73,57 @@ class PrecomputeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeReport:
-    """images: computed in this run, each in all its views. images_per_s: of those, wall clock."""
+    """images: computed in this run, each in all its views. images_per_s: of those, wall clock.
+
+    bad: images by kind of damage, over all runs. blocks_left: for others, or for later.
+    """
 
     store: StoreSummary
     images: int
     seconds: float
     images_per_s: float
-    bad: Mapping[str, int]  # images by reason, over all runs
+    blocks_left: int
+    speed: Speed | None
+    stages: StageSeconds
+    bottleneck: str
+    bad: Mapping[str, int]
 
 
 def precompute(
-    *, source: ImageSource, teacher: Teacher, path: str | Path, options: PrecomputeOptions
+    *,
+    source: ImageSource,
+    teacher: Teacher,
+    path: str | Path,
+    options: PrecomputeOptions,
+    share: Share | None = None,
+    journal: Journal | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> PrecomputeReport:
     """Fill the store at `path`, making it if it is not there.
+
+    stopping: asked after each block whether to leave it at that.
 
     Raises:
         StoreMismatchError: the store there is of another teacher, hierarchy, dataset or views.
         DataError: a label lies outside the label set, or too many images are bad.
-        TeacherError: an answer of the teacher is not finite.
+        TeacherError: an answer of the teacher is not finite, or its device was lost.
     """
-    store = _open_or_create(source, teacher, path, options)
-    todo = sum(len(store.manifest.rows_of_block(block)) for block in store.pending_blocks())
-    started = time.monotonic()
-    bad = fill(store, source, teacher, options)
-    seconds = time.monotonic() - started
-    return PrecomputeReport(
-        store=summarise(store),
-        images=todo,
-        seconds=seconds,
-        images_per_s=todo / max(seconds, 1e-9),
-        bad=bad,
+    journal = journal or Journal()
+    share = share or Share()
+    store = open_or_create(source, teacher, path, options)
+    tally = Tally(store, source, options.max_bad_fraction)
+    speed, stages = fill(
+        store,
+        source,
+        teacher,
+        options,
+        share=share,
+        journal=journal,
+        tally=tally,
+        stopping=stopping,
     )
+    left = finish_if_whole(store, journal)
+    return report_of(store, tally, speed, stages, stages.wall, left)
 
 
 def fill(
@@ -95,80 +131,71 @@ def fill(
     source: ImageSource,
     teacher: Teacher,
     options: PrecomputeOptions,
-    certified: Mapping[str, Any] | None = None,
-) -> Counter[str]:
-    """Compute the pending blocks of a store of this very source and teacher, and finish it.
+    *,
+    share: Share,
+    journal: Journal,
+    tally: "Tally",
+    stopping: Callable[[], bool] = lambda: False,
+) -> tuple[Speed | None, StageSeconds]:
+    """Compute the pending blocks of a share, of a store of this very source and teacher."""
+    blocks = share.of(store.pending_blocks())
+    rows = rows_of(store.manifest, blocks)
+    log_start(journal, store, teacher, blocks=len(blocks), rows=rows, share=asdict(share))
+    if not blocks:
+        return None, StageSeconds()
+    speed = speed_for(store, teacher, options, rows, journal)
+    with progress("precompute", len(source), "images", done=len(source) - rows) as tick:
 
-    certified: what an earlier certificate said; None takes the audit of block 0.
+        def on_batch(images: int, bad: dict[str, str]) -> None:
+            tally.add(images, bad)
+            tick(images, tally.note)
 
-    Returns the bad images by reason, over all runs.
+        pipeline = Pipeline(
+            store=store,
+            source=source,
+            teacher=teacher,
+            policy=options.policy,
+            speed=speed,
+            workers=options.workers,
+            journal=journal,
+            on_batch=on_batch,
+            stopping=stopping,
+        )
+        return speed, pipeline.run(blocks, rows=rows)
+
+
+class Tally:
+    """Images done in this run, and bad ones over all runs.
+
+    Raises `DataError` from `add` when more than `max_fraction` of the source is bad.
     """
-    blocks = store.pending_blocks()
-    todo = sum(len(store.manifest.rows_of_block(block)) for block in blocks)
-    allowed_bad = options.max_bad_fraction * len(source)
-    bad = Counter(_reasons(store))
-    with progress("precompute", len(source), "images", done=len(source) - todo) as tick:
-        for block, batches in _batches_by_block(store, source, teacher, blocks, options):
-            unwritten = _Block(block, store, source, teacher)
-            for batch in batches:
-                unwritten.add(batch)
-                bad.update(batch.bad.values())
-                if bad.total() > allowed_bad:
-                    raise _too_many_bad(source, batch, bad, options.max_bad_fraction)
-                tick(len(batch.rows) + len(batch.bad), f"{bad.total()} bad" if bad else "")
-            store.write_block(block, unwritten.views, unwritten.facts())
-    store.finish(certified or certificate(store))
-    return bad
 
+    def __init__(self, store: LogitStore, source: ImageSource, max_fraction: float) -> None:
+        self.source, self.max_fraction, self.images = source, max_fraction, 0
+        records = store.records().values()
+        self._bad = {bad["key"]: bad["reason"] for record in records for bad in record["bad"]}
 
-class _Block:
-    """The answers of one block while they come in."""
-
-    def __init__(
-        self, block: int, store: LogitStore, source: ImageSource, teacher: Teacher
-    ) -> None:
-        self.store, self.source, self.teacher = store, source, teacher
-        self.rows = store.manifest.rows_of_block(block)
-        slots, hierarchies = sum(store.manifest.slots), teacher.hierarchy.num_hierarchies
-        self.views = [
-            Answers.empty(len(self.rows), slots, hierarchies)
-            for _ in range(store.manifest.views.count)
-        ]
-        self.bad: list[dict[str, str]] = []
-        self.audit = Audit(store, teacher.hierarchy) if block == 0 else None
-
-    def add(self, batch: ViewBatch) -> None:
-        """Ask the teacher about a batch and keep its answers."""
-        self.bad += [
-            {"key": self.source.samples[row].key, "reason": reason}
-            for row, reason in batch.bad.items()
-        ]
-        if self.audit:
-            self.audit.add_batch(batch)
-        places = np.array(batch.rows, np.int64) - self.rows.start
-        for view in range(len(self.views) if batch.rows else 0):
-            logits = self._logits(batch, batch.pixels[:, view])
-            exact = dense_targets(logits, self.teacher.hierarchy)
-            sparse = sparsify(exact, self.teacher.hierarchy, self.store.manifest.encoding)
-            self.views[view].put(places, sparse.to_answers())
-            if self.audit:
-                self.audit.add_answers(batch.rows, exact=exact, sparse=sparse)
-
-    def facts(self) -> dict[str, Any]:
-        """For the commit record."""
-        return {"bad": self.bad, **({"audit": self.audit.to_json()} if self.audit else {})}
-
-    def _logits(self, batch: ViewBatch, pixels: UInt8[Tensor, "images 3 height width"]) -> Tensor:
-        logits = self.teacher.logits(pixels)
-        finite = logits.isfinite().all(1)
-        if not bool(finite.all()):
-            wrong = [batch.rows[i] for i in torch.nonzero(~finite)[:, 0].tolist()]
-            keys = ", ".join(self.source.samples[row].key for row in wrong[:5])
-            raise TeacherError(
-                f"teacher {self.teacher.identity.name}: NaN or Inf for {len(wrong)} images "
-                f"({keys}), expected finite logits; check the weights, or try --precision float32"
+    def add(self, images: int, bad: Mapping[str, str]) -> None:
+        """Images more, and the reasons of the bad ones by key, which may be known already."""
+        self.images += images
+        self._bad |= bad
+        if bad and len(self._bad) > self.max_fraction * len(self.source):
+            key, reason = next(iter(bad.items()))
+            raise DataError(
+                f"{self.source.location}: {len(self._bad)} of {len(self.source)} images are bad "
+                f"(last: {key!r}: {reason}), expected at most a share of {self.max_fraction:g}; "
+                "repair or remove them, or raise --max-bad-fraction"
             )
-        return logits
+
+    @property
+    def bad(self) -> dict[str, int]:
+        """Images by kind of damage: what stands before the colon of a reason."""
+        return dict(Counter(reason.partition(":")[0] for reason in self._bad.values()))
+
+    @property
+    def note(self) -> str:
+        """For the progress bar."""
+        return f"{len(self._bad)} bad" if self._bad else ""
 
 
 def manifest_for(
@@ -199,66 +226,105 @@ def manifest_for(
     )
 
 
-def _open_or_create(
+def open_or_create(
     source: ImageSource, teacher: Teacher, path: str | Path, options: PrecomputeOptions
 ) -> LogitStore:
+    """The store to fill.
+
+    Raises:
+        StoreMismatchError: another one is there.
+    """
     labels = label_indices(source, teacher.hierarchy)
     manifest = manifest_for(source, labels, teacher, options)
-    if not has_store(path):
-        return LogitStore.create(
-            path, manifest, ids=source.ids, labels=labels, hierarchy=teacher.hierarchy.to_json()
-        )
-    store = LogitStore.open(path)
+    if has_store(path):
+        store = LogitStore.open(path)
+        require_same(store, manifest)
+        return store
+    return LogitStore.create(
+        path, manifest, ids=source.ids, labels=labels, hierarchy=teacher.hierarchy.to_json()
+    )
+
+
+def require_same(store: LogitStore, manifest: Manifest) -> None:
+    """Raise `StoreMismatchError` unless the store is one of this manifest; blocks may differ."""
     store.manifest.require(
-        str(path),
+        store.location,
         teacher_fingerprint=manifest.teacher.fingerprint,
         hierarchy_digest=manifest.hierarchy.digest,
         dataset=manifest.dataset,
         views=manifest.views,
         encoding=manifest.encoding,
     )
-    return store
 
 
-def _batches_by_block(
-    store: LogitStore,
-    source: ImageSource,
-    teacher: Teacher,
-    blocks: list[int],
-    options: PrecomputeOptions,
-) -> Iterator[tuple[int, Iterator[ViewBatch]]]:
-    """Batches never cross a block's end: its answers do not depend on where a run began."""
-    views = store.manifest.views.drawn
-    images = max(1, options.batch_size // options.views)
-    requests = []
-    for block in blocks:
-        rows = store.manifest.rows_of_block(block)
-        for first in range(rows.start, rows.stop, images):
-            batch = range(first, min(first + images, rows.stop))
-            requests.append([ViewRequest(row, views, prove=row < REPLAY_ROWS) for row in batch])
-    loaded = load_views(
-        source,
-        options.policy,
-        teacher.input.size,
-        requests,
-        workers=options.workers,
-        pin_memory=teacher.device.type == "cuda",
+def speed_for(
+    store: LogitStore, teacher: Teacher, options: PrecomputeOptions, rows: int, journal: Journal
+) -> Speed:
+    """As finished blocks were computed; measured where there are none."""
+    earlier = next((r["speed"] for r in store.records().values() if "speed" in r), None)
+    return choose_speed(
+        teacher,
+        store.manifest.encoding,
+        views=rows * store.manifest.views.count,
+        batch_size=options.batch_size,
+        compiled=options.compiled,
+        earlier=earlier,
+        journal=journal,
     )
-    numbered = zip((r[0].row // store.manifest.block_rows for r in requests), loaded, strict=True)
-    for block, group in groupby(numbered, key=lambda pair: pair[0]):
-        yield block, (batch for _, batch in group)
 
 
-def _reasons(store: LogitStore) -> list[str]:
-    return [bad["reason"] for record in store.records().values() for bad in record["bad"]]
+def finish_if_whole(
+    store: LogitStore, journal: Journal, certified: Mapping[str, Any] | None = None
+) -> int:
+    """Certify the store when its last block is there, whoever wrote it; how many are not.
+
+    certified: what an earlier certificate said; None takes the audit of block 0.
+    """
+    left = len(store.pending_blocks())
+    if not left:
+        store.finish(certified or certificate(store))
+        journal.event("store finished", blocks=store.manifest.num_blocks)
+    return left
 
 
-def _too_many_bad(
-    source: ImageSource, batch: ViewBatch, bad: Counter[str], fraction: float
-) -> DataError:
-    row, reason = next(iter(batch.bad.items()))
-    return DataError(
-        f"{source.location}: {bad.total()} of {len(source)} images are bad (last: "
-        f"{source.samples[row].key!r}: {reason}), expected at most a share of {fraction:g}; "
-        "repair or remove them, or raise --max-bad-fraction"
+def report_of(
+    store: LogitStore,
+    tally: Tally,
+    speed: Speed | None,
+    stages: StageSeconds,
+    seconds: float,
+    left: int,
+) -> PrecomputeReport:
+    """The end of a run."""
+    return PrecomputeReport(
+        store=summarise(store),
+        images=tally.images,
+        seconds=seconds,
+        images_per_s=tally.images / max(seconds, 1e-9),
+        blocks_left=left,
+        speed=speed,
+        stages=stages,
+        bottleneck=stages.bottleneck,
+        bad=tally.bad,
+    )
+
+
+def rows_of(manifest: Manifest, blocks: Iterable[int]) -> int:
+    """How many rows those blocks have."""
+    return sum(len(manifest.rows_of_block(block)) for block in blocks)
+
+
+def log_start(journal: Journal, store: LogitStore, teacher: Teacher, **fields: Any) -> None:
+    """What runs, where, on what."""
+    manifest = store.manifest
+    journal.event(
+        "run started",
+        host=socket.gethostname(),
+        store=store.location,
+        store_identity=manifest.identity,
+        teacher=asdict(manifest.teacher),
+        device=str(teacher.device),
+        views=asdict(manifest.views),
+        versions=dict(manifest.provenance),
+        **fields,
     )

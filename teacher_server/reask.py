@@ -10,7 +10,7 @@ from distill.data import ImageSource, label_indices
 from distill.errors import DataError
 from distill.loader import ViewBatch, ViewRequest, load_views
 from distill.sample_id import samples_digest
-from distill.targets import encode
+from distill.targets import sparsify
 from distill.views import ViewPolicy
 from store.algebra import RowReader
 from store.codes import Codes
@@ -78,14 +78,14 @@ def ask_again(
     policy = ViewPolicy.from_json(manifest.views.policy)
     readers = [RowReader(store, view) for view in range(len(drawn))]
     steps, rows_apart, confidence = 0, 0, 0.0
-    for batch in load_views(source, policy, teacher.input.size, requests, workers=workers):
+    for batch in load_views(source, policy, teacher.sizes, requests, workers=workers):
         _require_bad_as_stored(source, batch, readers[0])
         if not batch.rows:
             continue
         for view, reader in enumerate(readers):
-            logits = teacher.logits(batch.pixels[:, view])
+            exact = teacher.targets([pixels[:, view] for pixels in batch.pixels])
             said = manifest.coding.quantise(
-                encode(logits, hierarchy, manifest.encoding).to_answers()
+                sparsify(exact, hierarchy, manifest.encoding).to_answers()
             )
             stored = reader.rows(np.array(batch.rows))
             seen = stored.valid

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from distill.data import ImageSource, label_indices
 from distill.errors import StoreError
+from distill.journal import Journal
 from distill.sample_id import samples_digest
 from distill.views import ViewPolicy
 from store.logit_store import LogitStore
 from store.manifest import DatasetIdentity
 from store.repair import Dataset, restore, revoke_bad
 from store.root import Root, read_root_or_copy
-from teacher_server.audit import certificate
-from teacher_server.precompute import PrecomputeOptions, fill
+from teacher_server.precompute import PrecomputeOptions, Share, Tally, fill, finish_if_whole
 from teacher_server.teacher import Teacher
 
 
@@ -30,7 +30,7 @@ def repair(
     *,
     source: ImageSource | None = None,
     teacher: Teacher | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int = 2,
 ) -> RepairReport:
     """Leave a store that `verify` finds nothing wrong with.
@@ -64,13 +64,15 @@ def repair(
     before = root.certificate
     certified = before and {name: before[name] for name in ("fidelity", "replay")}
     if source and teacher:
-        bad = fill(store, source, teacher, options_of(root, batch_size, workers), certified)
-    elif store.certificate is None:
-        store.finish(certified or certificate(store))
+        options, tally = options_of(root, batch_size, workers), Tally(store, source, 1.0)
+        fill(store, source, teacher, options, share=Share(), journal=Journal(), tally=tally)
+        bad = tally.bad
+    if store.certificate is None:
+        finish_if_whole(store, Journal(), certified)
     return RepairReport(restored=tuple(restored), recomputed=tuple(pending), bad=bad)
 
 
-def options_of(root: Root, batch_size: int, workers: int) -> PrecomputeOptions:
+def options_of(root: Root, batch_size: int | None, workers: int) -> PrecomputeOptions:
     """Compute as the store says."""
     manifest = root.manifest
     return PrecomputeOptions(
@@ -80,5 +82,4 @@ def options_of(root: Root, batch_size: int, workers: int) -> PrecomputeOptions:
         batch_size=batch_size,
         block_rows=manifest.block_rows,
         workers=workers,
-        max_bad_fraction=1.0,
     )

@@ -35,10 +35,14 @@ def evaluate(
         for first in rows[::batch_size]
     ]
     for batch in load_views(
-        source, ViewPolicy(name="plain"), model_input.size, requests, workers=workers
+        source,
+        ViewPolicy(name="plain"),
+        [model_input.size],
+        requests,
+        workers=workers,
     ):
         if batch.rows:
-            pixels = batch.pixels[:, 0].to(device, non_blocking=True)
+            pixels = batch.pixels[0][:, 0].to(device, non_blocking=True)
             expected = torch.from_numpy(labels[batch.rows]).to(device, non_blocking=True)
             meter.update(logits=model(model_input.normalise(pixels)).float(), labels=expected)
     model.train(training)

@@ -125,7 +125,7 @@ def pretrain(
             epoch, step_in_epoch = divmod(step, steps_per_epoch)
             batch = next(batches)
             rows, unreadable = batch.rows, unreadable + len(batch.bad)
-            pixels = batch.pixels[:, 0].to(device, non_blocking=True)
+            pixels = batch.pixels[0][:, 0].to(device, non_blocking=True)
             label = torch.from_numpy(labels[rows]).to(device, non_blocking=True)
             with autocast:
                 logits = model(model_input.normalise(pixels))
@@ -227,7 +227,7 @@ def _batches(
         loaded = load_views(
             source,
             policy,
-            model_input.size,
+            [model_input.size],
             requests,
             workers=workers,
             pin_memory=pin_memory,

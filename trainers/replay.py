@@ -1,9 +1,13 @@
 """Replay proof: does this machine draw the very views that the teacher saw?"""
 
+from collections.abc import Mapping
+from itertools import zip_longest
+from typing import Any
+
 import numpy as np
 
 from distill.data import ImageSource
-from distill.errors import StoreMismatchError
+from distill.errors import DataError, StoreMismatchError
 from distill.loader import ViewRequest, load_views
 from distill.views import ViewPolicy
 from store.logit_store import LogitStore
@@ -13,7 +17,9 @@ def check_replay(store: LogitStore, source: ImageSource, policy: ViewPolicy) -> 
     """Draw the audit subset again at the teacher's resolution; the number of views compared.
 
     Raises:
-        StoreMismatchError: the pixels differ, so KD would compare answers about different images.
+        StoreMismatchError: the pixels differ, so KD would compare answers about different images;
+        says which step of the view is the first to differ.
+        DataError: an image of it cannot be read any more.
     """
     expected: dict[str, list[str]] = store.require_complete()["replay"]
     if not expected:
@@ -22,16 +28,43 @@ def check_replay(store: LogitStore, source: ImageSource, policy: ViewPolicy) -> 
     rows = np.array([int(row) for row in expected])
     requests = [[ViewRequest(int(row), views, prove=True) for row in rows]]
     size = store.manifest.teacher.input_size
-    (batch,) = load_views(source, policy, size, requests, workers=0)
-    for row, digests in expected.items():
-        found = batch.digests.get(int(row), [])
-        wrong = [v for i, v in enumerate(views) if found[i : i + 1] != digests[i : i + 1]]
-        if wrong:
-            written_by = store.manifest.provenance
-            raise StoreMismatchError(
-                f"{store.location}: sample {source.samples[int(row)].key!r} gives other pixels in "
-                f"view {wrong[0]} than the teacher saw, expected the same; use the torchvision and "
-                f"Pillow that wrote the store ({written_by.get('torchvision')}, "
-                f"{written_by.get('pillow')}) and the same image files"
+    (batch,) = load_views(source, policy, [size], requests, workers=0)
+    for row, proofs in expected.items():
+        key = source.samples[int(row)].key
+        if int(row) in batch.bad:
+            raise DataError(
+                f"{source.location}: {key!r}: {batch.bad[int(row)]}; expected the image that the "
+                "teacher saw"
             )
+        for view, stored, found in zip(views, proofs, batch.proofs[int(row)], strict=True):
+            if stored != found:
+                where = f"{store.location}: sample {key!r}, view {view}"
+                raise _differs(where, stored, found, store.manifest.provenance)
     return len(rows) * len(views)
+
+
+def _differs(
+    where: str, stored: str, found: str, provenance: Mapping[str, Any]
+) -> StoreMismatchError:
+    """Which step of the view is the first to differ, and what to do about it."""
+    steps = zip_longest(stored.split(), found.split(), fillvalue="nothing:")
+    then, now = next((then, now) for then, now in steps if then != now)
+    name, _, _ = then.rpartition(":")
+    here, _, _ = now.rpartition(":")
+    versions = ", ".join(
+        f"{library} {provenance.get(library)}" for library in ("distill", "torchvision", "pillow")
+    )
+    if name != here:
+        return StoreMismatchError(
+            f"{where}: {here} is drawn where the teacher saw {name}, expected the same; use the "
+            f"version that wrote the store ({versions})"
+        )
+    if name == "decode":
+        return StoreMismatchError(
+            f"{where}: decode gives other pixels than the teacher saw, expected the same; use the "
+            f"same image files, and the Pillow that wrote the store ({versions})"
+        )
+    return StoreMismatchError(
+        f"{where}: the transform {name} gives other pixels than the teacher saw, expected the same;"
+        f" use the torchvision and Pillow that wrote the store ({versions})"
+    )

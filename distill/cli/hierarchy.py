@@ -30,6 +30,15 @@ def build(source: str, out: Path, name: str | None, keep_deepest: bool) -> None:
     click.echo(f"{out}: {_sizes(built)}")
 
 
+@hierarchy.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Table to write.")
+def hypernyms(out: Path) -> None:
+    """Write the table of hypernyms that ships with distill, from WordNet 3.0."""
+    from distill.hypernyms import write_table
+
+    click.echo(f"{out}: {write_table(out)} synsets with a hypernym")
+
+
 @hierarchy.command(name="import")
 @click.argument("tree", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON to write.")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from distill.cli import options, teaching
+from distill.cli import options, teaching, viewing
 
 
 @click.command()
@@ -21,22 +21,20 @@ from distill.cli import options, teaching
     help="small, standard, fine, or entries=N,steps=M; all three by default.",
 )
 @click.option("--images", type=click.IntRange(1), help="Pilot images; one block by default.")
-@click.option("--view-policy", default="augmented", show_default=True)
-@click.option("--view-seed", type=click.IntRange(0), default=0, show_default=True)
+@viewing.views
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Views.")
 @click.option("--block-rows", type=click.IntRange(1), default=8192, show_default=True)
 @options.machine
 @options.as_json
 def plan(
     choice: teaching.TeacherChoice,
+    viewing: viewing.ViewChoice,
     data: Path,
     split: str,
     rows: int | None,
     views: str,
     encodings: tuple[str, ...],
     images: int | None,
-    view_policy: str,
-    view_seed: int,
     batch_size: int,
     block_rows: int,
     device: str,
@@ -50,10 +48,9 @@ def plan(
     from distill.data import open_source
     from distill.encoding import PRESETS
     from distill.errors import ConfigError
-    from distill.views import ViewPolicy
     from teacher_server.plan import make_plan
 
-    policy = ViewPolicy(name=view_policy, seed=view_seed)
+    policy = viewing.policy()
     try:
         counts = [1] if policy.name == "plain" else [int(count) for count in views.split(",")]
     except ValueError as error:

@@ -1,12 +1,18 @@
 """`distill precompute`: data × teacher → store."""
 
 import json
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from distill.cli import options, teaching
+from distill.cli import options, teaching, viewing
 from distill.cli.report import fidelity_line, size_line, state_line
+
+if TYPE_CHECKING:
+    from distill.journal import Journal
+    from teacher_server.precompute import PrecomputeReport
 
 
 @click.command()
@@ -27,34 +33,53 @@ from distill.cli.report import fidelity_line, size_line, state_line
     show_default=True,
     help="small, standard, fine, or entries=N,steps=M.",
 )
+@viewing.views
 @click.option(
-    "--view-policy",
-    default="augmented",
-    show_default=True,
-    help="augmented (flip, RandAugment, Cutout), or plain: the squish-resize alone, for one view.",
+    "--batch-size", type=click.IntRange(1), help="Views; measured where the run is long enough."
 )
-@click.option("--view-seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Views.")
+@click.option(
+    "--compile/--no-compile", "compiled", default=None, help="Where it is faster, by default."
+)
 @click.option(
     "--block-rows", type=click.IntRange(1), default=8192, show_default=True, help="Images."
 )
 @click.option("--max-bad-fraction", type=click.FloatRange(0, 1), default=0.001, show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="This process, or workers of a Ray cluster.",
+)
+@click.option(
+    "--ray-workers", type=click.IntRange(1), help="Of --engine ray; one a GPU by default."
+)
+@click.option("--worker-index", type=click.IntRange(0), help="This process's share, from 0 on.")
+@click.option("--num-workers", type=click.IntRange(1), help="Processes that share the blocks.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--log", type=click.Path(path_type=Path), help="File to append events to, as JSON.")
 @options.limit
 @options.machine
 @options.as_json
 def precompute(
     choice: teaching.TeacherChoice,
+    viewing: viewing.ViewChoice,
     data: Path,
     store: str,
     split: str,
     views: int,
     first_view: int,
     encoding: str,
-    view_policy: str,
-    view_seed: int,
-    batch_size: int,
+    batch_size: int | None,
+    compiled: bool | None,
     block_rows: int,
     max_bad_fraction: float,
+    engine: Literal["local", "ray"],
+    ray_workers: int | None,
+    worker_index: int | None,
+    num_workers: int | None,
+    dry_run: bool,
+    log: Path | None,
     limit: int | None,
     device: str,
     workers: int,
@@ -62,50 +87,112 @@ def precompute(
 ) -> None:
     """Run the teacher once over DATA and keep what it says in STORE.
 
-    Running the same command again goes on where the last run stopped.
+    Running the same command again goes on where the last run stopped. Several processes share the
+    blocks with --worker-index and --num-workers, which torchrun, Slurm and Kubernetes tell.
     """
-    from dataclasses import asdict
-
+    from distill.cli.interrupts import finishing_first
+    from distill.cli.share import share_of_work
     from distill.data import open_source
     from distill.errors import ConfigError
-    from distill.views import ViewPolicy
-    from teacher_server.precompute import PrecomputeOptions, precompute
+    from distill.journal import journal_file
+    from teacher_server import dry_run as dry
+    from teacher_server.precompute import PrecomputeOptions, Share
+    from teacher_server.precompute import precompute as run
+    from teacher_server.ray_engine import connect, precompute_on_ray
 
-    policy = ViewPolicy(name=view_policy, seed=view_seed)
+    policy = viewing.policy()
     if policy.name == "plain" and views > 1:
         raise ConfigError(
             f"{views} views of policy plain found, expected 1: plain views are all alike; "
             "use --view-policy augmented"
         )
+    launched = share_of_work(worker_index, num_workers, os.environ)
+    share = Share(index=launched.index, count=launched.count)
     source = open_source(data, split).limited(limit)
-    report = precompute(
-        source=source,
-        teacher=choice.load(device),
-        path=store,
-        options=PrecomputeOptions(
-            policy=policy,
-            views=views,
-            first_view=first_view,
-            encoding=encoding,
-            batch_size=batch_size,
-            block_rows=block_rows,
-            workers=workers,
-            max_bad_fraction=max_bad_fraction,
-        ),
+    settings = PrecomputeOptions(
+        policy=policy,
+        views=views,
+        first_view=first_view,
+        encoding=encoding,
+        batch_size=batch_size,
+        compiled=compiled,
+        block_rows=block_rows,
+        workers=workers,
+        max_bad_fraction=max_bad_fraction,
     )
-    if as_json:
-        click.echo(json.dumps(asdict(report)))
+    what: dict[str, Any] = {"source": source, "path": store, "options": settings}
+    if dry_run:
+        would = dry.dry_run(**what, teacher=choice.load(launched.device(device)), share=share)
+        click.echo(json.dumps(would.to_json()) if as_json else "\n".join(would.lines()))
         return
+    if engine == "ray" and share.count > 1:
+        raise ConfigError(
+            f"--engine ray found in worker {share.index} of {share.count}, expected one process; "
+            "start it once, or use --engine local"
+        )
+    ray = connect() if engine == "ray" else None  # before ours: it sets handlers of signals as well
+    say = lambda text: click.echo(f"precompute: {text}", err=True)  # noqa: E731
+    with journal_file(log, say) as journal:
+        if share.count > 1:
+            _say_share(journal, share.index, share.count, launched.launcher)
+        with finishing_first(lambda text: journal.note(text, "interrupted")) as stopping:
+            if ray:
+                report = precompute_on_ray(
+                    ray,
+                    **what,
+                    load=choice.load,
+                    device=device,
+                    workers=ray_workers,
+                    journal=journal,
+                    stopping=stopping,
+                )
+            else:
+                report = run(
+                    **what,
+                    teacher=choice.load(launched.device(device)),
+                    share=share,
+                    journal=journal,
+                    stopping=stopping,
+                )
+            interrupted = stopping() and report.blocks_left > 0
+        journal.event("summary", **_as_json(report))
+    if as_json:
+        click.echo(json.dumps(_as_json(report)))
+    else:
+        click.echo("\n".join(_lines(report, data, store)))
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _say_share(journal: "Journal", index: int, count: int, launcher: str) -> None:
+    journal.note(f"worker {index} of {count}, by {launcher}", "share", index=index, count=count)
+
+
+def _as_json(report: "PrecomputeReport") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(report)
+
+
+def _lines(report: "PrecomputeReport", data: Path, store: str) -> list[str]:
     done = report.store
-    click.echo(state_line(done))
-    click.echo(size_line(done))
-    click.echo(
-        f"computed now: {report.images} images in {report.seconds:.1f} s, "
-        f"{report.images_per_s:.1f} images/s"
-    )
-    click.echo(fidelity_line(done))
-    for reason, count in sorted(report.bad.items()):
-        click.echo(f"bad images: {count}: {reason}")
-    click.echo(
-        f"next: distill pretrain --student resnet18 --data {data} --targets {store} --out RUN"
-    )
+    lines = [state_line(done), size_line(done)]
+    if report.images:
+        batch = f", batches of {report.speed.batch_size}" if report.speed else ""
+        compiled = ", compiled" if report.speed and report.speed.compiled else ""
+        lines.append(
+            f"computed now: {report.images} images in {report.seconds:.1f} s, "
+            f"{report.images_per_s:.1f} images/s{batch}{compiled}"
+        )
+        lines += report.stages.lines()
+    lines.append(fidelity_line(done))
+    lines += [f"bad images: {count}: {kind}" for kind, count in sorted(report.bad.items())]
+    if report.blocks_left:
+        lines.append(
+            f"{report.blocks_left} blocks are left, for other workers or for the same command again"
+        )
+    else:
+        lines.append(
+            f"next: distill pretrain --student resnet18 --data {data} --targets {store} --out RUN"
+        )
+    return lines

@@ -6,7 +6,7 @@ from typing import Literal
 
 import click
 
-from distill.cli import options
+from distill.cli import options, viewing
 
 
 @click.command()
@@ -18,7 +18,7 @@ from distill.cli import options
 @click.option("--scheme", default="semantic", show_default=True)
 @click.option("--kd-weight", type=float, default=20.0, show_default=True)
 @click.option("--divergence", type=click.Choice(["mse", "kl"]), default="mse", show_default=True)
-@click.option("--view-policy", default="augmented", show_default=True, help="Without --targets.")
+@viewing.views
 @click.option("--image-size", type=click.IntRange(8, 4096), help="Pixels; the teacher's, or 224.")
 @click.option("--epochs", type=int, default=80, show_default=True)
 @click.option("--batch-size", type=int, default=128, show_default=True)
@@ -51,6 +51,7 @@ from distill.cli import options
 @options.machine
 @options.as_json
 def pretrain(
+    viewing: viewing.ViewChoice,
     student: str,
     data: Path,
     out: Path,
@@ -59,7 +60,6 @@ def pretrain(
     scheme: str,
     kd_weight: float,
     divergence: Literal["mse", "kl"],
-    view_policy: str,
     image_size: int | None,
     epochs: int,
     batch_size: int,
@@ -125,9 +125,7 @@ def pretrain(
         validation=open_source(data, "val") if has_split(data, "val") else None,
         hierarchy=hierarchy,
         targets=source,
-        policy=ViewPolicy.from_json(store.manifest.views.policy)
-        if store
-        else ViewPolicy(name=view_policy),
+        policy=ViewPolicy.from_json(store.manifest.views.policy) if store else viewing.policy(),
         out=out,
         device=pick_device(device),
         workers=workers,

@@ -100,7 +100,7 @@ def verify(
 @teaching.teacher(required=False)
 @click.option("--data", type=click.Path(path_type=Path), help="The images it was made of.")
 @click.option("--split", default="train", show_default=True, help="Split of --data.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Views.")
+@click.option("--batch-size", type=click.IntRange(1), help="Views; as before, by default.")
 @options.limit
 @options.machine
 @options.as_json
@@ -109,7 +109,7 @@ def repair(
     choice: teaching.TeacherChoice | None,
     data: Path | None,
     split: str,
-    batch_size: int,
+    batch_size: int | None,
     limit: int | None,
     device: str,
     workers: int,

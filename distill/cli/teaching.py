@@ -7,78 +7,119 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from distill.cli.gathered import Command, gathered
+
 if TYPE_CHECKING:
     from teacher_server.teacher import Teacher
 
-OPTIONS = (
-    click.option("--weights", type=click.Path(path_type=Path), help="safetensors or a state dict."),
-    click.option("--random-weights", is_flag=True, help="Try the machinery without real weights."),
-    click.option(
-        "--label-set", default="imagenet21k-p-fall11", show_default=True, help="Name or JSON."
-    ),
-    click.option("--input-size", type=click.IntRange(8, 4096), help="Pixels; the model's if not."),
-    click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="By device."),
-)
+HUB = "hub"
+AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherChoice:
-    """What the options said."""
+    """What the options said. weights, heads: none, or one for each of `teachers`."""
 
-    teacher: str
-    weights: Path | None
+    teachers: tuple[str, ...]
+    weights: tuple[str, ...]
+    heads: tuple[str, ...]
     random_weights: bool
     label_set: str
     input_size: int | None
     precision: Literal["float32", "bfloat16"] | None
+    confidence: Literal["top", "reach"]
 
     def load(self, device: str) -> "Teacher":
         """The teacher, ready to answer."""
         from distill.hierarchy import resolve
         from distill.models import pick_device
-        from teacher_server.teacher import load_teacher
+        from teacher_server.load import MemberChoice, load_teacher
 
+        weights = _one_each("--weights", self.weights, self.teachers, HUB)
+        heads = _one_each("--head", self.heads, self.teachers, AUTO)
+        choices = [
+            MemberChoice(
+                name=name,
+                weights=None if file == HUB else Path(file),
+                random_weights=self.random_weights,
+                head=None if head == AUTO else head,
+                input_size=self.input_size,
+            )
+            for name, file, head in zip(self.teachers, weights, heads, strict=True)
+        ]
         return load_teacher(
-            self.teacher,
+            choices,
             resolve(self.label_set),
             device=pick_device(device),
-            weights=self.weights,
-            random_weights=self.random_weights,
-            input_size=self.input_size,
             precision=self.precision,
+            confidence=self.confidence,
         )
 
 
-def teacher(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def teacher(*, required: bool = True) -> Callable[[Command], Command]:
     """--teacher and what goes with it; the command gets a `TeacherChoice`, or None without one."""
+    return gathered(
+        "choice",
+        (
+            click.option(
+                "--teacher",
+                "teachers",
+                required=required,
+                multiple=True,
+                help="timm model name, or tresnet_l for the paper's. Several are averaged.",
+            ),
+            click.option(
+                "--weights",
+                multiple=True,
+                help="safetensors or a state dict; hub for timm's. One for each --teacher.",
+            ),
+            click.option(
+                "--head",
+                "heads",
+                multiple=True,
+                help="semantic, or the label set of one softmax: imagenet-1k, -12k, -21k, -22k, "
+                "-22k-ms or a file of wnids. Auto by default. One for each --teacher.",
+            ),
+            click.option(
+                "--random-weights", is_flag=True, help="Try the machinery without real weights."
+            ),
+            click.option(
+                "--label-set",
+                default="imagenet21k-p-fall11",
+                show_default=True,
+                help="Hierarchy of the answers: a name or a JSON.",
+            ),
+            click.option(
+                "--input-size", type=click.IntRange(8, 4096), help="Pixels; the model's if not."
+            ),
+            click.option(
+                "--precision", type=click.Choice(["float32", "bfloat16"]), help="By device."
+            ),
+            click.option(
+                "--confidence",
+                type=click.Choice(["top", "reach"]),
+                default="top",
+                show_default=True,
+                help="Sum of the top 5%; or, for a --head of one softmax, the probability that "
+                "reaches a hierarchy.",
+            ),
+        ),
+        _choice,
+    )
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        def chosen(
-            teacher: str | None,
-            weights: Path | None,
-            random_weights: bool,
-            label_set: str,
-            input_size: int | None,
-            precision: Literal["float32", "bfloat16"] | None,
-            **others: Any,
-        ) -> Any:
-            choice = teacher and TeacherChoice(
-                teacher=teacher,
-                weights=weights,
-                random_weights=random_weights,
-                label_set=label_set,
-                input_size=input_size,
-                precision=precision,
-            )
-            return command(choice=choice or None, **others)
 
-        chosen.__name__, chosen.__doc__ = command.__name__, command.__doc__
-        chosen.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-        decorated: Callable[..., Any] = chosen
-        for option in reversed(OPTIONS):
-            decorated = option(decorated)
-        return click.option(
-            "--teacher", required=required, help="timm model name, or tresnet_l for the paper's."
-        )(decorated)
+def _choice(**given: Any) -> TeacherChoice | None:
+    return TeacherChoice(**given) if given["teachers"] else None
 
-    return decorate
+
+def _one_each(
+    option: str, given: tuple[str, ...], teachers: tuple[str, ...], default: str
+) -> tuple[str, ...]:
+    from distill.errors import ConfigError
+
+    if given and len(given) != len(teachers):
+        raise ConfigError(
+            f"{len(teachers)} --teacher and {len(given)} {option} found, expected one for each, in "
+            f"their order; write `{option} {default}` for those that need none"
+        )
+    return given or (default,) * len(teachers)

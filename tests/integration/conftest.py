@@ -33,8 +33,10 @@ def teacher_weights(tmp_path_factory: pytest.TempPathFactory, hierarchy: Semanti
 def precompute_command(figures: Path, teacher_weights: Path) -> Callable[..., list[str]]:
     """`distill precompute` of the figures into a store, with more options."""
 
-    def command(store: Path, *more: object, data: Path = figures) -> list[str]:
-        fixed = ["precompute", "--teacher", "test_vit", "--weights", teacher_weights]
+    def command(
+        store: Path, *more: object, data: Path = figures, weights: Path = teacher_weights
+    ) -> list[str]:
+        fixed = ["precompute", "--teacher", "test_vit", "--weights", weights]
         fixed += ["--label-set", "plane-figures", "--data", data, "--store", store]
         fixed += ["--device", "cpu", "--workers", 0, "--block-rows", 16]
         return [str(word) for word in (*fixed, *more)]

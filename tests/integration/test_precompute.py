@@ -17,12 +17,12 @@ import zarr
 
 from distill.data import open_source
 from distill.hierarchy import SemanticHierarchy
-from distill.targets import SparseTargets, encode
+from distill.targets import SparseTargets, sparsify
 from distill.views import ViewPolicy, draw_view, render_view
 from store.codes import ANSWER_ARRAYS
 from store.layout import SAMPLE_ARRAYS
 from store.logit_store import LogitStore
-from teacher_server.teacher import load_teacher
+from teacher_server.load import MemberChoice, load_teacher
 
 Command = Callable[..., list[str]]
 
@@ -45,16 +45,16 @@ def test_store_holds_what_the_teacher_says_of_each_view(
     """One image and one view at a time, by the slow way round, against the stored rows."""
     from distill.data import read_image
 
-    teacher = load_teacher(
-        "test_vit", hierarchy, device=torch.device("cpu"), weights=teacher_weights
-    )
+    choice = MemberChoice(name="test_vit", weights=teacher_weights)
+    teacher = load_teacher([choice], hierarchy, device=torch.device("cpu"))
     source, opened = open_source(figures), LogitStore.open(store)
     assert (opened.sample_ids == source.ids).all()
     for row in (0, 17, 95):
         for view in (0, 1):
             params = draw_view(ViewPolicy(), source.ids[row], view)
             pixels = render_view(read_image(source.samples[row]), params, (32, 32))
-            said = encode(teacher.logits(pixels[None]), hierarchy, opened.manifest.encoding)
+            exact = teacher.targets([pixels[None]])
+            said = sparsify(exact, hierarchy, opened.manifest.encoding)
             block, place = divmod(row, 16)
             digest = opened.content_digests()[block][view]
             codes = opened.read_codes(block, view, digest)
@@ -202,7 +202,7 @@ def test_teacher_that_says_nan_stops_and_names_the_samples(
     state["head.bias"][3] = float("nan")
     safetensors.torch.save_file(state, tmp_path / "nan.safetensors")
     (tmp_path / "nan.json").write_bytes(teacher_weights.with_suffix(".json").read_bytes())
-    command = precompute_command(tmp_path / "store", "--weights", tmp_path / "nan.safetensors")
+    command = precompute_command(tmp_path / "store", weights=tmp_path / "nan.safetensors")
     assert "NaN or Inf for 16 images (train" in fails(*command)
 
 
@@ -277,7 +277,10 @@ def test_damaged_chunk_is_named_by_inspect_and_mended_by_precompute(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--teacher", "tresnet_1"], "unknown teacher 'tresnet_1'; near in timm are"),
+        (
+            ["--teacher", "tresnet_1", "--weights", "hub"],
+            "unknown teacher 'tresnet_1'; near in timm are",
+        ),
         (["--label-set", "plane-figure"], "near are plane-figures"),
         (["--label-set", "imagenet21k-p-fall11"], "pass the --label-set it was trained on"),
         (["--data", "/nowhere"], "no such file or folder"),
@@ -286,7 +289,13 @@ def test_damaged_chunk_is_named_by_inspect_and_mended_by_precompute(
         (["--view-policy", "wild"], "expected plain or augmented"),
         (["--device", "cuda:7"], "use --device auto"),
         (["--random-weights"], "expected one of them"),
-        (["--weights", "/nowhere.safetensors"], "no such weight file"),
+        (["--weights", "hub"], "1 --teacher and 2 --weights found"),
+        (["--head", "imagenet-2k"], "expected imagenet-1k, imagenet-12k"),
+        (["--cutout", 2], "expected 0 to 1"),
+        (["--view-policy", "plain", "--randaugment-ops", 1], "plain found with settings"),
+        (["--worker-index", 4, "--num-workers", 4], "expected 0 to 3"),
+        (["--worker-index", 1], "pass --num-workers as well"),
+        (["--confidence", "reach"], "expected a flat teacher"),
     ],
 )
 def test_wrong_options_are_one_line_and_write_nothing(
@@ -308,7 +317,7 @@ def test_weights_of_another_number_of_classes_say_so(
 ) -> None:
     alone = tmp_path / "w.safetensors"  # without its card
     alone.write_bytes(teacher_weights.read_bytes())
-    command = precompute_command(tmp_path / "s", "--weights", alone)
+    command = precompute_command(tmp_path / "s", weights=alone)
     command += ["--label-set", "imagenet21k-p-fall11"]
     message = fails(*command)
     assert "is [29], expected [11221]" in message

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import timm
 import torch
 from PIL import Image
 
+from distill import views
 from distill.data import open_source
 from distill.errors import StoreMismatchError
 from distill.hierarchy import SemanticHierarchy
-from distill.views import APPLY, ViewPolicy
+from distill.views import APPLY, OPERATIONS, ViewPolicy
 from store.cache import Cache
 from store.logit_store import LogitStore
 from trainers.replay import check_replay
@@ -219,9 +221,33 @@ def test_changed_transform_is_caught_before_training(
     store: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And it is said which: another library draws one operation differently."""
     monkeypatch.setitem(APPLY, "solarize", lambda image, amount: image)
     message = fails(*train("run", "--targets", store))
-    assert "gives other pixels in view" in message
+    assert re.search(r"sample 'train\d+', view \d: the transform solarize\(", message)
+    assert "gives other pixels than the teacher saw" in message
+    assert "use the torchvision and Pillow that wrote the store (distill 0.1.0, " in message
+
+
+def test_changed_resize_is_told_from_changed_images(
+    fails,  # type: ignore[no-untyped-def]
+    train: Command,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(views, "squish", lambda image, size: image.rotate(90))
+    assert "view 0: the transform resize gives other" in fails(*train("run", "--targets", store))
+
+
+def test_other_draws_are_told_from_other_transforms(
+    fails,  # type: ignore[no-untyped-def]
+    train: Command,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(OPERATIONS, "rotate", 45.0)
+    message = fails(*train("run", "--targets", store))
+    assert re.search(r"rotate\(-?40.500\) is drawn where the teacher saw rotate\(", message)
 
 
 def test_changed_image_is_caught_by_the_replay_proof(
@@ -237,7 +263,7 @@ def test_changed_image_is_caught_by_the_replay_proof(
     changed[sample.offset : sample.offset + len(black)] = black
     (tmp_path / "changed").mkdir()
     (tmp_path / "changed" / "train-000000.tar").write_bytes(changed)
-    with pytest.raises(StoreMismatchError, match="gives other pixels in view 0"):
+    with pytest.raises(StoreMismatchError, match="view 0: decode gives other pixels than"):
         check_replay(opened, open_source(tmp_path / "changed"), ViewPolicy())
 
 

@@ -11,8 +11,9 @@ from distill.views import (
     ViewParams,
     ViewPolicy,
     draw_view,
-    pixel_digest,
     render_view,
+    squish,
+    view_proof,
 )
 
 IDS = sample_ids([f"key{i}" for i in range(50)])
@@ -89,11 +90,29 @@ def test_cutout_may_reach_over_the_edge(image: Image.Image) -> None:
         assert 60 <= (pixels == 128).all(0).sum() <= 68
 
 
-def test_digest_sees_one_changed_pixel(image: Image.Image) -> None:
-    pixels = render_view(image, ViewParams(), (32, 32))
-    changed = pixels.clone()
-    changed[0, 0, 0] ^= 1
-    assert pixel_digest(pixels) == pixel_digest(pixels.clone()) != pixel_digest(changed)
+def test_proof_names_every_step(image: Image.Image) -> None:
+    params = ViewParams(flip=True, operations=(("rotate", -27.0),), cutout=(0.25, 0.5, 0.5))
+    steps = [step.rpartition(":") for step in view_proof(image, params, (32, 32)).split()]
+    assert [name for name, _, _ in steps] == [
+        *("decode", "resize", "flip", "rotate(-27.000)", "cutout(0.250,0.500,0.500)")
+    ]
+    assert len({digest for _, _, digest in steps}) == 5
+
+
+def test_proof_sees_one_changed_pixel(image: Image.Image) -> None:
+    changed = image.copy()
+    red, green, blue = changed.getpixel((0, 0))  # type: ignore[misc]
+    changed.putpixel((0, 0), (red ^ 1, green, blue))
+    size = (image.height, image.width)
+    proofs = [view_proof(each, ViewParams(), size) for each in (image, image.copy(), changed)]
+    assert proofs[0] == proofs[1] != proofs[2]
+
+
+def test_a_resized_image_gives_the_same_views(image: Image.Image) -> None:
+    """What the loader relies on when it resizes once for all views."""
+    params = draw_view(ViewPolicy(), IDS[0], 0)
+    small = squish(image, (24, 16))
+    assert torch.equal(render_view(image, params, (24, 16)), render_view(small, params, (24, 16)))
 
 
 def test_impossible_policies_are_refused() -> None:
@@ -101,6 +120,8 @@ def test_impossible_policies_are_refused() -> None:
         ViewPolicy(name="wild")
     with pytest.raises(ConfigError, match="expected 0 to 10"):
         ViewPolicy(randaugment_magnitude=11.0)
+    with pytest.raises(ConfigError, match="plain found with settings of RandAugment or Cutout"):
+        ViewPolicy(name="plain", cutout=0.25)
 
 
 def test_policy_survives_json() -> None:

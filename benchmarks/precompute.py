@@ -1,0 +1,241 @@
+"""What does a precompute cost beyond the teacher's forward pass?
+
+    python benchmarks/precompute.py [--quick] [--shared ../shared] [--device cuda] [--cpus 0,1]
+
+Runs `distill precompute` as a user does, on full-size ImageNet photographs with tresnet_l at 224
+pixels (random weights: they cost the same) and on 64-pixel images with their trained ResNet-18-D.
+Before and after it times the bare forward pass of the same model, device, dtype and batch size on
+images that lie in memory. The figure is end-to-end images/s ÷ images/s of the bare forward, all in
+one run on one machine: read the ratios, the rates vary from machine to machine.
+
+The sample of photographs is copied as often as it takes under other names. About ten minutes on two
+cores, three on a GPU; --quick takes a fraction of the images. Without --shared the photographs are
+rendered, 500 × 375 pixels of noise and shapes.
+
+Prints a log in Markdown, and as its last line one JSON object of the figures.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from distill.data import open_source
+from distill.encoding import EncodingSpec
+from distill.hierarchy import resolve
+from distill.models import pick_device
+from teacher_server.forward import Forward
+from teacher_server.load import MemberChoice, load_teacher
+from teacher_server.teacher import Teacher
+
+RUNS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--cpus", help="processors to run on, as 0,1; all by default")
+    parser.add_argument("--workers", type=int, help="decoding processes; one a processor")
+    parser.add_argument("--batch-size", type=int, help="8 and 64 on a CPU, 128 and 512 on a GPU")
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    if options.cpus:
+        os.sched_setaffinity(0, {int(cpu) for cpu in options.cpus.split(",")})
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    device = pick_device(options.device)
+    workers = options.workers if options.workers is not None else cores
+    on_gpu = device.type == "cuda"
+    print("# Precompute against the bare forward pass\n")
+    quick = " --quick" if options.quick else ""
+    print(
+        f"Command: `python benchmarks/precompute.py{quick}`, {time.strftime('%Y-%m-%d')}, ", end=""
+    )
+    print(f"{_hardware(device)}, {cores} cores, {workers} decoding processes; ", end="")
+    libraries = ", ".join(f"{n} {version(n)}" for n in ("torch", "timm", "pillow"))
+    print(f"Python {platform.python_version()}, {libraries}\n", flush=True)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        images = (2048 if options.quick else 40_000) if on_gpu else (200 if options.quick else 600)
+        photographs = _photographs(options.shared, Path(scratch), images)
+        cases = [
+            _Case(
+                name="tresnet_l, 224 pixels, 11,221 classes",
+                choice=MemberChoice(name="tresnet_l", random_weights=True),
+                label_set="imagenet21k-p-fall11",
+                data=photographs,
+                limit=images,
+                batch_size=options.batch_size or (128 if on_gpu else 8),
+            )
+        ]
+        small = options.shared / "data"
+        if small.is_dir():
+            weights = small / "teachers/resnet18d-64px-tiny-imagenet-h.safetensors"
+            cases.append(
+                _Case(
+                    name="resnet18d, 64 pixels, 440 classes",
+                    choice=MemberChoice(name="resnet18d", weights=weights),
+                    label_set=str(small / "tiny-imagenet-h/label_set.json"),
+                    data=small / "tiny-imagenet-h",
+                    limit=2048 if options.quick else 20_000,
+                    batch_size=options.batch_size or (512 if on_gpu else 64),
+                )
+            )
+        figures = [
+            _measure(case, device, workers, options.compile, Path(scratch)) for case in cases
+        ]
+    print(json.dumps(figures))
+
+
+class _Case:
+    def __init__(
+        self,
+        *,
+        name: str,
+        choice: MemberChoice,
+        label_set: str,
+        data: Path,
+        limit: int,
+        batch_size: int,
+    ) -> None:
+        self.name, self.choice, self.label_set = name, choice, label_set
+        self.data, self.limit, self.batch_size = data, limit, batch_size
+
+
+def _measure(
+    case: _Case, device: torch.device, workers: int, compiled: bool, scratch: Path
+) -> dict[str, Any]:
+    teacher = load_teacher([case.choice], resolve(case.label_set), device=device)
+    print(f"## {case.name}, {teacher.identity.precision}, batches of {case.batch_size}\n")
+    before = _bare(teacher, case.batch_size, compiled)
+    words = ["precompute", "--teacher", case.choice.name, "--label-set", case.label_set]
+    words += ["--weights", case.choice.weights] if case.choice.weights else ["--random-weights"]
+    words += ["--data", case.data, "--store", scratch / "store", "--limit", case.limit]
+    words += ["--device", device, "--workers", workers, "--batch-size", case.batch_size, "--json"]
+    words += ["--compile" if compiled else "--no-compile"]
+    print(f"    distill {' '.join(map(str, words)).replace(str(scratch), 'OUT')}\n", flush=True)
+    report = _run([str(word) for word in words])
+    after = _bare(teacher, case.batch_size, compiled)
+    shutil.rmtree(scratch / "store")
+    bare, stages = statistics.mean((before, after)), report["stages"]
+    ratio = report["images_per_s"] / bare
+    print("| images/s | bare forward before | and after | ratio | bottleneck |")
+    print("| ---: | ---: | ---: | ---: | --- |")
+    print(f"| {report['images_per_s']:.1f} | {before:.1f} | {after:.1f} | {ratio:.3f} | ", end="")
+    print(f"{report['bottleneck']} |\n")
+    print("| stage | " + " | ".join(name.replace("_", " ") for name in stages) + " |")
+    print("| --- |" + " ---: |" * len(stages))
+    print(
+        "| s | " + " | ".join(f"{seconds:.1f}" for seconds in stages.values()) + " |\n", flush=True
+    )
+    return {
+        "case": case.name,
+        "images": report["images"],
+        "images_per_s": round(report["images_per_s"], 2),
+        "bare_forward_images_per_s": [round(before, 2), round(after, 2)],
+        "ratio": round(ratio, 4),
+        "gpu_busy": round(stages["forward"] / stages["wall"], 4) if device.type == "cuda" else None,
+        "stages": {name: round(seconds, 2) for name, seconds in stages.items()},
+    }
+
+
+def _bare(teacher: Teacher, batch_size: int, compiled: bool) -> float:
+    """Images/s of the models alone, on pixels that lie on the device."""
+    sizes = teacher.hierarchy.classes_per_hierarchy
+    spec = EncodingSpec.named("standard", sizes)
+    with Forward(teacher, spec, batch_size=batch_size, compiled=compiled) as forward:
+        run = forward.teacher
+    pixels = [
+        torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8).to(teacher.device)
+        for size in teacher.sizes
+    ]
+    batches = 20 if teacher.device.type == "cuda" else 4
+    rates = []
+    for _ in range(RUNS + 1):
+        _synchronise(teacher.device)
+        started = time.perf_counter()
+        for _ in range(batches):
+            run.logits(pixels)
+        _synchronise(teacher.device)
+        rates.append(batches * batch_size / (time.perf_counter() - started))
+    return statistics.median(rates[1:])  # the first is a warm-up
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _run(words: list[str]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "distill.cli.main", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def _photographs(shared: Path, scratch: Path, count: int) -> Path:
+    """A tar of `count` full-size JPEGs under names of their own."""
+    sample = shared / "data/imagenet-sample"
+    if sample.is_dir():
+        source = open_source(sample)
+        contents = []
+        for each in source.samples:
+            with open(each.path, "rb") as file:
+                file.seek(each.offset)
+                contents.append(file.read(each.size))
+    else:
+        contents = [_rendered(seed) for seed in range(200)]
+    path = scratch / "photographs.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            content = contents[number % len(contents)]
+            info = tarfile.TarInfo(f"{number:06d}.jpg")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def _rendered(seed: int) -> bytes:
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375))
+    noise = random.normal(0, 12, (375, 500, 3))
+    pixels = np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

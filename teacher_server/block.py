@@ -1,0 +1,142 @@
+"""The answers of one block while they come in, and the thread that writes whole ones."""
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from distill.answers import Answers
+from distill.data import ImageSource
+from distill.errors import TeacherError
+from distill.journal import Journal
+from distill.loader import ViewBatch
+from store.logit_store import LogitStore
+from teacher_server.audit import Audit
+from teacher_server.forward import Encoded
+from teacher_server.stages import StageSeconds
+from teacher_server.teacher import Teacher
+
+UNWRITTEN_BLOCKS = 2  # that wait for the disk; beyond it the teacher waits
+
+
+class BlockAnswers:
+    """All views of the rows of `block`."""
+
+    def __init__(
+        self, block: int, store: LogitStore, source: ImageSource, teacher: Teacher
+    ) -> None:
+        self.block, self.source, self.teacher = block, source, teacher
+        self.rows = store.manifest.rows_of_block(block)
+        slots, hierarchies = sum(store.manifest.slots), teacher.hierarchy.num_hierarchies
+        self.views = [
+            Answers.empty(len(self.rows), slots, hierarchies)
+            for _ in range(store.manifest.views.count)
+        ]
+        self.bad: list[dict[str, str]] = []
+        self.audit = Audit(store, teacher.hierarchy) if block == 0 else None
+        self.missing = len(self.rows)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row has come in."""
+        return self.missing == 0
+
+    def add(self, batch: ViewBatch, answers: Sequence[Encoded]) -> None:
+        """What the teacher said of a batch, its views image after image.
+
+        Raises:
+            TeacherError: an answer is not finite.
+        """
+        self.bad += [
+            {"key": self.source.samples[row].key, "reason": reason}
+            for row, reason in batch.bad.items()
+        ]
+        if self.audit:
+            self.audit.add_proofs(batch)
+        rows = np.repeat(np.array(batch.rows, np.int64), len(self.views))
+        views = np.tile(np.arange(len(self.views)), len(batch.rows))
+        first = 0
+        for part in answers:
+            said = part.sparse.to_answers()
+            here = slice(first, first + len(said))
+            self._require_finite(said, rows[here])
+            for view, kept in enumerate(self.views):
+                of_view = np.flatnonzero(views[here] == view)
+                kept.put(rows[here][of_view] - self.rows.start, said.taken(of_view))
+            if self.audit and part.exact:
+                self.audit.add_answers(rows[here], exact=part.exact, said=said)
+            first += len(said)
+        self.missing -= len(batch.rows) + len(batch.bad)
+
+    def _require_finite(self, said: Answers, rows: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
+        wrong = sorted({int(row) for row in rows[~np.isfinite(said.confidence).all(1)]})
+        if wrong:
+            keys = ", ".join(self.source.samples[row].key for row in wrong[:5])
+            raise TeacherError(
+                f"teacher {self.teacher.identity.name}: NaN or Inf for {len(wrong)} images "
+                f"({keys}), expected finite logits; check the weights, or try --precision float32"
+            )
+
+
+class BlockWriter:
+    """Compresses and writes blocks in a thread of its own, while the teacher goes on."""
+
+    def __init__(
+        self,
+        store: LogitStore,
+        stages: StageSeconds,
+        journal: Journal,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.store, self.stages, self.journal, self.facts = store, stages, journal, facts
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._unwritten: deque[Future[None]] = deque()
+
+    def write(self, answers: BlockAnswers) -> None:
+        """Hand a whole block over.
+
+        Raises:
+            StoreError: an earlier block could not be written.
+        """
+        self._unwritten.append(self._thread.submit(self._write, answers))
+        self._wait(UNWRITTEN_BLOCKS)
+
+    def _write(self, answers: BlockAnswers) -> None:
+        started = time.perf_counter()
+        audit = {"audit": answers.audit.to_json()} if answers.audit else {}
+        facts = {"bad": answers.bad, **self.facts, **audit}
+        self.store.write_block(answers.block, answers.views, facts)
+        seconds = time.perf_counter() - started
+        self.stages.write += seconds
+        self.journal.event(
+            "block written",
+            block=answers.block,
+            rows=len(answers.rows),
+            bad=answers.bad,
+            seconds=round(seconds, 3),
+        )
+
+    def _wait(self, at_most: int) -> None:
+        started = time.perf_counter()
+        while len(self._unwritten) > at_most:
+            self._unwritten.popleft().result()
+        self.stages.wait_for_write += time.perf_counter() - started
+
+    def __enter__(self) -> "BlockWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._wait(0)
+        finally:
+            self._thread.shutdown(cancel_futures=True)

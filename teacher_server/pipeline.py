@@ -1,0 +1,128 @@
+"""Blocks through the teacher: decode → launch → collect → write, all at the same time.
+
+Decoding runs in processes, the teacher on its device, writing in a thread; this loop only passes
+things on. Blocks are pulled as they are needed, so that they may come from anywhere.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from distill.data import ImageSource
+from distill.journal import Journal
+from distill.loader import ViewBatch, ViewRequest, load_views
+from distill.views import ViewPolicy
+from store.logit_store import LogitStore
+from teacher_server.audit import FIDELITY_ROWS, REPLAY_ROWS
+from teacher_server.block import BlockAnswers, BlockWriter
+from teacher_server.forward import Encoded, Forward
+from teacher_server.stages import StageSeconds
+from teacher_server.teacher import Teacher
+from teacher_server.tuning import Speed
+
+BATCHES_AHEAD = 1  # wait at the device, so that it need not wait
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """One teacher, one store, one source.
+
+    workers: processes that decode. on_batch: told of each batch's images and its bad ones, by key;
+    what it raises stops the run. stopping: asked after each block whether to leave it at that.
+    """
+
+    store: LogitStore
+    source: ImageSource
+    teacher: Teacher
+    policy: ViewPolicy
+    speed: Speed
+    workers: int
+    journal: Journal
+    on_batch: Callable[[int, dict[str, str]], None]
+    stopping: Callable[[], bool] = lambda: False
+
+    def run(self, blocks: Iterable[int], *, rows: int) -> StageSeconds:
+        """Compute those blocks, `rows` rows or fewer, and write them.
+
+        Raises:
+            TeacherError, StoreError, DataError: blocks that were written before it are kept.
+        """
+        stages, started = StageSeconds(), time.perf_counter()
+        forward = Forward(
+            self.teacher,
+            self.store.manifest.encoding,
+            batch_size=self.speed.batch_size,
+            compiled=self.speed.compiled,
+            journal=self.journal,
+            stages=stages,
+        )
+        facts = {"speed": self.speed.to_json()}
+        with forward, BlockWriter(self.store, stages, self.journal, facts) as writer:
+            for whole in self._whole_blocks(forward, blocks, rows):
+                writer.write(whole)
+                if self.stopping():
+                    break
+        stages.wall = time.perf_counter() - started
+        return stages
+
+    def _whole_blocks(
+        self, forward: Forward, blocks: Iterable[int], rows: int
+    ) -> Iterator[BlockAnswers]:
+        block: BlockAnswers | None = None
+        for batch, answers in self._answered(forward, blocks, rows):
+            number = next(iter((*batch.rows, *batch.bad))) // self.store.manifest.block_rows
+            if block is None:
+                block = BlockAnswers(number, self.store, self.source, self.teacher)
+            block.add(batch, answers)
+            keys = {self.source.samples[row].key: why for row, why in batch.bad.items()}
+            self.on_batch(len(batch.rows) + len(batch.bad), keys)
+            if block.whole:
+                yield block
+                block = None
+
+    def _answered(
+        self, forward: Forward, blocks: Iterable[int], rows: int
+    ) -> Iterator[tuple[ViewBatch, list[Encoded]]]:
+        """Batches in order with their answers; those after it are on their way meanwhile."""
+        launched: deque[tuple[ViewBatch, Future[list[Encoded]]]] = deque()
+        for batch in self._loaded(blocks, rows, forward.stages):
+            audited = min(batch.rows, default=FIDELITY_ROWS) < FIDELITY_ROWS
+            views = [pixels.flatten(0, 1) for pixels in batch.pixels]
+            launched.append((batch, forward.launch(views, keep_exact=audited)))
+            if len(launched) > forward.lanes + BATCHES_AHEAD:
+                first, answers = launched.popleft()
+                yield first, forward.collect(answers)
+        for last, answers in launched:
+            yield last, forward.collect(answers)
+
+    def _loaded(
+        self, blocks: Iterable[int], rows: int, stages: StageSeconds
+    ) -> Iterator[ViewBatch]:
+        views = self.store.manifest.views.count
+        images = max(1, self.speed.batch_size // views)
+        batches = load_views(
+            self.source,
+            self.policy,
+            self.teacher.sizes,
+            self._requests(blocks, images),
+            workers=min(self.workers, -(-rows // images)),
+            pin_memory=self.teacher.device.type == "cuda",
+        )
+        started = time.perf_counter()
+        for batch in batches:
+            stages.wait_for_images += time.perf_counter() - started
+            stages.read += batch.read_s
+            stages.render += batch.render_s
+            yield batch
+            started = time.perf_counter()
+
+    def _requests(self, blocks: Iterable[int], images: int) -> Iterator[list[ViewRequest]]:
+        """Batches never cross a block's end: its answers do not depend on where a run began."""
+        drawn = self.store.manifest.views.drawn
+        for block in blocks:
+            rows = self.store.manifest.rows_of_block(block)
+            for first in range(rows.start, rows.stop, images):
+                batch = range(first, min(first + images, rows.stop))
+                yield [ViewRequest(row, drawn, prove=row < REPLAY_ROWS) for row in batch]

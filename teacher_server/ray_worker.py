@@ -1,0 +1,111 @@
+"""What runs in an actor of a Ray cluster: one teacher, that computes the blocks it is handed."""
+
+import os
+import queue
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from threading import Lock
+
+from distill.data import ImageSource
+from distill.journal import Event, Journal
+from store.logit_store import LogitStore
+from teacher_server.pipeline import Pipeline
+from teacher_server.precompute import PrecomputeOptions, log_start, open_or_create, speed_for
+from teacher_server.stages import StageSeconds
+from teacher_server.teacher import Teacher
+from teacher_server.tuning import Speed
+
+LoadTeacher = Callable[[str], Teacher]
+
+
+@dataclass
+class News:
+    """What happened in a worker since it was asked last. wants: a block more to have ahead."""
+
+    images: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    wants: bool = True
+
+
+class Worker:
+    """`work` goes on in one thread while the other calls are answered in others."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        path: str,
+        options: PrecomputeOptions,
+        load: LoadTeacher,
+        device: str,
+    ) -> None:
+        self.source, self.path, self.options = source, path, options
+        self.load, self.device = load, device
+        self.blocks: queue.Queue[int | None] = queue.Queue()
+        self.stopped = False
+        self.told, self.telling = News(), Lock()
+        self.journal = Journal(self._record, self._say)
+        self.ready: tuple[Teacher, LogitStore] | None = None
+
+    def prepare(self) -> list[int]:
+        """Load the teacher, open or make the store; the blocks that are to be computed."""
+        teacher = self.load(self.device)
+        store = open_or_create(self.source, teacher, self.path, self.options)
+        log_start(self.journal, store, teacher)
+        self.ready = teacher, store
+        return store.pending_blocks()
+
+    def work(self, rows: int) -> tuple[StageSeconds, Speed]:
+        """Compute the blocks of `take` until None comes. rows: about how many, to tune for."""
+        if self.ready is None:
+            self.prepare()
+        assert self.ready
+        teacher, store = self.ready
+        speed = speed_for(store, teacher, self.options, rows, self.journal)
+        pipeline = Pipeline(
+            store=store,
+            source=self.source,
+            teacher=teacher,
+            policy=self.options.policy,
+            speed=speed,
+            workers=self.options.workers,
+            journal=self.journal,
+            on_batch=self._count,
+            stopping=lambda: self.stopped,
+        )
+        return pipeline.run(self._taken(), rows=rows), speed
+
+    def take(self, block: int | None) -> None:
+        """A block more, or None: there are no more."""
+        self.blocks.put(block)
+
+    def stop(self) -> None:
+        """Leave it at the block in hand."""
+        self.stopped = True
+        self.blocks.put(None)
+
+    def news(self) -> News:
+        """Since the last time."""
+        with self.telling:
+            told, self.told = self.told, News()
+        told.wants = self.blocks.empty()
+        return told
+
+    def _taken(self) -> Iterator[int]:
+        while (block := self.blocks.get()) is not None and not self.stopped:
+            yield block
+
+    def _count(self, images: int, bad: dict[str, str]) -> None:
+        with self.telling:
+            self.told.images += images
+            self.told.bad |= bad
+
+    def _record(self, event: Event) -> None:
+        with self.telling:
+            self.told.events.append({**event, "host": socket.gethostname(), "pid": os.getpid()})
+
+    def _say(self, text: str) -> None:
+        with self.telling:
+            self.told.notes.append(text)
