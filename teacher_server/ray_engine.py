@@ -6,7 +6,8 @@ out again, and another takes its place.
 """
 
 import logging
-import os
+import re
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,13 +32,15 @@ from teacher_server.ray_worker import LoadTeacher, News, Worker
 from teacher_server.stages import StageSeconds
 from teacher_server.tuning import Speed
 
+HOST_AND_PORT = re.compile(r"(?:ray://)?([^/:]+):(\d{1,5})")
+CONNECT_S = 10.0
 POLL_S = 0.25
 SLOW_START_S = 60.0  # after which the user is told that no worker has started
 LOSSES_IN_A_ROW = 5  # workers lost without a block written between: something else is wrong
 
 
-def connect() -> Any:
-    """Join the cluster that RAY_ADDRESS names, or start one of this machine alone.
+def connect(address: str | None = None) -> Any:
+    """Join the cluster at `address` (RAY_ADDRESS), or start one of this machine alone.
 
     Raises:
         ConfigError: Ray is not installed, or the cluster does not answer.
@@ -49,15 +52,21 @@ def connect() -> Any:
             "--engine ray found, but Ray is not installed; pip install 'distill[ray]', or use "
             "--engine local"
         ) from error
-    if not ray.is_initialized():
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"Ray cluster {os.environ.get('RAY_ADDRESS', 'of this machine')}: does not answer "
-                f"({first_line(error)}), expected one; start it, or unset RAY_ADDRESS for one of "
-                "this machine"
-            ) from error
+    try:
+        if address and (found := HOST_AND_PORT.fullmatch(address)):
+            # Ray itself would try for minutes.
+            socket.create_connection((found[1], int(found[2])), timeout=CONNECT_S).close()
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            ignore_reinit_error=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"Ray cluster {address or 'of this machine'}: does not answer ({first_line(error)}), "
+            "expected one; start it, or unset RAY_ADDRESS to have one of this machine"
+        ) from error
     return ray
 
 
@@ -200,7 +209,9 @@ class _Crew:
         if self._is_there(hand.work):
             stages, self.speed = self.ray.get(hand.work)
             self.stages.add(stages)
-            self._take_in(hand, self.ray.get(hand.actor.news.remote()), run)
+            asked = [hand.news] if hand.news else []
+            for answer in (*asked, hand.actor.news.remote()):
+                self._take_in(hand, self.ray.get(answer), run)
             self.hands.remove(hand)
             self.ray.kill(hand.actor)
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -130,22 +132,25 @@ def precompute(
             f"--engine ray found in worker {share.index} of {share.count}, expected one process; "
             "start it once, or use --engine local"
         )
-    ray = connect() if engine == "ray" else None  # before ours: it sets handlers of signals as well
+    ray = (
+        connect(os.environ.get("RAY_ADDRESS")) if engine == "ray" else None
+    )  # before ours: it sets handlers of signals as well
     say = lambda text: click.echo(f"precompute: {text}", err=True)  # noqa: E731
     with journal_file(log, say) as journal:
         if share.count > 1:
             _say_share(journal, share.index, share.count, launched.launcher)
         with finishing_first(lambda text: journal.note(text, "interrupted")) as stopping:
             if ray:
-                report = precompute_on_ray(
-                    ray,
-                    **what,
-                    load=choice.load,
-                    device=device,
-                    workers=ray_workers,
-                    journal=journal,
-                    stopping=stopping,
-                )
+                with redirect_stdout(sys.stderr):  # where Ray prints what befalls its workers
+                    report = precompute_on_ray(
+                        ray,
+                        **what,
+                        load=choice.load,
+                        device=device,
+                        workers=ray_workers,
+                        journal=journal,
+                        stopping=stopping,
+                    )
             else:
                 report = run(
                     **what,

@@ -1,0 +1,29 @@
+"""Comparing stores by what they hold."""
+
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from store.codes import ANSWER_ARRAYS
+from store.layout import SAMPLE_ARRAYS
+from store.logit_store import LogitStore
+
+
+def arrays(path: Path) -> dict[str, Any]:
+    """Every array as Zarr reads it."""
+    group: Any = zarr.open_group(path, mode="r")
+    return {name: group[name][:] for name in (*ANSWER_ARRAYS, *SAMPLE_ARRAYS)}
+
+
+def assert_same_arrays(first: Path, second: Path) -> None:
+    a, b = arrays(first), arrays(second)
+    assert {*a} == {*b}
+    for name in a:
+        assert (a[name] == b[name]).all(), name
+
+
+def assert_same_store(first: Path, second: Path) -> None:
+    """The same arrays under the same certificate."""
+    assert_same_arrays(first, second)
+    assert LogitStore.open(first).require_complete() == LogitStore.open(second).require_complete()
