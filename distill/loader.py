@@ -36,7 +36,7 @@ class ViewBatch:
     """
 
     rows: list[int]
-    pixels: tuple[UInt8[Tensor, "images views 3 height width"], ...]
+    pixels: tuple[UInt8[Tensor, "images views 3 _ _"], ...]
     bad: dict[int, str]
     proofs: dict[int, list[str]]
     read_s: float  # seconds of a worker: reading and decoding
@@ -114,8 +114,9 @@ def load_views(
     )
     try:
         yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        # Dying it may also break the connection through which it hands its pixels over.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise DataError(
             f"{source.location}: a process that decodes images died ({first_line(error)}), "

@@ -77,7 +77,7 @@ class Forward:
         self._halving = Lock()
 
     def launch(
-        self, pixels: Sequence[UInt8[Tensor, "views 3 height width"]], *, keep_exact: bool = False
+        self, pixels: Sequence[UInt8[Tensor, "views 3 _ _"]], *, keep_exact: bool = False
     ) -> "Future[list[Encoded]]":
         """Begin to answer; `collect` waits for it, and raises what went wrong.
 

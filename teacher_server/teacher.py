@@ -73,14 +73,14 @@ class Teacher:
 
     @torch.inference_mode()
     def logits(
-        self, pixels: Sequence[UInt8[Tensor, "batch 3 height width"]]
-    ) -> tuple[Float[Tensor, "batch own"], ...]:
+        self, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]]
+    ) -> tuple[Float[Tensor, "batch _"], ...]:
         """Each member's own logits. pixels: on the device, one tensor for each of `sizes`."""
         of_size = dict(zip(self.sizes, pixels, strict=True))
         return tuple(member.logits(of_size[member.input.size]) for member in self.members)
 
     @torch.inference_mode()
-    def answer(self, logits: Sequence[Float[Tensor, "batch own"]]) -> DenseTargets:
+    def answer(self, logits: Sequence[Float[Tensor, "batch _"]]) -> DenseTargets:
         """What those logits mean: probabilities averaged over the members, and confidence in them.
 
         Confidence is the sum of the top 5% (rule "top"), or the mass that reached each hierarchy
@@ -99,7 +99,7 @@ class Teacher:
         unknown = ~finite[:, None]
         return DenseTargets(probs=probs, confidence=confidence.masked_fill(unknown, float("nan")))
 
-    def targets(self, pixels: Sequence[UInt8[Tensor, "batch 3 height width"]]) -> DenseTargets:
+    def targets(self, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]]) -> DenseTargets:
         """`answer` to `logits`, from pixels anywhere."""
         return self.answer(self.logits([each.to(self.device) for each in pixels]))
 

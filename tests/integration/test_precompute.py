@@ -7,36 +7,21 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import zarr
+from same_store import arrays, assert_same_arrays
 
 from distill.data import open_source
 from distill.hierarchy import SemanticHierarchy
 from distill.targets import SparseTargets, sparsify
 from distill.views import ViewPolicy, draw_view, render_view
-from store.codes import ANSWER_ARRAYS
-from store.layout import SAMPLE_ARRAYS
 from store.logit_store import LogitStore
 from teacher_server.load import MemberChoice, load_teacher
 
 Command = Callable[..., list[str]]
-
-
-def arrays(path: Path) -> dict[str, Any]:
-    group: Any = zarr.open_group(path, mode="r")
-    return {name: group[name][:] for name in (*ANSWER_ARRAYS, *SAMPLE_ARRAYS)}
-
-
-def assert_same_arrays(first: Path, second: Path) -> None:
-    a, b = arrays(first), arrays(second)
-    assert {*a} == {*b}
-    for name in a:
-        assert (a[name] == b[name]).all(), name
 
 
 def test_store_holds_what_the_teacher_says_of_each_view(

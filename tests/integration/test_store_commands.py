@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zarr
+from same_store import arrays, assert_same_arrays
 from small_store import VIEWS, answers_of, create, make_complete, make_manifest, write
 
 from distill.data import open_source
@@ -18,26 +18,13 @@ from distill.errors import StoreMismatchError
 from distill.hierarchy import SemanticHierarchy
 from distill.views import ViewPolicy
 from store.algebra import merge, subset
-from store.codes import ANSWER_ARRAYS, Codes
-from store.layout import SAMPLE_ARRAYS
+from store.codes import Codes
 from store.logit_store import LogitStore
 from store.manifest import ViewIdentity
 from store.verify import verify
 from trainers.replay import check_replay
 
 Command = Callable[..., list[str]]
-
-
-def arrays(path: Path | str) -> dict[str, Any]:
-    group: Any = zarr.open_group(path, mode="r")
-    return {name: group[name][:] for name in (*ANSWER_ARRAYS, *SAMPLE_ARRAYS)}
-
-
-def assert_same_arrays(first: Path | str, second: Path | str) -> None:
-    a, b = arrays(first), arrays(second)
-    assert {*a} == {*b}
-    for name in a:
-        assert (a[name] == b[name]).all(), name
 
 
 def test_merge_joins_blocks_of_several_machines(
