@@ -27,6 +27,8 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -131,7 +133,8 @@ def _measure(
     words += ["--device", device, "--workers", workers, "--batch-size", case.batch_size, "--json"]
     words += ["--compile" if compiled else "--no-compile"]
     print(f"    distill {' '.join(map(str, words)).replace(str(scratch), 'OUT')}\n", flush=True)
-    report = _run([str(word) for word in words])
+    with _utilisation(device) as utilisation:
+        report = _run([str(word) for word in words])
     after = _bare(teacher, case.batch_size, compiled)
     shutil.rmtree(scratch / "store")
     bare, stages = statistics.mean((before, after)), report["stages"]
@@ -151,7 +154,7 @@ def _measure(
         "images_per_s": round(report["images_per_s"], 2),
         "bare_forward_images_per_s": [round(before, 2), round(after, 2)],
         "ratio": round(ratio, 4),
-        "gpu_busy": round(stages["forward"] / stages["wall"], 4) if device.type == "cuda" else None,
+        "gpu_utilisation_percent": utilisation[0] if utilisation else None,
         "stages": {name: round(seconds, 2) for name, seconds in stages.items()},
     }
 
@@ -176,6 +179,22 @@ def _bare(teacher: Teacher, batch_size: int, compiled: bool) -> float:
         _synchronise(teacher.device)
         rates.append(batches * batch_size / (time.perf_counter() - started))
     return statistics.median(rates[1:])  # the first is a warm-up
+
+
+@contextmanager
+def _utilisation(device: torch.device) -> Iterator[list[float]]:
+    """Filled at the end with the median utilisation of a GPU while it was in use, in percent."""
+    found: list[float] = []
+    if device.type != "cuda" or not shutil.which("nvidia-smi"):
+        yield found
+        return
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    which = ["--id", str(device.index or 0), "--loop-ms", "500"]
+    watching = subprocess.Popen([*query, *which], stdout=subprocess.PIPE, text=True)
+    yield found
+    watching.terminate()
+    samples = [float(line) for line in watching.communicate()[0].split() if line.isdecimal()]
+    found += [statistics.median(busy)] if (busy := [s for s in samples if s > 0]) else []
 
 
 def _synchronise(device: torch.device) -> None:

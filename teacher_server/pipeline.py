@@ -71,7 +71,8 @@ class Pipeline:
         self, forward: Forward, blocks: Iterable[int], rows: int
     ) -> Iterator[BlockAnswers]:
         block: BlockAnswers | None = None
-        for batch, answers in self._answered(forward, blocks, rows):
+        loaded = self._loaded(blocks, rows, forward.stages)
+        for batch, answers in answered(forward, loaded, keep_exact=_is_audited):
             number = next(iter((*batch.rows, *batch.bad))) // self.store.manifest.block_rows
             if block is None:
                 block = BlockAnswers(number, self.store, self.source, self.teacher)
@@ -81,21 +82,6 @@ class Pipeline:
             if block.whole:
                 yield block
                 block = None
-
-    def _answered(
-        self, forward: Forward, blocks: Iterable[int], rows: int
-    ) -> Iterator[tuple[ViewBatch, list[Encoded]]]:
-        """Batches in order with their answers; those after it are on their way meanwhile."""
-        launched: deque[tuple[ViewBatch, Future[list[Encoded]]]] = deque()
-        for batch in self._loaded(blocks, rows, forward.stages):
-            audited = min(batch.rows, default=FIDELITY_ROWS) < FIDELITY_ROWS
-            views = [pixels.flatten(0, 1) for pixels in batch.pixels]
-            launched.append((batch, forward.launch(views, keep_exact=audited)))
-            if len(launched) > forward.lanes + BATCHES_AHEAD:
-                first, answers = launched.popleft()
-                yield first, forward.collect(answers)
-        for last, answers in launched:
-            yield last, forward.collect(answers)
 
     def _loaded(
         self, blocks: Iterable[int], rows: int, stages: StageSeconds
@@ -126,3 +112,25 @@ class Pipeline:
             for first in range(rows.start, rows.stop, images):
                 batch = range(first, min(first + images, rows.stop))
                 yield [ViewRequest(row, drawn, prove=row < REPLAY_ROWS) for row in batch]
+
+
+def answered(
+    forward: Forward, batches: Iterable[ViewBatch], *, keep_exact: Callable[[ViewBatch], bool]
+) -> Iterator[tuple[ViewBatch, list[Encoded]]]:
+    """Batches in order with their answers, image after image in all views.
+
+    Those after it are on their way meanwhile: with the device, and in the processes that decode.
+    """
+    launched: deque[tuple[ViewBatch, Future[list[Encoded]]]] = deque()
+    for batch in batches:
+        views = [pixels.flatten(0, 1) for pixels in batch.pixels]
+        launched.append((batch, forward.launch(views, keep_exact=keep_exact(batch))))
+        if len(launched) > forward.lanes + BATCHES_AHEAD:
+            first, answers = launched.popleft()
+            yield first, forward.collect(answers)
+    for last, answers in launched:
+        yield last, forward.collect(answers)
+
+
+def _is_audited(batch: ViewBatch) -> bool:
+    return min(batch.rows, default=FIDELITY_ROWS) < FIDELITY_ROWS

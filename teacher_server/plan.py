@@ -7,32 +7,28 @@ anew.
 """
 
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from distill.answers import Answers
 from distill.data import ImageSource, label_indices
 from distill.encoding import EncodingSpec
-from distill.errors import ConfigError, DataError, TeacherError
-from distill.fidelity import FidelityErrors, fidelity_errors, fidelity_figures
-from distill.loader import ViewRequest, load_views
-from distill.progress import progress
+from distill.errors import ConfigError, DataError
+from distill.fidelity import fidelity_figures
+from distill.journal import Journal
 from distill.sample_id import SampleIds
-from distill.targets import DenseTargets, SparseTargets, sparsify
 from distill.views import ViewPolicy
 from store.codes import ANSWER_ARRAYS
 from store.layout import SAMPLE_CHUNK_ROWS, create_sample_arrays
 from store.logit_store import LogitStore
 from store.objects import Objects
-from teacher_server.audit import FIDELITY_ROWS, REPLAY_ROWS
+from teacher_server.pilot import Pilot, PilotRuns
 from teacher_server.precompute import PrecomputeOptions, manifest_for
 from teacher_server.teacher import Teacher
+from teacher_server.tuning import choose_speed
 
 PILOT_VIEWS = 2  # tells what a further view of a decoded image costs
 COMMIT_BYTES, COMMIT_BYTES_A_VIEW = 40, 64  # compacted: two copies of a digest, host and time
@@ -67,15 +63,6 @@ class Plan:
         return asdict(self)
 
 
-@dataclass(frozen=True, eq=False)
-class _Pilot:
-    answers: dict[str, list[Answers]]  # by encoding, of each view
-    errors: dict[str, list[FidelityErrors]]
-    replay: dict[str, list[str]]
-    seconds: float
-    unreadable: int
-
-
 def make_plan(
     *,
     source: ImageSource,
@@ -86,7 +73,8 @@ def make_plan(
     rows: int | None = None,
     pilot_images: int | None = None,
     block_rows: int = 8192,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    compiled: bool | None = None,
     workers: int = 2,
 ) -> Plan:
     """Run the pilot and extrapolate to `rows` images; None is as many as the source has.
@@ -104,16 +92,29 @@ def make_plan(
     pilot_views = 1 if policy.name == "plain" else PILOT_VIEWS
     sizes = teacher.hierarchy.classes_per_hierarchy
     specs = {name: EncodingSpec.named(name, sizes) for name in encodings}
+    speed = choose_speed(
+        teacher,
+        next(iter(specs.values())),
+        views=rows * max(views),
+        batch_size=batch_size,
+        compiled=compiled,
+        earlier=None,
+        journal=Journal(),
+    )
+    runs = PilotRuns(teacher=teacher, policy=policy, speed=speed, workers=workers)
     half = pilot.limited(max(1, len(pilot) // 2))
-    once = _ask(half, teacher, policy, 1, {}, batch_size, workers).seconds / len(half)
-    asked = _ask(pilot, teacher, policy, pilot_views, specs, batch_size, workers)
+    once, more = (
+        runs.seconds(half, views=n, spec=next(iter(specs.values()))) / len(half)
+        for n in (1, pilot_views)
+    )
+    asked = runs.answers(pilot, views=pilot_views, specs=specs)
     if asked.unreadable == len(pilot):
         raise DataError(
             f"{source.location}: none of {len(pilot)} pilot images can be read, expected images; "
             "run `distill precompute --limit 1` to see why"
         )
     # once = image + view, per_image = image + pilot_views · view; noise must not turn one negative.
-    per_view = (asked.seconds / len(pilot) - once) / max(1, pilot_views - 1)
+    per_view = (more - once) / max(1, pilot_views - 1)
     per_view = min(max(per_view, 0.0), once) if pilot_views > 1 else once
     per_image = once - per_view
     options = PrecomputeOptions(policy=policy, block_rows=min(block_rows, rows))
@@ -144,73 +145,6 @@ def make_plan(
     )
 
 
-def _ask(
-    source: ImageSource,
-    teacher: Teacher,
-    policy: ViewPolicy,
-    views: int,
-    specs: dict[str, EncodingSpec],
-    batch_size: int,
-    workers: int,
-) -> _Pilot:
-    """The teacher's answers on all of `source`, in every encoding, and the time they took."""
-    hierarchy, images = teacher.hierarchy, max(1, batch_size // views)
-    drawn = tuple(range(views))
-    requests = [
-        [ViewRequest(r, drawn, prove=r < REPLAY_ROWS) for r in range(len(source))[i : i + images]]
-        for i in range(0, len(source), images)
-    ]
-    answers = {
-        name: [
-            Answers.empty(len(source), sum(spec.entries), hierarchy.num_hierarchies) for _ in drawn
-        ]
-        for name, spec in specs.items()
-    }
-    errors: dict[str, list[FidelityErrors]] = {name: [] for name in specs}
-    replay: dict[str, list[str]] = {}
-    seconds, unreadable, started = 0.0, 0, time.monotonic()
-    with progress("pilot", len(source), "images") as tick:
-        for batch in load_views(source, policy, teacher.sizes, requests, workers=workers):
-            unreadable += len(batch.bad)
-            if not batch.rows:
-                continue
-            replay |= {str(row): proofs for row, proofs in batch.proofs.items()}
-            for view in drawn:
-                exact = teacher.targets([pixels[:, view] for pixels in batch.pixels])
-                # Waits for a GPU, so that the clock is honest.
-                if not bool(exact.confidence.isfinite().all()):
-                    raise TeacherError(
-                        f"teacher {teacher.identity.name}: NaN or Inf in the pilot, expected "
-                        "finite logits; check the weights, or try --precision float32"
-                    )
-                seconds += time.monotonic() - started
-                for name, spec in specs.items():
-                    sparse = sparsify(exact, hierarchy, spec)
-                    answers[name][view].put(np.array(batch.rows), sparse.to_answers())
-                    errors[name] += _audited(batch.rows, exact, sparse, teacher)
-                started = time.monotonic()
-            tick(len(batch.rows))
-    return _Pilot(answers, errors, replay, seconds, unreadable)
-
-
-def _audited(
-    rows: list[int], exact: DenseTargets, sparse: SparseTargets, teacher: Teacher
-) -> list[FidelityErrors]:
-    audited = torch.tensor([i for i, row in enumerate(rows) if row < FIDELITY_ROWS])
-    if not len(audited):
-        return []
-    probs, confidence = exact.probs[audited].cpu(), exact.confidence[audited].cpu()
-    kept = SparseTargets(
-        index=sparse.index[audited].cpu(),
-        prob=sparse.prob[audited].cpu(),
-        confidence=sparse.confidence[audited].cpu(),
-        sq_norm=sparse.sq_norm[audited].cpu(),
-        slots=sparse.slots,
-    )
-    exact = DenseTargets(probs=probs, confidence=confidence)
-    return [fidelity_errors(exact=exact, sparse=kept, hierarchy=teacher.hierarchy)]
-
-
 @dataclass(frozen=True)
 class _Sizes:
     """Bytes of real stores of the pilot's rows, taken apart."""
@@ -229,7 +163,7 @@ class _Sizes:
 
 
 def _sizes(
-    pilot: ImageSource, teacher: Teacher, options: PrecomputeOptions, asked: _Pilot, name: str
+    pilot: ImageSource, teacher: Teacher, options: PrecomputeOptions, asked: Pilot, name: str
 ) -> _Sizes:
     labels = label_indices(pilot, teacher.hierarchy)
     fidelity = fidelity_figures(asked.errors[name])

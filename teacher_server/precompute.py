@@ -144,7 +144,8 @@ def fill(
     if not blocks:
         return None, StageSeconds()
     speed = speed_for(store, teacher, options, rows, journal)
-    with progress("precompute", len(source), "images", done=len(source) - rows) as tick:
+    own = rows_of(store.manifest, share.of(range(store.manifest.num_blocks)))
+    with progress("precompute", own, "images", done=own - rows) as tick:
 
         def on_batch(images: int, bad: dict[str, str]) -> None:
             tally.add(images, bad)

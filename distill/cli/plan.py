@@ -22,7 +22,7 @@ from distill.cli import options, teaching, viewing
 )
 @click.option("--images", type=click.IntRange(1), help="Pilot images; one block by default.")
 @viewing.views
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Views.")
+@click.option("--batch-size", type=click.IntRange(1), help="Views; measured by default.")
 @click.option("--block-rows", type=click.IntRange(1), default=8192, show_default=True)
 @options.machine
 @options.as_json
@@ -35,7 +35,7 @@ def plan(
     views: str,
     encodings: tuple[str, ...],
     images: int | None,
-    batch_size: int,
+    batch_size: int | None,
     block_rows: int,
     device: str,
     workers: int,
