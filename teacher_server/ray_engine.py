@@ -8,9 +8,11 @@ out again, and another takes its place.
 import logging
 import re
 import socket
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,8 +41,11 @@ SLOW_START_S = 60.0  # after which the user is told that no worker has started
 LOSSES_IN_A_ROW = 5  # workers lost without a block written between: something else is wrong
 
 
-def connect(address: str | None = None) -> Any:
-    """Join the cluster at `address` (RAY_ADDRESS), or start one of this machine alone.
+@contextmanager
+def cluster(address: str | None = None) -> Iterator[Any]:
+    """Ray, joined to the cluster at `address` (RAY_ADDRESS), or to a new one of this machine alone.
+
+    What Ray prints of its workers goes to standard error.
 
     Raises:
         ConfigError: Ray is not installed, or the cluster does not answer.
@@ -52,22 +57,22 @@ def connect(address: str | None = None) -> Any:
             "--engine ray found, but Ray is not installed; pip install 'distill[ray]', or use "
             "--engine local"
         ) from error
-    try:
-        if address and (found := HOST_AND_PORT.fullmatch(address)):
-            # Ray itself would try for minutes.
-            socket.create_connection((found[1], int(found[2])), timeout=CONNECT_S).close()
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            ignore_reinit_error=True,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"Ray cluster {address or 'of this machine'}: does not answer ({first_line(error)}), "
-            "expected one; start it, or unset RAY_ADDRESS to have one of this machine"
-        ) from error
-    return ray
+    with redirect_stdout(sys.stderr):
+        try:
+            if address and (found := HOST_AND_PORT.fullmatch(address)):
+                # Ray itself would try for minutes.
+                socket.create_connection((found[1], int(found[2])), timeout=CONNECT_S).close()
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"Ray cluster {address or 'of this machine'}: does not answer "
+                f"({first_line(error)}), expected one; start it, or unset RAY_ADDRESS to have one "
+                "of this machine"
+            ) from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def precompute_on_ray(
@@ -114,6 +119,7 @@ class _Hand:
     news: Any = None
     held: list[int] = field(default_factory=list)
     images: int = 0
+    started: bool = False
     closed: bool = False  # it will get no more blocks
 
 
@@ -153,9 +159,11 @@ class _Crew:
         while True:
             hand = self._hire()
             try:
-                return list(self._patiently(hand.actor.prepare.remote()))
+                pending = list(self._patiently(hand.actor.prepare.remote()))
+                hand.started = True
+                return pending
             except self.ray.exceptions.RayError as error:
-                self.hands.remove(hand)
+                self._dismiss(hand)
                 self._count_loss(error)
 
     def compute(
@@ -176,6 +184,9 @@ class _Crew:
             while sum(not hand.closed for hand in self.hands) < min(self.size, len(blocks)):
                 self._hire()
             for hand in list(self.hands):
+                if not blocks and not hand.started:  # the cluster has no room for it, or not yet
+                    self._dismiss(hand)
+                    continue
                 try:
                     self._listen(hand, run, rows)
                 except self.ray.exceptions.RayError as error:
@@ -185,8 +196,12 @@ class _Crew:
 
     def dismiss(self) -> None:
         """Let all workers go; what they have not committed is lost."""
-        for hand in self.hands:
-            self.ray.kill(hand.actor)
+        for hand in list(self.hands):
+            self._dismiss(hand)
+
+    def _dismiss(self, hand: _Hand) -> None:
+        self.hands.remove(hand)
+        self.ray.kill(hand.actor)
 
     def _hire(self) -> _Hand:
         hand = _Hand(self.new_actor(*self.job))
@@ -199,7 +214,7 @@ class _Crew:
         hand.news = hand.news or hand.actor.news.remote()
         if self._is_there(hand.news):
             news: News = self.ray.get(hand.news)
-            hand.news = None
+            hand.news, hand.started = None, True
             self._take_in(hand, news, run)
             if news.wants and not hand.closed:
                 block = run.blocks.popleft() if run.blocks else None
@@ -212,8 +227,7 @@ class _Crew:
             asked = [hand.news] if hand.news else []
             for answer in (*asked, hand.actor.news.remote()):
                 self._take_in(hand, self.ray.get(answer), run)
-            self.hands.remove(hand)
-            self.ray.kill(hand.actor)
+            self._dismiss(hand)
 
     def _take_in(self, hand: _Hand, news: News, run: "_Run") -> None:
         for text in news.notes:
@@ -238,8 +252,7 @@ class _Crew:
         run.tally.add(difference, {})
         run.tick(difference, run.tally.note)
         run.blocks.extendleft(reversed(again))
-        self.hands.remove(hand)
-        self.ray.kill(hand.actor)
+        self._dismiss(hand)
         self.journal.note(
             f"a worker was lost ({first_line(error)}); its blocks {again} go to others",
             "worker lost",

@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +11,6 @@ from distill.cli import options, teaching, viewing
 from distill.cli.report import fidelity_line, size_line, state_line
 
 if TYPE_CHECKING:
-    from distill.journal import Journal
     from teacher_server.precompute import PrecomputeReport
 
 
@@ -92,6 +89,9 @@ def precompute(
     Running the same command again goes on where the last run stopped. Several processes share the
     blocks with --worker-index and --num-workers, which torchrun, Slurm and Kubernetes tell.
     """
+    from contextlib import nullcontext
+    from dataclasses import asdict
+
     from distill.cli.interrupts import finishing_first
     from distill.cli.share import share_of_work
     from distill.data import open_source
@@ -100,7 +100,7 @@ def precompute(
     from teacher_server import dry_run as dry
     from teacher_server.precompute import PrecomputeOptions, Share
     from teacher_server.precompute import precompute as run
-    from teacher_server.ray_engine import connect, precompute_on_ray
+    from teacher_server.ray_engine import cluster, precompute_on_ray
 
     policy = viewing.policy()
     if policy.name == "plain" and views > 1:
@@ -132,51 +132,34 @@ def precompute(
             f"--engine ray found in worker {share.index} of {share.count}, expected one process; "
             "start it once, or use --engine local"
         )
-    ray = (
-        connect(os.environ.get("RAY_ADDRESS")) if engine == "ray" else None
-    )  # before ours: it sets handlers of signals as well
-    say = lambda text: click.echo(f"precompute: {text}", err=True)  # noqa: E731
-    with journal_file(log, say) as journal:
+    with (
+        journal_file(log, lambda text: click.echo(f"precompute: {text}", err=True)) as journal,
+        cluster(os.environ.get("RAY_ADDRESS")) if engine == "ray" else nullcontext() as ray,
+        # After Ray, which handles SIGTERM in its own way.
+        finishing_first(lambda text: journal.note(text, "interrupted")) as stopping,
+    ):
         if share.count > 1:
-            _say_share(journal, share.index, share.count, launched.launcher)
-        with finishing_first(lambda text: journal.note(text, "interrupted")) as stopping:
-            if ray:
-                with redirect_stdout(sys.stderr):  # where Ray prints what befalls its workers
-                    report = precompute_on_ray(
-                        ray,
-                        **what,
-                        load=choice.load,
-                        device=device,
-                        workers=ray_workers,
-                        journal=journal,
-                        stopping=stopping,
-                    )
-            else:
-                report = run(
-                    **what,
-                    teacher=choice.load(launched.device(device)),
-                    share=share,
-                    journal=journal,
-                    stopping=stopping,
-                )
-            interrupted = stopping() and report.blocks_left > 0
-        journal.event("summary", **_as_json(report))
+            journal.note(
+                f"worker {share.index} of {share.count}, by {launched.launcher}",
+                "share",
+                index=share.index,
+                count=share.count,
+            )
+        what |= {"journal": journal, "stopping": stopping}
+        if ray:
+            report = precompute_on_ray(
+                ray, **what, load=choice.load, device=device, workers=ray_workers
+            )
+        else:
+            report = run(**what, teacher=choice.load(launched.device(device)), share=share)
+        interrupted = stopping() and report.blocks_left > 0
+        journal.event("summary", **asdict(report))
     if as_json:
-        click.echo(json.dumps(_as_json(report)))
+        click.echo(json.dumps(asdict(report)))
     else:
         click.echo("\n".join(_lines(report, data, store)))
     if interrupted:
         raise KeyboardInterrupt
-
-
-def _say_share(journal: "Journal", index: int, count: int, launcher: str) -> None:
-    journal.note(f"worker {index} of {count}, by {launcher}", "share", index=index, count=count)
-
-
-def _as_json(report: "PrecomputeReport") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(report)
 
 
 def _lines(report: "PrecomputeReport", data: Path, store: str) -> list[str]:

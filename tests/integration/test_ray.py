@@ -99,6 +99,32 @@ def test_killed_worker_costs_its_blocks_and_others_take_them(
     assert_same_store(tmp_path / "store", expected)
 
 
+def test_lost_node_costs_its_blocks_and_the_other_goes_on(
+    precompute_command: Command, expected: Path, tmp_path: Path
+) -> None:
+    """Two nodes of one worker each, of which one is taken away; there is no room for a third."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        lost = [nodes.add_node(num_cpus=1) for _ in range(2)][1]
+        nodes.wait_for_nodes()
+        log = tmp_path / "log"
+        words = precompute_command(
+            tmp_path / "store", "--views", 2, "--engine", "ray", "--ray-workers", 2,
+            "--log", log, "--batch-size", 4, "--json",
+        )  # fmt: skip
+        running = started(words, env={**os.environ, "RAY_ADDRESS": nodes.address})
+        wait_for(lambda: bool(events(log, "run started")), running)
+        nodes.remove_node(lost, allow_graceful=False)
+        out, err = running.communicate(timeout=180)
+    finally:
+        nodes.shutdown()
+    assert running.returncode == 0, err
+    assert json.loads(out)["images"] == 96
+    assert_same_store(tmp_path / "store", expected)
+
+
 def test_error_of_a_worker_is_one_line(
     on_ray: Callable[..., Any], expected: Path, tmp_path: Path
 ) -> None:
