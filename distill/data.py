@@ -4,9 +4,11 @@ Owns keys, labels, random access to encoded bytes and decoding. Does not resize 
 A sample's key is its name without split, shard or extension, so moving data does not change it.
 """
 
+import errno
 import io
 import os
 import re
+import stat
 import tarfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from distill.errors import DataError, first_line
+from distill.errors import DataError, DataUnavailableError, first_line
 from distill.hierarchy import SemanticHierarchy
 from distill.sample_id import SampleIds, ascending, sample_ids
 from distill.samples import Sample, SampleTable
@@ -27,6 +29,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 80_000_000
 MAX_LABEL_BYTES = 256
+# Errors that belong to one file and stay with it; any other is trouble that passes.
+DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO}
+# The decoders that may see the bytes: Pillow's others run programs, or are seldom looked after.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 OUTSIDE = -2  # a label that is not of the label set
 WNID_IN_NAME = re.compile(r"^(n\d{8})_")
 
@@ -132,15 +138,26 @@ def read_image(sample: Sample) -> Image.Image:
     Raises:
         DataError: the bytes are missing, too many, or not a whole image. The message is the reason:
         what kind of damage, a colon, and the rest.
+        DataUnavailableError: a disk, a mount or this machine's memory is in trouble.
     """
     try:
-        with open(sample.path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size if sample.size < 0 else sample.size
+        # Of a pipe that somebody named .jpg, opening would wait for ever.
+        number = os.open(sample.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(number, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError("cannot be read: not a regular file")
+            size = status.st_size if sample.size < 0 else sample.size
             if size > MAX_IMAGE_BYTES:
                 raise DataError(f"too many bytes: {size} found, expected at most {MAX_IMAGE_BYTES}")
             file.seek(sample.offset)
             content = file.read(size)
     except OSError as error:
+        if error.errno not in DAMAGE:
+            raise DataUnavailableError(
+                f"{sample.path}: cannot be read now ({error.strerror}), expected a disk and a "
+                "machine in order; finished work is kept: mend it, and run the same command again"
+            ) from error
         raise DataError(f"cannot be read: {error.strerror}") from error
     return decode_image(content)
 
@@ -152,15 +169,20 @@ def decode_image(content: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's, about size and broken EXIF
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise DataError(
                     f"too many pixels: {image.width}×{image.height} found, "
                     f"expected at most {MAX_IMAGE_PIXELS}"
                 )
-            return _upright(_in_rgb(image))
+            return _upright(_in_rgb(image), _orientation(image))
     except DataError:
         raise
+    except MemoryError as error:
+        raise DataUnavailableError(
+            "out of memory while decoding an image, expected room for it; lower --workers or "
+            "--batch-size, then run the same command again"
+        ) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"too many pixels: {first_line(error)}") from error
     except UnidentifiedImageError as error:
@@ -175,13 +197,14 @@ def _in_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    if not image.info.get("exif"):
-        return image
+def _orientation(image: Image.Image) -> object:
     try:
-        orientation = image.getexif().get(ORIENTATION_TAG)
+        return image.getexif().get(ORIENTATION_TAG) if image.info.get("exif") else None
     except Exception:  # a broken tag does not make the pixels worse
-        return image
+        return None
+
+
+def _upright(image: Image.Image, orientation: object) -> Image.Image:
     turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
 
@@ -225,7 +248,7 @@ def _list_tars(paths: Sequence[Path]) -> Iterator[Sample]:
         try:
             with tarfile.open(path, "r:") as tar:
                 yield from _list_tar(tar, str(path))
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{path}: not a whole uncompressed tar ({error}); copy it again"
             ) from error

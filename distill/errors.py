@@ -24,6 +24,10 @@ class DataError(DistillError):
     """Images or labels are missing, unreadable or outside the label set."""
 
 
+class DataUnavailableError(DataError):
+    """Images cannot be read now; asking again may help."""
+
+
 class StoreError(DistillError):
     """A logit store cannot be used."""
 
@@ -50,6 +54,11 @@ class TeacherUnavailableError(TeacherError):
 
 class TeacherRequestError(TeacherError):
     """The teacher refuses this request; asking again will not help."""
+
+
+def printable(text: str) -> str:
+    """File names may hold bytes that are no UTF-8; those are written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def first_line(error: BaseException) -> str:

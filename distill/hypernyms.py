@@ -36,7 +36,10 @@ def flat_label_set(name_or_path: str) -> tuple[str, ...]:
             f"label set {name_or_path!r} found, expected {', '.join(FLAT_LABEL_SETS)} or a text "
             f"file with one wnid a line; near are {near_names(name_or_path, FLAT_LABEL_SETS)}"
         )
-    return tuple(wordnet.read_label_set(name_or_path))
+    synsets = tuple(wordnet.read_label_set(name_or_path))
+    if not synsets:
+        raise HierarchyError(f"{name_or_path}: no wnids found, expected one a line")
+    return synsets
 
 
 def nearest(synset: str, label_set: Container[str]) -> str | None:

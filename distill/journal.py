@@ -53,7 +53,7 @@ def journal_file(path: Path | None, say: Callable[[str], None]) -> Iterator[Jour
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
 
         def write(event: Event) -> None:
             line = without_secrets(json.dumps(event, default=str, ensure_ascii=False))

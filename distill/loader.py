@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distill.data import ImageSource, read_image
-from distill.errors import DataError, first_line
+from distill.errors import DataError, DataUnavailableError, first_line
 from distill.views import Size, ViewPolicy, draw_view, render_view, squish, view_proof
 
 
@@ -32,7 +32,8 @@ class ViewRequest:
 class ViewBatch:
     """Pixels of the images that could be decoded, and the reasons of those that could not.
 
-    pixels: for each size that was asked for. proofs: of each view, at the first size.
+    pixels: for each size that was asked for. proofs: of each view, at the first size. trouble: why
+    an image could not be read that may be good.
     """
 
     rows: list[int]
@@ -41,6 +42,7 @@ class ViewBatch:
     proofs: dict[int, list[str]]
     read_s: float  # seconds of a worker: reading and decoding
     render_s: float  # seconds of a worker: drawing the views
+    trouble: str = ""
 
     def pin_memory(self) -> "ViewBatch":
         """With pixels that a GPU can fetch by itself; called by torch's loader."""
@@ -52,6 +54,7 @@ class _Item:
     request: ViewRequest
     pixels: list[Tensor]  # [views, 3, height, width], one a size; none of a bad image
     reason: str
+    passing: bool  # the reason is no fault of the image
     proofs: list[str]
     read_s: float
     render_s: float
@@ -66,7 +69,8 @@ class _Views(Dataset[_Item]):
         try:
             image = read_image(self.source.samples[request.row])
         except DataError as error:
-            return _Item(request, [], str(error), [], time.perf_counter() - started, 0.0)
+            passing = isinstance(error, DataUnavailableError)
+            return _Item(request, [], str(error), passing, [], time.perf_counter() - started, 0.0)
         read = time.perf_counter()
         sample_id = self.source.ids[request.row]
         drawn = [draw_view(self.policy, sample_id, view) for view in request.views]
@@ -77,7 +81,7 @@ class _Views(Dataset[_Item]):
         rendered = time.perf_counter()
         proved = drawn if request.prove else []
         proofs = [view_proof(image, params, self.sizes[0]) for params in proved]
-        return _Item(request, pixels, "", proofs, read - started, rendered - read)
+        return _Item(request, pixels, "", False, proofs, read - started, rendered - read)
 
 
 class _Batches(Sampler[list[ViewRequest]]):
@@ -113,7 +117,10 @@ def load_views(
         worker_init_fn=_leave_signals_to_the_parent,
     )
     try:
-        yield from loader
+        for batch in loader:
+            if batch.trouble:
+                raise DataUnavailableError(batch.trouble)
+            yield batch
     except (RuntimeError, OSError, EOFError) as error:
         # Dying it may also break the connection through which it hands its pixels over.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
@@ -149,4 +156,5 @@ class _Collate:
             proofs={item.request.row: item.proofs for item in items if item.proofs},
             read_s=sum(item.read_s for item in items),
             render_s=sum(item.render_s for item in items),
+            trouble=next((item.reason for item in items if item.passing), ""),
         )

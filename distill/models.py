@@ -7,6 +7,7 @@ kind of file.
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,18 @@ class ModelInput:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] → float32, on the pixels' device."""
-        scale = pixels.new_tensor([255 * s for s in self.std], dtype=torch.float32)
-        shift = pixels.new_tensor(
-            [m / s for m, s in zip(self.mean, self.std, strict=True)], dtype=torch.float32
-        )
-        return pixels.float() / scale[:, None, None] - shift[:, None, None]
+        scale, shift = _constants(self, pixels.device)
+        return pixels.float() / scale - shift
+
+
+@lru_cache(maxsize=64)
+def _constants(model_input: ModelInput, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[3, 1, 1] scale and shift. Kept: a copy to a GPU waits for all that is queued there."""
+    pairs = zip(model_input.mean, model_input.std, strict=True)
+    with torch.inference_mode(False):
+        scale = torch.tensor([255 * s for s in model_input.std], dtype=torch.float32)
+        shift = torch.tensor([m / s for m, s in pairs], dtype=torch.float32)
+        return scale[:, None, None].to(device), shift[:, None, None].to(device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from distill.answers import Answers
 from distill.data import ImageSource
-from distill.errors import TeacherError
+from distill.errors import TeacherError, printable
 from distill.journal import Journal
 from distill.loader import ViewBatch
 from store.logit_store import LogitStore
@@ -52,7 +53,7 @@ class BlockAnswers:
             TeacherError: an answer is not finite.
         """
         self.bad += [
-            {"key": self.source.samples[row].key, "reason": reason}
+            {"key": printable(self.source.samples[row].key), "reason": printable(reason)}
             for row, reason in batch.bad.items()
         ]
         if self.audit:
@@ -90,7 +91,7 @@ class BlockWriter:
         store: LogitStore,
         stages: StageSeconds,
         journal: Journal,
-        facts: Mapping[str, Any],
+        facts: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.store, self.stages, self.journal, self.facts = store, stages, journal, facts
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
@@ -102,13 +103,13 @@ class BlockWriter:
         Raises:
             StoreError: an earlier block could not be written.
         """
+        self._wait(UNWRITTEN_BLOCKS - 1)
         self._unwritten.append(self._thread.submit(self._write, answers))
-        self._wait(UNWRITTEN_BLOCKS)
 
     def _write(self, answers: BlockAnswers) -> None:
         started = time.perf_counter()
         audit = {"audit": answers.audit.to_json()} if answers.audit else {}
-        facts = {"bad": answers.bad, **self.facts, **audit}
+        facts = {"bad": answers.bad, **self.facts(), **audit}
         self.store.write_block(answers.block, answers.views, facts)
         seconds = time.perf_counter() - started
         self.stages.write += seconds
@@ -122,7 +123,7 @@ class BlockWriter:
 
     def _wait(self, at_most: int) -> None:
         started = time.perf_counter()
-        while len(self._unwritten) > at_most:
+        while self._unwritten and (len(self._unwritten) > at_most or self._unwritten[0].done()):
             self._unwritten.popleft().result()
         self.stages.wait_for_write += time.perf_counter() - started
 
@@ -138,5 +139,10 @@ class BlockWriter:
         try:
             if error is None:
                 self._wait(0)
+            elif not isinstance(error, KeyboardInterrupt):
+                with suppress(
+                    Exception
+                ):  # whole blocks are kept; the first error is the one to see
+                    self._wait(0)
         finally:
             self._thread.shutdown(cancel_futures=True)

@@ -22,14 +22,15 @@ from distill.softmax import segment_sums
 class FlatHead:
     """What a flat classifier over `synsets` says about a hierarchy.
 
-    sources, columns: pairs of a class of the model and a column in hierarchy order, the class's own
-    or an ancestor's. mapped: classes with any such pair; what others get is lost.
+    sources: for each column in hierarchy order, the classes of the model that it sums up, column
+    after column; counts: how many each has. mapped: classes that are summed up anywhere; what
+    others get is lost.
     """
 
     synsets: tuple[str, ...]
     hierarchy: SemanticHierarchy
     sources: Int[Tensor, " pairs"]
-    columns: Int[Tensor, " pairs"]
+    counts: Int[Tensor, " members"]
     mapped: int
 
     @classmethod
@@ -49,19 +50,20 @@ class FlatHead:
                 continue
             positions = hierarchy.label_table[hierarchy.index(known)]
             levels = np.flatnonzero(positions >= 0)
-            pairs += [(source, int(starts[k] + positions[k])) for k in levels]
+            pairs += [(int(starts[k] + positions[k]), source) for k in levels]
             mapped += 1
         if not pairs:
             raise TeacherError(
                 f"none of the teacher's {len(synsets)} classes ({', '.join(synsets[:3])}, …) is in "
                 f"hierarchy {hierarchy.name} or below a class of it; pass another --label-set"
             )
-        sources, columns = torch.tensor(pairs, device=device).T.contiguous()
+        columns, sources = torch.tensor(sorted(pairs)).T.contiguous()
+        counts = torch.bincount(columns, minlength=sum(hierarchy.classes_per_hierarchy))
         return cls(
             synsets=tuple(synsets),
             hierarchy=hierarchy,
-            sources=sources,
-            columns=columns,
+            sources=sources.to(device),
+            counts=counts.to(device),
             mapped=mapped,
         )
 
@@ -74,13 +76,13 @@ class FlatHead:
         """
         sizes = self.hierarchy.classes_per_hierarchy
         flat = logits.float().softmax(1).T.contiguous()
-        mass = flat.new_zeros(sum(sizes), flat.shape[1])
-        # Rows, not columns: five times as fast at 21,841 classes on a CPU, and exact.
-        mass = mass.index_add_(0, self.columns, flat.index_select(0, self.sources)).T
+        # In a fixed order: additions that race on a GPU would give other bits each time.
+        summands = flat.index_select(0, self.sources)
+        mass = torch.segment_reduce(summands, "sum", lengths=self.counts, axis=0).T
         reach = segment_sums(mass, sizes)
         parts = []
         for k, part in enumerate(mass.split(list(sizes), dim=1)):
             total = reach[:, k, None]
             even = torch.full_like(part, 1 / sizes[k])
-            parts.append(torch.where(total > 0, part / total.clamp(min=1e-30), even))
+            parts.append(torch.where(total > 0, part / torch.where(total > 0, total, 1), even))
         return torch.cat(parts, 1), reach

@@ -23,7 +23,10 @@ from teacher_server.stages import StageSeconds
 from teacher_server.teacher import Teacher
 
 HOST = torch.device("cpu")
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "cannot allocate memory")
+OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc"),
+    *("status_alloc_failed", "device_allocation_failed"),  # cuBLAS, cuDNN
+)
 DEVICE_LOST = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS", "NCCL")
 Moment = float | torch.cuda.Event
 # Which of an answer's moments each stage lies between.
@@ -74,7 +77,8 @@ class Forward:
             if self._on_gpu
             else ThreadPoolExecutor(self.lanes, "forward", initializer=_with_one_thread)
         )
-        self._halving = Lock()
+        self._halving, self._compiling = Lock(), Lock()
+        self._warm = not compiled  # one thread compiles, the others wait
 
     def launch(
         self, pixels: Sequence[UInt8[Tensor, "views 3 _ _"]], *, keep_exact: bool = False
@@ -125,8 +129,9 @@ class Forward:
             batch_size = self.batch_size
             part = [each[first : first + batch_size] for each in pixels]
             try:
-                with self._on_its_device():
+                with self._compiling if not self._warm else nullcontext(), self._on_its_device():
                     parts.append(self._launch(part, batch_size, keep_exact))
+                    self._warm = True
             except (RuntimeError, MemoryError) as error:
                 self._halve_or_raise(error, batch_size)
                 continue
@@ -183,7 +188,7 @@ class Forward:
                 raise _lost(self.teacher, error) from error
             raise error
         if self._on_gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.teacher.device)
             torch.cuda.empty_cache()
         if batch_size == 1:
             raise TeacherError(

@@ -11,7 +11,7 @@ from timm.data.imagenet_info import infer_imagenet_subset
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from distill.errors import ConfigError, TeacherError
+from distill.errors import ConfigError, TeacherError, first_line
 from distill.hierarchy import SemanticHierarchy
 from distill.hypernyms import FLAT_LABEL_SETS, flat_label_set
 from distill.models import (
@@ -74,6 +74,10 @@ def load_teacher(
         TeacherError: weights cannot be had, or have nothing to do with the hierarchy.
     """
     precision = precision or ("bfloat16" if device.type == "cuda" else "float32")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or threads of torch's would open a context on the first GPU
+        if precision == "float32":
+            torch.backends.cudnn.allow_tf32 = False  # it has the mantissa of a 16-bit float
     members = tuple(_load(choice, hierarchy, device, precision) for choice in choices)
     if confidence == "reach" and not any(member.head for member in members):
         raise ConfigError(
@@ -125,7 +129,13 @@ def _load(
     if choice.input_size:
         side = choice.input_size
         model_input = ModelInput(size=(side, side), mean=model_input.mean, std=model_input.std)
-    model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    except RuntimeError as error:
+        raise TeacherError(
+            f"teacher {name}: cannot be put on {device} ({first_line(error)}), expected room for "
+            "its weights; free the device, or choose another --device"
+        ) from error
     check_input(model, name, model_input, num_classes)
     return Member(
         name=name,

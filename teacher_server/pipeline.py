@@ -8,7 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from distill.data import ImageSource
 from distill.journal import Journal
@@ -58,7 +59,10 @@ class Pipeline:
             journal=self.journal,
             stages=stages,
         )
-        facts = {"speed": self.speed.to_json()}
+
+        def facts() -> dict[str, Any]:
+            return {"speed": replace(self.speed, batch_size=forward.batch_size).to_json()}
+
         with forward, BlockWriter(self.store, stages, self.journal, facts) as writer:
             for whole in self._whole_blocks(forward, blocks, rows):
                 writer.write(whole)
@@ -77,7 +81,8 @@ class Pipeline:
             if block is None:
                 block = BlockAnswers(number, self.store, self.source, self.teacher)
             block.add(batch, answers)
-            keys = {self.source.samples[row].key: why for row, why in batch.bad.items()}
+            told = block.bad[len(block.bad) - len(batch.bad) :]
+            keys = {bad["key"]: bad["reason"] for bad in told}
             self.on_batch(len(batch.rows) + len(batch.bad), keys)
             if block.whole:
                 yield block
@@ -92,17 +97,18 @@ class Pipeline:
             self.source,
             self.policy,
             self.teacher.sizes,
-            self._requests(blocks, images),
+            self._requests(_waited_for(blocks, stages), images),
             workers=min(self.workers, -(-rows // images)),
             pin_memory=self.teacher.device.type == "cuda",
         )
-        started = time.perf_counter()
+        started, blocked = time.perf_counter(), stages.wait_for_blocks
         for batch in batches:
-            stages.wait_for_images += time.perf_counter() - started
+            waited = time.perf_counter() - started
+            stages.wait_for_images += waited - (stages.wait_for_blocks - blocked)
             stages.read += batch.read_s
             stages.render += batch.render_s
             yield batch
-            started = time.perf_counter()
+            started, blocked = time.perf_counter(), stages.wait_for_blocks
 
     def _requests(self, blocks: Iterable[int], images: int) -> Iterator[list[ViewRequest]]:
         """Batches never cross a block's end: its answers do not depend on where a run began."""
@@ -112,6 +118,14 @@ class Pipeline:
             for first in range(rows.start, rows.stop, images):
                 batch = range(first, min(first + images, rows.stop))
                 yield [ViewRequest(row, drawn, prove=row < REPLAY_ROWS) for row in batch]
+
+
+def _waited_for(blocks: Iterable[int], stages: StageSeconds) -> Iterator[int]:
+    started = time.perf_counter()
+    for block in blocks:
+        stages.wait_for_blocks += time.perf_counter() - started
+        yield block
+        started = time.perf_counter()
 
 
 def answered(

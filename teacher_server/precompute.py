@@ -261,8 +261,9 @@ def require_same(store: LogitStore, manifest: Manifest) -> None:
 def speed_for(
     store: LogitStore, teacher: Teacher, options: PrecomputeOptions, rows: int, journal: Journal
 ) -> Speed:
-    """As finished blocks were computed; measured where there are none."""
-    earlier = next((r["speed"] for r in store.records().values() if "speed" in r), None)
+    """As finished blocks were computed, the smallest batch of them; measured where none are."""
+    speeds = [record["speed"] for record in store.records().values() if "speed" in record]
+    earlier = min(speeds, key=lambda speed: int(speed["batch_size"]), default=None)
     return choose_speed(
         teacher,
         store.manifest.encoding,

@@ -141,11 +141,15 @@ class _Crew:
         self.ray, self.journal, self.stopping = ray, journal, stopping
         self.stages, self.seconds = StageSeconds(), 0.0
         self.speed: Speed | None = None
-        resources = ray.cluster_resources()
-        gpus = 0 if device == "cpu" else int(resources.get("GPU", 0))
-        self.size = workers or gpus or sum(bool(node["Alive"]) for node in ray.nodes())
+        nodes = [
+            (int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        gpus = 0 if device == "cpu" else sum(has for _, has in nodes)
+        self.size = workers or gpus or max(1, sum(cpus > 0 for cpus, _ in nodes))
         needs = {
-            "num_cpus": max(1, int(resources.get("CPU", 1)) // self.size),
+            "num_cpus": cpus_a_worker(nodes, self.size, on_gpu=gpus > 0),
             "num_gpus": 1 if gpus else 0,
             "max_concurrency": 4,
         }
@@ -222,7 +226,8 @@ class _Crew:
                 hand.held += [] if block is None else [block]
                 hand.actor.take.remote(block)
         if self._is_there(hand.work):
-            stages, self.speed = self.ray.get(hand.work)
+            stages, speed = self.ray.get(hand.work)
+            self.speed = speed or self.speed
             self.stages.add(stages)
             asked = [hand.news] if hand.news else []
             for answer in (*asked, hand.actor.news.remote()):
@@ -254,23 +259,22 @@ class _Crew:
         run.blocks.extendleft(reversed(again))
         self._dismiss(hand)
         self.journal.note(
-            f"a worker was lost ({first_line(error)}); its blocks {again} go to others",
+            f"a worker was lost ({_why(error)}); its blocks {again} go to others",
             "worker lost",
             blocks=again,
         )
 
     def _count_loss(self, error: Exception) -> None:
         """Raise what a user can mend, and give up after too many losses."""
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, DistillError) and not isinstance(cause, TeacherUnavailableError):
-            raise cause from error
-        if isinstance(error, self.ray.exceptions.RayTaskError) and cause is None:
-            raise error
+        if isinstance(error, self.ray.exceptions.RayTaskError) and not isinstance(
+            error.cause, TeacherUnavailableError
+        ):
+            raise error.cause if isinstance(error.cause, DistillError) else error
         self.losses += 1
         if self.losses >= LOSSES_IN_A_ROW:
             raise TeacherUnavailableError(
                 f"{self.losses} workers were lost one after another (the last: "
-                f"{first_line(error)}), expected them to live; look at the nodes' memory and "
+                f"{_why(error)}), expected them to live; look at the nodes' memory and "
                 "GPUs, then run the same command again"
             ) from error
 
@@ -291,6 +295,23 @@ class _Crew:
     def _is_there(self, answer: Any, wait_s: float = 0.0) -> bool:
         ready, _ = self.ray.wait([answer], timeout=wait_s)
         return bool(ready)
+
+
+def _why(error: Exception) -> str:
+    return first_line(getattr(error, "cause", None) or error)
+
+
+def cpus_a_worker(nodes: Sequence[tuple[int, int]], workers: int, *, on_gpu: bool) -> int:
+    """The most processors a worker can have if all workers are to run at once, one a GPU.
+
+    nodes: processors and GPUs of each.
+    """
+
+    def fitting(cpus: int) -> int:
+        return sum(min(has // cpus, gpus) if on_gpu else has // cpus for has, gpus in nodes)
+
+    most = max((has for has, _ in nodes), default=1)
+    return next((cpus for cpus in range(most, 1, -1) if fitting(cpus) >= workers), 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,8 +57,11 @@ class Worker:
         self.ready = teacher, store
         return store.pending_blocks()
 
-    def work(self, rows: int) -> tuple[StageSeconds, Speed]:
+    def work(self, rows: int) -> tuple[StageSeconds, Speed | None]:
         """Compute the blocks of `take` until None comes. rows: about how many, to tune for."""
+        first = self.blocks.get()
+        if first is None:  # there was nothing left when this worker came
+            return StageSeconds(), None
         if self.ready is None:
             self.prepare()
         assert self.ready
@@ -75,7 +78,7 @@ class Worker:
             on_batch=self._count,
             stopping=lambda: self.stopped,
         )
-        return pipeline.run(self._taken(), rows=rows), speed
+        return pipeline.run(self._taken(first), rows=rows), speed
 
     def take(self, block: int | None) -> None:
         """A block more, or None: there are no more."""
@@ -93,7 +96,8 @@ class Worker:
         told.wants = self.blocks.empty()
         return told
 
-    def _taken(self) -> Iterator[int]:
+    def _taken(self, first: int) -> Iterator[int]:
+        yield first
         while (block := self.blocks.get()) is not None and not self.stopped:
             yield block
 

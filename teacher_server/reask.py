@@ -18,9 +18,10 @@ from store.logit_store import LogitStore
 from store.manifest import DatasetIdentity, Manifest
 from teacher_server.teacher import Teacher
 
-# Codes apart by one are rounding; more is another answer.
-MAX_STEPS_APART = 1
-MAX_CONFIDENCE_APART = 5e-4
+# What is rounding and no other answer, by precision: probability beyond one step, and confidence.
+# A logit of 8 to 16 has 0.06 between neighbours in bfloat16, which moves a probability by 0.016.
+PROB_APART = {"float32": 0.0, "bfloat16": 0.06}
+CONFIDENCE_APART = {"float32": 5e-4, "bfloat16": 0.06}
 ROWS_A_BATCH = 32
 
 
@@ -78,6 +79,9 @@ def ask_again(
     policy = ViewPolicy.from_json(manifest.views.policy)
     readers = [RowReader(store, view) for view in range(len(drawn))]
     steps, rows_apart, confidence = 0, 0, 0.0
+    precision = manifest.teacher.precision
+    most_steps = 1 + round(PROB_APART[precision] * manifest.encoding.prob_steps)
+    most_confidence = CONFIDENCE_APART[precision]
     for batch in load_views(source, policy, teacher.sizes, requests, workers=workers):
         _require_bad_as_stored(source, batch, readers[0])
         if not batch.rows:
@@ -94,7 +98,7 @@ def ask_again(
             units = manifest.coding.confidence_units
             differs = np.abs(said.confidence[seen] / units - stored.confidence[seen] / units)
             confidence = max(confidence, float(differs.max(initial=0)))
-            too_far = (apart > MAX_STEPS_APART) | (differs.max(1) > MAX_CONFIDENCE_APART)
+            too_far = (apart > most_steps) | (differs.max(1) > most_confidence)
             rows_apart += int(too_far.sum())
     return AskedAgain(
         images=len(rows),

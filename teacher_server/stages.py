@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+WAITS = ("wait_for_blocks", "wait_for_images", "wait_for_device", "wait_for_write")
 MUCH = 0.1  # share of the time that is worth doing something about
 
 
@@ -22,6 +23,7 @@ class StageSeconds:
     encode: float = 0.0
     to_host: float = 0.0
     write: float = 0.0
+    wait_for_blocks: float = 0.0
     wait_for_images: float = 0.0
     wait_for_device: float = 0.0
     wait_for_write: float = 0.0
@@ -37,6 +39,7 @@ class StageSeconds:
         wall = max(self.wall, 1e-9)
         waits = {
             "decoding images (raise --workers, or read from a faster disk)": self.wait_for_images,
+            "the driver's blocks (take larger --block-rows)": self.wait_for_blocks,
             "writing the store (put it on a faster disk or a nearer bucket)": self.wait_for_write,
         }
         what, waited = max(waits.items(), key=lambda each: each[1])
@@ -54,7 +57,6 @@ class StageSeconds:
         return [
             f"time: {self.wall:.1f} s, of which the device took: "
             f"{told('to_device', 'forward', 'encode', 'to_host')}",
-            f"waiting: {told('wait_for_images', 'wait_for_device', 'wait_for_write')}; beside it: "
-            f"{told('read', 'render', 'write')}",
+            f"waiting: {told(*WAITS)}; beside it: {told('read', 'render', 'write')}",
             f"bottleneck: {self.bottleneck}",
         ]

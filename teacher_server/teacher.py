@@ -54,7 +54,9 @@ class Member:
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         if self.precision == "float32":
             return nullcontext()
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+        # Without its cache, which several threads would share: two of them can block each other for
+        # good while a model is compiled. Each pass uses a weight once, so nothing is lost.
+        return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -51,6 +51,7 @@ def choose_speed(
 
     earlier: `Speed.to_json` of a block that is finished already.
     """
+    asked = bool(compiled)
     if earlier:
         batch_size = batch_size or int(earlier["batch_size"])
         compiled = bool(earlier["compiled"]) if compiled is None else compiled
@@ -59,7 +60,7 @@ def choose_speed(
     if views >= TUNED_FROM and batch_size is None:
         speed = _best_batch(teacher, spec, views)
     if compiled:
-        speed = _compiled_if_possible(teacher, spec, speed, asked=not earlier, journal=journal)
+        speed = _compiled_if_possible(teacher, spec, speed, asked=asked, journal=journal)
     elif views >= TUNED_FROM and compiled is None:
         speed = _compiled_if_faster(teacher, spec, speed, views, journal)
     journal.event("speed chosen", **asdict(speed))

@@ -82,7 +82,11 @@ def pretrain(
                 f"{policy.to_json()}; train with the store's own views"
             )
         replayed = check_replay(targets.store, source, policy)
-        say(f"replay proof: {replayed} views drawn again, pixel for pixel what the teacher saw")
+        say(
+            f"replay proof: {replayed} views drawn again, pixel for pixel what the teacher saw"
+            if replayed
+            else f"{where}: holds no replay proof of these images; their views are taken on trust"
+        )
     steps_per_epoch = len(source) // recipe.batch_size
     if not steps_per_epoch:
         raise ConfigError(

@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM: the first lets work in hand be finished, the second stops at once."""
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -9,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def finishing_first(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+def finishing_first(command: str) -> Iterator[Callable[[], bool]]:
     """Gives a function that tells whether to stop after the work in hand."""
     asked = False
 
@@ -18,9 +20,10 @@ def finishing_first(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        say(
-            f"{signal.Signals(number).name}: finishing the block in hand; once more to stop at once"
-        )
+        # Not print: whatever was interrupted may be in the middle of one.
+        name = signal.Signals(number).name
+        text = f"{command}: {name}: finishing the block in hand; once more to stop at once\n"
+        os.write(sys.stderr.fileno(), text.encode())
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}
     try:

@@ -66,6 +66,16 @@ def run() -> None:
             file=sys.stderr,
         )
         sys.exit(130)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # torch raises it from a signal handler, anywhere
+            raise
+        print(
+            f"distill: a process that decodes images died ({error}), expected it to live; give it "
+            "more memory (in a container also shared memory, as `docker run --shm-size 8g`), or "
+            "lower --workers or --batch-size",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,9 @@ def precompute(
         )
     launched = share_of_work(worker_index, num_workers, os.environ)
     share = Share(index=launched.index, count=launched.count)
+    if engine == "ray":  # workers run in other folders
+        data, choice = data.absolute(), choice.with_absolute_paths()
+        store = store if "://" in store else str(Path(store).absolute())
     source = open_source(data, split).limited(limit)
     settings = PrecomputeOptions(
         policy=policy,
@@ -136,7 +139,7 @@ def precompute(
         journal_file(log, lambda text: click.echo(f"precompute: {text}", err=True)) as journal,
         cluster(os.environ.get("RAY_ADDRESS")) if engine == "ray" else nullcontext() as ray,
         # After Ray, which handles SIGTERM in its own way.
-        finishing_first(lambda text: journal.note(text, "interrupted")) as stopping,
+        finishing_first("precompute") as stopping,
     ):
         if share.count > 1:
             journal.note(
@@ -153,6 +156,8 @@ def precompute(
         else:
             report = run(**what, teacher=choice.load(launched.device(device)), share=share)
         interrupted = stopping() and report.blocks_left > 0
+        if interrupted:
+            journal.event("interrupted", blocks_left=report.blocks_left)
         journal.event("summary", **asdict(report))
     if as_json:
         click.echo(json.dumps(asdict(report)))

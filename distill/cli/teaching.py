@@ -1,7 +1,7 @@
 """The options that say which teacher, for every command that asks one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,17 @@ class TeacherChoice:
     input_size: int | None
     precision: Literal["float32", "bfloat16"] | None
     confidence: Literal["top", "reach"]
+
+    def with_absolute_paths(self) -> "TeacherChoice":
+        """For processes that run in other folders."""
+        files = (*self.weights, *self.heads, self.label_set)
+        absolute = {file: str(Path(file).absolute()) for file in files if Path(file).is_file()}
+        return replace(
+            self,
+            weights=tuple(absolute.get(file, file) for file in self.weights),
+            heads=tuple(absolute.get(file, file) for file in self.heads),
+            label_set=absolute.get(self.label_set, self.label_set),
+        )
 
     def load(self, device: str) -> "Teacher":
         """The teacher, ready to answer."""

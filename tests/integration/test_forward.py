@@ -104,6 +104,18 @@ def test_compiled_answers_are_the_same(teacher: Teacher, spec: EncodingSpec) -> 
             assert len(found["index"]) == count
 
 
+def test_compiling_in_bfloat16_with_several_threads_ends(
+    hierarchy: SemanticHierarchy, teacher_weights: Path, spec: EncodingSpec, two_threads: None
+) -> None:
+    """It once did not: two threads held what the other wanted."""
+    choice = MemberChoice(name="test_vit", weights=teacher_weights)
+    teacher = load_teacher([choice], hierarchy, device=CPU, precision="bfloat16")
+    with Forward(teacher, spec, batch_size=4, compiled=True) as forward:
+        launched = [forward.launch([pixels(4)]) for _ in range(6)]
+        answers = [joined(forward.collect(each)) for each in launched]
+    assert all(torch.equal(each["prob"], answers[0]["prob"]) for each in answers)
+
+
 class _Copies(TorchDispatchMode):
     """Counts the numbers that go from a device to the host."""
 

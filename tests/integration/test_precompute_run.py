@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from processes import started
 from same_store import arrays, assert_same_arrays, assert_same_store
 
 from distill.data import open_source
@@ -22,16 +22,6 @@ from distill.journal import journal_file, without_secrets
 from store.logit_store import LogitStore
 
 Command = Callable[..., list[str]]
-
-
-def started(words: list[str], **more: Any) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "distill.cli.main", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **more,
-    )
 
 
 def committed(store: Path) -> int:
@@ -117,10 +107,10 @@ def test_interrupted_twice_it_stops_at_once(precompute_command: Command, tmp_pat
 
 
 def test_killed_decoding_process_is_one_line_and_the_run_goes_on_later(
-    precompute_command: Command, tmp_path: Path, store: Path
+    precompute_command: Command, tmp_path: Path
 ) -> None:
     path = tmp_path / "again"
-    words = precompute_command(path, "--views", 2, "--workers", 1)
+    words = precompute_command(path, "--batch-size", 2, "--views", 2, "--workers", 1)
     running = started(words)
     while running.poll() is None and committed(path) < 1:
         time.sleep(0.002)
@@ -131,9 +121,10 @@ def test_killed_decoding_process_is_one_line_and_the_run_goes_on_later(
     assert children
     assert running.returncode == 2, err
     assert "a process that decodes images died" in err.splitlines()[-1]
-    again = started(words)
-    assert again.communicate(timeout=60)
-    assert_same_arrays(path, store)
+    whole = precompute_command(tmp_path / "whole", "--batch-size", 2, "--views", 2)
+    for again in (started(words), started(whole)):
+        assert again.communicate(timeout=60)
+    assert_same_arrays(path, tmp_path / "whole")
 
 
 # -- looking before leaping -----------------------------------------------------------------------
@@ -331,3 +322,31 @@ def test_full_disk_is_one_line_and_the_run_goes_on_later(
         assert_same_arrays(disk / "store", store)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_bad_image_whose_name_is_no_utf8_is_recorded(
+    distill: Callable[..., Any], precompute_command: Command, figures: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train-000000.tar").write_bytes((figures / "train-000000.tar").read_bytes())
+    with tarfile.open(data / "train-odd.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("caf\udce9.jpg"), io.BytesIO())
+    words = precompute_command(tmp_path / "store", "--max-bad-fraction", 0.1, data=data)
+    words += ["--log", str(tmp_path / "log")]
+    assert distill(*words).code == 0
+    records = LogitStore.open(tmp_path / "store").records().values()
+    assert [bad["key"] for record in records for bad in record["bad"]] == ["caf\\udce9"]
+    assert distill("store", "verify", tmp_path / "store").code == 0
+
+
+def test_verify_asks_a_bfloat16_teacher_again_in_other_batches(
+    distill: Callable[..., Any], precompute_command: Command, tmp_path: Path
+) -> None:
+    words = precompute_command(tmp_path / "store", "--precision", "bfloat16", "--batch-size", 16)
+    assert distill(*words).code == 0
+    at, dropped = words.index("--store"), words.index("--block-rows")
+    options = [*words[1:at], *words[at + 2 : dropped], "--precision", "bfloat16"]
+    ran = distill("store", "verify", tmp_path / "store", *options)
+    assert ran.code == 0, (ran.out, ran.err)
+    assert "0 differ by more than rounding" in ran.out

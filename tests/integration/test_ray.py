@@ -4,30 +4,21 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import started
 from same_store import assert_same_store
 
 from store.logit_store import LogitStore
+from teacher_server.ray_engine import cpus_a_worker
 
 ray: Any = pytest.importorskip("ray")
 
 Command = Callable[..., list[str]]
-
-
-def started(words: list[str], **more: Any) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "distill.cli.main", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **more,
-    )
 
 
 def events(log: Path, name: str) -> list[dict[str, Any]]:
@@ -152,6 +143,14 @@ def test_interrupted_it_finishes_blocks_in_hand_and_goes_on_later(
     _, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     assert not LogitStore.open(tmp_path / "store").pending_blocks()
+
+
+def test_workers_fit_on_the_nodes_there_are() -> None:
+    assert cpus_a_worker([(8, 0)], 3, on_gpu=False) == 2
+    assert cpus_a_worker([(32, 0), (8, 4)], 4, on_gpu=True) == 2
+    assert cpus_a_worker([(8, 0), (16, 4), (16, 4)], 8, on_gpu=True) == 4
+    assert cpus_a_worker([(4, 0), (60, 0)], 2, on_gpu=False) == 30
+    assert cpus_a_worker([(1, 0)], 5, on_gpu=False) == 1
 
 
 def test_cluster_that_is_not_there_is_one_line(precompute_command: Command, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from distill.data import (
     open_source,
     read_image,
 )
-from distill.errors import DataError
+from distill.errors import DataError, DataUnavailableError
 from distill.hierarchy import SemanticHierarchy
 from distill.sample_id import samples_digest
 from distill.samples import Sample, SampleTable
@@ -329,3 +330,57 @@ def test_tiny_imagenet_opens_whole(shared: Path) -> None:
     assert (len(train), len(val)) == (20_000, 5_000)
     assert (labels >= 0).all()
     assert np.unique(labels).size > 300
+
+
+def test_pipe_named_jpg_is_a_reason_and_does_not_wait(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    os.mkfifo(tmp_path / SQUARE / "pipe.jpg")
+    source = open_source(tmp_path)
+    (pipe,) = (sample for sample in source.samples if sample.key.endswith("pipe"))
+    with pytest.raises(DataError, match="cannot be read: not a regular file"):
+        read_image(pipe)
+
+
+def test_trouble_that_passes_is_no_damage_of_the_image(tmp_path: Path) -> None:
+    """Out of file descriptors, for real."""
+    import resource
+
+    source = open_source(write_folder(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208
+    held = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, before[1]))
+        with suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(DataUnavailableError, match=r"cannot be read now \(Too many open files"):
+            read_image(source.samples[0])
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_postscript_named_jpg_runs_no_program() -> None:
+    with pytest.raises(DataError, match="not an image: of no known format"):
+        decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+
+
+def test_sixteen_bits_are_set_upright_as_well() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((30, 40), np.uint16)).save(buffer, "PNG", exif=exif)
+    assert decode_image(buffer.getvalue()).size == (30, 40)
+
+
+def test_tar_that_promises_more_bytes_than_numbers_hold_is_an_error(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": jpeg(), "b.jpg": jpeg()})
+    content = bytearray(path.read_bytes())
+    content[124:136] = b"\x80" + b"\xff" * 11  # the size, in base 256
+    checksum = sum(content[:148]) + 8 * 32 + sum(content[156:512])
+    content[148:156] = b"%06o\0 " % checksum
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"copy .* again"):
+        open_source(path)

@@ -85,6 +85,16 @@ def test_hierarchy_that_nothing_reaches_is_even_and_reaches_say_so(
         assert torch.equal(part, torch.full_like(part, 1 / size))
 
 
+def test_however_little_reaches_a_hierarchy_its_probabilities_sum_to_one() -> None:
+    hierarchy = SemanticHierarchy.bundled("imagenet21k-p-fall11")
+    head = FlatHead.of(flat_label_set("imagenet-1k"), hierarchy, CPU)
+    logits = torch.zeros(1, 1000)
+    logits[0, flat_label_set("imagenet-1k").index(TENCH)] = 75.0
+    probs, _ = head.probs_and_reach(logits)
+    for part in probs.split(hierarchy.classes_per_hierarchy, 1):
+        assert float(part.sum()) == pytest.approx(1, abs=1e-4)
+
+
 def test_teacher_that_has_nothing_to_do_with_the_hierarchy_is_refused(
     hierarchy: SemanticHierarchy,
 ) -> None:
