@@ -5,7 +5,6 @@ the last run stopped; and any number of processes can share the blocks of one st
 """
 
 import socket
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from distill.data import ImageSource, label_indices
 from distill.encoding import EncodingSpec
-from distill.errors import ConfigError, DataError
+from distill.errors import ConfigError
 from distill.journal import Journal
 from distill.progress import progress
 from distill.sample_id import samples_digest
@@ -28,6 +27,7 @@ from store.summary import StoreSummary, summarise
 from teacher_server.audit import certificate
 from teacher_server.pipeline import Pipeline
 from teacher_server.stages import StageSeconds
+from teacher_server.tally import Tally
 from teacher_server.teacher import Teacher
 from teacher_server.tuning import Speed, choose_speed
 
@@ -134,7 +134,7 @@ def fill(
     *,
     share: Share,
     journal: Journal,
-    tally: "Tally",
+    tally: Tally,
     stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[Speed | None, StageSeconds]:
     """Compute the pending blocks of a share, of a store of this very source and teacher."""
@@ -163,40 +163,6 @@ def fill(
             stopping=stopping,
         )
         return speed, pipeline.run(blocks, rows=rows)
-
-
-class Tally:
-    """Images done in this run, and bad ones over all runs.
-
-    Raises `DataError` from `add` when more than `max_fraction` of the source is bad.
-    """
-
-    def __init__(self, store: LogitStore, source: ImageSource, max_fraction: float) -> None:
-        self.source, self.max_fraction, self.images = source, max_fraction, 0
-        records = store.records().values()
-        self._bad = {bad["key"]: bad["reason"] for record in records for bad in record["bad"]}
-
-    def add(self, images: int, bad: Mapping[str, str]) -> None:
-        """Images more, and the reasons of the bad ones by key, which may be known already."""
-        self.images += images
-        self._bad |= bad
-        if bad and len(self._bad) > self.max_fraction * len(self.source):
-            key, reason = next(iter(bad.items()))
-            raise DataError(
-                f"{self.source.location}: {len(self._bad)} of {len(self.source)} images are bad "
-                f"(last: {key!r}: {reason}), expected at most a share of {self.max_fraction:g}; "
-                "repair or remove them, or raise --max-bad-fraction"
-            )
-
-    @property
-    def bad(self) -> dict[str, int]:
-        """Images by kind of damage: what stands before the colon of a reason."""
-        return dict(Counter(reason.partition(":")[0] for reason in self._bad.values()))
-
-    @property
-    def note(self) -> str:
-        """For the progress bar."""
-        return f"{len(self._bad)} bad" if self._bad else ""
 
 
 def manifest_for(

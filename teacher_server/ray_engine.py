@@ -25,13 +25,13 @@ from store.logit_store import LogitStore
 from teacher_server.precompute import (
     PrecomputeOptions,
     PrecomputeReport,
-    Tally,
     finish_if_whole,
     report_of,
     rows_of,
 )
 from teacher_server.ray_worker import LoadTeacher, News, Worker
 from teacher_server.stages import StageSeconds
+from teacher_server.tally import Tally
 from teacher_server.tuning import Speed
 
 HOST_AND_PORT = re.compile(r"(?:ray://)?([^/:]+):(\d{1,5})")

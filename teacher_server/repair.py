@@ -12,7 +12,8 @@ from store.logit_store import LogitStore
 from store.manifest import DatasetIdentity
 from store.repair import Dataset, restore, revoke_bad
 from store.root import Root, read_root_or_copy
-from teacher_server.precompute import PrecomputeOptions, Share, Tally, fill, finish_if_whole
+from teacher_server.precompute import PrecomputeOptions, Share, fill, finish_if_whole
+from teacher_server.tally import Tally
 from teacher_server.teacher import Teacher
 
 
