@@ -54,8 +54,7 @@ def cluster(address: str | None = None) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise ConfigError(
-            "--engine ray found, but Ray is not installed; pip install 'distill[ray]', or use "
-            "--engine local"
+            "--engine ray found, but Ray is not installed; pip install ray, or use --engine local"
         ) from error
     with redirect_stdout(sys.stderr):
         try:
