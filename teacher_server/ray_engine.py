@@ -43,7 +43,10 @@ LOSSES_IN_A_ROW = 5  # workers lost without a block written between: something e
 
 @contextmanager
 def cluster(address: str | None = None) -> Iterator[Any]:
-    """Ray, joined to the cluster at `address` (RAY_ADDRESS), or to a new one of this machine alone.
+    """Ray, joined to the cluster at `address` (RAY_ADDRESS).
+
+    None is, as everywhere in Ray, the cluster that runs on this machine, or else a new one of this
+    machine alone.
 
     What Ray prints of its workers goes to standard error.
 
@@ -225,7 +228,7 @@ class _Crew:
                 hand.held += [] if block is None else [block]
                 hand.actor.take.remote(block)
         if self._is_there(hand.work):
-            stages, speed = self.ray.get(hand.work)
+            speed, stages = self.ray.get(hand.work)
             self.speed = speed or self.speed
             self.stages.add(stages)
             asked = [hand.news] if hand.news else []

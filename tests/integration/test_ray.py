@@ -41,7 +41,8 @@ def wait_for(condition: Callable[[], bool], running: "subprocess.Popen[str]") ->
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A head node with room for three workers, for all tests here."""
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    # "local": a cluster of its own, even while another test's cluster runs on this machine.
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     address = ray.get_runtime_context().gcs_address
     yield address
     ray.shutdown()
