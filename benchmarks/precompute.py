@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from whole_path import processor
 
 from distill.data import open_source
 from distill.encoding import EncodingSpec
@@ -106,19 +108,14 @@ def main() -> None:
     print(json.dumps(figures))
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Case:
-    def __init__(
-        self,
-        *,
-        name: str,
-        choice: MemberChoice,
-        label_set: str,
-        data: Path,
-        limit: int,
-        batch_size: int,
-    ) -> None:
-        self.name, self.choice, self.label_set = name, choice, label_set
-        self.data, self.limit, self.batch_size = data, limit, batch_size
+    name: str
+    choice: MemberChoice
+    label_set: str
+    data: Path
+    limit: int
+    batch_size: int
 
 
 def _measure(
@@ -250,10 +247,7 @@ def _rendered(seed: int) -> bytes:
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
+    return processor()
 
 
 if __name__ == "__main__":

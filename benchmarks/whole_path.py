@@ -37,7 +37,7 @@ def main() -> None:
         f"Command: `python benchmarks/whole_path.py{' --quick' if options.quick else ''}`, ", end=""
     )
     print(
-        f"{time.strftime('%Y-%m-%d')}, processors {options.cpus} of {_processor()}; Python ", end=""
+        f"{time.strftime('%Y-%m-%d')}, processors {options.cpus} of {processor()}; Python ", end=""
     )
     libraries = ", ".join(f"{n} {version(n)}" for n in ("torch", "timm", "zarr", "pillow"))
     print(f"{platform.python_version()}, {libraries}\n", flush=True)
@@ -107,7 +107,7 @@ def _run(cpus: str, scratch: Path, *arguments: object) -> dict[str, Any]:
     return answer
 
 
-def _processor() -> str:
+def processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":")[1].strip()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distill.data import open_source
 from distill.hierarchy import SemanticHierarchy, resolve
-from distill.loader import ViewRequest, load_views
+from distill.loader import in_batches, load_views
 from distill.models import ModelCard
 from distill.views import ViewPolicy
 from teacher_server.load import MemberChoice, load_teacher
@@ -56,10 +56,7 @@ def run_trained(data: Path, rows: int) -> tuple[SemanticHierarchy, Tensor, Tenso
 
 def run_trunk(teacher: Teacher, data: Path, rows: int) -> Tensor:
     source = open_source(data).limited(rows)
-    requests = [
-        [ViewRequest(row, (0,)) for row in range(start, min(start + 64, rows))]
-        for start in range(0, rows, 64)
-    ]
+    requests = in_batches(range(rows), (0,), 64)
     model: Any = teacher.members[0].model
     parts = []
     with torch.inference_mode():

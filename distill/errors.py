@@ -66,6 +66,20 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def is_dead_decoder(error: RuntimeError) -> bool:
+    """Whether torch says so that a process of its loader died; it does from a signal handler."""
+    return "DataLoader worker" in str(error)
+
+
+def dead_decoder(error: BaseException) -> str:
+    """What to tell of it."""
+    return (
+        f"a process that decodes images died ({first_line(error)}), expected it to live; give it "
+        "more memory (in a container also shared memory, as `docker run --shm-size 8g`), or lower "
+        "--workers or --batch-size"
+    )
+
+
 def near_names(name: str, known: Iterable[str], limit: int = 5) -> str:
     """The known names nearest to `name`, for the end of an error message."""
     names = sorted(known)

@@ -6,7 +6,7 @@ nothing (uniform in every hierarchy), and one near the teacher (the teacher at t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,10 @@ class FidelityErrors:
     relative: Float[Tensor, " rows"]
     angle_deg_near_teacher: Float[Tensor, " rows"]
     relative_near_teacher: Float[Tensor, " rows"]
+
+    def cpu(self) -> "FidelityErrors":
+        """The same on the CPU."""
+        return FidelityErrors(**{name: values.cpu() for name, values in vars(self).items()})
 
 
 def fidelity_errors(
@@ -84,15 +88,8 @@ def reencoding_fidelity(
 ) -> dict[str, Any]:
     """`fidelity_figures` of `after` as if `before` were all that the teacher said."""
     seen = torch.ones(len(before.index), dtype=torch.bool) if before.valid is None else before.valid
-    exact = DenseTargets(probs=densify(before, hierarchy)[seen], confidence=before.confidence[seen])
-    sparse = replace(
-        after,
-        index=after.index[seen],
-        prob=after.prob[seen],
-        confidence=after.confidence[seen],
-        sq_norm=after.sq_norm[seen],
-        valid=None,
-    )
+    exact = DenseTargets(probs=densify(before, hierarchy), confidence=before.confidence).taken(seen)
+    sparse = after.taken(seen)
     return fidelity_figures([fidelity_errors(exact=exact, sparse=sparse, hierarchy=hierarchy)])
 
 

@@ -4,7 +4,7 @@ So a teacher's classes find their place in a hierarchy without WordNet installed
 hypernyms` wrote the table from WordNet 3.0, and a test writes it again.
 """
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -64,11 +64,5 @@ def write_table(path: Path) -> int:
 @cache
 def _table() -> Mapping[str, str]:
     text = (resources.files("distill") / "hierarchies" / TABLE).read_text(encoding="utf-8")
-    return dict(_pairs(text.splitlines()))
-
-
-def _pairs(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for line in lines:
-        if not line.startswith("#"):
-            synset, _, above = line.partition(" ")
-            yield synset, above
+    lines = (line.split() for line in text.splitlines() if not line.startswith("#"))
+    return {synset: above for synset, above in lines}  # noqa: C416

@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distill.data import ImageSource, read_image
-from distill.errors import DataError, DataUnavailableError, first_line
+from distill.errors import DataError, DataUnavailableError, dead_decoder, is_dead_decoder
 from distill.views import Size, ViewPolicy, draw_view, render_view, squish, view_proof
 
 
@@ -26,6 +28,18 @@ class ViewRequest:
     row: int
     views: tuple[int, ...]
     prove: bool = False
+
+
+def in_batches(
+    rows: Sequence[int] | NDArray[np.int64],
+    views: tuple[int, ...],
+    size: int,
+    *,
+    prove_below: int = 0,
+) -> list[list[ViewRequest]]:
+    """Requests for those rows, `size` a batch; rows below `prove_below` are proved."""
+    requests = [ViewRequest(row, views, prove=row < prove_below) for row in map(int, rows)]
+    return [requests[i : i + size] for i in range(0, len(requests), size)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +121,7 @@ def load_views(
 
     Raises:
         DataError: a process that decodes was killed.
+        DataUnavailableError: images cannot be read now that may be good.
     """
     loader = DataLoader(
         _Views(source, policy, sizes),
@@ -123,13 +138,9 @@ def load_views(
             yield batch
     except (RuntimeError, OSError, EOFError) as error:
         # Dying it may also break the connection through which it hands its pixels over.
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        if isinstance(error, RuntimeError) and not is_dead_decoder(error):
             raise
-        raise DataError(
-            f"{source.location}: a process that decodes images died ({first_line(error)}), "
-            "expected it to live; give it more memory (in a container also shared memory, as "
-            "`docker run --shm-size 8g`), or lower --workers or --batch-size"
-        ) from error
+        raise DataError(f"{source.location}: {dead_decoder(error)}") from error
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

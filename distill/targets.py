@@ -27,6 +27,14 @@ class DenseTargets:
     confidence: Float[Tensor, "batch hierarchies"]
     valid: Bool[Tensor, " batch"] | None = None
 
+    def taken(self, rows: Tensor) -> "DenseTargets":
+        """Those rows, by index or by mask, on the targets' device."""
+        return DenseTargets(
+            probs=self.probs[rows],
+            confidence=self.confidence[rows],
+            valid=None if self.valid is None else self.valid[rows],
+        )
+
     def to(self, device: torch.device) -> "DenseTargets":
         """The same targets on `device`."""
         return replace(
@@ -54,6 +62,17 @@ class SparseTargets:
     sq_norm: Float[Tensor, "batch hierarchies"]
     slots: tuple[int, ...]
     valid: Bool[Tensor, " batch"] | None = None
+
+    def taken(self, rows: Tensor) -> "SparseTargets":
+        """Those rows, by index or by mask, on the targets' device."""
+        return SparseTargets(
+            index=self.index[rows],
+            prob=self.prob[rows],
+            confidence=self.confidence[rows],
+            sq_norm=self.sq_norm[rows],
+            slots=self.slots,
+            valid=None if self.valid is None else self.valid[rows],
+        )
 
     def to(self, device: torch.device) -> "SparseTargets":
         """The same targets on `device`."""

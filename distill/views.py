@@ -56,8 +56,9 @@ class ViewPolicy:
             raise ConfigError(f"RandAugment ops {self.randaugment_ops} found, expected 0 to 16")
         if not 0 <= self.cutout <= 1:
             raise ConfigError(f"cutout {self.cutout} found, expected 0 to 1")
-        own = (self.randaugment_ops, self.randaugment_magnitude, self.cutout)
-        if self.name == "plain" and own != (2, 9.0, 0.5):
+        settings = ("randaugment_ops", "randaugment_magnitude", "cutout")
+        changed = [name for name in settings if getattr(self, name) != getattr(ViewPolicy, name)]
+        if self.name == "plain" and changed:
             raise ConfigError(
                 "view policy plain found with settings of RandAugment or Cutout, expected none; "
                 "choose the policy augmented"

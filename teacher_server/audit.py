@@ -38,19 +38,14 @@ class Audit:
         sampled = np.flatnonzero(rows < FIDELITY_ROWS)
         if not len(sampled):
             return
-        manifest, keep = self.store.manifest, torch.from_numpy(sampled)
+        manifest, device = self.store.manifest, exact.probs.device
         stored = manifest.coding.dequantise(manifest.coding.quantise(said.taken(sampled)))
-        device = exact.probs.device
         errors = fidelity_errors(
-            exact=DenseTargets(
-                probs=exact.probs[keep.to(device)], confidence=exact.confidence[keep.to(device)]
-            ),
+            exact=exact.taken(torch.from_numpy(sampled).to(device)),
             sparse=SparseTargets.from_answers(stored, manifest.slots).to(device),
             hierarchy=self.hierarchy,
         )
-        self.errors.append(
-            FidelityErrors(**{name: values.cpu() for name, values in vars(errors).items()})
-        )
+        self.errors.append(errors.cpu())
 
     def to_json(self) -> dict[str, Any]:
         """For the commit record of block 0."""

@@ -2,13 +2,14 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distill.answers import Answers
 from distill.data import ImageSource
@@ -58,22 +59,15 @@ class BlockAnswers:
         ]
         if self.audit:
             self.audit.add_proofs(batch)
-        rows = np.repeat(np.array(batch.rows, np.int64), len(self.views))
-        views = np.tile(np.arange(len(self.views)), len(batch.rows))
-        first = 0
-        for part in answers:
+        for part, rows, views in located(batch, answers, len(self.views)):
             said = part.sparse.to_answers()
-            here = slice(first, first + len(said))
-            self._require_finite(said, rows[here])
-            for view, kept in enumerate(self.views):
-                of_view = np.flatnonzero(views[here] == view)
-                kept.put(rows[here][of_view] - self.rows.start, said.taken(of_view))
+            self._require_finite(said, rows)
+            put_by_view(self.views, said, rows - self.rows.start, views)
             if self.audit and part.exact:
-                self.audit.add_answers(rows[here], exact=part.exact, said=said)
-            first += len(said)
+                self.audit.add_answers(rows, exact=part.exact, said=said)
         self.missing -= len(batch.rows) + len(batch.bad)
 
-    def _require_finite(self, said: Answers, rows: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
+    def _require_finite(self, said: Answers, rows: NDArray[np.int64]) -> None:
         wrong = sorted({int(row) for row in rows[~np.isfinite(said.confidence).all(1)]})
         if wrong:
             keys = ", ".join(self.source.samples[row].key for row in wrong[:5])
@@ -81,6 +75,28 @@ class BlockAnswers:
                 f"teacher {self.teacher.identity.name}: NaN or Inf for {len(wrong)} images "
                 f"({keys}), expected finite logits; check the weights, or try --precision float32"
             )
+
+
+def located(
+    batch: ViewBatch, parts: Sequence[Encoded], views: int
+) -> Iterator[tuple[Encoded, NDArray[np.int64], NDArray[np.int64]]]:
+    """Each part of a batch's answers with the row and the view of each of its answers."""
+    rows = np.repeat(np.array(batch.rows, np.int64), views)
+    drawn = np.tile(np.arange(views), len(batch.rows))
+    first = 0
+    for part in parts:
+        here = slice(first, first + len(part.sparse.index))
+        yield part, rows[here], drawn[here]
+        first = here.stop
+
+
+def put_by_view(
+    kept: Sequence[Answers], said: Answers, rows: NDArray[np.int64], views: NDArray[np.int64]
+) -> None:
+    """Copy each answer into its row of its view."""
+    for view, of_it in enumerate(kept):
+        which = np.flatnonzero(views == view)
+        of_it.put(rows[which], said.taken(which))
 
 
 class BlockWriter:
@@ -140,9 +156,7 @@ class BlockWriter:
             if error is None:
                 self._wait(0)
             elif not isinstance(error, KeyboardInterrupt):
-                with suppress(
-                    Exception
-                ):  # whole blocks are kept; the first error is the one to see
+                with suppress(Exception):  # the first error counts, and whole blocks are kept
                     self._wait(0)
         finally:
             self._thread.shutdown(cancel_futures=True)

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data import ImageSource, label_indices
-from store.logit_store import LogitStore, has_store
-from teacher_server.precompute import PrecomputeOptions, Share, manifest_for, require_same, rows_of
+from teacher_server.precompute import PrecomputeOptions, Share, manifest_for, open_same, rows_of
 from teacher_server.teacher import Teacher
 
 
@@ -74,16 +73,13 @@ def dry_run(
     """
     labels = label_indices(source, teacher.hierarchy)
     manifest = manifest_for(source, labels, teacher, options)
-    pending = list(range(manifest.num_blocks))
-    new = not has_store(path)
-    if not new:
-        store = LogitStore.open(path)
-        require_same(store, manifest)
+    store, pending = open_same(path, manifest), list(range(manifest.num_blocks))
+    if store:
         manifest, pending = store.manifest, store.pending_blocks()
     own = share.of(pending)
     return DryRun(
         store=str(path),
-        new=new,
+        new=store is None,
         models=tuple(_described(teacher)),
         teacher_fingerprint=teacher.identity.fingerprint,
         device=str(teacher.device),

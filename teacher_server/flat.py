@@ -42,7 +42,6 @@ class FlatHead:
         Raises:
             TeacherError: none of the classes has to do with the hierarchy.
         """
-        starts = np.cumsum((0, *hierarchy.classes_per_hierarchy))[:-1]
         pairs, mapped = [], 0
         for source, synset in enumerate(synsets):
             known = nearest(synset, hierarchy)
@@ -50,7 +49,7 @@ class FlatHead:
                 continue
             positions = hierarchy.label_table[hierarchy.index(known)]
             levels = np.flatnonzero(positions >= 0)
-            pairs += [(int(starts[k] + positions[k]), source) for k in levels]
+            pairs += [(hierarchy.slices[k].start + int(positions[k]), source) for k in levels]
             mapped += 1
         if not pairs:
             raise TeacherError(

@@ -13,25 +13,26 @@ from distill.data import ImageSource
 from distill.encoding import EncodingSpec
 from distill.errors import TeacherError
 from distill.fidelity import FidelityErrors, fidelity_errors
-from distill.loader import ViewBatch, ViewRequest, load_views
+from distill.loader import ViewBatch, in_batches, load_views
 from distill.progress import progress
-from distill.targets import DenseTargets, SparseTargets, sparsify
+from distill.targets import DenseTargets, sparsify
 from distill.views import ViewPolicy
 from teacher_server.audit import FIDELITY_ROWS, REPLAY_ROWS
+from teacher_server.block import located, put_by_view
 from teacher_server.forward import Forward
 from teacher_server.pipeline import answered
 from teacher_server.teacher import Teacher
 from teacher_server.tuning import Speed
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Pilot:
     """What the teacher said. answers, errors: by encoding; answers: of each view."""
 
     answers: dict[str, list[Answers]]
     errors: dict[str, list[FidelityErrors]]
     replay: dict[str, list[str]]
-    unreadable: int
+    unreadable: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,24 +72,18 @@ class PilotRuns:
             },
             errors={name: [] for name in specs},
             replay={},
-            unreadable=0,
         )
-        unreadable, first_spec = 0, next(iter(specs.values()))
+        first_spec = next(iter(specs.values()))
         with self._forward(first_spec) as forward, progress("pilot", len(source), "images") as tick:
             batches = self._batches(source, views, prove=True)
             for batch, parts in answered(forward, batches, keep_exact=lambda batch: True):
-                unreadable += len(batch.bad)
-                pilot.replay.update({str(row): proofs for row, proofs in batch.proofs.items()})
-                rows = np.repeat(np.array(batch.rows, np.int64), views)
-                drawn = np.tile(np.arange(views), len(batch.rows))
-                first = 0
-                for part in parts:
+                pilot.unreadable += len(batch.bad)
+                pilot.replay |= {str(row): proofs for row, proofs in batch.proofs.items()}
+                for part, rows, drawn in located(batch, parts, views):
                     assert part.exact
-                    here = slice(first, first + len(part.exact.probs))
-                    self._keep(pilot, specs, part.exact, rows[here], drawn[here])
-                    first = here.stop
+                    self._keep(pilot, specs, part.exact, rows, drawn)
                 tick(len(batch.rows) + len(batch.bad))
-        return Pilot(pilot.answers, pilot.errors, pilot.replay, unreadable)
+        return pilot
 
     def _keep(
         self,
@@ -103,32 +98,17 @@ class PilotRuns:
                 f"teacher {self.teacher.identity.name}: NaN or Inf in the pilot, expected finite "
                 "logits; check the weights, or try --precision float32"
             )
+        audited = torch.from_numpy(np.flatnonzero(rows < FIDELITY_ROWS)).to(exact.probs.device)
         for name, spec in specs.items():
             sparse = sparsify(exact, self.teacher.hierarchy, spec)
-            said = sparse.to_answers()
-            for view, kept in enumerate(pilot.answers[name]):
-                of_view = np.flatnonzero(drawn == view)
-                kept.put(rows[of_view], said.taken(of_view))
-            audited = torch.from_numpy(np.flatnonzero(rows < FIDELITY_ROWS))
+            put_by_view(pilot.answers[name], sparse.to_answers(), rows, drawn)
             if len(audited):
-                pilot.errors[name].append(self._errors(exact, sparse, audited))
-
-    def _errors(
-        self, exact: DenseTargets, sparse: SparseTargets, rows: torch.Tensor
-    ) -> FidelityErrors:
-        at = rows.to(exact.probs.device)
-        errors = fidelity_errors(
-            exact=DenseTargets(probs=exact.probs[at], confidence=exact.confidence[at]),
-            sparse=SparseTargets(
-                index=sparse.index[at],
-                prob=sparse.prob[at],
-                confidence=sparse.confidence[at],
-                sq_norm=sparse.sq_norm[at],
-                slots=sparse.slots,
-            ),
-            hierarchy=self.teacher.hierarchy,
-        )
-        return FidelityErrors(**{name: values.cpu() for name, values in vars(errors).items()})
+                errors = fidelity_errors(
+                    exact=exact.taken(audited),
+                    sparse=sparse.taken(audited),
+                    hierarchy=self.teacher.hierarchy,
+                )
+                pilot.errors[name].append(errors.cpu())
 
     def _forward(self, spec: EncodingSpec) -> Forward:
         return Forward(
@@ -137,14 +117,12 @@ class PilotRuns:
 
     def _batches(self, source: ImageSource, views: int, *, prove: bool) -> Iterator[ViewBatch]:
         images = max(1, self.speed.batch_size // views)
-        drawn = tuple(range(views))
-        requests = [
-            [
-                ViewRequest(row, drawn, prove=prove and row < REPLAY_ROWS)
-                for row in range(first, min(first + images, len(source)))
-            ]
-            for first in range(0, len(source), images)
-        ]
+        requests = in_batches(
+            range(len(source)),
+            tuple(range(views)),
+            images,
+            prove_below=REPLAY_ROWS if prove else 0,
+        )
         return load_views(
             source,
             self.policy,

@@ -13,7 +13,7 @@ from typing import Any
 
 from distill.data import ImageSource
 from distill.journal import Journal
-from distill.loader import ViewBatch, ViewRequest, load_views
+from distill.loader import ViewBatch, ViewRequest, in_batches, load_views
 from distill.views import ViewPolicy
 from store.logit_store import LogitStore
 from teacher_server.audit import FIDELITY_ROWS, REPLAY_ROWS
@@ -115,9 +115,7 @@ class Pipeline:
         drawn = self.store.manifest.views.drawn
         for block in blocks:
             rows = self.store.manifest.rows_of_block(block)
-            for first in range(rows.start, rows.stop, images):
-                batch = range(first, min(first + images, rows.stop))
-                yield [ViewRequest(row, drawn, prove=row < REPLAY_ROWS) for row in batch]
+            yield from in_batches(rows, drawn, images, prove_below=REPLAY_ROWS)
 
 
 def _waited_for(blocks: Iterable[int], stages: StageSeconds) -> Iterator[int]:

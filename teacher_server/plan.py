@@ -92,9 +92,10 @@ def make_plan(
     pilot_views = 1 if policy.name == "plain" else PILOT_VIEWS
     sizes = teacher.hierarchy.classes_per_hierarchy
     specs = {name: EncodingSpec.named(name, sizes) for name in encodings}
+    spec = next(iter(specs.values()))
     speed = choose_speed(
         teacher,
-        next(iter(specs.values())),
+        spec,
         views=rows * max(views),
         batch_size=batch_size,
         compiled=compiled,
@@ -103,10 +104,7 @@ def make_plan(
     )
     runs = PilotRuns(teacher=teacher, policy=policy, speed=speed, workers=workers)
     half = pilot.limited(max(1, len(pilot) // 2))
-    once, more = (
-        runs.seconds(half, views=n, spec=next(iter(specs.values()))) / len(half)
-        for n in (1, pilot_views)
-    )
+    once, more = (runs.seconds(half, views=n, spec=spec) / len(half) for n in (1, pilot_views))
     asked = runs.answers(pilot, views=pilot_views, specs=specs)
     if asked.unreadable == len(pilot):
         raise DataError(

@@ -143,7 +143,6 @@ def fill(
     log_start(journal, store, teacher, blocks=len(blocks), rows=rows, share=asdict(share))
     if not blocks:
         return None, StageSeconds()
-    speed = speed_for(store, teacher, options, rows, journal)
     own = rows_of(store.manifest, share.of(range(store.manifest.num_blocks)))
     with progress("precompute", own, "images", done=own - rows) as tick:
 
@@ -151,18 +150,45 @@ def fill(
             tally.add(images, bad)
             tick(images, tally.note)
 
-        pipeline = Pipeline(
-            store=store,
-            source=source,
-            teacher=teacher,
-            policy=options.policy,
-            speed=speed,
-            workers=options.workers,
+        return compute(
+            store,
+            source,
+            teacher,
+            options,
+            blocks,
+            rows=rows,
             journal=journal,
             on_batch=on_batch,
             stopping=stopping,
         )
-        return speed, pipeline.run(blocks, rows=rows)
+
+
+def compute(
+    store: LogitStore,
+    source: ImageSource,
+    teacher: Teacher,
+    options: PrecomputeOptions,
+    blocks: Iterable[int],
+    *,
+    rows: int,
+    journal: Journal,
+    on_batch: Callable[[int, dict[str, str]], None],
+    stopping: Callable[[], bool],
+) -> tuple[Speed, StageSeconds]:
+    """Compute those blocks, of about `rows` rows, at the speed of the finished ones."""
+    speed = speed_for(store, teacher, options, rows, journal)
+    pipeline = Pipeline(
+        store=store,
+        source=source,
+        teacher=teacher,
+        policy=options.policy,
+        speed=speed,
+        workers=options.workers,
+        journal=journal,
+        on_batch=on_batch,
+        stopping=stopping,
+    )
+    return speed, pipeline.run(blocks, rows=rows)
 
 
 def manifest_for(
@@ -203,17 +229,20 @@ def open_or_create(
     """
     labels = label_indices(source, teacher.hierarchy)
     manifest = manifest_for(source, labels, teacher, options)
-    if has_store(path):
-        store = LogitStore.open(path)
-        require_same(store, manifest)
-        return store
-    return LogitStore.create(
+    return open_same(path, manifest) or LogitStore.create(
         path, manifest, ids=source.ids, labels=labels, hierarchy=teacher.hierarchy.to_json()
     )
 
 
-def require_same(store: LogitStore, manifest: Manifest) -> None:
-    """Raise `StoreMismatchError` unless the store is one of this manifest; blocks may differ."""
+def open_same(path: str | Path, manifest: Manifest) -> LogitStore | None:
+    """The store at `path`; None where there is none.
+
+    Raises:
+        StoreMismatchError: it is not one of this manifest; its blocks may be other ones.
+    """
+    if not has_store(path):
+        return None
+    store = LogitStore.open(path)
     store.manifest.require(
         store.location,
         teacher_fingerprint=manifest.teacher.fingerprint,
@@ -222,6 +251,7 @@ def require_same(store: LogitStore, manifest: Manifest) -> None:
         views=manifest.views,
         encoding=manifest.encoding,
     )
+    return store
 
 
 def speed_for(

@@ -5,13 +5,13 @@ import queue
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 
 from distill.data import ImageSource
 from distill.journal import Event, Journal
 from store.logit_store import LogitStore
-from teacher_server.pipeline import Pipeline
-from teacher_server.precompute import PrecomputeOptions, log_start, open_or_create, speed_for
+from teacher_server.precompute import PrecomputeOptions, compute, log_start, open_or_create
 from teacher_server.stages import StageSeconds
 from teacher_server.teacher import Teacher
 from teacher_server.tuning import Speed
@@ -47,38 +47,36 @@ class Worker:
         self.stopped = False
         self.told, self.telling = News(), Lock()
         self.journal = Journal(self._record, self._say)
-        self.ready: tuple[Teacher, LogitStore] | None = None
 
-    def prepare(self) -> list[int]:
-        """Load the teacher, open or make the store; the blocks that are to be computed."""
+    @cached_property
+    def ready(self) -> tuple[Teacher, LogitStore]:
+        """The teacher, loaded, and the store, opened or made."""
         teacher = self.load(self.device)
         store = open_or_create(self.source, teacher, self.path, self.options)
         log_start(self.journal, store, teacher)
-        self.ready = teacher, store
-        return store.pending_blocks()
+        return teacher, store
 
-    def work(self, rows: int) -> tuple[StageSeconds, Speed | None]:
+    def prepare(self) -> list[int]:
+        """Get ready; the blocks that are to be computed."""
+        return self.ready[1].pending_blocks()
+
+    def work(self, rows: int) -> tuple[Speed | None, StageSeconds]:
         """Compute the blocks of `take` until None comes. rows: about how many, to tune for."""
         first = self.blocks.get()
         if first is None:  # there was nothing left when this worker came
-            return StageSeconds(), None
-        if self.ready is None:
-            self.prepare()
-        assert self.ready
+            return None, StageSeconds()
         teacher, store = self.ready
-        speed = speed_for(store, teacher, self.options, rows, self.journal)
-        pipeline = Pipeline(
-            store=store,
-            source=self.source,
-            teacher=teacher,
-            policy=self.options.policy,
-            speed=speed,
-            workers=self.options.workers,
+        return compute(
+            store,
+            self.source,
+            teacher,
+            self.options,
+            self._taken(first),
+            rows=rows,
             journal=self.journal,
             on_batch=self._count,
             stopping=lambda: self.stopped,
         )
-        return pipeline.run(self._taken(first), rows=rows), speed
 
     def take(self, block: int | None) -> None:
         """A block more, or None: there are no more."""

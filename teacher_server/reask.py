@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from distill.data import ImageSource, label_indices
 from distill.errors import DataError
-from distill.loader import ViewBatch, ViewRequest, load_views
+from distill.loader import ViewBatch, in_batches, load_views
 from distill.sample_id import samples_digest
 from distill.targets import sparsify
 from distill.views import ViewPolicy
@@ -72,10 +72,7 @@ def ask_again(
     store.require_complete()
     rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).astype(np.int64))
     drawn = manifest.views.drawn
-    requests = [
-        [ViewRequest(int(row), drawn) for row in rows[i : i + ROWS_A_BATCH]]
-        for i in range(0, len(rows), ROWS_A_BATCH)
-    ]
+    requests = in_batches(rows, drawn, ROWS_A_BATCH)
     policy = ViewPolicy.from_json(manifest.views.policy)
     readers = [RowReader(store, view) for view in range(len(drawn))]
     steps, rows_apart, confidence = 0, 0, 0.0

@@ -7,7 +7,7 @@ from torch import nn
 
 from distill.data import ImageSource
 from distill.hierarchy import SemanticHierarchy
-from distill.loader import ViewRequest, load_views
+from distill.loader import in_batches, load_views
 from distill.metrics import SemanticAccuracy, SemanticAccuracyMeter
 from distill.models import ModelInput
 from distill.views import ViewPolicy
@@ -29,11 +29,7 @@ def evaluate(
     meter = SemanticAccuracyMeter(hierarchy, device)
     training = model.training
     model.eval()
-    rows = range(len(source))
-    requests = [
-        [ViewRequest(row, (0,)) for row in rows[first : first + batch_size]]
-        for first in rows[::batch_size]
-    ]
+    requests = in_batches(range(len(source)), (0,), batch_size)
     for batch in load_views(
         source,
         ViewPolicy(name="plain"),

@@ -17,7 +17,7 @@ import torch
 from distill.data import ImageSource, label_indices
 from distill.errors import ConfigError, DataError, StoreMismatchError
 from distill.hierarchy import SemanticHierarchy
-from distill.loader import ViewBatch, ViewRequest, load_views
+from distill.loader import ViewBatch, in_batches, load_views
 from distill.losses import semantic_kd_loss, semantic_softmax_loss
 from distill.metrics import SemanticAccuracy
 from distill.models import ModelInput, check_input
@@ -220,14 +220,9 @@ def _batches(
     order = targets.sample_order(recipe.seed) if targets else SampleOrder(len(source), recipe.seed)
     for epoch in range(first_epoch, recipe.epochs):
         view = targets.drawn_view(epoch) if targets else epoch
-        rows = order.epoch(epoch)
-        requests = [
-            [
-                ViewRequest(int(row), (view,))
-                for row in rows[i * recipe.batch_size :][: recipe.batch_size]
-            ]
-            for i in range(skipped if epoch == first_epoch else 0, steps_per_epoch)
-        ]
+        first = skipped if epoch == first_epoch else 0
+        rows = order.epoch(epoch)[: steps_per_epoch * recipe.batch_size]
+        requests = in_batches(rows[first * recipe.batch_size :], (view,), recipe.batch_size)
         loaded = load_views(
             source,
             policy,

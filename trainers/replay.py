@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-import numpy as np
-
 from distill.data import ImageSource
 from distill.errors import DataError, StoreMismatchError
 from distill.loader import ViewRequest, load_views
@@ -25,8 +23,8 @@ def check_replay(store: LogitStore, source: ImageSource, policy: ViewPolicy) -> 
     if not expected:
         return 0
     views = store.manifest.views.drawn
-    rows = np.array([int(row) for row in expected])
-    requests = [[ViewRequest(int(row), views, prove=True) for row in rows]]
+    rows = [int(row) for row in expected]
+    requests = [[ViewRequest(row, views, prove=True) for row in rows]]
     size = store.manifest.teacher.input_size
     (batch,) = load_views(source, policy, [size], requests, workers=0)
     for row, proofs in expected.items():

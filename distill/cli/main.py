@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from distill.errors import DistillError
+from distill.errors import DistillError, dead_decoder, is_dead_decoder
 
 # Command → module of distill.cli that holds it, imported when it is asked for: --help is instant.
 COMMANDS = {
@@ -67,14 +67,9 @@ def run() -> None:
         )
         sys.exit(130)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # torch raises it from a signal handler, anywhere
+        if not is_dead_decoder(error):
             raise
-        print(
-            f"distill: a process that decodes images died ({error}), expected it to live; give it "
-            "more memory (in a container also shared memory, as `docker run --shm-size 8g`), or "
-            "lower --workers or --batch-size",
-            file=sys.stderr,
-        )
+        print(f"distill: {dead_decoder(error)}", file=sys.stderr)
         sys.exit(2)
 
 
