@@ -1,10 +1,13 @@
 """Teacher answers as plain NumPy rows: what passes between the torch side and the store."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Own = TypeVar("Own", bound="Answers")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,6 +33,12 @@ class Answers:
             sq_norm=np.zeros((rows, hierarchies), np.float32),
             valid=np.zeros(rows, np.bool_),
         )
+
+    @classmethod
+    def joined(cls: "type[Own]", parts: "Sequence[Own]") -> "Own":
+        """Rows after rows."""
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        return cls(**{name: np.concatenate(column) for name, column in columns.items()})
 
     def taken(self, rows: NDArray[np.int64]) -> "Answers":
         """Those rows, in that order."""

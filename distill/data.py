@@ -162,18 +162,23 @@ def read_image(sample: Sample) -> Image.Image:
     return decode_image(content)
 
 
-def decode_image(content: bytes) -> Image.Image:
+def decode_image(
+    content: bytes | memoryview,
+    *,
+    formats: tuple[str, ...] = FORMATS,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+) -> Image.Image:
     """`read_image` for bytes that are at hand. Of an animation, the first picture."""
-    if not content:
+    if not len(content):
         raise DataError("not an image: 0 bytes found")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's, about size and broken EXIF
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            if image.width * image.height > MAX_IMAGE_PIXELS:
+            image = Image.open(io.BytesIO(content), formats=formats)
+            if image.width * image.height > max_pixels:
                 raise DataError(
                     f"too many pixels: {image.width}×{image.height} found, "
-                    f"expected at most {MAX_IMAGE_PIXELS}"
+                    f"expected at most {max_pixels}"
                 )
             return _upright(_in_rgb(image), _orientation(image))
     except DataError:
@@ -186,7 +191,8 @@ def decode_image(content: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataError(f"too many pixels: {first_line(error)}") from error
     except UnidentifiedImageError as error:
-        raise DataError("not an image: of no known format") from error
+        known = f"of no known format ({', '.join(formats)})"
+        raise DataError(f"not an image: {known}") from error
     except Exception as error:  # decoders raise whatever hostile bytes provoke
         raise DataError(f"not a whole image: {first_line(error)}") from error
 

@@ -4,12 +4,13 @@ Sparse targets are laid out hierarchy after hierarchy with a fixed number of slo
 every operation on them is a dense gather or a sum over a static slice.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from distill.answers import Answers
@@ -112,14 +113,20 @@ class SparseTargets:
 TeacherTargets = DenseTargets | SparseTargets
 
 
+@runtime_checkable
 class TargetSource(Protocol):
     """Where a student's targets come from: a store, a live server, a teacher in the process."""
 
-    def fetch(self, sample_ids: SampleIds, view: int) -> TeacherTargets:
+    def fetch(
+        self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+    ) -> TeacherTargets:
         """Targets of those samples' `view`, in that order, on the CPU.
+
+        pixels: that view, for a source that must see the images.
 
         Raises:
             DataError: the source has no such sample or view.
+            TeacherUnavailableError: a live teacher does not answer in time.
         """
         ...
 

@@ -141,9 +141,14 @@ def view_steps(
 
 
 def render_view(image: Image.Image, params: ViewParams, size: Size) -> Pixels:
-    """uint8 [3, height, width]: squished to `size` (height, width), then what `params` says."""
+    """uint8 [3, height, width]: `render_pixels` as a tensor, channels first."""
+    return torch.from_numpy(render_pixels(image, params, size)).permute(2, 0, 1).contiguous()
+
+
+def render_pixels(image: Image.Image, params: ViewParams, size: Size) -> NDArray[np.uint8]:
+    """uint8 [height, width, 3]: squished to `size` (height, width), then what `params` says."""
     *_, (_, view) = view_steps(image, params, size)
-    return torch.from_numpy(np.array(view, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+    return np.array(view, dtype=np.uint8)
 
 
 def view_proof(image: Image.Image, params: ViewParams, size: Size) -> str:

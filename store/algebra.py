@@ -16,7 +16,7 @@ from distill.answers import Answers
 from distill.encoding import EncodingSpec
 from distill.errors import ConfigError, StoreError, StoreMismatchError
 from distill.sample_id import SampleIds, ascending, find_rows, sample_ids, samples_digest
-from store.codes import ANSWER_ARRAYS, Codes, join
+from store.codes import ANSWER_ARRAYS, Codes
 from store.logit_store import LogitStore
 from store.manifest import DatasetIdentity, Manifest, ViewIdentity
 
@@ -46,7 +46,7 @@ class RowReader:
                 self._block = int(block)
             mine = places[blocks == block]
             parts.append(Codes(**{n: getattr(self._codes, n)[mine] for n in ANSWER_ARRAYS}))
-        return join(parts)
+        return Codes.joined(parts)
 
 
 def merge(location: str | Path, sources: Sequence[LogitStore]) -> LogitStore:
@@ -151,7 +151,7 @@ def transcode(
     sample = np.arange(min(AUDIT_ROWS, manifest.dataset.rows))
     pairs = [shortened(sample, view) for view in range(manifest.views.count)]
     before = _stacked([pair[0] for pair in pairs])
-    after = other.coding.dequantise(join([pair[1] for pair in pairs]))
+    after = other.coding.dequantise(Codes.joined([pair[1] for pair in pairs]))
     known = certificate["fidelity"] and before.valid.any()
     fidelity = _added(certificate["fidelity"], audit(before, after)) if known else None
     whole = {**certificate, "fidelity": fidelity}
@@ -224,7 +224,7 @@ def _merge_samples(location: str | Path, sources: Sequence[LogitStore]) -> Logit
             readers[i][view].rows(places[rows[part]]) for i, part in enumerate(parts) if len(part)
         ]
         back = np.argsort(np.concatenate(parts))
-        together = join(found)
+        together = Codes.joined(found)
         return Codes(**{n: getattr(together, n)[back] for n in ANSWER_ARRAYS})
 
     return _write(out, read, sources, _certificate(sources, ids))

@@ -6,7 +6,7 @@ the kept probabilities; a store keeps what is left of them after that prediction
 compresses to a fraction of a byte. All of it is integer arithmetic, the same everywhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -143,13 +143,6 @@ def record_dtype(coding: Coding) -> np.dtype[Any]:
 def codes_of(records: NDArray[Any]) -> Codes:
     """The fields of records of `record_dtype`, without a copy."""
     return Codes(**{name: records[name] for name in ANSWER_ARRAYS})
-
-
-def join(parts: Sequence[Codes]) -> Codes:
-    """Rows after rows."""
-    return Codes(
-        **{name: np.concatenate([getattr(p, name) for p in parts]) for name in ANSWER_ARRAYS}
-    )
 
 
 def _scaled(codes: NDArray[Any], units: int) -> NDArray[np.float32]:

@@ -37,11 +37,13 @@ STAGES = (("to_device", 0, 1), ("forward", 2, 3), ("encode", 3, 4), ("to_host", 
 class Encoded:
     """Answers of some views. sparse: on the host, once `Forward.collect` has waited for it.
 
-    exact: on the device, only where it was asked for.
+    exact: on the device, and dense: its probabilities as float16 on the host, only where they were
+    asked for.
     """
 
     sparse: SparseTargets
     exact: DenseTargets | None
+    dense: Tensor | None
     moments: tuple[Moment, ...]
 
 
@@ -50,7 +52,8 @@ class Forward:
 
     A GPU takes batches one after another. On a CPU each thread takes a batch of its own: 5 to 20%
     faster than all threads on one batch, not slowed down by the processes that decode beside it
-    (benchmarks/precompute.py), and the answers do not depend on the number of threads.
+    (benchmarks/precompute.py), and the answers do not depend on the number of threads. lanes: how
+    many do so; None is as many as torch has threads.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Forward:
         *,
         batch_size: int,
         compiled: bool = False,
+        lanes: int | None = None,
         journal: Journal | None = None,
         stages: StageSeconds | None = None,
     ) -> None:
@@ -71,7 +75,7 @@ class Forward:
         self.stages = stages or StageSeconds()
         self._on_gpu = teacher.device.type == "cuda"
         self._copies = torch.cuda.Stream(teacher.device) if self._on_gpu else None
-        self.lanes = 1 if self._on_gpu else torch.get_num_threads()
+        self.lanes = 1 if self._on_gpu else lanes or torch.get_num_threads()
         self._threads = (
             None
             if self._on_gpu
@@ -81,7 +85,11 @@ class Forward:
         self._warm = not compiled  # one thread compiles, the others wait
 
     def launch(
-        self, pixels: Sequence[UInt8[Tensor, "views 3 _ _"]], *, keep_exact: bool = False
+        self,
+        pixels: Sequence[UInt8[Tensor, "views 3 _ _"]],
+        *,
+        keep_exact: bool = False,
+        dense: bool = False,
     ) -> "Future[list[Encoded]]":
         """Begin to answer; `collect` waits for it, and raises what went wrong.
 
@@ -89,9 +97,9 @@ class Forward:
         background. They must not change until `collect`.
         """
         if self._threads:
-            return self._threads.submit(self._in_parts, pixels, keep_exact)
+            return self._threads.submit(self._in_parts, pixels, keep_exact, dense)
         queued: Future[list[Encoded]] = Future()
-        queued.set_result(self._in_parts(pixels, keep_exact))
+        queued.set_result(self._in_parts(pixels, keep_exact, dense))
         return queued
 
     def collect(self, launched: "Future[list[Encoded]]") -> list[Encoded]:
@@ -123,14 +131,14 @@ class Forward:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _in_parts(self, pixels: Sequence[Tensor], keep_exact: bool) -> list[Encoded]:
+    def _in_parts(self, pixels: Sequence[Tensor], keep_exact: bool, dense: bool) -> list[Encoded]:
         parts, first = [], 0
         while first < len(pixels[0]):
             batch_size = self.batch_size
             part = [each[first : first + batch_size] for each in pixels]
             try:
                 with self._compiling if not self._warm else nullcontext(), self._on_its_device():
-                    parts.append(self._launch(part, batch_size, keep_exact))
+                    parts.append(self._launch(part, batch_size, keep_exact, dense))
                     self._warm = True
             except (RuntimeError, MemoryError) as error:
                 self._halve_or_raise(error, batch_size)
@@ -138,7 +146,9 @@ class Forward:
             first += len(part[0])
         return parts
 
-    def _launch(self, pixels: Sequence[Tensor], batch_size: int, keep_exact: bool) -> Encoded:
+    def _launch(
+        self, pixels: Sequence[Tensor], batch_size: int, keep_exact: bool, dense: bool
+    ) -> Encoded:
         with self._copying():
             moments = [self._now()]
             on_device = [each.to(self.teacher.device, non_blocking=True) for each in pixels]
@@ -158,8 +168,9 @@ class Forward:
         sparse = replace(sparse, index=sparse.index.int())
         moments.append(self._now())
         sparse = sparse.to(HOST)
+        whole = exact.probs.half().to(HOST, non_blocking=True) if dense else None
         moments.append(self._now())
-        return Encoded(sparse, exact if keep_exact else None, tuple(moments))
+        return Encoded(sparse, exact if keep_exact else None, whole, tuple(moments))
 
     def _on_its_device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self.teacher.device) if self._on_gpu else nullcontext()

@@ -213,10 +213,13 @@ def manifest_for(
         ),
         encoding=EncodingSpec.named(options.encoding, hierarchy.classes_per_hierarchy),
         block_rows=min(options.block_rows, len(source)),
-        provenance={
-            name: version(name) for name in ("distill", "torch", "torchvision", "timm", "pillow")
-        },
+        provenance=versions(),
     )
+
+
+def versions() -> dict[str, str]:
+    """What decides an answer's last bits, beside the weights."""
+    return {name: version(name) for name in ("distill", "torch", "torchvision", "timm", "pillow")}
 
 
 def open_or_create(

@@ -1,14 +1,16 @@
 """Pretrain a student: semantic softmax on the labels, semantic KD on the teacher's stored answers.
 
 One loop, read from top to bottom. Covers one device, resume from any checkpoint, validation per
-hierarchy. Does not cover several devices, other schemes or other target sources.
+hierarchy. Does not cover several devices or other schemes. Where targets come from it does not know
+(`distill.training_targets`).
 """
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,12 @@ from distill.models import ModelInput, check_input
 from distill.order import SampleOrder
 from distill.progress import progress
 from distill.sample_id import samples_digest
+from distill.training_targets import TrainingTargets
 from distill.views import ViewPolicy
-from store.manifest import DatasetIdentity
 from trainers.checkpoint import Progress, load_checkpoint, save_checkpoint
 from trainers.evaluate import evaluate
 from trainers.recipe import Recipe
 from trainers.replay import check_replay
-from trainers.store_targets import StoreTargets
 from trainers.student import create_student, export_student, parameter_groups
 
 
@@ -51,7 +52,7 @@ def pretrain(
     source: ImageSource,
     validation: ImageSource | None,
     hierarchy: SemanticHierarchy,
-    targets: StoreTargets | None,
+    targets: TrainingTargets | None,
     policy: ViewPolicy,
     out: Path,
     device: torch.device,
@@ -68,25 +69,18 @@ def pretrain(
         StoreMismatchError: the store is of another dataset, hierarchy or set of views.
         ConfigError: `out` holds another run.
     """
-    if targets:
-        where = targets.store.location
-        targets.store.manifest.require(where, hierarchy_digest=hierarchy.digest)
+    if targets and targets.hierarchy.digest != hierarchy.digest:
+        raise StoreMismatchError(
+            f"{targets.location}: hierarchy {targets.hierarchy.digest[:12]} found, this run "
+            f"expects {hierarchy.digest[:12]}; use targets of that hierarchy, or leave --label-set "
+            "out to take theirs"
+        )
     labels = label_indices(source, hierarchy)
     validation_labels = label_indices(validation, hierarchy) if validation else None
-    dataset = DatasetIdentity(digest=samples_digest(source.ids, labels), rows=len(source))
+    dataset_digest = samples_digest(source.ids, labels)
     if targets:
-        targets.store.manifest.require(where, dataset=dataset)
-        if policy.to_json() != dict(targets.store.manifest.views.policy):
-            raise StoreMismatchError(
-                f"{where}: view policy {dict(targets.store.manifest.views.policy)} found, expected "
-                f"{policy.to_json()}; train with the store's own views"
-            )
-        replayed = check_replay(targets.store, source, policy)
-        say(
-            f"replay proof: {replayed} views drawn again, pixel for pixel what the teacher saw"
-            if replayed
-            else f"{where}: holds no replay proof of these images; their views are taken on trust"
-        )
+        targets.require_dataset(dataset_digest, len(source))
+        _check_views(targets, source, policy, say)
     steps_per_epoch = len(source) // recipe.batch_size
     if not steps_per_epoch:
         raise ConfigError(
@@ -102,13 +96,18 @@ def pretrain(
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _one_cycle(step, total_steps, recipe.warmup)
     )
+    order = (
+        targets.sample_order(len(source), recipe.seed)
+        if targets
+        else SampleOrder(len(source), recipe.seed)
+    )
     run = {
         "recipe": recipe.to_json(),
         "hierarchy_digest": hierarchy.digest,
-        "dataset_digest": dataset.digest,
+        "dataset_digest": dataset_digest,
         "view_policy": policy.to_json(),
-        "targets": targets.store.manifest.identity if targets else None,
-        "read": targets.mode if targets else None,  # decides the order of samples
+        "targets": targets.identity if targets else None,
+        "order": asdict(order),
     }
     done = load_checkpoint(out, model=model, optimizer=optimizer, scheduler=scheduler, run=run)
     if done.steps:
@@ -116,8 +115,20 @@ def pretrain(
 
     epoch_sums = torch.tensor(done.loss_sums, device=device)
     accuracy = None
-    batches = _batches(
-        source, policy, model_input, recipe, targets, done.steps, workers, device.type == "cuda"
+    batches = _announced(
+        _batches(
+            source,
+            policy,
+            model_input,
+            recipe,
+            targets,
+            order,
+            done.steps,
+            workers,
+            device.type == "cuda",
+        ),
+        targets,
+        source,
     )
     started, first_step, seen, unreadable = time.monotonic(), done.steps, 0, 0
     autocast = (
@@ -141,8 +152,10 @@ def pretrain(
             )
             kd = torch.zeros((), device=device)
             if targets:
-                said = targets.fetch(source.ids[rows], epoch % targets.views).to(device)
-                targets.prepare((epoch + 1) % targets.views)
+                said = targets.fetch(
+                    source.ids[rows], targets.view(epoch), _for_the_teacher(batch, targets)
+                ).to(device)
+                targets.prepare(epoch + 1)
                 kd = semantic_kd_loss(
                     student_logits=logits,
                     targets=said,
@@ -209,15 +222,19 @@ def _batches(
     policy: ViewPolicy,
     model_input: ModelInput,
     recipe: Recipe,
-    targets: StoreTargets | None,
+    targets: TrainingTargets | None,
+    order: SampleOrder,
     first_step: int,
     workers: int,
     pin_memory: bool,
-) -> Iterator[ViewBatch]:
-    """One view of each image, from `first_step` to the last."""
+) -> Iterator[tuple[int, ViewBatch]]:
+    """One view of each image with its epoch, from `first_step` to the last.
+
+    At the student's size, and then at those that the targets need.
+    """
+    sizes = [model_input.size, *(targets.sizes if targets else ())]
     steps_per_epoch = len(source) // recipe.batch_size
     first_epoch, skipped = divmod(first_step, steps_per_epoch)
-    order = targets.sample_order(recipe.seed) if targets else SampleOrder(len(source), recipe.seed)
     for epoch in range(first_epoch, recipe.epochs):
         view = targets.drawn_view(epoch) if targets else epoch
         first = skipped if epoch == first_epoch else 0
@@ -226,7 +243,7 @@ def _batches(
         loaded = load_views(
             source,
             policy,
-            [model_input.size],
+            sizes,
             requests,
             workers=workers,
             pin_memory=pin_memory,
@@ -238,7 +255,48 @@ def _batches(
                     f"cannot be read ({', '.join(set(batch.bad.values()))}), expected at least two "
                     "good ones; repair the data"
                 )
-            yield batch
+            yield epoch, batch
+
+
+def _announced(
+    batches: Iterator[tuple[int, ViewBatch]], targets: TrainingTargets | None, source: ImageSource
+) -> Iterator[ViewBatch]:
+    """The batches, each told to the targets some batches before its turn."""
+    coming: deque[ViewBatch] = deque()
+    for epoch, batch in batches:
+        if targets:
+            pixels = _for_the_teacher(batch, targets)
+            targets.announce(source.ids[batch.rows], targets.view(epoch), pixels)
+        coming.append(batch)
+        if len(coming) > (targets.ahead if targets else 0):
+            yield coming.popleft()
+    yield from coming
+
+
+def _for_the_teacher(batch: ViewBatch, targets: TrainingTargets) -> list[torch.Tensor]:
+    """[images, 3, height, width] at each size that the targets need."""
+    return [pixels[:, 0] for pixels in batch.pixels[1:]] if targets.sizes else []
+
+
+def _check_views(
+    targets: TrainingTargets, source: ImageSource, policy: ViewPolicy, say: Callable[[str], None]
+) -> None:
+    """That this machine draws the very views that the teacher saw."""
+    if targets.policy is None:
+        return
+    if policy != targets.policy:
+        raise StoreMismatchError(
+            f"{targets.location}: view policy {targets.policy.to_json()} found, expected "
+            f"{policy.to_json()}; train with the targets' own views"
+        )
+    if proofs := targets.replay_proofs():
+        replayed = check_replay(proofs, source, policy)
+        say(f"replay proof: {replayed} views drawn again, pixel for pixel what the teacher saw")
+    else:
+        say(
+            f"{targets.location}: holds no replay proof of these images; their views are taken on "
+            "trust"
+        )
 
 
 def _one_cycle(step: int, total: int, warmup: float) -> float:

@@ -7,11 +7,11 @@ from typing import Any
 from distill.data import ImageSource
 from distill.errors import DataError, StoreMismatchError
 from distill.loader import ViewRequest, load_views
+from distill.training_targets import ReplayProofs
 from distill.views import ViewPolicy
-from store.logit_store import LogitStore
 
 
-def check_replay(store: LogitStore, source: ImageSource, policy: ViewPolicy) -> int:
+def check_replay(replay: ReplayProofs, source: ImageSource, policy: ViewPolicy) -> int:
     """Draw the audit subset again at the teacher's resolution; the number of views compared.
 
     Raises:
@@ -19,15 +19,10 @@ def check_replay(store: LogitStore, source: ImageSource, policy: ViewPolicy) -> 
         says which step of the view is the first to differ.
         DataError: an image of it cannot be read any more.
     """
-    expected: dict[str, list[str]] = store.require_complete()["replay"]
-    if not expected:
-        return 0
-    views = store.manifest.views.drawn
-    rows = [int(row) for row in expected]
+    rows, views = [int(row) for row in replay.proofs], replay.views
     requests = [[ViewRequest(row, views, prove=True) for row in rows]]
-    size = store.manifest.teacher.input_size
-    (batch,) = load_views(source, policy, [size], requests, workers=0)
-    for row, proofs in expected.items():
+    (batch,) = load_views(source, policy, [replay.size], requests, workers=0)
+    for row, proofs in replay.proofs.items():
         key = source.samples[int(row)].key
         if int(row) in batch.bad:
             raise DataError(
@@ -36,8 +31,8 @@ def check_replay(store: LogitStore, source: ImageSource, policy: ViewPolicy) -> 
             )
         for view, stored, found in zip(views, proofs, batch.proofs[int(row)], strict=True):
             if stored != found:
-                where = f"{store.location}: sample {key!r}, view {view}"
-                raise _differs(where, stored, found, store.manifest.provenance)
+                where = f"{replay.where}: sample {key!r}, view {view}"
+                raise _differs(where, stored, found, replay.provenance)
     return len(rows) * len(views)
 
 

@@ -5,23 +5,42 @@ in use and the next, which is decoded in the background. Otherwise they are stre
 should come in the order that `sample_order` gives.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
+
+from torch import Tensor
 
 from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.order import SampleOrder
 from distill.sample_id import SampleIds
 from distill.targets import SparseTargets
+from distill.training_targets import ReplayProofs
+from distill.views import Size, ViewPolicy
 from store.cache import Cache
 from store.logit_store import LogitStore
 from store.lookup import RowIndex, open_row_index
+from store.manifest import DatasetIdentity
 from store.resident import ResidentView, open_resident_view, resident_bytes
 from store.stream import StreamedView
 
 STREAM_WINDOW_BLOCKS = 8  # rows of this many blocks are shuffled together
 
 Mode = Literal["resident", "streamed"]
+
+
+def stored_proofs(store: LogitStore) -> ReplayProofs | None:
+    """What the certificate of a complete store holds; None where it holds none."""
+    proofs = store.require_complete()["replay"]
+    manifest = store.manifest
+    return proofs and ReplayProofs(
+        where=store.location,
+        proofs=proofs,
+        views=manifest.views.drawn,
+        size=manifest.teacher.input_size,
+        provenance=manifest.provenance,
+    )
 
 
 class StoreTargets:
@@ -33,8 +52,12 @@ class StoreTargets:
     def __init__(self, store: LogitStore, cache: Cache, mode: Mode | None = None) -> None:
         store.require_complete()
         self.store, self.cache = store, cache
+        self.location, self.identity = store.location, store.manifest.identity
         self.hierarchy = SemanticHierarchy.from_json(store.hierarchy)
         store.manifest.require(store.location, hierarchy_digest=self.hierarchy.digest)
+        self.policy: ViewPolicy | None = ViewPolicy.from_json(store.manifest.views.policy)
+        self.sizes: tuple[Size, ...] = ()
+        self.ahead = 0
         self._index: RowIndex = open_row_index(store, cache)
         fits = min(2, self.views) * resident_bytes(store) <= cache.room()
         self.mode: Mode = mode or ("resident" if fits else "streamed")
@@ -47,23 +70,43 @@ class StoreTargets:
         """V; epoch e uses view e mod V."""
         return self.store.manifest.views.count
 
-    def drawn_view(self, epoch: int) -> int:
-        """The number by which the policy draws the view of that epoch."""
-        return self.store.manifest.views.first + epoch % self.views
+    @property
+    def input_size(self) -> Size:
+        """Height and width that the teacher saw."""
+        return self.store.manifest.teacher.input_size
 
-    def sample_order(self, seed: int) -> SampleOrder:
+    def require_dataset(self, digest: str, rows: int) -> None:
+        """See `distill.training_targets`."""
+        dataset = DatasetIdentity(digest=digest, rows=rows)
+        self.store.manifest.require(self.location, dataset=dataset)
+
+    def replay_proofs(self) -> ReplayProofs | None:
+        """See `distill.training_targets`."""
+        return stored_proofs(self.store)
+
+    def view(self, epoch: int) -> int:
+        """See `distill.training_targets`."""
+        return epoch % self.views
+
+    def drawn_view(self, epoch: int) -> int:
+        """See `distill.training_targets`."""
+        return self.store.manifest.views.first + self.view(epoch)
+
+    def sample_order(self, rows: int, seed: int) -> SampleOrder:
         """The order in which samples are read fast: shuffled as a whole, or within some blocks."""
-        manifest = self.store.manifest
         if self.mode == "resident":
-            return SampleOrder(manifest.dataset.rows, seed)
+            return SampleOrder(rows, seed)
+        manifest = self.store.manifest
         return SampleOrder(
-            manifest.dataset.rows,
+            rows,
             seed,
             block_rows=manifest.block_rows,
             window=STREAM_WINDOW_BLOCKS,
         )
 
-    def fetch(self, sample_ids: SampleIds, view: int) -> SparseTargets:
+    def fetch(
+        self, sample_ids: SampleIds, view: int, pixels: Sequence[Tensor] = ()
+    ) -> SparseTargets:
         """See `distill.targets.TargetSource`."""
         rows = self._index.rows(sample_ids)
         if (rows < 0).any():
@@ -74,8 +117,12 @@ class StoreTargets:
         answers = self._opened(view).gather(rows)
         return SparseTargets.from_answers(answers, self.store.manifest.slots)
 
-    def prepare(self, view: int) -> None:
-        """Decode that view in the background, to be there when it is asked for."""
+    def announce(self, sample_ids: SampleIds, view: int, pixels: Sequence[Tensor] = ()) -> None:
+        """Reading takes no time."""
+
+    def prepare(self, epoch: int) -> None:
+        """Decode that epoch's view in the background, to be there when it is asked for."""
+        view = self.view(epoch)
         in_use = self._view is not None and self._view.view == view
         if self.mode == "resident" and not in_use and (not self._next or self._next[0] != view):
             future = self._background.submit(

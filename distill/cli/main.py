@@ -15,6 +15,8 @@ COMMANDS = {
     "plan": ("distill.cli.plan", "time, bytes and fidelity before a precompute"),
     "precompute": ("distill.cli.precompute", "data × teacher → store"),
     "store": ("distill.cli.store", "look at, check, mend and remake stores"),
+    "serve": ("distill.cli.serve", "the live teacher server"),
+    "api-key": ("distill.cli.serve", "a key for the live teacher server"),
     "pretrain": ("distill.cli.pretrain", "train a student against a store"),
     "inspect": ("distill.cli.inspect", "the teacher's confidence per hierarchy"),
 }
@@ -27,7 +29,9 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        command = getattr(
+            importlib.import_module(COMMANDS[cmd_name][0]), cmd_name.replace("-", "_")
+        )
         return command if isinstance(command, click.Command) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

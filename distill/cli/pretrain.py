@@ -13,7 +13,13 @@ from distill.cli import options, viewing
 @click.option("--student", required=True, help="timm model name.")
 @options.data
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
-@click.option("--targets", help="Store: a folder or s3://…; without one, labels alone.")
+@click.option(
+    "--targets",
+    help="Store (a folder or s3://…) or teacher server (http://…); without, labels alone.",
+)
+@click.option(
+    "--api-key", envvar="DISTILL_API_KEY", help="Of the teacher server; or in DISTILL_API_KEY."
+)
 @click.option("--label-set", help="Name or JSON; the store's by default.")
 @click.option("--scheme", default="semantic", show_default=True)
 @click.option("--kd-weight", type=float, default=20.0, show_default=True)
@@ -56,6 +62,7 @@ def pretrain(
     data: Path,
     out: Path,
     targets: str | None,
+    api_key: str | None,
     label_set: str | None,
     scheme: str,
     kd_weight: float,
@@ -77,7 +84,7 @@ def pretrain(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Train STUDENT on DATA; with --targets it also learns what the teacher said.
+    """Train STUDENT on DATA; with --targets it also learns what the teacher says.
 
     Running the same command again goes on at the last checkpoint in --out.
     """
@@ -87,17 +94,25 @@ def pretrain(
     from distill.errors import ConfigError
     from distill.hierarchy import resolve
     from distill.models import pick_device
-    from distill.views import ViewPolicy
     from store.cache import Cache
     from store.logit_store import LogitStore
+    from teacher_server.client import TeacherClient
     from trainers.pretrain import pretrain
     from trainers.recipe import Recipe
     from trainers.store_targets import StoreTargets
 
-    store = LogitStore.open(targets) if targets else None
+    if cache_gib is not None and not cache_gib >= 0:
+        raise ConfigError(f"--cache-gib {cache_gib} found, expected a number of GiB")
+    said: StoreTargets | TeacherClient | None = None
+    if targets and targets.startswith(("http://", "https://")):
+        said = TeacherClient(targets, api_key=api_key)
+    elif targets:
+        cache_bytes = None if cache_gib is None else int(cache_gib * 2**30)
+        decoded = Cache(cache.expanduser(), cache_bytes)
+        said = StoreTargets(LogitStore.open(targets), decoded, None if read == "auto" else read)
     recipe = Recipe(
         student=student,
-        image_size=image_size or (store.manifest.teacher.input_size[0] if store else 224),
+        image_size=image_size or (said.input_size[0] if said else 224),
         scheme=scheme,
         kd_weight=kd_weight,
         divergence=divergence,
@@ -109,14 +124,8 @@ def pretrain(
         init=init,
         seed=seed,
     )
-    if cache_gib is not None and not cache_gib >= 0:
-        raise ConfigError(f"--cache-gib {cache_gib} found, expected a number of GiB")
-    cache_bytes = None if cache_gib is None else int(cache_gib * 2**30)
-    decoded = Cache(cache.expanduser(), cache_bytes)
-    mode = None if read == "auto" else read
-    source = StoreTargets(store, decoded, mode) if store else None
-    if source and not label_set:
-        hierarchy = source.hierarchy
+    if said and not label_set:
+        hierarchy = said.hierarchy
     else:
         hierarchy = resolve(label_set or "imagenet21k-p-fall11")
     report = pretrain(
@@ -124,8 +133,8 @@ def pretrain(
         source=open_source(data).limited(limit),
         validation=open_source(data, "val") if has_split(data, "val") else None,
         hierarchy=hierarchy,
-        targets=source,
-        policy=ViewPolicy.from_json(store.manifest.views.policy) if store else viewing.policy(),
+        targets=said,
+        policy=said.policy if said and said.policy else viewing.policy(),
         out=out,
         device=pick_device(device),
         workers=workers,

@@ -19,7 +19,7 @@ from distill.views import APPLY, OPERATIONS, ViewPolicy
 from store.cache import Cache
 from store.logit_store import LogitStore
 from trainers.replay import check_replay
-from trainers.store_targets import StoreTargets
+from trainers.store_targets import StoreTargets, stored_proofs
 
 Command = Callable[..., list[str]]
 
@@ -254,7 +254,7 @@ def test_changed_image_is_caught_by_the_replay_proof(
     store: Path, figures: Path, tmp_path: Path
 ) -> None:
     source, opened = open_source(figures), LogitStore.open(store)
-    assert check_replay(opened, source, ViewPolicy()) == 32
+    assert check_replay(stored_proofs(opened), source, ViewPolicy()) == 32
     whole = Path(figures / "train-000000.tar").read_bytes()
     sample = source.samples[3]
     changed = bytearray(whole)
@@ -264,7 +264,7 @@ def test_changed_image_is_caught_by_the_replay_proof(
     (tmp_path / "changed").mkdir()
     (tmp_path / "changed" / "train-000000.tar").write_bytes(changed)
     with pytest.raises(StoreMismatchError, match="view 0: decode gives other pixels than"):
-        check_replay(opened, open_source(tmp_path / "changed"), ViewPolicy())
+        check_replay(stored_proofs(opened), open_source(tmp_path / "changed"), ViewPolicy())
 
 
 @pytest.mark.parametrize("mode", ["resident", "streamed"])

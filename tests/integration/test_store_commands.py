@@ -23,6 +23,7 @@ from store.logit_store import LogitStore
 from store.manifest import ViewIdentity
 from store.verify import verify
 from trainers.replay import check_replay
+from trainers.store_targets import stored_proofs
 
 Command = Callable[..., list[str]]
 
@@ -190,12 +191,12 @@ def test_replay_proof_survives_merge_and_subset(
     merged = tmp_path / "merged"
     assert distill("store", "merge", tmp_path / "second", store, "--out", merged).code == 0
     source = open_source(figures)
-    assert check_replay(LogitStore.open(merged), source, ViewPolicy()) == 48
+    assert check_replay(stored_proofs(LogitStore.open(merged)), source, ViewPolicy()) == 48
     chosen = ("--limit", 40, "--views", "1-2")
     limited = ("store", "subset", merged, "--out", tmp_path / "few", *chosen)
     assert distill(*limited).code == 0
     few = LogitStore.open(tmp_path / "few")
-    assert check_replay(few, source.limited(40), ViewPolicy()) == 32
+    assert check_replay(stored_proofs(few), source.limited(40), ViewPolicy()) == 32
     whole = precompute_command(tmp_path / "three", "--views", 3)
     assert distill(*whole).code == 0
     report = json.loads(distill("store", "diff", merged, tmp_path / "three", "--json").out)

@@ -1,0 +1,177 @@
+"""`distill serve` and `distill api-key`: the live teacher server."""
+
+from pathlib import Path
+
+import click
+
+from distill.cli import teaching, viewing
+
+
+@click.command()
+@teaching.teacher()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help="Who may ask; without it the server is open to this machine alone.",
+)
+@click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    help="cpu, cuda or cuda:N, several times for several GPUs; all GPUs by default, or the CPU.",
+)
+@click.option("--store", help="Store to answer sample ids from, and to write through to.")
+@click.option("--data", type=click.Path(path_type=Path), help="Images of those samples.")
+@click.option("--split", default="train", show_default=True, help="Split of --data.")
+@click.option("--views", type=click.IntRange(1, 1024), default=1, show_default=True)
+@click.option(
+    "--encoding",
+    default="standard",
+    show_default=True,
+    help="small, standard, fine, or entries=N,steps=M; a store that is there has its own.",
+)
+@click.option("--block-rows", type=click.IntRange(1), default=8192, help="Images, of a new store.")
+@viewing.views
+@click.option("--max-batch-size", type=click.IntRange(1, 4096), help="Images; 64 on a GPU, 16 not.")
+@click.option("--max-wait-ms", type=click.FloatRange(0, 1000), default=0, show_default=True)
+@click.option("--max-inflight-images", type=click.IntRange(1), default=1024, show_default=True)
+@click.option(
+    "--max-inflight-mib", type=click.IntRange(1), default=512, show_default=True, help="Bodies."
+)
+@click.option("--max-inflight-requests", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--max-images", type=click.IntRange(1), default=256, help="Of one request.")
+@click.option("--max-body-mib", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--max-pixels", type=click.IntRange(1), default=25_000_000, help="Of one image.")
+@click.option(
+    "--deadline-s", type=click.FloatRange(0.001), default=60, help="Of a request without one."
+)
+@click.option(
+    "--drain-s",
+    type=click.FloatRange(0),
+    default=30,
+    show_default=True,
+    help="From SIGTERM to the end, at most.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), help="Threads that decode images; one a core by default."
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=Path("~/.cache/distill"),
+    show_default=True,
+    help="Folder of decoded views, and of answers that wait for the rest of their block.",
+)
+def serve(
+    choice: teaching.TeacherChoice,
+    viewing: viewing.ViewChoice,
+    host: str,
+    port: int,
+    api_key_file: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    devices: tuple[str, ...],
+    store: str | None,
+    data: Path | None,
+    split: str,
+    views: int,
+    encoding: str,
+    block_rows: int,
+    max_batch_size: int | None,
+    max_wait_ms: float,
+    max_inflight_images: int,
+    max_inflight_mib: int,
+    max_inflight_requests: int,
+    max_images: int,
+    max_body_mib: int,
+    max_pixels: int,
+    deadline_s: float,
+    drain_s: float,
+    workers: int | None,
+    cache: Path,
+) -> None:
+    """Answer students over HTTP, in the Open Inference Protocol.
+
+    Ready after warm-up; SIGTERM ends it when all admitted requests are answered.
+    """
+    import os
+
+    from distill.encoding import EncodingSpec
+    from teacher_server.live.admission import Budgets
+    from teacher_server.live.keys import ApiKeys
+    from teacher_server.live.lane import devices_of
+    from teacher_server.live.sampling import open_samples
+    from teacher_server.live.server import Address, json_log, run
+    from teacher_server.live.service import ServeOptions, Service
+    from teacher_server.precompute import PrecomputeOptions
+    from teacher_server.tuning import UNTUNED
+
+    keys = ApiKeys.read(api_key_file) if api_key_file else None
+    journal = json_log()
+    lanes = devices_of(devices)
+    loaded = {device: choice.load(device) for device in dict.fromkeys(lanes)}
+    teacher = loaded[lanes[0]]
+    batch_size = max_batch_size or UNTUNED.get(teacher.device.type, 16)
+    samples = None
+    spec = EncodingSpec.named(encoding, teacher.hierarchy.classes_per_hierarchy)
+    if store or data:
+        samples = open_samples(
+            teacher,
+            PrecomputeOptions(
+                policy=viewing.policy(),
+                views=views,
+                encoding=encoding,
+                batch_size=batch_size,
+                compiled=False,
+                block_rows=block_rows,
+                workers=0,
+            ),
+            store=store,
+            data=data,
+            split=split,
+            cache=cache.expanduser(),
+            journal=journal,
+        )
+        spec = samples.encoding
+    service = Service(
+        [loaded[device] for device in lanes],
+        ServeOptions(
+            encoding=spec,
+            max_batch_size=batch_size,
+            budgets=Budgets(
+                images=max_inflight_images,
+                bytes=max_inflight_mib * 2**20,
+                requests=max_inflight_requests,
+            ),
+            max_wait_ms=max_wait_ms,
+            max_images_per_request=min(max_images, max_inflight_images),
+            max_body_bytes=min(max_body_mib, max_inflight_mib) * 2**20,
+            max_image_pixels=max_pixels,
+            deadline_s=deadline_s,
+            decode_threads=workers or os.cpu_count() or 1,
+        ),
+        journal=journal,
+        samples=samples,
+    )
+    address = Address(host=host, port=port, certificate=tls_certificate, private_key=tls_key)
+    run(service, keys, address, journal, drain_s)
+
+
+@click.command("api-key")
+@click.argument("name")
+@click.option(
+    "--file",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="To append its digest to; what `distill serve --api-key-file` takes.",
+)
+def api_key(name: str, path: Path) -> None:
+    """Make an API key for NAME, and print it: the file keeps its digest alone."""
+    from teacher_server.live.keys import new_key
+
+    click.echo(new_key(name, path))

@@ -1,0 +1,1 @@
+"""The live teacher server: a request's bytes → images → batches → targets → a reply's bytes."""

@@ -1,0 +1,121 @@
+"""What stands before every route: who asks, of which teacher, and what the client is told.
+
+Plain ASGI, so that nothing that goes wrong behind it can drop a connection: an error is JSON, the
+teacher's fingerprint is the ETag of every reply, and every request but a probe is logged.
+"""
+
+import json
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from teacher_server.live.keys import ApiKeys
+from teacher_server.live.service import Service
+
+STATE = "distill"
+PROBES = ("/v2/health/live", "/v2/health/ready")
+LOOPBACK_NAME = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+GONE = 499  # nginx's number for a client that did not wait
+
+
+@dataclass
+class RequestState:
+    """What the log says of a request."""
+
+    request_id: str
+    client: str = ""
+    images: int = 0
+    status: int = 0
+
+
+class Front:
+    """keys: None lets everybody in that names this machine by a loopback name."""
+
+    def __init__(self, app: ASGIApp, service: Service, keys: ApiKeys | None) -> None:
+        self.app, self.service, self.keys = app, service, keys
+        self._etag = f'"{service.teacher.identity.fingerprint}"'
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        state = scope[STATE] = RequestState(_request_id(headers.get(b"x-request-id", "")))
+        started = time.monotonic()
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                state.status = message["status"]
+                message.setdefault("headers", [])
+                message["headers"] += [
+                    (b"etag", self._etag.encode()),
+                    (b"x-request-id", state.request_id.encode()),
+                ]
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope["path"], headers, state)
+            if refusal:
+                await _tell(told, *refusal)
+            else:
+                await self.app(scope, receive, told)
+        except Exception as error:  # whatever it is, the client gets an answer
+            self.service.journal.event(
+                "error", request_id=state.request_id, error=type(error).__name__, text=str(error)
+            )
+            if not state.status:
+                await _tell(told, 500, "an error of this server; its log has more", {})
+        finally:
+            if scope["path"] not in PROBES:
+                self._log(scope, state, time.monotonic() - started)
+
+    def _refusal(
+        self, path: str, headers: dict[bytes, str], state: RequestState
+    ) -> tuple[int, str, dict[str, str]] | None:
+        if path in PROBES:
+            return None
+        if self.keys:
+            owner = self.keys.owner(headers.get(b"authorization", ""))
+            if owner is None:
+                text = "no valid API key found, expected Authorization: Bearer KEY"
+                return 401, text, {"www-authenticate": "Bearer"}
+            state.client = owner
+        elif not LOOPBACK_NAME.fullmatch(headers.get(b"host", "localhost")):
+            # A page that a browser shows could otherwise reach this server by a name of its own.
+            text = "Host found that is not of loopback, expected localhost; or start it with keys"
+            return 401, text, {}
+        wanted = headers.get(b"if-match")
+        if wanted and not any(tag.strip() in ("*", self._etag) for tag in wanted.split(",")):
+            return 412, f"teacher {self._etag} found, If-Match expects {wanted[:80]}", {}
+        return None
+
+    def _log(self, scope: Scope, state: RequestState, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        self.service.metrics.requests.labels(route, state.status or GONE).inc()
+        self.service.journal.event(
+            "request",
+            request_id=state.request_id,
+            method=scope["method"],
+            path=scope["path"][:200],
+            status=state.status or GONE,
+            client=state.client,
+            images=state.images,
+            ms=round(1000 * seconds, 2),
+        )
+
+
+def _request_id(given: str) -> str:
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+async def _tell(send: Send, status: int, text: str, headers: dict[str, str]) -> None:
+    body = json.dumps({"error": text}).encode()
+    fields = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+    pairs = [(name.encode(), value.encode()) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})

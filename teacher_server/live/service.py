@@ -1,0 +1,392 @@
+"""The service behind the protocol: named input tensors → targets → named output tensors.
+
+Owns the queue, the lanes, the decoders and the budgets, and knows whether it is ready. Knows no
+HTTP: `teacher_server.live.app` puts it on the web.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.answers import Answers
+from distill.encoding import EncodingSpec
+from distill.journal import Journal
+from store.codes import Coding
+from teacher_server.live.admission import Admission, Budgets
+from teacher_server.live.decoding import Bad, Decoded, Decoder, Status
+from teacher_server.live.lane import Lane
+from teacher_server.live.metrics import Metrics
+from teacher_server.live.protocol import RequestHead, Tensor
+from teacher_server.live.refusal import malformed, too_large
+from teacher_server.live.sampling import SampleAnswers
+from teacher_server.live.work import Said, Work, WorkQueue
+from teacher_server.teacher import Teacher
+
+INPUTS = {
+    "image": ("UINT8", [-1, -1, -1, 3]),
+    "jpeg": ("BYTES", [-1]),
+    "sample_id": ("UINT64", [-1, 2]),
+    "view": ("INT32", [-1]),
+    "crc32": ("UINT32", [-1]),
+}
+MAIN_INPUTS = ("image", "jpeg", "sample_id")
+DEFAULT_OUTPUTS = ("index", "prob", "sq_norm", "confidence", "status")
+HANG_FACTOR, HANG_AT_LEAST_S = 20.0, 5.0  # a batch that takes so much longer than usual hangs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """budgets: of what may be in flight. encoding: of sparse answers.
+
+    deadline_s: of a request that names none; also the most that it may name. hang_after_s: a device
+    that is silent so long counts as lost; None is twenty times its slowest batch.
+    """
+
+    encoding: EncodingSpec
+    max_batch_size: int
+    budgets: Budgets
+    max_wait_ms: float = 0.0
+    max_images_per_request: int = 256
+    max_body_bytes: int = 64 * 2**20
+    max_image_pixels: int = 25_000_000
+    deadline_s: float = 60.0
+    decode_threads: int = 2
+    hang_after_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Asked:
+    """A request. useless: whether nobody waits for it any more."""
+
+    tensors: Mapping[str, Tensor]
+    outputs: Sequence[str]
+    client: str
+    deadline: float  # by time.monotonic
+    useless: Callable[[], bool]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answered:
+    """bad: why elements have no answer. said: how the teacher was asked; None if it was not."""
+
+    outputs: dict[str, NDArray[Any]]
+    bad: dict[int, Bad]
+    said: Said | None
+
+
+class Service:
+    """teachers: the same one on each device; CPU devices get a lane a core."""
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        options: ServeOptions,
+        *,
+        journal: Journal | None = None,
+        samples: SampleAnswers | None = None,
+    ) -> None:
+        self.teacher, self.options, self.samples = teachers[0], options, samples
+        self.hierarchy = self.teacher.hierarchy
+        self.journal, self.metrics = journal or Journal(), Metrics()
+        self.coding = Coding(options.encoding, self.hierarchy.classes_per_hierarchy)
+        self.queue = WorkQueue(max_wait_s=options.max_wait_ms / 1000)
+        self.decoder = Decoder(
+            self.teacher.sizes,
+            threads=options.decode_threads,
+            max_pixels=options.max_image_pixels,
+        )
+        self.lanes = [
+            Lane(
+                teacher,
+                options.encoding,
+                self.queue,
+                max_batch_size=options.max_batch_size,
+                journal=self.journal,
+                on_batch=self._count_batch,
+            )
+            for teacher in teachers
+        ]
+        self.admission = Admission(options.budgets, retry_after_s=self._retry_after_s)
+        self.draining = False
+        self._warm = False
+        self._sick_since: float | None = None
+        self.metrics.queue_images.set_function(lambda: self.queue.images)
+        self.metrics.inflight_bytes.set_function(lambda: self.admission.in_flight["bytes"])
+        self.metrics.ready.set_function(lambda: not self.why_not_ready())
+
+    # -- life -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Warm all lanes up, side by side, and begin to answer.
+
+        Raises:
+            TeacherError: a device cannot run the teacher.
+        """
+        with ThreadPoolExecutor(len(self.lanes)) as pool:
+            list(pool.map(Lane.warm_up, self.lanes))
+        for lane in self.lanes:
+            lane.start()
+        self._warm = True
+        self.journal.event(
+            "warm",
+            devices=[str(lane.teacher.device) for lane in self.lanes],
+            seconds_by_batch=[
+                {str(n): round(s, 5) for n, s in sorted(lane.seconds.items())}
+                for lane in self.lanes
+            ],
+        )
+
+    def why_not_ready(self) -> str:
+        """Empty while requests are answered."""
+        if self.draining:
+            return "this server is about to end"
+        if not self._warm:
+            return "the teacher is warming up"
+        return self.sickness()
+
+    def sickness(self) -> str:
+        """Why a device answers no more; empty while all do."""
+        now = time.monotonic()
+        for lane in self.lanes:
+            if lane.failure:
+                return f"{lane.teacher.device} failed: {lane.failure}"
+            silent = now - (lane.busy_since or now)
+            if silent > self._hang_after_s(lane):
+                return f"{lane.teacher.device} has been silent for {silent:.0f} s"
+        return ""
+
+    def _hang_after_s(self, lane: Lane) -> float:
+        slowest = max(lane.seconds.values(), default=0.0)
+        return self.options.hang_after_s or max(HANG_AT_LEAST_S, HANG_FACTOR * slowest)
+
+    def sick_for_s(self) -> float:
+        """Seconds for which a device has been found sick; called again and again."""
+        if not self.sickness():
+            self._sick_since = None
+        elif self._sick_since is None:
+            self._sick_since = time.monotonic()
+            self.journal.event("not ready", text=self.sickness())
+        return 0.0 if self._sick_since is None else time.monotonic() - self._sick_since
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Answer what waits, write through what was computed, and let everything go."""
+        self.draining = True
+        self.queue.close()
+        if not self.sickness():
+            for lane in self.lanes:
+                lane.join(timeout_s)
+        self.decoder.close()
+        if self.samples:
+            self.samples.close()
+
+    @property
+    def images_per_s(self) -> float:
+        """Of all lanes, at full batches."""
+        return sum(lane.images_per_s for lane in self.lanes)
+
+    def _retry_after_s(self) -> int:
+        return max(1, math.ceil(self.admission.in_flight["images"] / self.images_per_s))
+
+    def _count_batch(self, images: int, padded: int, seconds: float) -> None:
+        self.metrics.batch_size.observe(images)
+        self.metrics.forward.observe(seconds)
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> dict[str, tuple[str, list[int]]]:
+        """Datatype and shape of each."""
+        slots, hierarchies = sum(self.options.encoding.entries), self.hierarchy.num_hierarchies
+        members = sum(self.hierarchy.classes_per_hierarchy)
+        return {
+            "index": ("UINT16", [-1, slots]),
+            "prob": ("FP32", [-1, slots]),
+            "sq_norm": ("FP32", [-1, hierarchies]),
+            "confidence": ("FP32", [-1, hierarchies]),
+            "probs": ("FP16", [-1, members]),
+            "status": ("INT32", [-1]),
+        }
+
+    def count_images(self, head: RequestHead) -> int:
+        """How many images a request holds, by its head alone.
+
+        Raises:
+            Refused: 400, inputs do not go together; 413, there are too many images.
+        """
+        shapes = {}
+        for i, given in enumerate(head.inputs):
+            where = f"inputs[{i}] ({given.name[:40]!r})"
+            if given.name not in INPUTS:
+                raise malformed(f"{where}: no such input, expected one of {', '.join(INPUTS)}")
+            datatype, shape = INPUTS[given.name]
+            if given.datatype != datatype:
+                raise malformed(f"{where}: {given.datatype[:40]!r} found, expected {datatype}")
+            fits = len(given.shape) == len(shape) and all(
+                want in (-1, have) for want, have in zip(shape, given.shape, strict=True)
+            )
+            if not fits or not all(given.shape):
+                wanted = ", ".join("any" if n < 0 else str(n) for n in shape)
+                raise malformed(f"{where}: shape {given.shape} found, expected [{wanted}]")
+            shapes[given.name] = given.shape
+        main = [name for name in MAIN_INPUTS if name in shapes]
+        if len(main) != 1:
+            raise malformed(
+                f"inputs {', '.join(shapes)} found, expected one of {', '.join(MAIN_INPUTS)}"
+            )
+        count = shapes[main[0]][0]
+        extra = ("view",) if main[0] == "sample_id" else ("crc32",)
+        for name in set(shapes) - {main[0]}:
+            if name not in extra:
+                raise malformed(f"input {name} found with {main[0]}, expected {extra[0]} or none")
+            if shapes[name][0] != count:
+                raise malformed(
+                    f"input {name}: {shapes[name][0]} elements found, expected {count}, one for "
+                    f"each of {main[0]}"
+                )
+        if count > self.options.max_images_per_request:
+            raise too_large(
+                f"{count} images found, expected at most {self.options.max_images_per_request} a "
+                "request; send several"
+            )
+        if main[0] == "image" and math.prod(shapes["image"][1:3]) > self.options.max_image_pixels:
+            height, width = shapes["image"][1:3]
+            raise too_large(
+                f"images of {height}×{width} pixels found, expected at most "
+                f"{self.options.max_image_pixels} pixels"
+            )
+        if main[0] == "sample_id" and not self.samples:
+            raise malformed(
+                "input sample_id found, but this server has no samples; send image or jpeg, or "
+                "start it with --store or --data"
+            )
+        return count
+
+    async def infer(self, asked: Asked) -> Answered:
+        """The answers to a request whose head `count_images` accepted.
+
+        Raises:
+            Refused: an element is bad and `status` was not asked for; or the teacher fails.
+        """
+        dense = "probs" in asked.outputs
+        if "sample_id" in asked.tensors:
+            reply = await self._infer_samples(asked, dense)
+        else:
+            reply = await self._infer_images(asked, dense)
+        if reply.bad and "status" not in asked.outputs:
+            element, bad = min(reply.bad.items())
+            name = next(name for name in MAIN_INPUTS if name in asked.tensors)
+            raise malformed(f"{name}[{element}]: {bad.reason}")
+        return reply.answered(asked.outputs)
+
+    async def _infer_images(self, asked: Asked, dense: bool) -> "_Reply":
+        crcs: Any = asked.tensors.get("crc32")
+        images: Any = asked.tensors.get("image")
+        jpegs: Any = asked.tensors.get("jpeg")
+        with self.metrics.decode.time():
+            if images is not None:
+                decoded = await self.decoder.images(images, crcs, asked.useless)
+            else:
+                decoded = await self.decoder.jpegs(jpegs, crcs, asked.useless)
+        reply = self._reply(len(images if images is not None else jpegs), dense)
+        await self._ask(asked, decoded, np.arange(len(reply.answers)), reply)
+        self.metrics.images.labels("teacher").inc(len(reply.answers) - len(reply.bad))
+        return reply
+
+    async def _infer_samples(self, asked: Asked, dense: bool) -> "_Reply":
+        """What the store has is not asked again; what is asked is written through."""
+        samples = self.samples
+        assert samples is not None
+        if dense and samples.source is None:
+            raise malformed("output probs: a store keeps none; ask for index and prob")
+        ids: Any = asked.tensors["sample_id"]
+        views: Any = asked.tensors.get("view", np.zeros(len(ids), np.int32))
+        found = await samples.look_up(ids, views.astype(np.int64), stored=not dense)
+        reply = self._reply(len(ids), dense)
+        reply.bad |= found.bad
+        known, missing = np.flatnonzero(found.known), found.missing
+        reply.answers.put(known, found.answers.taken(known))
+        self.metrics.images.labels("store").inc(len(known))
+        if len(missing):
+            with self.metrics.decode.time():
+                decoded = await samples.draw(self.decoder, found, asked.useless)
+            await self._ask(asked, decoded, missing, reply)
+            samples.keep(found, self._to_keep(missing, reply), reply.answers)
+            self.metrics.images.labels("teacher").inc(len(missing))
+        return reply
+
+    def _to_keep(self, computed: NDArray[np.int64], reply: "_Reply") -> NDArray[np.int64]:
+        """Those that would come out the same again."""
+        passing = (Status.NOT_NOW, Status.NOT_FINITE)
+        kept = [i for i in computed if i not in reply.bad or reply.bad[i].status not in passing]
+        return np.array(kept, np.int64)
+
+    async def _ask(
+        self, asked: Asked, decoded: Decoded, elements: NDArray[np.int64], reply: "_Reply"
+    ) -> None:
+        """Ask the teacher, and put its answers where `elements` says."""
+        reply.bad |= {int(elements[i]): bad for i, bad in decoded.bad.items()}
+        good = np.delete(elements, list(decoded.bad))
+        if not len(good) or asked.useless():
+            return
+        work = Work(decoded.pixels, reply.probs is not None, asked.client, asked.deadline)
+        self.queue.put(work)
+        try:
+            said = await asyncio.wrap_future(work.answer)
+        finally:
+            self.queue.give_up(work)  # for a request that was cancelled
+        self.metrics.queue.observe(said.queue_s)
+        finite = np.isfinite(said.answers.confidence).all(1)
+        for element in good[~finite]:
+            reply.bad[int(element)] = Bad(
+                Status.NOT_FINITE, "the teacher's answer is not finite; its weights are to blame"
+            )
+        # As a store keeps it, so that a student sees the same from either.
+        answers = said.answers.taken(np.flatnonzero(finite))
+        reply.answers.put(good[finite], self.coding.dequantise(self.coding.quantise(answers)))
+        if reply.probs is not None and said.probs is not None:
+            reply.probs[good[finite]] = said.probs[finite]
+        reply.said = said
+
+    def _reply(self, count: int, dense: bool) -> "_Reply":
+        slots, hierarchies = sum(self.options.encoding.entries), self.hierarchy.num_hierarchies
+        members = sum(self.hierarchy.classes_per_hierarchy)
+        return _Reply(
+            Answers.empty(count, slots, hierarchies),
+            np.zeros((count, members), np.float16) if dense else None,
+        )
+
+
+@dataclass(eq=False)
+class _Reply:
+    """Answers of all elements of a request, while they come in."""
+
+    answers: Answers
+    probs: NDArray[np.float16] | None
+    bad: dict[int, Bad] = field(default_factory=dict)
+    said: Said | None = None
+
+    def answered(self, names: Sequence[str]) -> Answered:
+        answers = self.answers
+        arrays: dict[str, Callable[[], NDArray[Any]]] = {
+            "index": lambda: answers.index.astype(np.uint16),
+            "prob": lambda: answers.prob,
+            "sq_norm": lambda: answers.sq_norm,
+            "confidence": lambda: answers.confidence,
+            "probs": lambda: np.empty(0) if self.probs is None else self.probs,
+            "status": self._status,
+        }
+        outputs = {name: arrays[name]() for name in names}
+        return Answered(outputs=outputs, bad=dict(sorted(self.bad.items())), said=self.said)
+
+    def _status(self) -> NDArray[np.int32]:
+        status = np.zeros(len(self.answers), np.int32)
+        for element, bad in self.bad.items():
+            status[element] = bad.status
+        return status

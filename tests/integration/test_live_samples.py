@@ -1,0 +1,433 @@
+"""Sample ids: answered from a store, computed and written through; and the client that asks."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from live import Live, echo_teacher, images, live, wait_until
+
+from distill.data import open_source
+from distill.errors import (
+    ConfigError,
+    DataError,
+    StoreError,
+    StoreMismatchError,
+    TeacherRequestError,
+    TeacherUnavailableError,
+)
+from distill.hierarchy import SemanticHierarchy
+from distill.targets import SparseTargets, TargetSource
+from distill.training_targets import TrainingTargets
+from distill.views import ViewPolicy
+from store.cache import Cache
+from store.logit_store import LogitStore
+from store.spool import Spool
+from teacher_server.client import TeacherClient
+from teacher_server.live.sampling import open_samples
+from teacher_server.load import MemberChoice, load_teacher
+from teacher_server.precompute import PrecomputeOptions
+from teacher_server.teacher import Teacher
+from trainers.store_targets import StoreTargets
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_weights: Path) -> Teacher:
+    """The one that made the store."""
+    choice = MemberChoice(name="test_vit", weights=teacher_weights)
+    figures = SemanticHierarchy.bundled("plane-figures")
+    return load_teacher([choice], figures, device=torch.device("cpu"))
+
+
+Serving = Callable[..., Any]
+
+
+@pytest.fixture
+def serving(teacher: Teacher, figures: Path, tmp_path: Path) -> Serving:
+    """A server and its client; data and store as asked for."""
+
+    @contextmanager
+    def start(
+        store: Path | None = None, data: bool = True, views: int = 2, **more: Any
+    ) -> Iterator[tuple[Live, TeacherClient]]:
+        options = PrecomputeOptions(
+            policy=ViewPolicy(), views=views, batch_size=8, compiled=False, block_rows=16, workers=0
+        )
+
+        def samples(journal: Any) -> Any:
+            return open_samples(
+                teacher,
+                options,
+                store=None if store is None else str(store),
+                data=figures if data else None,
+                split="train",
+                cache=tmp_path / "cache",
+                journal=journal,
+            )
+
+        asks = samples if store or data else None
+        with (
+            live(teacher, samples=asks, max_batch_size=8, **more) as server,
+            TeacherClient(f"http://{server.address}", deadline_s=20) as client,
+        ):
+            yield server, client
+
+    return start
+
+
+def same(one: SparseTargets, other: SparseTargets) -> None:
+    for name in ("index", "prob", "confidence", "sq_norm", "valid"):
+        torch.testing.assert_close(
+            getattr(one, name), getattr(other, name), rtol=0, atol=0, msg=name
+        )
+
+
+def of_store(store: Path, tmp_path: Path) -> StoreTargets:
+    return StoreTargets(LogitStore.open(store), Cache(tmp_path / "own-cache"))
+
+
+# -- from a store ---------------------------------------------------------------------------------
+
+
+def test_server_and_store_give_the_same_targets(
+    serving: Serving, store: Path, tmp_path: Path, random: np.random.Generator
+) -> None:
+    stored = of_store(store, tmp_path)
+    with serving(store, data=False) as (_, client):
+        assert isinstance(client, TargetSource)
+        assert isinstance(client, TrainingTargets)
+        assert isinstance(stored, TrainingTargets)
+        assert client.identity == stored.identity
+        assert client.policy == stored.policy
+        assert client.hierarchy.digest == stored.hierarchy.digest
+        for view in (0, 1, 0):
+            ids = stored.store.sample_ids[random.integers(0, 96, 40)]
+            same(client.fetch(ids, view), stored.fetch(ids, view))
+
+
+def test_announced_batches_are_the_same_and_asked_once(
+    serving: Serving, store: Path, tmp_path: Path
+) -> None:
+    stored = of_store(store, tmp_path)
+    ids = stored.store.sample_ids
+    with serving(store, data=False) as (server, client):
+        for start in range(0, 96, 16):
+            client.announce(ids[start : start + 16], 1)
+        for start in range(0, 96, 16):
+            part = ids[start : start + 16]
+            same(client.fetch(part, 1), stored.fetch(part, 1))
+        asked = [e for e in server.named("request") if e["path"].endswith("infer")]
+        assert len(asked) == 6
+
+
+def test_batch_beyond_the_servers_cap_is_sent_in_parts(
+    serving: Serving, store: Path, tmp_path: Path
+) -> None:
+    stored = of_store(store, tmp_path)
+    with serving(store, data=False, max_images_per_request=10) as (server, client):
+        same(client.fetch(stored.store.sample_ids, 0), stored.fetch(stored.store.sample_ids, 0))
+        sizes = [e["images"] for e in server.named("request") if e["path"].endswith("infer")]
+        assert sizes == [10] * 9 + [6]
+
+
+def test_unknown_sample_or_view_is_a_data_error(serving: Serving, store: Path) -> None:
+    ids = LogitStore.open(store).sample_ids
+    with serving(store, data=False) as (_, client):
+        with pytest.raises(DataError, match="1 of 2 samples have no answer"):
+            client.fetch(np.array([[1, 2], ids[0]], np.uint64), 0)
+        with pytest.raises(DataError, match=r"view 2 asked for, expected 0 to 1"):
+            client.fetch(ids[:3], 2)
+
+
+def test_damaged_store_is_503_and_says_so(serving: Serving, store: Path) -> None:
+    ids = LogitStore.open(store).sample_ids
+    chunk = next((store / "prob").rglob("c/0/*/*"))
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    with serving(store, data=False) as (_, client):
+        client.deadline_s = 1.0
+        with pytest.raises(TeacherUnavailableError, match="block 0"):
+            [client.fetch(ids, view) for view in (0, 1)]
+
+
+def test_store_of_another_teacher_or_data_set_is_refused(
+    hierarchy: SemanticHierarchy, teacher: Teacher, store: Path, tmp_path: Path
+) -> None:
+    from distill.journal import Journal
+
+    options = PrecomputeOptions(policy=ViewPolicy())
+    more: Any = {"split": "train", "cache": tmp_path, "journal": Journal()}
+    with pytest.raises(StoreMismatchError, match="teacher"):
+        open_samples(echo_teacher(hierarchy), options, store=str(store), data=None, **more)
+    with pytest.raises(ConfigError, match="no store found; expected one, or --data"):
+        open_samples(teacher, options, store=str(tmp_path / "none"), data=None, **more)
+
+
+# -- computed and written through -----------------------------------------------------------------
+
+
+def test_what_is_computed_is_kept_and_becomes_the_store_of_a_precompute(
+    serving: Serving, store: Path, figures: Path, tmp_path: Path
+) -> None:
+    """Every sample in every view once, and the store is there, certificate included."""
+    ids, filled = open_source(figures).ids, tmp_path / "filled"
+    expected = of_store(store, tmp_path)
+    with serving(filled) as (server, client):
+        order = np.random.default_rng(3).permutation(96)
+        for view in (1, 0):
+            for start in range(0, 96, 32):
+                rows = order[start : start + 32]
+                said = client.fetch(ids[rows], view)
+                stored = expected.fetch(ids[rows], view)
+                # Batches of other sizes may differ by a rounding of the last bit.
+                torch.testing.assert_close(said.prob, stored.prob, rtol=0, atol=1.01 / 191)
+                assert (said.index == stored.index).float().mean() > 0.999
+        wait_until(lambda: not LogitStore.open(filled).pending_blocks(), 30)
+        assert metric_sum(server, 'source="teacher"') == 192
+        again = client.fetch(ids, 1)
+        assert metric_sum(server, 'source="store"') == 96
+    done = LogitStore.open(filled)
+    certificate = done.require_complete()
+    assert certificate["fidelity"]
+    assert (
+        certificate["replay"].keys() == LogitStore.open(store).require_complete()["replay"].keys()
+    )
+    assert not list((tmp_path / "cache").glob("*.spool"))
+    rows = np.arange(16, 96)  # block 0 is computed once more, for its audit
+    kept = of_store(filled, tmp_path).fetch(ids, 1)
+    same(kept.taken(torch.from_numpy(rows)), again.taken(torch.from_numpy(rows)))
+
+
+def metric_sum(server: Live, label: str) -> float:
+    lines = server.service.metrics.text().decode().splitlines()
+    return sum(
+        float(line.split()[-1]) for line in lines if "images_total" in line and label in line
+    )
+
+
+def test_half_filled_store_goes_on_with_another_server_and_with_precompute(
+    serving: Serving,
+    distill: Callable[..., Any],
+    precompute_command: Callable[..., list[str]],
+    figures: Path,
+    tmp_path: Path,
+) -> None:
+    ids, filled = open_source(figures).ids, tmp_path / "filled"
+    with serving(filled) as (_, client):
+        first = client.fetch(ids[:40], 0)
+    assert LogitStore.open(filled).pending_blocks() == list(range(6))
+    with serving(filled) as (server, client):
+        same(client.fetch(ids[:40], 0), first)
+        assert metric_sum(server, 'source="store"') == 40
+        client.fetch(ids[16:48], 1)
+        client.fetch(ids[40:48], 0)
+        wait_until(lambda: LogitStore.open(filled).pending_blocks() == [0, 3, 4, 5])
+    command = precompute_command(filled, "--views", 2, "--batch-size", 8)
+    assert distill(*command).code == 0
+    assert LogitStore.open(filled).require_complete()
+
+
+def test_committed_blocks_of_an_unfinished_store_are_not_computed_again(
+    serving: Serving, store: Path, figures: Path, tmp_path: Path
+) -> None:
+    ids = open_source(figures).ids
+    expected = of_store(store, tmp_path).fetch(ids[:32], 1)
+    LogitStore.open(store).revoke([2])
+    with serving(store) as (server, client):
+        same(client.fetch(ids[:32], 1), expected)
+        assert metric_sum(server, 'source="store"') == 32
+        client.fetch(ids[32:48], 1)
+        assert metric_sum(server, 'source="teacher"') == 16
+
+
+def test_unreadable_image_is_not_valid_and_is_kept_so(
+    serving: Serving, figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, filled = open_source(figures), tmp_path / "filled"
+    tar = next(figures.glob("train-*.tar"))
+    sample = source.samples[20]
+    whole = tar.read_bytes()
+    try:
+        broken = bytearray(whole)
+        broken[sample.offset : sample.offset + 50] = bytes(50)
+        tar.write_bytes(broken)
+        with serving(filled, views=1) as (_, client):
+            said = client.fetch(source.ids[16:32], 0)
+            assert said.valid is not None
+            assert said.valid.tolist() == [True] * 4 + [False] + [True] * 11
+            wait_until(lambda: 1 not in LogitStore.open(filled).pending_blocks())
+            again = client.fetch(source.ids[16:32], 0)
+            same(said, again)
+        (bad,) = LogitStore.open(filled).records()[1]["bad"]
+        assert bad["key"] == sample.key
+        assert bad["reason"].startswith("not an image")
+    finally:
+        tar.write_bytes(whole)
+
+
+def test_data_alone_computes_every_time(serving: Serving, figures: Path) -> None:
+    ids = open_source(figures).ids
+    with serving(None) as (server, client):
+        assert client.view(7) == 7
+        one = client.fetch(ids[:10], 5)
+        same(one, client.fetch(ids[:10], 5))
+        assert metric_sum(server, 'source="teacher"') == 20
+        assert client.replay_proofs() is not None
+
+
+def test_dense_answers_of_samples_are_computed(
+    serving: Serving, store: Path, figures: Path
+) -> None:
+    import urllib3
+
+    ids = open_source(figures).ids[:4]
+    given = {
+        "name": "sample_id",
+        "datatype": "UINT64",
+        "shape": [4, 2],
+        "data": ids.ravel().tolist(),
+    }
+    wanted = [{"name": "probs", "parameters": {"binary_data": True}}]
+    for data, status in ((True, 200), (False, 400)):
+        with serving(store, data=data) as (server, _):
+            reply = urllib3.request(
+                "POST",
+                f"http://{server.address}/v2/models/teacher/infer",
+                json={"inputs": [given], "outputs": wanted},
+            )
+            assert reply.status == status, reply.data
+    assert "a store keeps none" in json.loads(reply.data)["error"]
+
+
+def test_second_server_on_the_same_spool_is_refused(
+    serving: Serving, figures: Path, tmp_path: Path
+) -> None:
+    with serving(tmp_path / "filled"), pytest.raises(StoreError, match="another server"):
+        Spool(LogitStore.open(tmp_path / "filled"), tmp_path / "cache")
+
+
+def test_torn_record_of_a_spool_is_not_there(
+    serving: Serving, figures: Path, tmp_path: Path
+) -> None:
+    ids, filled = open_source(figures).ids, tmp_path / "filled"
+    with serving(filled) as (_, client):
+        client.fetch(ids[:8], 0)
+    (spool,) = (tmp_path / "cache").glob("*.spool")
+    content = bytearray(spool.read_bytes())
+    content[10] ^= 1
+    spool.write_bytes(content)
+    opened = Spool(LogitStore.open(filled), tmp_path / "cache")
+    _, here = opened.read(np.arange(10), np.zeros(10, np.int64))
+    assert here.tolist() == [False] + [True] * 7 + [False] * 2
+    opened.close()
+
+
+# -- by pixels ------------------------------------------------------------------------------------
+
+
+def test_server_without_samples_is_sent_pixels(
+    serving: Serving, store: Path, figures: Path, tmp_path: Path
+) -> None:
+    from distill.loader import in_batches, load_views
+
+    source, expected = open_source(figures), of_store(store, tmp_path)
+    (batch,) = load_views(
+        source, ViewPolicy(), [(32, 32)], in_batches(range(24), (1,), 24), workers=0
+    )
+    with serving(None, data=False) as (_, client):
+        assert client.sizes == ((32, 32),)
+        assert client.policy is None
+        said = client.fetch(source.ids[:24], 1, [batch.pixels[0][:, 0]])
+        stored = expected.fetch(source.ids[:24], 1)
+        torch.testing.assert_close(said.prob, stored.prob, rtol=0, atol=1.01 / 191)
+        with pytest.raises(ValueError, match="pass pixels"):
+            client.fetch(source.ids[:24], 1)
+
+
+def test_client_asks_for_jpegs_and_images(serving: Serving, random: np.random.Generator) -> None:
+    import io
+
+    from PIL import Image
+
+    pixels = images(2, random, (40, 40))
+    files = []
+    for each in pixels:
+        file = io.BytesIO()
+        Image.fromarray(each).save(file, "JPEG")
+        files.append(file.getvalue())
+    with serving(None, data=False) as (_, client):
+        assert client.ask_images(pixels).prob.shape[0] == 2
+        said = client.ask_jpegs([*files, b"nonsense"])
+        assert said.valid is not None
+        assert said.valid.tolist() == [True, True, False]
+
+
+# -- a client that is patient, but not for ever ---------------------------------------------------
+
+
+def test_client_waits_for_a_server_that_starts_later(teacher: Teacher) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    found: list[TeacherClient] = []
+    thread = threading.Thread(
+        target=lambda: found.append(TeacherClient(f"http://127.0.0.1:{port}", deadline_s=20))
+    )
+    thread.start()
+    wait_until(lambda: thread.is_alive())
+    with live(teacher, port=port):
+        thread.join(20)
+        assert found
+        found[0].close()
+
+
+def test_client_without_a_server_gives_up_in_time(tmp_path: Path) -> None:
+    with pytest.raises(TeacherUnavailableError, match="no answer within 1 s"):
+        TeacherClient("http://127.0.0.1:9", deadline_s=0.6)
+    with pytest.raises(ConfigError, match="expected http://HOST:PORT"):
+        TeacherClient("127.0.0.1:9")
+
+
+def test_client_refuses_another_teacher(serving: Serving) -> None:
+    with serving(None, data=False) as (server, _), pytest.raises(TeacherRequestError, match="412"):
+        TeacherClient(f"http://{server.address}", fingerprint="another")
+
+
+def test_client_retries_while_the_server_is_full(
+    serving: Serving, random: np.random.Generator
+) -> None:
+    with serving(None, data=False) as (server, client):
+        pixels = images(2, random, (32, 32))
+        budget = server.service.admission
+        with budget.admit("other", 0) as permit:
+            permit.reserve("images", budget.budgets.images - 1)
+            said: list[SparseTargets] = []
+            asking = threading.Thread(target=lambda: said.append(client.ask_images(pixels)))
+            asking.start()
+            wait_until(lambda: any(e["status"] == 429 for e in server.named("request")))
+        asking.join(20)
+        assert len(said) == 1
+
+
+def test_client_reports_what_is_no_teacher_server() -> None:
+    import http.server
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(TeacherRequestError, match="not JSON, expected a teacher server"):
+            TeacherClient(f"http://127.0.0.1:{other.server_port}", deadline_s=2)
+        other.shutdown()

@@ -1,0 +1,427 @@
+"""What happens to requests when teachers, clients and budgets fail them."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import urllib3
+from live import HANG, NAN, POISON, SIZE, Live, echo_of, echo_teacher, images, live, wait_until
+
+from distill.hierarchy import SemanticHierarchy
+from distill.targets import dense_targets
+from teacher_server.live.admission import Budgets
+from teacher_server.live.keys import ApiKeys, new_key
+
+INFER = "/v2/models/teacher/infer"
+
+
+def body_of(pixels: np.ndarray, outputs: tuple[str, ...], **parameters: Any) -> tuple[bytes, dict]:
+    head = json.dumps(
+        {
+            "parameters": {"binary_data_output": True, **parameters},
+            "inputs": [
+                {
+                    "name": "image",
+                    "datatype": "UINT8",
+                    "shape": list(pixels.shape),
+                    "parameters": {"binary_data_size": pixels.nbytes},
+                }
+            ],
+            "outputs": [{"name": name} for name in outputs],
+        }
+    ).encode()
+    return head + pixels.tobytes(), {"inference-header-content-length": str(len(head))}
+
+
+def ask(
+    server: Live,
+    pixels: np.ndarray,
+    outputs: tuple[str, ...] = ("probs",),
+    more: dict[str, str] | None = None,
+    **parameters: Any,
+) -> urllib3.BaseHTTPResponse:
+    body, headers = body_of(pixels, outputs, **parameters)
+    url = f"http://{server.address}{INFER}"
+    headers |= more or {}
+    return urllib3.request("POST", url, body=body, headers=headers, retries=False, timeout=30)
+
+
+def probs_of(reply: urllib3.BaseHTTPResponse, count: int) -> np.ndarray:
+    assert reply.status == 200, reply.data
+    start = int(reply.headers["inference-header-content-length"])
+    return np.frombuffer(reply.data[start:], "<f2").reshape(count, -1)
+
+
+def exact(pixels: np.ndarray, hierarchy: SemanticHierarchy) -> np.ndarray:
+    seen = torch.from_numpy(pixels).flatten(1)[:, : hierarchy.num_classes] / 255
+    return dense_targets(seen * 6, hierarchy).probs.numpy()
+
+
+def get(server: Live, path: str, **more: Any) -> urllib3.BaseHTTPResponse:
+    return urllib3.request("GET", f"http://{server.address}{path}", retries=False, **more)
+
+
+def metric(server: Live, name: str) -> float:
+    lines = server.service.metrics.text().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+# -- batching -------------------------------------------------------------------------------------
+
+
+def test_thousands_of_images_from_many_clients_are_never_mixed_up(
+    hierarchy: SemanticHierarchy,
+) -> None:
+    with live(echo_teacher(hierarchy), lanes=3, max_batch_size=32) as server:
+
+        def client(seed: int) -> int:
+            random = np.random.default_rng(seed)
+            for _ in range(40):
+                pixels = images(int(random.integers(1, 50)), random)
+                got = probs_of(ask(server, pixels), len(pixels))
+                np.testing.assert_allclose(got, exact(pixels, hierarchy), atol=1e-3)
+            return 40
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(client, range(8))) == 320
+        assert metric(server, "teacher_batch_size_count") < metric(server, "teacher_batch_size_sum")
+
+
+def test_small_requests_share_a_batch_while_the_device_is_busy(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    teacher = echo_teacher(hierarchy, delay_s=0.2)
+    with live(teacher, max_batch_size=16) as server, ThreadPoolExecutor(9) as pool:
+        echo_of(teacher).batches.clear()
+        first = pool.submit(ask, server, images(1, random))
+        wait_until(lambda: bool(echo_of(teacher).batches))
+        others = [pool.submit(ask, server, images(1, random)) for _ in range(8)]
+        assert {each.result().status for each in (first, *others)} == {200}
+        assert echo_of(teacher).batches == [1, 8]
+        assert {each.result().headers["x-batch-size"] for each in others} == {"8"}
+
+
+def test_large_request_is_cut(hierarchy: SemanticHierarchy, random: np.random.Generator) -> None:
+    teacher = echo_teacher(hierarchy)
+    with live(teacher, max_batch_size=8) as server:
+        echo_of(teacher).batches.clear()
+        pixels = images(20, random)
+        got = probs_of(ask(server, pixels), 20)
+        np.testing.assert_allclose(got, exact(pixels, hierarchy), atol=1e-3)
+        assert echo_of(teacher).batches == [8, 8, 4]
+
+
+def test_only_warmed_shapes_are_run(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    teacher = echo_teacher(hierarchy)
+    with live(teacher, max_batch_size=12) as server:
+        warmed = set(echo_of(teacher).batches)
+        assert warmed == {1, 2, 4, 8, 12}
+        for count in range(1, 13):
+            ask(server, images(count, random))
+        assert set(echo_of(teacher).batches) == warmed
+
+
+def test_answers_equal_a_direct_forward_at_the_same_shape(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    """A real network, whose answers depend on the shape of the batch in their last bits."""
+    from dataclasses import replace
+
+    from distill.models import create_model
+
+    torch.manual_seed(0)
+    echo = echo_teacher(hierarchy, (32, 32))
+    model = create_model("test_resnet", hierarchy.num_classes).eval()
+    teacher = replace(echo, members=(replace(echo.members[0], model=model),))
+    with live(teacher) as server:
+        for count, shape in ((1, 1), (3, 4), (8, 8)):
+            pixels = images(count, random, (32, 32))
+            padded = np.concatenate([pixels, np.zeros((shape - count, 32, 32, 3), np.uint8)])
+            direct = teacher.targets([torch.from_numpy(padded).permute(0, 3, 1, 2)])
+            got = probs_of(ask(server, pixels), count)
+            np.testing.assert_array_equal(got, direct.probs[:count].half().numpy())
+
+
+# -- teachers that fail ---------------------------------------------------------------------------
+
+
+def test_poisonous_image_fails_its_own_request_only(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    teacher = echo_teacher(hierarchy, delay_s=0.1)
+    with live(teacher, max_batch_size=16) as server, ThreadPoolExecutor(8) as pool:
+        pool.submit(ask, server, images(1, random)).result()
+        before = len(echo_of(teacher).batches)
+        busy = pool.submit(ask, server, images(1, random))
+        wait_until(lambda: len(echo_of(teacher).batches) > before)
+        poison = images(2, random)
+        poison[1, 0, 0, 0] = POISON
+        bad = pool.submit(ask, server, poison)
+        good = [images(2, random) for _ in range(4)]
+        asked = [pool.submit(ask, server, each) for each in good]
+        for own, each in zip(good, asked, strict=True):
+            got = probs_of(each.result(), 2)
+            np.testing.assert_allclose(got, exact(own, hierarchy), atol=1e-3)
+        assert bad.result().status == 500
+        assert "the teacher fails on these images" in json.loads(bad.result().data)["error"]
+        assert busy.result().status == 200
+        assert get(server, "/v2/health/ready").status == 200
+
+
+def test_answer_that_is_not_finite_is_that_images_own(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    pixels = images(3, random)
+    pixels[1, 0, 0, 0] = NAN
+    with live(echo_teacher(hierarchy)) as server:
+        reply = ask(server, pixels)
+        assert reply.status == 400
+        assert "image[1]: the teacher's answer is not finite" in json.loads(reply.data)["error"]
+        told = ask(server, pixels, ("status",))
+        assert np.frombuffer(told.data[-12:], "<i4").tolist() == [0, 5, 0]
+
+
+def test_memory_that_runs_out_halves_the_batch(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    teacher = echo_teacher(hierarchy)
+    with live(teacher, max_batch_size=16) as server:
+        echo_of(teacher).most = 4
+        pixels = images(16, random)
+        got = probs_of(ask(server, pixels), 16)
+        np.testing.assert_allclose(got, exact(pixels, hierarchy), atol=1e-3)
+
+
+def test_memory_that_is_short_from_the_start_gives_smaller_batches(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    teacher = echo_teacher(hierarchy)
+    echo_of(teacher).most = 4
+    with live(teacher, max_batch_size=16) as server:
+        assert server.service.lanes[0].max_batch_size == 4
+        assert probs_of(ask(server, images(9, random)), 9).shape == (9, 28)
+
+
+def test_lost_device_turns_ready_off_and_answers_503(
+    hierarchy: SemanticHierarchy, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teacher_server.live.app.SICK_UNTIL_DEAD_S", 0.3)
+    teacher = echo_teacher(hierarchy)
+    with live(teacher) as server:
+        echo_of(teacher).lost = True
+        reply = ask(server, images(1, random))
+        assert reply.status == 503
+        assert "illegal memory access" in json.loads(reply.data)["error"]
+        assert get(server, "/v2/health/ready").status == 503
+        assert get(server, "/v2/health/live").status == 200
+        time.sleep(0.4)
+        assert get(server, "/v2/health/live").status == 503
+        assert metric(server, "teacher_ready") == 0
+
+
+def test_silent_device_turns_ready_off(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    teacher = echo_teacher(hierarchy)
+    with live(teacher, hang_after_s=0.3) as server, ThreadPoolExecutor(1) as pool:
+        pixels = images(1, random)
+        pixels[0, 0, 0, 0] = HANG
+        asked = pool.submit(ask, server, pixels)
+        wait_until(lambda: get(server, "/v2/health/ready").status == 503, 5)
+        assert "silent" in json.loads(get(server, "/v2/health/ready").data)["error"]
+        echo_of(teacher).go_on.set()
+        assert asked.result().status == 200
+        assert get(server, "/v2/health/ready").status == 200
+
+
+# -- clients that fail ----------------------------------------------------------------------------
+
+
+def test_deadline_is_504_and_its_work_is_dropped(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    teacher = echo_teacher(hierarchy, delay_s=0.3)
+    with live(teacher) as server, ThreadPoolExecutor(2) as pool:
+        busy = pool.submit(ask, server, images(1, random))
+        wait_until(lambda: server.service.lanes[0].busy_since is not None)
+        echo_of(teacher).batches.clear()
+        reply = ask(server, images(1, random), timeout=50_000)
+        assert reply.status == 504
+        assert "no answer within" in json.loads(reply.data)["error"]
+        assert busy.result().status == 200
+        assert server.service.queue.images == 0
+        assert len(echo_of(teacher).batches) == 0
+
+
+def test_client_that_leaves_is_not_computed_for(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    teacher = echo_teacher(hierarchy, delay_s=0.3)
+    with live(teacher) as server, ThreadPoolExecutor(2) as pool:
+        busy = pool.submit(ask, server, images(1, random))
+        wait_until(lambda: server.service.lanes[0].busy_since is not None)
+        body, headers = body_of(images(5, random), ("probs",))
+        with socket.create_connection(("127.0.0.1", server.port)) as line:
+            fields = {"host": "localhost", "content-length": str(len(body)), **headers}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+            line.sendall(f"POST {INFER} HTTP/1.1\r\n{lines}\r\n".encode() + body)
+            wait_until(lambda: server.service.queue.images == 5)
+        wait_until(lambda: server.service.queue.images == 0)
+        assert busy.result().status == 200
+        assert metric(server, "teacher_cancelled_total") == 1
+        assert len([e for e in server.named("request") if e["status"] == 499]) == 1
+
+
+def test_client_that_stops_in_its_body_holds_nothing(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    begun = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 999\r\n\r\n{{".encode()
+    with live(echo_teacher(hierarchy), deadline_s=0.5) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as line:
+            line.sendall(begun)
+            wait_until(lambda: not server.service.admission.idle)
+            said = line.recv(4096)
+            assert said.startswith(b"HTTP/1.1 504")
+        with socket.create_connection(("127.0.0.1", server.port)) as line:
+            line.sendall(begun)
+            wait_until(lambda: not server.service.admission.idle)
+        wait_until(lambda: server.service.admission.idle)
+        assert ask(server, images(1, random)).status == 200
+
+
+# -- overload -------------------------------------------------------------------------------------
+
+
+def test_overload_is_429_and_what_was_admitted_is_answered(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    teacher = echo_teacher(hierarchy, delay_s=0.05)
+    budgets = Budgets(images=32, bytes=2**20, requests=16)
+    with live(teacher, budgets=budgets, max_batch_size=8) as server, ThreadPoolExecutor(40) as pool:
+        replies = list(
+            pool.map(lambda _: ask(server, images(4, np.random.default_rng(0))), range(120))
+        )
+        statuses = [reply.status for reply in replies]
+        assert set(statuses) == {200, 429}
+        assert statuses.count(200) >= 8
+        refused = next(reply for reply in replies if reply.status == 429)
+        assert int(refused.headers["retry-after"]) >= 1
+        wait_until(lambda: server.service.admission.idle)
+        assert ask(server, images(1, random)).status == 200
+        assert metric(server, "teacher_rejected_total") == statuses.count(429)
+
+
+def test_request_larger_than_the_budget_is_refused_at_once(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    with live(echo_teacher(hierarchy), budgets=Budgets(images=4, bytes=2**20, requests=4)) as s:
+        assert ask(s, images(5, random)).status == 429
+
+
+# -- keys -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keyed(hierarchy: SemanticHierarchy, tmp_path: Path) -> Callable[..., Any]:
+    names = {name: new_key(name, tmp_path / "keys") for name in ("ann", "bob")}
+
+    def start(**more: Any) -> Any:
+        return live(echo_teacher(hierarchy), keys=ApiKeys.read(tmp_path / "keys"), **more), names
+
+    return start
+
+
+def test_only_live_and_ready_are_open(keyed: Callable[..., Any]) -> None:
+    starting, names = keyed()
+    with starting as server:
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            assert get(server, path).status == 200
+        bearer = {"authorization": f"Bearer {names['ann']}"}
+        for path in ("/v2", "/metrics", "/openapi.json", "/v2/models/teacher", "/nothing"):
+            refused = get(server, path)
+            assert refused.status == 401, path
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert "no valid API key" in json.loads(refused.data)["error"]
+            assert get(server, path, headers=bearer).status in (200, 404)
+        for wrong in ("", "Bearer", "Bearer x", f"Basic {names['ann']}", f"Bearer {names['ann']}x"):
+            assert get(server, "/v2", headers={"authorization": wrong}).status == 401
+        assert {e["client"] for e in server.named("request") if e["status"] == 200} == {"ann"}
+        assert not [e for e in server.events if names["ann"] in json.dumps(e)]
+        assert not [e for e in server.named("request") if "health" in e["path"]]
+
+
+def test_without_keys_only_loopback_names_are_served(hierarchy: SemanticHierarchy) -> None:
+    with live(echo_teacher(hierarchy)) as server:
+        assert get(server, "/v2").status == 200
+        assert get(server, "/v2", headers={"host": "localhost:8000"}).status == 200
+        assert get(server, "/v2", headers={"host": "evil.example"}).status == 401
+
+
+def test_greedy_key_does_not_starve_another(
+    keyed: Callable[..., Any], random: np.random.Generator
+) -> None:
+    starting, names = keyed(budgets=Budgets(images=64, bytes=2**22, requests=64), lanes=1)
+    with starting as server:
+        echo_of(server.service.teacher).delay_s = 0.03
+        stop = threading.Event()
+
+        def greedy() -> None:
+            bearer = {"authorization": f"Bearer {names['ann']}"}
+            while not stop.is_set():
+                ask(server, images(8, np.random.default_rng(1)), more=bearer)
+
+        threads = [threading.Thread(target=greedy) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: server.service.admission.in_flight["images"] >= 40)
+        bearer = {"authorization": f"Bearer {names['bob']}"}
+        answered = [ask(server, images(4, random), more=bearer).status for _ in range(10)]
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert answered == [200] * 10
+        refused = [event for event in server.named("request") if event["status"] == 429]
+        assert {event["client"] for event in refused} == {"ann"}
+
+
+def test_metrics_are_there_by_name(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    with live(echo_teacher(hierarchy)) as server:
+        ask(server, images(3, random))
+        ask(server, images(3, random)[..., :2])
+        text = get(server, "/metrics").data.decode()
+    for line in (
+        'teacher_requests_total{code="200",route="/v2/models/{model}/infer"} 1.0',
+        'teacher_images_total{source="teacher"} 3.0',
+        'teacher_rejected_total{reason="malformed"} 1.0',
+        "teacher_queue_images 0.0",
+        "teacher_inflight_bytes 0.0",
+        "teacher_ready 1.0",
+        "teacher_cancelled_total 0.0",
+        "teacher_batch_size_count 1.0",
+        "teacher_queue_seconds_count 1.0",
+        "teacher_decode_seconds_count 1.0",
+        "teacher_forward_seconds_count 1.0",
+        "teacher_request_seconds_count 1.0",
+    ):
+        assert line in text, line
+
+
+def test_size_of_the_images_may_be_any(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    with live(echo_teacher(hierarchy)) as server:
+        assert ask(server, images(2, random, (1, 1))).status == 200
+        assert ask(server, images(2, random, (3, 500))).status == 200
+        assert SIZE == (8, 8)
