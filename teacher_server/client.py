@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from types import TracebackType
 from typing import Any
 
@@ -77,6 +78,7 @@ class TeacherClient:
             self._headers["if-match"] = f'"{fingerprint}"'
         self._pool = urllib3.PoolManager(maxsize=ahead + 1, block=True, retries=False)
         self._threads = ThreadPoolExecutor(max(1, ahead), thread_name_prefix="ask")
+        self._closing = Event()
         self._announced: dict[tuple[bytes, int], Future[SparseTargets]] = {}
 
         about = self._about = self._json("GET", MODEL_PATH)["parameters"]
@@ -173,6 +175,7 @@ class TeacherClient:
 
     def close(self) -> None:
         """Let go of connections and threads."""
+        self._closing.set()
         self._threads.shutdown(cancel_futures=True)
         self._pool.clear()
 
@@ -314,9 +317,8 @@ class TeacherClient:
         raise self._unavailable(why)
 
     def _wait(self, pause_s: float, ends: float, why: str) -> None:
-        if time.monotonic() + pause_s > ends:
+        if time.monotonic() + pause_s > ends or self._closing.wait(pause_s):
             raise self._unavailable(why)
-        time.sleep(pause_s)
 
     def _unavailable(self, why: str) -> TeacherUnavailableError:
         return TeacherUnavailableError(

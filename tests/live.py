@@ -1,5 +1,6 @@
 """Live teacher servers in this process, with teachers whose answers tell what they saw."""
 
+import json
 import socket
 import threading
 import time
@@ -27,6 +28,7 @@ from teacher_server.live.service import ServeOptions, Service
 from teacher_server.teacher import Member, Teacher
 
 SIZE = (8, 8)
+INFER = "/v2/models/teacher/infer"
 POISON, NAN, HANG = 251, 252, 253  # an image whose first value is one of these
 
 
@@ -88,6 +90,27 @@ def images(count: int, random: np.random.Generator, size: Size = SIZE) -> NDArra
     made = random.integers(0, 256, (count, *size, 3), dtype=np.uint8)
     made[:, 0, 0, 0] %= 250
     return made
+
+
+def body_of(
+    pixels: NDArray[np.uint8], outputs: tuple[str, ...], **parameters: Any
+) -> tuple[bytes, dict[str, str]]:
+    """A request of raw pixels, and its headers."""
+    head = json.dumps(
+        {
+            "parameters": {"binary_data_output": True, **parameters},
+            "inputs": [
+                {
+                    "name": "image",
+                    "datatype": "UINT8",
+                    "shape": list(pixels.shape),
+                    "parameters": {"binary_data_size": pixels.nbytes},
+                }
+            ],
+            "outputs": [{"name": name} for name in outputs],
+        }
+    ).encode()
+    return head + pixels.tobytes(), {"inference-header-content-length": str(len(head))}
 
 
 @dataclass

@@ -99,66 +99,70 @@ def serve(
     Ready after warm-up; SIGTERM ends it when all admitted requests are answered.
     """
     import os
+    from contextlib import closing
 
     from distill.encoding import EncodingSpec
     from teacher_server.live.admission import Budgets
     from teacher_server.live.keys import ApiKeys
     from teacher_server.live.lane import devices_of
     from teacher_server.live.sampling import open_samples
-    from teacher_server.live.server import Address, json_log, run
+    from teacher_server.live.server import Address, json_log, make_server, run
     from teacher_server.live.service import ServeOptions, Service
     from teacher_server.precompute import PrecomputeOptions
     from teacher_server.tuning import UNTUNED
 
-    keys = ApiKeys.read(api_key_file) if api_key_file else None
-    journal = json_log()
-    lanes = devices_of(devices)
-    loaded = {device: choice.load(device) for device in dict.fromkeys(lanes)}
-    teacher = loaded[lanes[0]]
-    batch_size = max_batch_size or UNTUNED.get(teacher.device.type, 16)
-    samples = None
-    spec = EncodingSpec.named(encoding, teacher.hierarchy.classes_per_hierarchy)
-    if store or data:
-        samples = open_samples(
-            teacher,
-            PrecomputeOptions(
-                policy=viewing.policy(),
-                views=views,
-                encoding=encoding,
-                batch_size=batch_size,
-                compiled=False,
-                block_rows=block_rows,
-                workers=0,
-            ),
-            store=store,
-            data=data,
-            split=split,
-            cache=cache.expanduser(),
-            journal=journal,
-        )
-        spec = samples.encoding
-    service = Service(
-        [loaded[device] for device in lanes],
-        ServeOptions(
-            encoding=spec,
-            max_batch_size=batch_size,
-            budgets=Budgets(
-                images=max_inflight_images,
-                bytes=max_inflight_mib * 2**20,
-                requests=max_inflight_requests,
-            ),
-            max_wait_ms=max_wait_ms,
-            max_images_per_request=min(max_images, max_inflight_images),
-            max_body_bytes=min(max_body_mib, max_inflight_mib) * 2**20,
-            max_image_pixels=max_pixels,
-            deadline_s=deadline_s,
-            decode_threads=workers or os.cpu_count() or 1,
-        ),
-        journal=journal,
-        samples=samples,
-    )
     address = Address(host=host, port=port, certificate=tls_certificate, private_key=tls_key)
-    run(service, keys, address, journal, drain_s)
+    keys = ApiKeys.read(api_key_file) if api_key_file else None
+    address.require_safe(keys)
+    listener = address.bound()  # before the teacher is loaded, which takes a while
+    journal = json_log()
+    with closing(listener):
+        lanes = devices_of(devices)
+        loaded = {device: choice.load(device) for device in dict.fromkeys(lanes)}
+        teacher = loaded[lanes[0]]
+        batch_size = max_batch_size or UNTUNED.get(teacher.device.type, 16)
+        samples = None
+        spec = EncodingSpec.named(encoding, teacher.hierarchy.classes_per_hierarchy)
+        if store or data:
+            samples = open_samples(
+                teacher,
+                PrecomputeOptions(
+                    policy=viewing.policy(),
+                    views=views,
+                    encoding=encoding,
+                    batch_size=batch_size,
+                    compiled=False,
+                    block_rows=block_rows,
+                    workers=0,
+                ),
+                store=store,
+                data=data,
+                split=split,
+                cache=cache.expanduser(),
+                journal=journal,
+            )
+            spec = samples.encoding
+        service = Service(
+            [loaded[device] for device in lanes],
+            ServeOptions(
+                encoding=spec,
+                max_batch_size=batch_size,
+                budgets=Budgets(
+                    images=max_inflight_images,
+                    bytes=max_inflight_mib * 2**20,
+                    requests=max_inflight_requests,
+                ),
+                max_wait_ms=max_wait_ms,
+                max_images_per_request=min(max_images, max_inflight_images),
+                max_body_bytes=min(max_body_mib, max_inflight_mib) * 2**20,
+                max_image_pixels=max_pixels,
+                deadline_s=deadline_s,
+                decode_threads=workers or os.cpu_count() or 1,
+            ),
+            journal=journal,
+            samples=samples,
+        )
+        run(make_server(service, keys, address), service, listener, drain_s)
 
 
 @click.command("api-key")

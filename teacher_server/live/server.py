@@ -52,34 +52,39 @@ class Address:
                 self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             listener = socket.socket(family)
+        except OSError as error:
+            raise self._not_to_be_had(error) from error
+        try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
         except OSError as error:
-            raise ConfigError(
-                f"{self.host}:{self.port}: cannot listen there ({error.strerror}), expected a free "
-                "port of this machine; pass another --host or --port"
-            ) from error
+            listener.close()
+            raise self._not_to_be_had(error) from error
         return listener
 
+    def _not_to_be_had(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"{self.host}:{self.port}: cannot listen there ({error.strerror}), expected a free "
+            "port of this machine; pass another --host or --port"
+        )
 
-def run(
-    service: Service, keys: ApiKeys | None, address: Address, journal: Journal, drain_s: float
-) -> None:
+    def require_safe(self, keys: ApiKeys | None) -> None:
+        """Raises ConfigError where others could ask without a key."""
+        if not keys and not (self.host in ("localhost", "::1") or self.host.startswith("127.")):
+            raise ConfigError(
+                f"--host {self.host} found without keys, expected 127.0.0.1, ::1 or localhost; "
+                "make a key with `distill api-key NAME --file FILE` and pass --api-key-file FILE"
+            )
+
+
+def run(server: uvicorn.Server, service: Service, listener: socket.socket, drain_s: float) -> None:
     """Serve until a signal comes; at most `drain_s` seconds from there to the end.
 
     Raises:
-        ConfigError: the address is taken, or is open to others while there are no keys.
         TeacherError: a device cannot run the teacher.
     """
-    if not keys and not _is_loopback(address.host):
-        raise ConfigError(
-            f"--host {address.host} found without keys, expected 127.0.0.1, ::1 or localhost; make "
-            "a key with `distill api-key NAME --file FILE` and pass --api-key-file FILE"
-        )
-    listener = address.bound()
-    server = make_server(service, keys, address)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(_serve(server, service, listener, journal, drain_s))
+        runner.run(_serve(server, service, listener, drain_s))
 
 
 def make_server(service: Service, keys: ApiKeys | None, address: Address) -> uvicorn.Server:
@@ -116,9 +121,9 @@ async def _serve(
     server: uvicorn.Server,
     service: Service,
     listener: socket.socket,
-    journal: Journal,
     drain_s: float,
 ) -> None:
+    journal = service.journal
     loop, told_to_end = asyncio.get_running_loop(), asyncio.Event()
     for number in SIGNALS:
         loop.add_signal_handler(number, told_to_end.set)
@@ -171,10 +176,6 @@ class _Protocol(HttpToolsProtocol):
         )
         self.transport.write(head % len(body) + body)
         self.transport.close()
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def json_log() -> Journal:

@@ -15,7 +15,7 @@ import torch
 import tritonclient.http
 import tritonclient.http.aio
 import urllib3
-from live import SIZE, Live, echo_teacher, images, live
+from live import INFER, SIZE, Live, echo_teacher, images, live
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
@@ -23,7 +23,6 @@ from distill.hierarchy import SemanticHierarchy
 from distill.targets import dense_targets
 from teacher_server.live.admission import Budgets
 
-INFER = "/v2/models/teacher/infer"
 Asked = Callable[..., urllib3.BaseHTTPResponse]
 
 

@@ -13,32 +13,25 @@ import numpy as np
 import pytest
 import torch
 import urllib3
-from live import HANG, NAN, POISON, SIZE, Live, echo_of, echo_teacher, images, live, wait_until
+from live import (
+    HANG,
+    INFER,
+    NAN,
+    POISON,
+    SIZE,
+    Live,
+    body_of,
+    echo_of,
+    echo_teacher,
+    images,
+    live,
+    wait_until,
+)
 
 from distill.hierarchy import SemanticHierarchy
 from distill.targets import dense_targets
 from teacher_server.live.admission import Budgets
 from teacher_server.live.keys import ApiKeys, new_key
-
-INFER = "/v2/models/teacher/infer"
-
-
-def body_of(pixels: np.ndarray, outputs: tuple[str, ...], **parameters: Any) -> tuple[bytes, dict]:
-    head = json.dumps(
-        {
-            "parameters": {"binary_data_output": True, **parameters},
-            "inputs": [
-                {
-                    "name": "image",
-                    "datatype": "UINT8",
-                    "shape": list(pixels.shape),
-                    "parameters": {"binary_data_size": pixels.nbytes},
-                }
-            ],
-            "outputs": [{"name": name} for name in outputs],
-        }
-    ).encode()
-    return head + pixels.tobytes(), {"inference-header-content-length": str(len(head))}
 
 
 def ask(

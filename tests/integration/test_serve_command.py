@@ -1,0 +1,241 @@
+"""`distill serve` as a process: signals, kills, keys, and a student that trains against it."""
+
+import json
+import os
+import queue
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import urllib3
+from live import INFER, body_of, images
+from processes import started
+
+from distill.data import open_source
+from teacher_server.client import TeacherClient
+
+Ran = Callable[..., Any]
+
+
+class Process:
+    """A server and what its log says."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.running = started(words)
+        self.events: list[dict[str, Any]] = []
+        self.plain: list[str] = []
+        self._told: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.running.stderr is not None
+        for line in self.running.stderr:
+            if line.startswith("{"):
+                self.events.append(json.loads(line))
+                self._told.put(self.events[-1]["event"])
+            else:
+                self.plain.append(line)
+
+    def wait_for(self, event: str, seconds: float = 60.0) -> dict[str, Any]:
+        ends = time.monotonic() + seconds
+        while self._told.get(timeout=max(0.1, ends - time.monotonic())) != event:
+            pass
+        return next(e for e in self.events if e["event"] == event)
+
+    @property
+    def port(self) -> int:
+        return int(next(e for e in self.events if e["event"] == "listening")["port"])
+
+    def end(self, number: int = signal.SIGTERM, seconds: float = 40.0) -> int:
+        self.running.send_signal(number)
+        code = self.running.wait(seconds)
+        self._reader.join(5)
+        assert self.running.stdout is not None
+        assert self.running.stderr is not None
+        self.running.stdout.close()
+        self.running.stderr.close()
+        return code
+
+
+@pytest.fixture
+def serve(teacher_weights: Path, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start a server that is ready."""
+    running: list[Process] = []
+
+    def start(*more: object, ready: bool = True) -> Process:
+        words = ["serve", "--teacher", "test_vit", "--weights", teacher_weights, "--device", "cpu"]
+        words += ["--label-set", "plane-figures", "--port", 0, "--cache", tmp_path / "cache", *more]
+        running.append(Process([str(word) for word in words]))
+        running[-1].wait_for("ready" if ready else "listening")
+        return running[-1]
+
+    yield start
+    for process in running:
+        if process.running.poll() is None:
+            process.end(signal.SIGKILL)
+
+
+def ask(port: int, pixels: np.ndarray) -> int:
+    body, headers = body_of(pixels, ("confidence",))
+    url = f"http://127.0.0.1:{port}{INFER}"
+    with urllib3.PoolManager(retries=False) as pool:
+        return pool.request("POST", url, body=body, headers=headers, timeout=40).status
+
+
+def test_sigterm_with_requests_in_flight_loses_none(
+    serve: Callable[..., Process], random: np.random.Generator
+) -> None:
+    server = serve()
+    port, pixels = server.port, images(64, random, (32, 32))
+    results: list[int | str] = []
+
+    def client() -> None:
+        while True:
+            try:
+                results.append(ask(port, pixels))
+            except urllib3.exceptions.NewConnectionError:
+                return
+            except urllib3.exceptions.HTTPError as error:
+                results.append(type(error).__name__)
+                return
+            if results[-1] == 503:
+                return
+
+    with ThreadPoolExecutor(6) as pool:
+        asking = [pool.submit(client) for _ in range(6)]
+        time.sleep(1.0)
+        code = server.end()
+        for each in asking:
+            each.result()
+    assert code == 0
+    assert not server.plain
+    ended = next(event for event in server.events if event["event"] == "ended")
+    assert not any(ended["in_flight"].values())
+    assert any(server_event["event"] == "draining" for server_event in server.events)
+    answered = [event["status"] for event in server.events if event["event"] == "request"]
+    # Whatever the server took in, its client heard of.
+    assert answered.count(200) == results.count(200) > 10
+    assert set(results) <= {200, 503, "ProtocolError"}
+    assert results.count("ProtocolError") <= 6
+    assert set(answered) <= {200, 503}
+
+
+def test_killed_server_has_kept_what_it_answered(
+    serve: Callable[..., Process], figures: Path, tmp_path: Path
+) -> None:
+    ids, store = open_source(figures).ids, tmp_path / "store"
+    more = ("--store", store, "--data", figures, "--views", 2, "--block-rows", 16)
+    answers = []
+    for part in range(3):
+        server = serve(*more)
+        with TeacherClient(f"http://127.0.0.1:{server.port}", deadline_s=20) as client:
+            answers.append(client.fetch(ids[:80], 0).prob)
+            time.sleep(0.2)
+            metrics = urllib3.request("GET", f"{client.location}/metrics").data.decode()
+            assert ('teacher_images_total{source="store"} 80.0' in metrics) == (part > 0)
+            client.announce(ids, 1)
+            time.sleep(0.02 * part)
+            server.end(signal.SIGKILL)
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[1], answers[2])
+
+
+def test_sigterm_during_warm_up_ends_it(serve: Callable[..., Process]) -> None:
+    server = serve("--max-batch-size", 256, ready=False)
+    assert server.end() == 0
+    assert not server.plain
+
+
+def test_student_of_a_server_is_the_student_of_the_store(
+    serve: Callable[..., Process], distill: Ran, figures: Path, store: Path, tmp_path: Path
+) -> None:
+    """Bit for bit; although the server is killed half-way, and another one takes its place."""
+    train = ["pretrain", "--student", "test_resnet", "--data", figures, "--epochs", 4]
+    train += ["--batch-size", 16, "--lr", 0.01, "--device", "cpu", "--workers", 0]
+    cache = ("--cache", tmp_path / "own")
+    ran = distill(*train, "--targets", store, "--out", tmp_path / "of-store", *cache)
+    assert ran.code == 0, ran.err
+    server = serve("--store", store)
+    url = f"http://127.0.0.1:{server.port}"
+    words = [*train, "--targets", url, "--out", tmp_path / "of-server"]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the tests themselves: the same bits
+    student = started([str(word) for word in words], env=alone)
+    server.wait_for("request")
+    while sum(INFER in event.get("path", "") for event in server.events) < 8:
+        time.sleep(0.01)
+    port = server.port
+    server.end(signal.SIGKILL)
+    serve("--store", store, "--port", port)
+    out, err = student.communicate(timeout=90)
+    assert student.returncode == 0, err
+    assert "replay proof: 32 views drawn again" in out
+    one, other = (tmp_path / run / "student.safetensors" for run in ("of-store", "of-server"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_keys_are_made_and_asked_for(
+    serve: Callable[..., Process], distill: Ran, fails: Ran, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    made = distill("api-key", "ann", "--file", keys)
+    assert made.code == 0
+    key = made.out.strip()
+    assert key not in keys.read_text()
+    assert re.fullmatch(r"ann sha256:[0-9a-f]{64}\n", keys.read_text())
+    assert oct(keys.stat().st_mode & 0o777) == "0o600"
+    assert "expected a new name" in fails("api-key", "ann", "--file", keys)
+    assert "expected 1 to 64 letters" in fails("api-key", "a b", "--file", keys)
+    server = serve("--host", "0.0.0.0", "--api-key-file", keys)
+    url = f"http://127.0.0.1:{server.port}"
+    with TeacherClient(url, api_key=key, deadline_s=10) as client:
+        assert client.hierarchy.num_classes == 29
+    pixels = images(1, np.random.default_rng(0), (32, 32))
+    assert ask(server.port, pixels) == 401
+    assert server.end(signal.SIGINT) == 0
+    assert not any(key in json.dumps(event) for event in server.events)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--host", "0.0.0.0"), "--host 0.0.0.0 found without keys, expected 127.0.0.1"),
+        (("--api-key-file", "none"), "none: cannot be read"),
+        (("--store", "none"), "none: no store found; expected one, or --data"),
+        (("--data", "none"), "none: no such file or folder"),
+        (("--device", "cuda:7"), "device 'cuda:7' found, but this machine has"),
+        (("--encoding", "huge"), "encoding 'huge' found, expected"),
+        (("--host", "192.0.2.1", "--api-key-file", "KEYS"), "192.0.2.1:0: cannot listen there"),
+        (("--tls-certificate", "none.pem", "--tls-key", "none.pem"), "none.pem: not a certificate"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    fails: Ran, distill: Ran, teacher_weights: Path, tmp_path: Path, more: Any, message: str
+) -> None:
+    distill("api-key", "ann", "--file", tmp_path / "KEYS")
+    words = [str(tmp_path / "KEYS") if word == "KEYS" else word for word in more]
+    common = ("--label-set", "plane-figures", "--port", 0, "--cache", tmp_path)
+    teacher = ("serve", "--teacher", "test_vit", "--weights", teacher_weights)
+    device = () if "--device" in words else ("--device", "cpu")
+    assert message in fails(*teacher, *common, *device, *words)
+
+
+def test_port_that_is_taken_is_one_line(
+    serve: Callable[..., Process], teacher_weights: Path
+) -> None:
+    server = serve()
+    words = ["serve", "--teacher", "test_vit", "--weights", teacher_weights, "--device", "cpu"]
+    words += ["--label-set", "plane-figures", "--port", server.port]
+    second = started([str(word) for word in words], env=dict(os.environ))
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "cannot listen there" in err.splitlines()[-1]
+    assert server.end() == 0
