@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test venv clean
+.PHONY: demo test fuzz soak venv clean
 
 demo: venv
 	rm -rf demo-out
@@ -15,6 +15,14 @@ test: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# 10⁵ hostile requests of each kind against a live teacher server: half an hour or so.
+fuzz: venv
+	DISTILL_FUZZ=100000 $(BIN)/pytest -n 2 tests/property/test_live_fuzz.py
+
+# Five minutes of good and bad requests: memory and permits must stay where they are.
+soak: venv
+	$(BIN)/python benchmarks/serving.py --quick --soak 300
 
 venv: .venv/installed
 

@@ -43,6 +43,7 @@ class Echo(nn.Module):
         self.classes, self.delay_s = classes, delay_s
         self.batches: list[int] = []
         self.most = 1 << 30  # images that fit into memory
+        self.literal = False  # no value means anything
         self.lost = False
         self.go_on = threading.Event()
 
@@ -54,7 +55,7 @@ class Echo(nn.Module):
         if len(images) > self.most:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         seen = images.permute(0, 2, 3, 1).flatten(1)
-        first = (seen[:, 0] * 255).round()
+        first = (seen[:, 0] * 255).round() * (not self.literal)
         if (first == POISON).any():
             raise RuntimeError("poison")
         if (first == HANG).any():

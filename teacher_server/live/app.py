@@ -100,10 +100,13 @@ INFER_BODY = {
         },
     },
 }
-INFER_HEADERS: dict[str, Any] = {
-    "x-queue-ms": {"schema": {"type": "number"}, "description": "Until the batch was formed."},
-    "x-infer-ms": {"schema": {"type": "number"}, "description": "The batch, there and back."},
-    "x-batch-size": {"schema": {"type": "integer"}, "description": "Padded images in the batch."},
+INFER_OK: dict[str, Any] = {
+    "headers": {
+        "x-queue-ms": {"schema": {"type": "number"}, "description": "Until the batch was formed."},
+        "x-infer-ms": {"schema": {"type": "number"}, "description": "The batch, there and back."},
+        "x-batch-size": {"schema": {"type": "integer"}, "description": "Its images, padded."},
+    },
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
 }
 
 
@@ -126,14 +129,14 @@ def make_app(service: Service, keys: ApiKeys | None = None) -> Front:
     async def server() -> JSONResponse:
         return JSONResponse(SERVER_METADATA)
 
-    @api.get("/v2/health/live", responses=errors(503))
+    @api.get("/v2/health/live", response_class=Response, responses=errors(503))
     async def live() -> Response:
         """200 while the process is of use; a supervisor restarts it on 503."""
         if service.sick_for_s() > SICK_UNTIL_DEAD_S:
             raise unavailable(service.sickness())
         return Response()
 
-    @api.get("/v2/health/ready", responses=errors(503))
+    @api.get("/v2/health/ready", response_class=Response, responses=errors(503))
     async def ready() -> Response:
         """200 while requests are answered."""
         require_ready(service)
@@ -168,13 +171,13 @@ def make_app(service: Service, keys: ApiKeys | None = None) -> Front:
     ):
         of_model = APIRouter(prefix=path, dependencies=[Depends(known)], responses=errors(404))
         of_model.get("", response_model=ModelMetadata)(model_about)
-        of_model.get("/ready", responses=errors(503))(model_ready)
+        of_model.get("/ready", response_class=Response, responses=errors(503))(model_ready)
         of_model.get("/hierarchy", response_model=dict[str, Any])(model_hierarchy)
         of_model.get("/replay", response_model=dict[str, Any])(model_replay)
         of_model.post(
             "/infer",
             response_model=InferReply,
-            responses={200: {"headers": INFER_HEADERS}, **errors(*INFER_STATUSES)},
+            responses={200: INFER_OK, **errors(*INFER_STATUSES)},
             openapi_extra=INFER_BODY,
         )(infer)
         api.include_router(of_model)
