@@ -2,8 +2,8 @@
 
     python benchmarks/serving.py [--quick] [--shared ../shared] [--device cuda] [--soak SECONDS]
 
-Transport: a null model behind this server and, in the same run, behind LitServe (`pip
-install ".[bench]"`; left out where it is not there), one client, 224-pixel uint8 images. Throughput: a
+Transport: a null model behind this server and, in the same run, behind LitServe (`pip install
+'.[bench]'`; left out where it is not there), one client, 224-pixel uint8 images. Throughput: a
 trained ResNet-18-D at 64 pixels (on a GPU also tresnet_l at 224 with random weights) bare, through
 the queue alone, and over HTTP as uint8 and as JPEG. Load: p99 at 80% of that capacity; goodput,
 refusals and memory at twice and at ten times of it. Student: images/s without a teacher, and with

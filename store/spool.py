@@ -10,17 +10,22 @@ import fcntl
 import mmap
 import os
 import threading
+import time
 import zlib
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.errors import StoreError
+from distill.errors import CorruptStoreError, StoreError
 from store.codes import ANSWER_ARRAYS, Codes, codes_of, record_dtype
 from store.logit_store import LogitStore
 from store.resident import decode_block
+
+LOOK_AGAIN_S = 10.0  # after which another process may have committed a block
 
 
 class Spool:
@@ -37,8 +42,9 @@ class Spool:
         self._path = folder / f"{store.manifest.identity[:32]}.spool"
         self._shape = (store.manifest.views.count, store.manifest.dataset.rows)
         self._lock = threading.RLock()
-        self._known: set[int] = set()  # blocks that were looked through
-        self._missing: dict[int, int] = {}  # records that each of those has not
+        self._missing: dict[int, int] = {}  # records that each block has not, once looked through
+        self._committed: dict[int, tuple[str, ...]] = {}
+        self._looked_at = -LOOK_AGAIN_S
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -67,6 +73,7 @@ class Spool:
         with self._lock:
             for block in np.unique(rows // self.manifest.block_rows):
                 self._look_through(int(block))
+                self._take_in(int(block))
             records = self._records[views, rows]
         return codes_of(records["record"]), records["crc"] != 0
 
@@ -90,6 +97,15 @@ class Spool:
                     whole += [block] if not self._missing[block] else []
         return whole
 
+    def forget(self, rows: Sequence[int]) -> None:
+        """Those rows are to be computed again, in all views."""
+        with self._lock:
+            for row in rows:
+                for view in range(self._shape[0]):
+                    if self._records[view, row]["crc"]:
+                        self._overwrite(view, row, np.zeros(1, self._dtype))
+                        self._missing[row // self.manifest.block_rows] += 1
+
     def whole_blocks(self) -> list[int]:
         """Blocks that are not committed and whose rows are all here: for after a kill."""
         pending = self.store.pending_blocks()
@@ -99,18 +115,33 @@ class Spool:
             return [block for block in pending if not self._missing[block]]
 
     def codes(self, block: int) -> list[Codes]:
-        """A whole block, view by view."""
+        """A whole block, view by view.
+
+        Raises:
+            CorruptStoreError: a record is torn; it is to be computed again.
+        """
         rows = self.manifest.rows_of_block(block)
         with self._lock:
-            records = self._records[:, rows.start : rows.stop]["record"]
-            return [
-                Codes(**{name: np.ascontiguousarray(of_view[name]) for name in ANSWER_ARRAYS})
-                for of_view in records
-            ]
+            records = self._records[:, rows.start : rows.stop].copy()
+        torn = [place for view in records for place, r in enumerate(view) if r["crc"] != _crc(r)]
+        if torn:
+            self.forget([rows.start + place for place in torn])
+            raise CorruptStoreError(
+                f"{self._path}: {len(torn)} records of block {block} are torn, expected whole "
+                "ones; they are computed again"
+            )
+        return [
+            Codes(**{name: np.ascontiguousarray(view["record"][name]) for name in ANSWER_ARRAYS})
+            for view in records
+        ]
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Put it on the disk."""
         os.fsync(self._file)
+
+    def close(self) -> None:
+        """Flush, and leave it to others."""
+        self.flush()
         fcntl.flock(self._file, fcntl.LOCK_UN)  # the mapping would hold it on
         os.close(self._file)
 
@@ -119,8 +150,8 @@ class Spool:
         self._path.unlink(missing_ok=True)
 
     def _look_through(self, block: int) -> None:
-        """Once: drop torn records, and take in what the store has of this block."""
-        if block in self._known:
+        """Count once what a block has, and drop torn records."""
+        if block in self._missing:
             return
         rows = self.manifest.rows_of_block(block)
         here = self._records[:, rows.start : rows.stop]
@@ -128,16 +159,24 @@ class Spool:
             record = here[view, place]
             if record["crc"] != _crc(record):
                 self._overwrite(int(view), rows.start + int(place), np.zeros(1, self._dtype))
-        missing = int((here["crc"] == 0).sum())
-        if missing and (digests := self.store.content_digests().get(block)):
-            buffer = np.empty(len(rows), record_dtype(self.manifest.coding))
-            for view, digest in enumerate(digests):
-                records = np.zeros(len(rows), self._dtype)
-                records["record"] = decode_block(self.store, block, view, digest, buffer)
-                self._put(view, rows.start, records)
-            missing = 0
-        self._known.add(block)
-        self._missing[block] = missing
+        self._missing[block] = int((here["crc"] == 0).sum())
+
+    def _take_in(self, block: int) -> None:
+        """Decode a block that is committed, by whomever, unless all of it is here."""
+        if not self._missing[block]:
+            return
+        if block not in self._committed and time.monotonic() - self._looked_at > LOOK_AGAIN_S:
+            self._committed = self.store.content_digests()
+            self._looked_at = time.monotonic()
+        if not (digests := self._committed.get(block)):
+            return
+        rows = self.manifest.rows_of_block(block)
+        buffer = np.empty(len(rows), record_dtype(self.manifest.coding))
+        for view, digest in enumerate(digests):
+            records = np.zeros(len(rows), self._dtype)
+            records["record"] = decode_block(self.store, block, view, digest, buffer)
+            self._put(view, rows.start, records)
+        self._missing[block] = 0
 
     def _put(self, view: int, row: int, records: NDArray[Any]) -> None:
         records["crc"] = [_crc(record) for record in records]
@@ -145,10 +184,15 @@ class Spool:
 
     def _overwrite(self, view: int, row: int, records: NDArray[Any]) -> None:
         # Written, not mapped: a full disk is an error here, and a dead process there.
-        offset = (view * self._shape[1] + row) * self._dtype.itemsize
+        start = (view * self._shape[1] + row) * self._dtype.itemsize
+        content, offset = memoryview(records.tobytes()), start
         try:
-            os.pwrite(self._file, records.tobytes(), offset)
+            while content:
+                written = os.pwrite(self._file, content, offset)
+                content, offset = content[written:], offset + written
         except OSError as error:
+            with suppress(OSError):  # what was written of it must not pass for a record
+                os.pwrite(self._file, bytes(offset - start), start)
             raise _unusable(self._path.parent, error) from error
 
 

@@ -20,7 +20,7 @@ import urllib3
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, LocationValueError
 
 from distill.answers import Answers
 from distill.errors import (
@@ -91,13 +91,15 @@ class TeacherClient:
             self._slots = tuple(about["encoding"]["entries"])
             self._most = int(about["max_images_per_request"])
             self._samples: Mapping[str, Any] | None = about["samples"]
-            size = self._size = (int(about["sizes"][0][0]), int(about["sizes"][0][1]))
+            sizes = [(int(height), int(width)) for height, width in about["sizes"]]
+            self._size, self._digest = sizes[0], str(about["digest"])
         except (KeyError, TypeError, ValueError, HierarchyError) as error:
             raise TeacherRequestError(
                 f"{self.location}: not a distill teacher server ({first_line(error)}), expected "
                 "one; start it with `distill serve`"
             ) from error
-        self.sizes: tuple[Size, ...] = () if self._samples else (size,)
+        # Of an ensemble the largest: the server squishes it for the others.
+        self.sizes: tuple[Size, ...] = () if self._samples else (max(sizes),)
         self.policy = ViewPolicy.from_json(self._samples["policy"]) if self._samples else None
         store = self._samples and self._samples["store"]
         self.identity: str = store or f"{self.fingerprint} {json.dumps(about['encoding'])}"
@@ -211,7 +213,7 @@ class TeacherClient:
 
     def _ask_once(self, inputs: Mapping[str, Any], ends: float) -> Answers:
         fields = {
-            "parameters": {"binary_data_output": True},
+            "parameters": {"binary_data_output": True, "expect": self._digest},
             "outputs": [{"name": name} for name in OUTPUTS],
         }
         body, head_bytes = protocol.to_body(fields, "inputs", inputs, set(inputs))
@@ -300,6 +302,10 @@ class TeacherClient:
                     headers={**self._headers, **(headers or {})},
                     timeout=urllib3.Timeout(connect=min(10.0, left), read=min(ATTEMPT_S, left)),
                 )
+            except LocationValueError as error:
+                raise ConfigError(
+                    f"{self.location}: not a URL ({first_line(error)}), expected http://HOST:PORT"
+                ) from error
             except HTTPError as error:
                 why = first_line(error)
             else:
@@ -317,7 +323,7 @@ class TeacherClient:
         raise self._unavailable(why)
 
     def _wait(self, pause_s: float, ends: float, why: str) -> None:
-        if time.monotonic() + pause_s > ends or self._closing.wait(pause_s):
+        if self._closing.wait(min(pause_s, max(0.0, ends - time.monotonic()))):
             raise self._unavailable(why)
 
     def _unavailable(self, why: str) -> TeacherUnavailableError:

@@ -152,6 +152,7 @@ def live(
         ServeOptions(
             encoding=opened.encoding if opened else spec,
             max_batch_size=max_batch_size,
+            fair=bool(keys),
             budgets=budgets or Budgets(images=1024, bytes=2**26, requests=64),
             **options,
         ),
@@ -161,6 +162,14 @@ def live(
     listener = Address(port=port).bound()
     server = make_server(service, keys, Address())
     thread = threading.Thread(target=server.run, args=([listener],))
+    ended = threading.Event()
+
+    def look_after() -> None:
+        while not ended.wait(0.05):
+            service.look_after()
+
+    looking = threading.Thread(target=look_after)
+    looking.start()
     service.start()
     thread.start()
     try:
@@ -169,6 +178,8 @@ def live(
         yield Live(service, port, events)
         wait_until(lambda: service.admission.idle)
     finally:
+        ended.set()
+        looking.join()
         service.close()
         server.should_exit = True
         thread.join(20)

@@ -1,4 +1,4 @@
-"""Pretrain a student: semantic softmax on the labels, semantic KD on the teacher's stored answers.
+"""Pretrain a student: semantic softmax on the labels, semantic KD on the teacher's answers.
 
 One loop, read from top to bottom. Covers one device, resume from any checkpoint, validation per
 hierarchy. Does not cover several devices or other schemes. Where targets come from it does not know
@@ -62,8 +62,8 @@ def pretrain(
 ) -> PretrainReport:
     """Train, or go on training, what `recipe` says; leaves student.safetensors in `out`.
 
-    targets: None trains on labels alone. policy: the views; those of the store where there is one.
-    Without targets epoch e draws view e, with them view e mod V.
+    targets: None trains on labels alone. policy: the views; those of the targets where they have
+    some. Epoch e draws view e, or the view that the targets say.
 
     Raises:
         StoreMismatchError: the store is of another dataset, hierarchy or set of views.

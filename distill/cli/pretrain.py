@@ -103,16 +103,18 @@ def pretrain(
 
     if cache_gib is not None and not cache_gib >= 0:
         raise ConfigError(f"--cache-gib {cache_gib} found, expected a number of GiB")
-    said: StoreTargets | TeacherClient | None = None
+    answers: StoreTargets | TeacherClient | None = None
     if targets and targets.startswith(("http://", "https://")):
-        said = TeacherClient(targets, api_key=api_key)
+        client = TeacherClient(targets, api_key=api_key)
+        click.get_current_context().call_on_close(client.close)
+        answers = client
     elif targets:
         cache_bytes = None if cache_gib is None else int(cache_gib * 2**30)
         decoded = Cache(cache.expanduser(), cache_bytes)
-        said = StoreTargets(LogitStore.open(targets), decoded, None if read == "auto" else read)
+        answers = StoreTargets(LogitStore.open(targets), decoded, None if read == "auto" else read)
     recipe = Recipe(
         student=student,
-        image_size=image_size or (said.input_size[0] if said else 224),
+        image_size=image_size or (answers.input_size[0] if answers else 224),
         scheme=scheme,
         kd_weight=kd_weight,
         divergence=divergence,
@@ -124,8 +126,8 @@ def pretrain(
         init=init,
         seed=seed,
     )
-    if said and not label_set:
-        hierarchy = said.hierarchy
+    if answers and not label_set:
+        hierarchy = answers.hierarchy
     else:
         hierarchy = resolve(label_set or "imagenet21k-p-fall11")
     report = pretrain(
@@ -133,8 +135,8 @@ def pretrain(
         source=open_source(data).limited(limit),
         validation=open_source(data, "val") if has_split(data, "val") else None,
         hierarchy=hierarchy,
-        targets=said,
-        policy=said.policy if said and said.policy else viewing.policy(),
+        targets=answers,
+        policy=answers.policy if answers and answers.policy else viewing.policy(),
         out=out,
         device=pick_device(device),
         workers=workers,

@@ -35,6 +35,7 @@ from distill.cli import teaching, viewing
     help="small, standard, fine, or entries=N,steps=M; a store that is there has its own.",
 )
 @click.option("--block-rows", type=click.IntRange(1), default=8192, help="Images, of a new store.")
+@click.option("--max-bad-fraction", type=click.FloatRange(0, 1), default=0.001, show_default=True)
 @viewing.views
 @click.option("--max-batch-size", type=click.IntRange(1, 4096), help="Images; 64 on a GPU, 16 not.")
 @click.option("--max-wait-ms", type=click.FloatRange(0, 1000), default=0, show_default=True)
@@ -81,6 +82,7 @@ def serve(
     views: int,
     encoding: str,
     block_rows: int,
+    max_bad_fraction: float,
     max_batch_size: int | None,
     max_wait_ms: float,
     max_inflight_images: int,
@@ -133,6 +135,7 @@ def serve(
                     batch_size=batch_size,
                     compiled=False,
                     block_rows=block_rows,
+                    max_bad_fraction=max_bad_fraction,
                     workers=0,
                 ),
                 store=store,
@@ -147,6 +150,7 @@ def serve(
             ServeOptions(
                 encoding=spec,
                 max_batch_size=batch_size,
+                fair=bool(keys and len(keys.digests) > 1),
                 budgets=Budgets(
                     images=max_inflight_images,
                     bytes=max_inflight_mib * 2**20,

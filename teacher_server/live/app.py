@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -14,12 +15,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
 
 from teacher_server.live.body import announced_bytes, read_request
 from teacher_server.live.front import GONE, STATE, Front
 from teacher_server.live.keys import ApiKeys
 from teacher_server.live.protocol import HEAD_LENGTH, RequestHead, raw_outputs, requested, to_body
-from teacher_server.live.refusal import Refused, too_late, unavailable
+from teacher_server.live.refusal import Refused, too_large, too_late, unavailable
 from teacher_server.live.service import (
     DEFAULT_OUTPUTS,
     INPUTS,
@@ -29,7 +31,6 @@ from teacher_server.live.service import (
 )
 
 MODEL, VERSION = "teacher", "1"
-SICK_UNTIL_DEAD_S = 10.0  # ready is off meanwhile, so that nothing more is sent here
 ModelName = Annotated[str, Path(max_length=100)]
 ModelVersion = Annotated[str, Path(max_length=100)]
 
@@ -121,7 +122,6 @@ def make_app(service: Service, keys: ApiKeys | None = None) -> Front:
         redirect_slashes=False,
         responses=errors(401, 405, 412),
     )
-    service.admission.fair = bool(keys and len(keys.digests) > 1)
     metadata = model_metadata(service)
     hierarchy = service.hierarchy.to_json()
 
@@ -132,7 +132,7 @@ def make_app(service: Service, keys: ApiKeys | None = None) -> Front:
     @api.get("/v2/health/live", response_class=Response, responses=errors(503))
     async def live() -> Response:
         """200 while the process is of use; a supervisor restarts it on 503."""
-        if service.sick_for_s() > SICK_UNTIL_DEAD_S:
+        if service.is_dead:
             raise unavailable(service.sickness())
         return Response()
 
@@ -159,7 +159,7 @@ def make_app(service: Service, keys: ApiKeys | None = None) -> Front:
         """Proofs of the views that this server draws, for a student to draw them again."""
         if not service.samples:
             raise Refused(404, "no samples found here, so no views are drawn", "samples")
-        return JSONResponse(await asyncio.to_thread(getattr, service.samples, "replay"))
+        return JSONResponse(await asyncio.to_thread(service.samples.replay))
 
     async def infer(request: Request) -> Response:
         """Soft labels for images, JPEGs or samples, as JSON or as raw tensors."""
@@ -236,9 +236,7 @@ def require_ready(service: Service) -> None:
 
 def model_metadata(service: Service) -> dict[str, Any]:
     """`GET /v2/models/{model}`."""
-    hierarchy, samples = service.hierarchy, service.samples
-    store = samples.store if samples else None
-    source = samples.source if samples else None
+    hierarchy = service.hierarchy
     return {
         "name": MODEL,
         "versions": [VERSION],
@@ -253,16 +251,8 @@ def model_metadata(service: Service) -> dict[str, Any]:
                 "digest": hierarchy.digest,
                 "classes_per_hierarchy": list(hierarchy.classes_per_hierarchy),
             },
-            "encoding": service.options.encoding.to_json(),
-            "samples": samples
-            and {
-                "policy": samples.policy.to_json(),
-                "views": samples.views,
-                "first_view": samples.first_view,
-                "images": source is not None,
-                "store": store.manifest.identity if store else None,
-                "dataset": samples.dataset,
-            },
+            **service.answers_about,
+            "digest": service.answers_digest,
             "max_images_per_request": service.options.max_images_per_request,
             "max_body_bytes": service.options.max_body_bytes,
         },
@@ -276,7 +266,12 @@ async def infer_once(service: Service, request: Request) -> Response:
     client = request.scope[STATE].client
     gone = False
     try:
-        with service.admission.admit(client, announced_bytes(request.headers) or 0) as permit:
+        with ExitStack() as held:
+            announced = announced_bytes(request.headers) or 0
+            if announced > options.max_body_bytes:
+                most = options.max_body_bytes
+                raise too_large(f"body of {announced} bytes, expected at most {most}; send less")
+            permit = held.enter_context(service.admission.admit(client, announced))
             async with asyncio.timeout(options.deadline_s):
                 head, tensors = await read_request(
                     request,
@@ -286,6 +281,13 @@ async def infer_once(service: Service, request: Request) -> Response:
                     pool=service.decoder.pool,
                 )
             request.scope[STATE].images = permit.held["images"]
+            if head.parameters.expect not in (None, service.answers_digest):
+                raise Refused(
+                    412,
+                    "the server has other samples, views or encoding than the request expects; "
+                    "start it as before, or start the run anew",
+                    "changed",
+                )
             outputs = requested(head, list(service.outputs), DEFAULT_OUTPUTS)
             patience = options.deadline_s
             if head.parameters.timeout:
@@ -299,7 +301,9 @@ async def infer_once(service: Service, request: Request) -> Response:
             )
             answered = await _unless_gone(request, service.infer(asked), asked.deadline)
             service.metrics.request.observe(time.monotonic() - started)
-            return reply(head, answered, raw_outputs(head, outputs))
+            body, headers = reply(head, answered, raw_outputs(head, outputs))
+            permit.reserve("bytes", len(body))
+            return _HeldReply(body, headers, held.pop_all())
     except TimeoutError as error:
         raise too_late(f"no answer within {time.monotonic() - started:.1f} s") from error
     except ClientDisconnect:
@@ -328,8 +332,20 @@ async def _unless_gone(
         leaving.cancel()
 
 
-def reply(head: RequestHead, answered: Answered, raw: set[str]) -> Response:
-    """The answers in the protocol's framing."""
+class _HeldReply(Response):
+    """Holds the request's permit until the reply is with the client's connection."""
+
+    def __init__(self, body: bytes, headers: Mapping[str, str], held: ExitStack) -> None:
+        super().__init__(body, headers=headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
+
+
+def reply(head: RequestHead, answered: Answered, raw: set[str]) -> tuple[bytes, dict[str, str]]:
+    """The answers in the protocol's framing: body and headers."""
     fields: dict[str, Any] = {"model_name": MODEL, "model_version": VERSION}
     if head.id is not None:
         fields["id"] = head.id
@@ -341,10 +357,10 @@ def reply(head: RequestHead, answered: Answered, raw: set[str]) -> Response:
         headers["x-queue-ms"] = f"{1000 * said.queue_s:.2f}"
         headers["x-infer-ms"] = f"{1000 * said.infer_s:.2f}"
         headers["x-batch-size"] = str(said.batch_size)
-    if head_bytes is None:
-        return Response(body, headers=headers, media_type="application/json")
-    headers[HEAD_LENGTH] = str(head_bytes)
-    return Response(body, headers=headers, media_type="application/octet-stream")
+    if head_bytes is not None:
+        headers[HEAD_LENGTH] = str(head_bytes)
+    headers["content-type"] = "application/" + ("json" if head_bytes is None else "octet-stream")
+    return body, headers
 
 
 def _tensor(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:

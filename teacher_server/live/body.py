@@ -25,7 +25,9 @@ from teacher_server.live.protocol import (
 from teacher_server.live.refusal import Refused, malformed, too_large
 
 INFLATED_AT_ONCE = 2**20
+MAX_JSON_BYTES = 4 * 2**20  # parsing holds up the whole process
 LARGE_JSON = 2**16  # is parsed beside the event loop
+JSON_SWELLS = 32  # bytes of objects that a byte of JSON may become
 GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
 
@@ -60,17 +62,20 @@ async def read_request(
         ClientDisconnect: the client went away.
     """
     announced = announced_bytes(request.headers)
-    if announced is not None and announced > max_bytes:
-        raise too_large(f"body of {announced} bytes, expected at most {max_bytes}; send less")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     head_bytes = _head_bytes(request.headers)
+    if head_bytes is None:
+        max_bytes = min(max_bytes, MAX_JSON_BYTES)
     reserved = announced or 0
     body, filled = bytearray(reserved), 0
     head: RequestHead | None = None
     async for chunk in _inflated(request.stream(), encoding):
         filled += len(chunk)
         if filled > max_bytes:
-            raise too_large(f"body of more than {max_bytes} bytes; send less")
+            raise too_large(
+                f"body of more than {max_bytes} bytes; send less"
+                + (", or raw tensors" if head_bytes is None else "")
+            )
         if filled > reserved:
             permit.reserve("bytes", filled - reserved)
             reserved = filled
@@ -86,6 +91,8 @@ async def read_request(
         if head_bytes is None:
             run = asyncio.get_running_loop().run_in_executor
             large = filled > LARGE_JSON
+            if large:
+                permit.reserve("bytes", (JSON_SWELLS - 1) * filled)
             head = await run(pool, parse_head, bytes(whole)) if large else parse_head(whole)
             permit.reserve("images", count_images(head) - 1)
             empty = memoryview(b"")
@@ -128,6 +135,7 @@ async def _inflated(chunks: AsyncIterator[bytes], encoding: str) -> AsyncIterato
         async for chunk in chunks:
             while chunk:
                 yield inflater.decompress(chunk, INFLATED_AT_ONCE)
+                await asyncio.sleep(0)  # a bomb must not hold up the others
                 chunk = inflater.unconsumed_tail
                 if inflater.eof:
                     chunk = b""

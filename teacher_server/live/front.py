@@ -1,9 +1,10 @@
 """What stands before every route: who asks, of which teacher, and what the client is told.
 
-Plain ASGI, so that nothing that goes wrong behind it can drop a connection: an error is JSON, the
-teacher's fingerprint is the ETag of every reply, and every request but a probe is logged.
+Plain ASGI, so that nothing that goes wrong behind it can drop a connection: an error is JSON, and
+every request but a probe is logged.
 """
 
+import asyncio
 import json
 import re
 import time
@@ -37,7 +38,7 @@ class Front:
 
     def __init__(self, app: ASGIApp, service: Service, keys: ApiKeys | None) -> None:
         self.app, self.service, self.keys = app, service, keys
-        self._etag = f'"{service.teacher.identity.fingerprint}"'
+        self._etag = etag(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -52,10 +53,7 @@ class Front:
             if message["type"] == "http.response.start":
                 state.status = message["status"]
                 message.setdefault("headers", [])
-                message["headers"] += [
-                    (b"etag", self._etag.encode()),
-                    (b"x-request-id", state.request_id.encode()),
-                ]
+                message["headers"].append((b"x-request-id", state.request_id.encode()))
             await send(message)
 
         try:
@@ -64,6 +62,9 @@ class Front:
                 await _tell(told, *refusal)
             else:
                 await self.app(scope, receive, told)
+        except asyncio.CancelledError:  # the server's own deadline, at its end
+            if not state.status:
+                await _tell(told, 503, "this server ends", {"retry-after": "1"})
         except Exception as error:  # whatever it is, the client gets an answer
             self.service.journal.event(
                 "error", request_id=state.request_id, error=type(error).__name__, text=str(error)
@@ -107,6 +108,11 @@ class Front:
             images=state.images,
             ms=round(1000 * seconds, 2),
         )
+
+
+def etag(service: Service) -> str:
+    """The teacher's fingerprint, as a header has it."""
+    return f'"{service.teacher.identity.fingerprint}"'
 
 
 def _request_id(given: str) -> str:

@@ -63,7 +63,11 @@ def new_key(name: str, path: Path) -> str:
     Raises:
         ConfigError: the name is taken, or no name of a key.
     """
-    if path.exists() and name in ApiKeys.read(path).digests:
+    try:
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}), expected API keys") from error
+    if before.strip() and name in ApiKeys.read(path).digests:
         raise ConfigError(f"{path}: {name!r} has a key, expected a new name; or remove its line")
     key = PREFIX + secrets.token_urlsafe(32)
     line = f"{name} sha256:{hashlib.sha256(key.encode()).hexdigest()}\n"
@@ -72,7 +76,7 @@ def new_key(name: str, path: Path) -> str:
     try:
         number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with open(number, "w", encoding="utf-8") as file:
-            file.write(line)
+            file.write(line if not before or before.endswith("\n") else "\n" + line)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
     return key

@@ -88,21 +88,30 @@ class Lane:
         """
         for shape in reversed(self.shapes):
             for _ in range(WARM_UPS):
+                if self.queue.closed:  # the server is told to end meanwhile
+                    return
                 started = time.perf_counter()
-                launched = self._launch(self._buffers(shape), dense=True)
-                self._forward.collect(launched)
+                buffers = self._buffers(shape)
+                self._forward.collect(self._launch(buffers, dense=True))
+                self._spare[shape].append(buffers)
                 self.seconds[shape] = time.perf_counter() - started
-            if self._forward.batch_size < shape:
-                self.shapes = tuple(s for s in self.shapes if s <= self._forward.batch_size)
+            self._keep_to_what_fits()
+
+    def _keep_to_what_fits(self) -> None:
+        """Memory ran out once: no batch is that large again."""
+        most = self._forward.batch_size
+        if most < self.max_batch_size:
+            self.shapes = tuple(shape for shape in self.shapes if shape <= most) or (most,)
 
     def start(self) -> None:
         """Answer what is in the queue, until it is closed."""
         self._thread.start()
 
-    def join(self, timeout_s: float) -> None:
-        """Wait until the last answer is given."""
+    def join(self, timeout_s: float) -> bool:
+        """Wait until the last answer is given; whether it was."""
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     @property
     def max_batch_size(self) -> int:
@@ -118,6 +127,7 @@ class Lane:
         try:
             while not self.failure:
                 if pieces := self._next_batch():
+                    self.busy_since = self.busy_since or time.monotonic()
                     self._launched.append(self._begin(pieces))
                 elif self._launched:
                     self._end(self._launched[0])
@@ -145,10 +155,11 @@ class Lane:
         formed_at = self.queue.now()
         count = sum(map(len, pieces))
         shape = next(shape for shape in self.shapes if shape >= count)
-        buffers = self._filled(pieces, shape)
         dense = any(piece.work.dense for piece in pieces)
         answers: Future[list[Encoded]]
+        buffers: list[Tensor] = []
         try:
+            buffers = self._filled(pieces, shape)
             answers = self._launch(buffers, dense=dense)
         except Exception as error:  # on a GPU launching runs the model's own code
             answers = Future()
@@ -167,7 +178,9 @@ class Lane:
             self._hand_out(launched, _Answered.of(parts), infer_s)
             self.on_batch(sum(map(len, launched.pieces)), launched.shape, infer_s)
         finally:
-            self._spare.setdefault(launched.shape, []).append(launched.buffers)
+            if launched.buffers:
+                self._spare.setdefault(launched.shape, []).append(launched.buffers)
+            self._keep_to_what_fits()
 
     def _hand_out(self, launched: _Launched, said: "_Answered", infer_s: float) -> None:
         first = 0

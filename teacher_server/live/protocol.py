@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from teacher_server.live.refusal import malformed
 
 HEAD_LENGTH = "inference-header-content-length"
-MAX_HEAD_BYTES = 2**20  # of a head that raw tensors follow
+MAX_HEAD_BYTES = 2**16  # of a head that raw tensors follow
 
 DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
@@ -71,9 +71,13 @@ class OutputHead(_Part):
 
 
 class RequestParameters(_Part):
-    """binary_data_output: outputs come raw. timeout: microseconds until the answer is of no use."""
+    """binary_data_output: outputs come raw. timeout: microseconds until the answer is of no use.
+
+    expect: the digest of the model's metadata that the client knows; 412 by a server of another.
+    """
 
     binary_data_output: bool = False
+    expect: str | None = None
     timeout: Annotated[int, Field(ge=0)] | None = None
 
 

@@ -1,17 +1,17 @@
 """Samples of a data set, asked for by id: answered from a store, or drawn, computed and kept.
 
 With a store that is complete, answers come from its decoded views. With one that is not, and with
-the data, what is missing is computed on request and written through (`store.spool`); a block is
-committed once all of its rows were asked for in all views, and `distill precompute` on the same
-store fills what nobody asked for. With data alone, every request is computed.
+the data, what is missing is computed on request and written through
+(`teacher_server.live.write_through`); a block is committed once all of its rows were asked for in
+all views, and `distill precompute` on the same store fills what nobody asked for. With data alone,
+every request is computed.
 """
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.answers import Answers
-from distill.data import ImageSource, label_indices, open_source, read_image
+from distill.data import ImageSource, label_indices, open_source
 from distill.encoding import EncodingSpec
-from distill.errors import ConfigError, DataError, StoreError, first_line, printable
+from distill.errors import ConfigError, StoreError
 from distill.journal import Journal
 from distill.loader import in_batches, load_views
 from distill.sample_id import SampleIds, find_rows, samples_digest
 from distill.views import ViewPolicy
 from store.cache import Cache
-from store.codes import Codes
 from store.logit_store import LogitStore, has_store
 from store.lookup import open_row_index
 from store.manifest import DatasetIdentity
@@ -36,14 +35,15 @@ from store.spool import Spool
 from teacher_server.audit import REPLAY_ROWS
 from teacher_server.live.decoding import Bad, Decoded, Decoder, Status
 from teacher_server.live.refusal import unavailable
+from teacher_server.live.write_through import WriteThrough
 from teacher_server.precompute import (
     PrecomputeOptions,
-    compute,
-    finish_if_whole,
     open_or_create,
     versions,
 )
 from teacher_server.teacher import Teacher
+
+LOOK_UP_THREADS = 4
 
 
 def open_samples(
@@ -76,7 +76,14 @@ def open_samples(
             hierarchy_digest=teacher.hierarchy.digest,
             dataset=dataset,
         )
-        options = replace(options, policy=ViewPolicy.from_json(opened.manifest.views.policy))
+        views = opened.manifest.views
+        options = replace(
+            options,
+            policy=ViewPolicy.from_json(views.policy),
+            views=views.count,
+            first_view=views.first,
+            block_rows=opened.manifest.block_rows,
+        )
     elif store and source:
         opened = open_or_create(source, teacher, store, options)
     elif store:
@@ -137,22 +144,33 @@ class SampleAnswers:
         self.encoding = encoding
         self.store, self.source, self.cache = store, source, cache
         self.policy = options.policy
-        self._lock = threading.Lock()
-        self._resident: dict[int, ResidentView] = {}
+        self._lock, self._replaying = threading.Lock(), threading.Lock()
+        self._resident: dict[int, Future[ResidentView]] = {}
+        self._replay: dict[str, Any] | None = None
         self._index = open_row_index(store, cache) if store else None
+        self._threads = ThreadPoolExecutor(LOOK_UP_THREADS, thread_name_prefix="look-up")
         self._spool: Spool | None = None
-        self._rows = ThreadPoolExecutor(1, thread_name_prefix="spool")
-        self._blocks = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._ending = False
+        self._write_through: WriteThrough | None = None
         if store and store.certificate is None:
             self._spool = Spool(store, cache.folder)
             if source:
-                self._commit(self._spool.whole_blocks())
+                self._write_through = WriteThrough(self._spool, source, teacher, options, journal)
 
     @property
     def views(self) -> int | None:
         """How many there are; None for any number."""
         return self.store.manifest.views.count if self.store else None
+
+    def about(self) -> dict[str, Any]:
+        """Which samples, in which views: for the metadata."""
+        return {
+            "policy": self.policy.to_json(),
+            "views": self.views,
+            "first_view": self.first_view,
+            "images": self.source is not None,
+            "store": self.store.manifest.identity if self.store else None,
+            "dataset": self.dataset,
+        }
 
     @property
     def dataset(self) -> dict[str, Any]:
@@ -163,9 +181,11 @@ class SampleAnswers:
         labels = label_indices(self.source, self.teacher.hierarchy)
         return {"digest": samples_digest(self.source.ids, labels), "rows": len(self.source)}
 
-    @cached_property
     def replay(self) -> dict[str, Any]:
-        """Proofs of the views of the first rows, for a student to draw them again."""
+        """Proofs of the views of the first rows, for a student to draw them again.
+
+        Drawn once, unless images cannot be read now.
+        """
         if self.store and (certificate := self.store.certificate):
             manifest = self.store.manifest
             return {
@@ -175,17 +195,23 @@ class SampleAnswers:
             }
         if self.source is None:
             return {"proofs": {}, "views": [], "provenance": {}}
-        views = tuple(self.first_view + view for view in range(self.views or 1))
-        rows = range(min(REPLAY_ROWS, len(self.source)))
-        (batch,) = load_views(
-            self.source,
-            self.policy,
-            self.teacher.sizes[:1],
-            in_batches(rows, views, len(rows), prove_below=REPLAY_ROWS),
-            workers=0,
-        )
-        proofs = {str(row): proofs for row, proofs in batch.proofs.items()}
-        return {"proofs": proofs, "views": list(views), "provenance": versions()}
+        with self._replaying:
+            if self._replay is None:
+                views = tuple(self.first_view + view for view in range(self.views or 1))
+                rows = range(min(REPLAY_ROWS, len(self.source)))
+                (batch,) = load_views(
+                    self.source,
+                    self.policy,
+                    self.teacher.sizes[:1],
+                    in_batches(rows, views, len(rows), prove_below=REPLAY_ROWS),
+                    workers=0,
+                )
+                proofs = {str(row): proofs for row, proofs in batch.proofs.items()}
+                drawn = {"proofs": proofs, "views": list(views), "provenance": versions()}
+                if batch.bad:
+                    return drawn
+                self._replay = drawn
+            return self._replay
 
     @property
     def first_view(self) -> int:
@@ -199,7 +225,7 @@ class SampleAnswers:
             Refused: 503, the store cannot be read now.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, self._look_up, ids, views, stored)
+        return await loop.run_in_executor(self._threads, self._look_up, ids, views, stored)
 
     def _look_up(self, ids: SampleIds, views: NDArray[np.int64], stored: bool) -> Found:
         if self._index:
@@ -256,17 +282,25 @@ class SampleAnswers:
             known[mine] = True
 
     def _view(self, view: int) -> ResidentView:
+        """Decoded by whoever asks first; others wait for it, and for no other view."""
         assert self.store is not None
         with self._lock:
-            if view not in self._resident:
-                self._resident[view] = open_resident_view(self.store, view, self.cache)
-            return self._resident[view]
+            first = view not in self._resident
+            decoded = self._resident.setdefault(view, Future())
+        if first:
+            try:
+                decoded.set_result(open_resident_view(self.store, view, self.cache))
+            except BaseException as error:
+                with self._lock:
+                    del self._resident[view]  # it may be mended
+                decoded.set_exception(error)
+        return decoded.result()
 
     def _empty(self, rows: int) -> Answers:
         hierarchies = self.teacher.hierarchy.num_hierarchies
         return Answers.empty(rows, sum(self.encoding.entries), hierarchies)
 
-    async def draw(self, decoder: Decoder, found: Found, useless: Any) -> Decoded:
+    async def draw(self, decoder: Decoder, found: Found, useless: Callable[[], bool]) -> Decoded:
         """The images of what is missing, as the policy draws them."""
         assert self.source is not None
         missing = found.missing
@@ -276,77 +310,17 @@ class SampleAnswers:
         )
 
     def keep(self, found: Found, elements: NDArray[np.int64], answers: Answers) -> None:
-        """Write through what was computed for those elements; rows that are not valid as well."""
-        if self._spool and len(elements):
-            codes = self._spool.manifest.coding.quantise(answers.taken(elements))
-            self._rows.submit(self._write, found.rows[elements], found.views[elements], codes)
+        """Write through what was computed for those elements; images that are none as well."""
+        if self._write_through:
+            rows, views = found.rows[elements], found.views[elements]
+            self._write_through.keep(rows, views, answers.taken(elements))
 
-    def _write(self, rows: NDArray[np.int64], views: NDArray[np.int64], codes: Codes) -> None:
-        assert self._spool is not None
-        try:
-            self._commit(self._spool.write(rows, views, codes))
-        except Exception as error:  # answers go on without being kept
-            self.journal.event("not written through", rows=len(rows), text=first_line(error))
-
-    def _commit(self, blocks: Sequence[int]) -> "list[Future[None]]":
-        return [self._blocks.submit(self._commit_block, block) for block in blocks]
-
-    def _commit_block(self, block: int) -> None:
-        """Write a whole block into the store, and certify the store by its last one.
-
-        Block 0 holds the audit, which needs exact answers: it is computed once more.
-        """
-        assert self.store is not None
-        assert self._spool is not None
-        assert self.source is not None
-        if self._ending:
-            return  # it is in the spool, and is found there next time
-        try:
-            if block == 0:
-                compute(
-                    self.store,
-                    self.source,
-                    self.teacher,
-                    self.options,
-                    [0],
-                    rows=len(self.store.manifest.rows_of_block(0)),
-                    journal=self.journal,
-                    on_batch=self._go_on,
-                    stopping=lambda: False,
-                )
-            else:
-                speed = {"batch_size": self.options.batch_size, "compiled": False}
-                facts = {"bad": self._bad_rows(block), "speed": speed}
-                self.store.write_codes(block, self._spool.codes(block), facts)
-            self.journal.event("block written", block=block)
-            if not finish_if_whole(self.store, self.journal):
-                self._spool.discard()
-        except Exception as error:  # it stays in the spool
-            self.journal.event("block not written", block=block, text=first_line(error))
-
-    def _go_on(self, images: int, bad: dict[str, str]) -> None:
-        if self._ending:
-            raise DataError("the server ends")
-
-    def _bad_rows(self, block: int) -> list[dict[str, str]]:
-        assert self._spool is not None
-        assert self.source is not None
-        first = self._spool.manifest.rows_of_block(block).start
-        bad = []
-        for place in np.flatnonzero(~self._spool.codes(block)[0].valid):
-            sample = self.source.samples[first + int(place)]
-            try:
-                read_image(sample)
-                reason = "cannot be read: for a while"
-            except DataError as error:
-                reason = str(error)
-            bad.append({"key": printable(sample.key), "reason": printable(reason)})
-        return bad
-
-    def close(self) -> None:
-        """Flush: what was computed is in the spool, on the disk."""
-        self._ending = True
-        self._rows.shutdown(wait=True)
-        self._blocks.shutdown(wait=True)
+    def close(self, within_s: float) -> bool:
+        """Put what was computed on the disk; whether all threads came to their end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._write_through:
+            return self._write_through.close(within_s)
         if self._spool:
             self._spool.close()
+            self._spool = None
+        return True

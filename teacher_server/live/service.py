@@ -5,11 +5,14 @@ HTTP: `teacher_server.live.app` puts it on the web.
 """
 
 import asyncio
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ from teacher_server.live.decoding import Bad, Decoded, Decoder, Status
 from teacher_server.live.lane import Lane
 from teacher_server.live.metrics import Metrics
 from teacher_server.live.protocol import RequestHead, Tensor
-from teacher_server.live.refusal import malformed, too_large
+from teacher_server.live.refusal import Refused, malformed, too_large, too_late, unavailable
 from teacher_server.live.sampling import SampleAnswers
 from teacher_server.live.work import Said, Work, WorkQueue
 from teacher_server.teacher import Teacher
@@ -38,7 +41,8 @@ INPUTS = {
 }
 MAIN_INPUTS = ("image", "jpeg", "sample_id")
 DEFAULT_OUTPUTS = ("index", "prob", "sq_norm", "confidence", "status")
-HANG_FACTOR, HANG_AT_LEAST_S = 20.0, 5.0  # a batch that takes so much longer than usual hangs
+HANG_FACTOR, HANG_AT_LEAST_S = 5.0, 4.0  # a batch that takes so much longer than usual hangs
+SICK_UNTIL_DEAD_S = 10.0  # ready is off meanwhile, so that nothing more is sent here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,8 @@ class ServeOptions:
     """budgets: of what may be in flight. encoding: of sparse answers.
 
     deadline_s: of a request that names none; also the most that it may name. hang_after_s: a device
-    that is silent so long counts as lost; None is twenty times its slowest batch.
+    that is silent so long counts as lost; None is five times its slowest batch. fair: several
+    clients share the budgets.
     """
 
     encoding: EncodingSpec
@@ -59,6 +64,7 @@ class ServeOptions:
     deadline_s: float = 60.0
     decode_threads: int = 2
     hang_after_s: float | None = None
+    fair: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,9 +119,11 @@ class Service:
             )
             for teacher in teachers
         ]
-        self.admission = Admission(options.budgets, retry_after_s=self._retry_after_s)
+        self.admission = Admission(
+            options.budgets, fair=options.fair, retry_after_s=self._retry_after_s
+        )
         self.draining = False
-        self._warm = False
+        self._warm = self._warming = False
         self._sick_since: float | None = None
         self.metrics.queue_images.set_function(lambda: self.queue.images)
         self.metrics.inflight_bytes.set_function(lambda: self.admission.in_flight["bytes"])
@@ -129,8 +137,12 @@ class Service:
         Raises:
             TeacherError: a device cannot run the teacher.
         """
+        self._warming = True
         with ThreadPoolExecutor(len(self.lanes)) as pool:
             list(pool.map(Lane.warm_up, self.lanes))
+        self._warming = False
+        if self.queue.closed:
+            return
         for lane in self.lanes:
             lane.start()
         self._warm = True
@@ -166,25 +178,36 @@ class Service:
         slowest = max(lane.seconds.values(), default=0.0)
         return self.options.hang_after_s or max(HANG_AT_LEAST_S, HANG_FACTOR * slowest)
 
-    def sick_for_s(self) -> float:
-        """Seconds for which a device has been found sick; called again and again."""
-        if not self.sickness():
+    def look_after(self) -> None:
+        """To be called every second: a sick service tells those that wait, and dies in time."""
+        sickness = self.sickness()
+        if not sickness:
             self._sick_since = None
         elif self._sick_since is None:
             self._sick_since = time.monotonic()
-            self.journal.event("not ready", text=self.sickness())
-        return 0.0 if self._sick_since is None else time.monotonic() - self._sick_since
+            self.journal.event("not ready", text=sickness)
+            if any(lane.failure for lane in self.lanes):
+                self.queue.fail(unavailable(sickness, "device_lost"))
 
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Answer what waits, write through what was computed, and let everything go."""
+    @property
+    def is_dead(self) -> bool:
+        """Sick for so long that only a new process helps."""
+        since = self._sick_since
+        return since is not None and time.monotonic() - since > SICK_UNTIL_DEAD_S
+
+    def close(self, within_s: float = 5.0) -> bool:
+        """Answer what waits, put what was computed on the disk, and let everything go.
+
+        Whether all threads came to their end; those that hang end with the process.
+        """
         self.draining = True
         self.queue.close()
-        if not self.sickness():
-            for lane in self.lanes:
-                lane.join(timeout_s)
+        ends = time.monotonic() + within_s
+        ended = [lane.join(max(0.0, ends - time.monotonic())) for lane in self.lanes]
         self.decoder.close()
         if self.samples:
-            self.samples.close()
+            ended.append(self.samples.close(max(0.0, ends - time.monotonic())))
+        return all(ended) and (self._warm or not self._warming)
 
     @property
     def images_per_s(self) -> float:
@@ -197,6 +220,18 @@ class Service:
     def _count_batch(self, images: int, padded: int, seconds: float) -> None:
         self.metrics.batch_size.observe(images)
         self.metrics.forward.observe(seconds)
+
+    @cached_property
+    def answers_about(self) -> dict[str, Any]:
+        """What a client's targets depend on beside the teacher: the encoding and the samples."""
+        about = self.samples.about() if self.samples else None
+        return {"encoding": self.options.encoding.to_json(), "samples": about}
+
+    @cached_property
+    def answers_digest(self) -> str:
+        """SHA-256 of that; a client that sends it as `expect` is refused by a server of another."""
+        document = json.dumps(self.answers_about, sort_keys=True)
+        return hashlib.sha256(document.encode()).hexdigest()
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -282,7 +317,7 @@ class Service:
         if reply.bad and "status" not in asked.outputs:
             element, bad = min(reply.bad.items())
             name = next(name for name in MAIN_INPUTS if name in asked.tensors)
-            raise malformed(f"{name}[{element}]: {bad.reason}")
+            raise _refusal(f"{name}[{element}]: {bad.reason}", bad.status)
         return reply.answered(asked.outputs)
 
     async def _infer_images(self, asked: Asked, dense: bool) -> "_Reply":
@@ -322,8 +357,8 @@ class Service:
         return reply
 
     def _to_keep(self, computed: NDArray[np.int64], reply: "_Reply") -> NDArray[np.int64]:
-        """Those that would come out the same again."""
-        passing = (Status.NOT_NOW, Status.NOT_FINITE)
+        """Those that would come out the same again; of images that are away nothing is known."""
+        passing = (Status.NOT_NOW, Status.NOT_FINITE, Status.UNREADABLE)
         kept = [i for i in computed if i not in reply.bad or reply.bad[i].status not in passing]
         return np.array(kept, np.int64)
 
@@ -333,7 +368,9 @@ class Service:
         """Ask the teacher, and put its answers where `elements` says."""
         reply.bad |= {int(elements[i]): bad for i, bad in decoded.bad.items()}
         good = np.delete(elements, list(decoded.bad))
-        if not len(good) or asked.useless():
+        if asked.useless():
+            raise too_late("nobody waits for this any more")  # the rest was not even decoded
+        if not len(good):
             return
         work = Work(decoded.pixels, reply.probs is not None, asked.client, asked.deadline)
         self.queue.put(work)
@@ -361,6 +398,15 @@ class Service:
             Answers.empty(count, slots, hierarchies),
             np.zeros((count, members), np.float16) if dense else None,
         )
+
+
+def _refusal(text: str, status: Status) -> Refused:
+    """Whose fault it is that an element has no answer."""
+    if status == Status.NOT_NOW:
+        return unavailable(text, "images")
+    if status == Status.NOT_FINITE:
+        return Refused(500, text, "failed")
+    return Refused(404, text, "samples") if status == Status.UNKNOWN_SAMPLE else malformed(text)
 
 
 @dataclass(eq=False)

@@ -124,7 +124,8 @@ class WorkQueue:
         self._clients: deque[str] = deque()  # whose turn it is, of those that have work here
         self._works: dict[str, deque[Work]] = {}
         self._idle = 0
-        self._closed = False
+        self._failure: BaseException | None = None
+        self.closed = False
 
     def put(self, work: Work) -> None:
         """At the end of its client's line. Work without images is settled by nobody: do not put it.
@@ -135,6 +136,9 @@ class WorkQueue:
         if not len(work):
             raise ValueError("work without images")
         with self._changed:
+            if self._failure:
+                settle(work.answer, self._failure)
+                return
             work.put_at = self.now()
             if work.client not in self._works:
                 self._clients.append(work.client)
@@ -153,10 +157,21 @@ class WorkQueue:
                 self._forget_if_served(work.client)
         work.answer.cancel()
 
+    def fail(self, error: BaseException) -> None:
+        """Nobody will answer: what waits is told so, and whatever comes."""
+        with self._changed:
+            self._failure = error
+            for works in self._works.values():
+                for work in works:
+                    self.images -= work.drop()
+                    settle(work.answer, error)
+            self._works.clear()
+            self._clients.clear()
+
     def close(self) -> None:
         """Devices get what still waits, and then nothing."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._changed.notify_all()
 
     def take(self, most: int, *, at_least: int = 0) -> list[Piece]:
@@ -169,26 +184,26 @@ class WorkQueue:
                 return self._cut(most) if self.images >= at_least else []
             while True:
                 self._idle += 1
-                while not self.images and not self._closed:
+                while not self.images and not self.closed:
                     self._changed.wait()
                 self._wait_for_more(most)
                 self._idle -= 1
                 # Other devices that are idle are about to take their part.
                 pieces = self._cut(min(most, -(-self.images // (1 + self._idle))))
-                if pieces or self._closed:
+                if pieces or self.closed:
                     return pieces
 
     def _wait_for_more(self, most: int) -> None:
         ends = self.now() + self.max_wait_s
-        while 0 < self.images < most and not self._closed and (left := ends - self.now()) > 0:
+        while 0 < self.images < most and not self.closed and (left := ends - self.now()) > 0:
             self._changed.wait(left)
 
     def _cut(self, most: int) -> list[Piece]:
         """Clients take turns; each gets its part of the batch, and what others leave."""
         pieces: list[Piece] = []
-        room = most
+        room, share = most, max(1, most // max(1, len(self._clients)))
         while room and self._clients:
-            quantum = max(1, -(-room // len(self._clients)))
+            quantum = min(room, share)
             client = self._clients[0]
             works = self._works[client]
             while quantum and works:

@@ -57,7 +57,13 @@ def serving(teacher: Teacher, figures: Path, tmp_path: Path) -> Serving:
         store: Path | None = None, data: bool = True, views: int = 2, **more: Any
     ) -> Iterator[tuple[Live, TeacherClient]]:
         options = PrecomputeOptions(
-            policy=ViewPolicy(), views=views, batch_size=8, compiled=False, block_rows=16, workers=0
+            policy=ViewPolicy(),
+            views=views,
+            batch_size=8,
+            compiled=False,
+            block_rows=16,
+            workers=0,
+            max_bad_fraction=0.1,
         )
 
         def samples(journal: Any) -> Any:
@@ -268,6 +274,124 @@ def test_unreadable_image_is_not_valid_and_is_kept_so(
         assert bad["reason"].startswith("not an image")
     finally:
         tar.write_bytes(whole)
+
+
+def test_images_that_are_away_are_not_written_as_bad(
+    serving: Serving, figures: Path, tmp_path: Path
+) -> None:
+    source, filled = open_source(figures), tmp_path / "filled"
+    tar = next(figures.glob("train-*.tar"))
+    with serving(filled, views=1) as (server, client):
+        tar.rename(tmp_path / "away.tar")
+        try:
+            said = client.fetch(source.ids, 0)
+        finally:
+            (tmp_path / "away.tar").rename(tar)
+        assert said.valid is not None
+        assert not said.valid.any()
+        assert client.fetch(source.ids[:90], 0).valid.all()  # type: ignore[union-attr]
+        assert metric_sum(server, 'source="store"') == 0
+
+
+def test_too_many_bad_images_are_not_committed(
+    serving: Serving, figures: Path, tmp_path: Path
+) -> None:
+    source, filled = open_source(figures), tmp_path / "filled"
+    tar = next(figures.glob("train-*.tar"))
+    whole = tar.read_bytes()
+    try:
+        broken = bytearray(whole)
+        for row in range(16, 28):
+            broken[source.samples[row].offset : source.samples[row].offset + 50] = bytes(50)
+        tar.write_bytes(broken)
+        with serving(filled, views=1) as (server, client):
+            client.fetch(source.ids[16:32], 0)
+            wait_until(lambda: bool(server.named("block not written")))
+            assert "12 of 96 images are bad" in server.named("block not written")[0]["text"]
+            assert 1 in LogitStore.open(filled).pending_blocks()
+    finally:
+        tar.write_bytes(whole)
+
+
+def test_block_that_could_not_be_written_is_tried_again(
+    serving: Serving, figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teacher_server.live.write_through.TRY_AGAIN_S", 0.1)
+    ids, filled = open_source(figures).ids, tmp_path / "filled"
+    write = LogitStore.write_codes
+    with serving(filled, views=1) as (server, client):
+        monkeypatch.setattr(LogitStore, "write_codes", broken_disk)
+        client.fetch(ids[16:32], 0)
+        wait_until(lambda: bool(server.named("block not written")))
+        monkeypatch.setattr(LogitStore, "write_codes", write)
+        wait_until(lambda: bool(server.named("block not written")))
+        threading.Event().wait(0.2)
+        client.fetch(ids[40:41], 0)
+        wait_until(lambda: 1 not in LogitStore.open(filled).pending_blocks())
+
+
+def broken_disk(*given: Any) -> None:
+    raise OSError(5, "Input/output error")
+
+
+def test_short_write_is_no_record(
+    serving: Serving, figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    ids, filled = open_source(figures).ids, tmp_path / "filled"
+    with serving(filled) as (_, client):
+        client.fetch(ids[:4], 0)
+    opened = Spool(LogitStore.open(filled), tmp_path / "cache")
+    codes, _ = opened.read(np.arange(1), np.zeros(1, np.int64))
+    calls = []
+
+    def full(number: int, content: Any, offset: int) -> int:
+        calls.append(len(content))
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return pwrite(number, bytes(content)[:20], offset)
+
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StoreError, match="No space left"):
+        opened.write(np.array([50]), np.array([1]), codes)
+    monkeypatch.undo()
+    _, here = opened.read(np.array([50]), np.array([1]))
+    assert not here.any()
+    opened.close()
+
+
+def test_server_without_images_sees_blocks_that_come_later(
+    serving: Serving,
+    store: Path,
+    figures: Path,
+    distill: Callable[..., Any],
+    precompute_command: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("store.spool.LOOK_AGAIN_S", 0.0)
+    ids = open_source(figures).ids
+    LogitStore.open(store).revoke([2])
+    with serving(store, data=False) as (_, client):
+        with pytest.raises(DataError, match="no such answer"):
+            client.fetch(ids[32:40], 0)
+        assert distill(*precompute_command(store, "--views", 2)).code == 0
+        assert client.fetch(ids[32:40], 0).valid.all()  # type: ignore[union-attr]
+
+
+def test_server_of_other_views_is_refused_by_a_client_that_goes_on(
+    serving: Serving, teacher: Teacher, store: Path, figures: Path
+) -> None:
+    ids = open_source(figures).ids
+    with serving(store, data=False) as (server, client):
+        port = server.port
+        client.fetch(ids[:4], 0)
+        digest = client._digest
+    with serving(None, port=port) as (_, other):
+        other._digest = digest
+        with pytest.raises(TeacherRequestError, match="412"):
+            other.fetch(ids[:4], 0)
 
 
 def test_data_alone_computes_every_time(serving: Serving, figures: Path) -> None:

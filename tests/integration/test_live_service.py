@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +71,24 @@ def metric(server: Live, name: str) -> float:
 # -- batching -------------------------------------------------------------------------------------
 
 
-def test_thousands_of_images_from_many_clients_are_never_mixed_up(
+def test_a_hundred_thousand_images_from_many_clients_are_never_mixed_up(
     hierarchy: SemanticHierarchy,
 ) -> None:
-    with live(echo_teacher(hierarchy), lanes=3, max_batch_size=32) as server:
+    budgets = Budgets(images=4096, bytes=2**28, requests=64)
+    teacher = echo_teacher(hierarchy)
+    with live(teacher, lanes=3, max_batch_size=64, budgets=budgets) as server:
 
         def client(seed: int) -> int:
-            random = np.random.default_rng(seed)
-            for _ in range(40):
-                pixels = images(int(random.integers(1, 50)), random)
+            random, seen = np.random.default_rng(seed), 0
+            while seen < 12_500:
+                pixels = images(int(random.integers(1, 250)), random)
                 got = probs_of(ask(server, pixels), len(pixels))
                 np.testing.assert_allclose(got, exact(pixels, hierarchy), atol=1e-3)
-            return 40
+                seen += len(pixels)
+            return seen
 
         with ThreadPoolExecutor(8) as pool:
-            assert sum(pool.map(client, range(8))) == 320
+            assert sum(pool.map(client, range(8))) >= 100_000
         assert metric(server, "teacher_batch_size_count") < metric(server, "teacher_batch_size_sum")
 
 
@@ -178,7 +182,7 @@ def test_answer_that_is_not_finite_is_that_images_own(
     pixels[1, 0, 0, 0] = NAN
     with live(echo_teacher(hierarchy)) as server:
         reply = ask(server, pixels)
-        assert reply.status == 400
+        assert reply.status == 500
         assert "image[1]: the teacher's answer is not finite" in json.loads(reply.data)["error"]
         told = ask(server, pixels, ("status",))
         assert np.frombuffer(told.data[-12:], "<i4").tolist() == [0, 5, 0]
@@ -208,7 +212,7 @@ def test_memory_that_is_short_from_the_start_gives_smaller_batches(
 def test_lost_device_turns_ready_off_and_answers_503(
     hierarchy: SemanticHierarchy, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teacher_server.live.app.SICK_UNTIL_DEAD_S", 0.3)
+    monkeypatch.setattr("teacher_server.live.service.SICK_UNTIL_DEAD_S", 0.3)
     teacher = echo_teacher(hierarchy)
     with live(teacher) as server:
         echo_of(teacher).lost = True
@@ -220,6 +224,22 @@ def test_lost_device_turns_ready_off_and_answers_503(
         time.sleep(0.4)
         assert get(server, "/v2/health/live").status == 503
         assert metric(server, "teacher_ready") == 0
+
+
+def test_lost_device_tells_those_that_wait(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    teacher = echo_teacher(hierarchy, delay_s=0.3)
+    with live(teacher) as server, ThreadPoolExecutor(5) as pool:
+        busy = pool.submit(ask, server, images(1, random))
+        wait_until(lambda: server.service.lanes[0].busy_since is not None)
+        waiting = [pool.submit(ask, server, images(8, random)) for _ in range(4)]
+        wait_until(lambda: server.service.queue.images == 32)
+        echo_of(teacher).lost = True
+        started = time.monotonic()
+        assert [each.result().status for each in waiting] == [503] * 4
+        assert time.monotonic() - started < 5
+        assert busy.result().status in (200, 503)
 
 
 def test_silent_device_turns_ready_off(
@@ -290,6 +310,65 @@ def test_client_that_stops_in_its_body_holds_nothing(
             wait_until(lambda: not server.service.admission.idle)
         wait_until(lambda: server.service.admission.idle)
         assert ask(server, images(1, random)).status == 200
+
+
+def test_client_that_does_not_read_its_replies_is_hung_up_on(
+    hierarchy: SemanticHierarchy, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teacher_server.live.server.STALLED_S", 0.5)
+    with live(echo_teacher(hierarchy)) as server:
+        body, headers = body_of(images(250, random), ("probs", "prob", "index", "confidence"))
+        fields = {"host": "localhost", "content-length": str(len(body)), **headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        with socket.socket() as line:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            line.connect(("127.0.0.1", server.port))
+            asked = f"POST {INFER} HTTP/1.1\r\n{lines}\r\n".encode() + body
+            with pytest.raises(ConnectionError):
+                line.sendall(asked * 3000)
+        wait_until(lambda: server.service.admission.idle)
+        assert ask(server, images(1, random)).status == 200
+
+
+def test_client_that_sends_no_head_is_hung_up_on(
+    hierarchy: SemanticHierarchy, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teacher_server.live.server.HEAD_S", 0.3)
+    with live(echo_teacher(hierarchy)) as server:
+        for sent in (b"", b"GET /v2 HT", b"GET /v2 HTTP/1.1\r\nhost: localhost\r\nx-"):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=5) as line:
+                line.sendall(sent)
+                with suppress(ConnectionResetError):
+                    assert line.recv(100) == b""
+        with urllib3.PoolManager() as pool:  # one that is done with its head is left alone
+            for _ in range(3):
+                url = f"http://{server.address}/v2"
+                assert pool.request("GET", url, retries=False).status == 200
+                time.sleep(0.5)
+
+
+def test_head_of_a_request_is_bounded(hierarchy: SemanticHierarchy) -> None:
+    with live(echo_teacher(hierarchy)) as server:
+        for sent in (b"GET /" + b"x" * 2**18, b"GET / HTTP/1.1\r\nx: " + b"y" * 2**18):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=5) as line:
+                line.sendall(sent)
+                with suppress(ConnectionResetError):
+                    assert line.recv(4096).startswith(b"HTTP/1.1 400")
+
+
+def test_upgrade_is_refused_at_once(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    with live(echo_teacher(hierarchy)) as server:
+        body, headers = body_of(images(1, random), ("probs",))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        lines += f"content-length: {len(body)}\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as line:
+            line.sendall(f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\n{lines}\r\n".encode() + body)
+            said = line.recv(4096)
+        assert said.startswith(b"HTTP/1.1 400")
+        assert b'etag: "eee' in said
+        assert "error" in json.loads(said.split(b"\r\n\r\n", 1)[1])
 
 
 # -- overload -------------------------------------------------------------------------------------
@@ -418,3 +497,34 @@ def test_size_of_the_images_may_be_any(
         assert ask(server, images(2, random, (1, 1))).status == 200
         assert ask(server, images(2, random, (3, 500))).status == 200
         assert SIZE == (8, 8)
+
+
+# -- on a GPU -------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_answers_equal_a_direct_forward_and_are_never_mixed_up(
+    hierarchy: SemanticHierarchy,
+) -> None:
+    """A real network on two lanes of one GPU, batches ahead in pinned memory."""
+    from dataclasses import replace
+
+    from distill.models import create_model
+
+    torch.manual_seed(0)
+    echo, device = echo_teacher(hierarchy, (32, 32)), torch.device("cuda", 0)
+    model = create_model("test_resnet", hierarchy.num_classes).eval().to(device)
+    teacher = replace(echo, members=(replace(echo.members[0], model=model),), device=device)
+    with live(teacher, lanes=2, max_batch_size=16) as server:
+
+        def client(seed: int) -> None:
+            random = np.random.default_rng(seed)
+            for _ in range(50):
+                pixels = images(int(random.integers(1, 60)), random, (32, 32))
+                direct = teacher.targets([torch.from_numpy(pixels).permute(0, 3, 1, 2)])
+                got = probs_of(ask(server, pixels), len(pixels))
+                np.testing.assert_allclose(got, direct.probs.cpu().numpy(), atol=2e-3)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(client, range(8)))

@@ -16,7 +16,7 @@ from small_store import BLOCK, IDS, ROWS, answers_of, create, make_complete, mak
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
 from distill.order import SampleOrder
 from store.cache import Cache, Put
-from store.codes import ANSWER_ARRAYS, join
+from store.codes import ANSWER_ARRAYS, Codes
 from store.logit_store import LogitStore
 from store.lookup import open_row_index
 from store.resident import open_resident_view, resident_bytes
@@ -39,7 +39,7 @@ def plain_rows(store: LogitStore, view: int) -> Any:
     """All rows of a view by the slow way round."""
     blocks = range(store.manifest.num_blocks)
     coding = store.manifest.coding
-    return join([coding.quantise(answers_of(store.manifest, b, view)) for b in blocks])
+    return Codes.joined([coding.quantise(answers_of(store.manifest, b, view)) for b in blocks])
 
 
 @pytest.mark.parametrize("kind", ["resident", "streamed of 2 blocks", "streamed of all"])

@@ -5,6 +5,8 @@ import os
 import queue
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import urllib3
-from live import INFER, body_of, images
+from live import HANG, INFER, body_of, images
 from processes import started
 
 from distill.data import open_source
@@ -28,8 +30,8 @@ Ran = Callable[..., Any]
 class Process:
     """A server and what its log says."""
 
-    def __init__(self, words: list[str]) -> None:
-        self.running = started(words)
+    def __init__(self, running: "subprocess.Popen[str]") -> None:
+        self.running = running
         self.events: list[dict[str, Any]] = []
         self.plain: list[str] = []
         self._told: queue.Queue[str] = queue.Queue()
@@ -74,7 +76,7 @@ def serve(teacher_weights: Path, tmp_path: Path) -> Iterator[Callable[..., Proce
     def start(*more: object, ready: bool = True) -> Process:
         words = ["serve", "--teacher", "test_vit", "--weights", teacher_weights, "--device", "cpu"]
         words += ["--label-set", "plane-figures", "--port", 0, "--cache", tmp_path / "cache", *more]
-        running.append(Process([str(word) for word in words]))
+        running.append(Process(started([str(word) for word in words])))
         running[-1].wait_for("ready" if ready else "listening")
         return running[-1]
 
@@ -155,6 +157,32 @@ def test_sigterm_during_warm_up_ends_it(serve: Callable[..., Process]) -> None:
     assert not server.plain
 
 
+@pytest.mark.parametrize("signals", [1, 2])
+def test_batch_that_hangs_does_not_hold_up_the_end(
+    signals: int, random: np.random.Generator
+) -> None:
+    """At the drain's deadline, or at a second signal, who waits is told so."""
+    script = Path(__file__).parents[1] / "hanging_server.py"
+    words = [sys.executable, str(script), "5" if signals == 1 else "60"]
+    server = Process(
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    )
+    server.wait_for("ready")
+    pixels = images(1, random)
+    pixels[0, 0, 0, 0] = HANG
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask, server.port, pixels)
+        time.sleep(0.5)
+        began = time.monotonic()
+        if signals == 2:
+            server.running.send_signal(signal.SIGTERM)
+            server.wait_for("draining")
+        assert server.end() == 0
+        assert time.monotonic() - began < 10
+        assert asking.result() == 503
+    assert not server.plain
+
+
 def test_student_of_a_server_is_the_student_of_the_store(
     serve: Callable[..., Process], distill: Ran, figures: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -193,6 +221,9 @@ def test_keys_are_made_and_asked_for(
     assert re.fullmatch(r"ann sha256:[0-9a-f]{64}\n", keys.read_text())
     assert oct(keys.stat().st_mode & 0o777) == "0o600"
     assert "expected a new name" in fails("api-key", "ann", "--file", keys)
+    keys.write_text(keys.read_text().rstrip())  # an editor that ends no line
+    assert distill("api-key", "bob", "--file", keys).code == 0
+    assert len(keys.read_text().splitlines()) == 2
     assert "expected 1 to 64 letters" in fails("api-key", "a b", "--file", keys)
     server = serve("--host", "0.0.0.0", "--api-key-file", keys)
     url = f"http://127.0.0.1:{server.port}"
@@ -215,6 +246,7 @@ def test_keys_are_made_and_asked_for(
         (("--encoding", "huge"), "encoding 'huge' found, expected"),
         (("--host", "192.0.2.1", "--api-key-file", "KEYS"), "192.0.2.1:0: cannot listen there"),
         (("--tls-certificate", "none.pem", "--tls-key", "none.pem"), "none.pem: not a certificate"),
+        (("--tls-key", "none.pem"), "one of --tls-certificate and --tls-key found"),
     ],
 )
 def test_wrong_options_are_one_line(
