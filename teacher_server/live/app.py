@@ -19,12 +19,12 @@ from starlette.types import Receive, Scope, Send
 
 from teacher_server.live.body import announced_bytes, read_request
 from teacher_server.live.front import GONE, STATE, Front
+from teacher_server.live.inputs import INPUTS
 from teacher_server.live.keys import ApiKeys
 from teacher_server.live.protocol import HEAD_LENGTH, RequestHead, raw_outputs, requested, to_body
 from teacher_server.live.refusal import Refused, too_large, too_late, unavailable
 from teacher_server.live.service import (
     DEFAULT_OUTPUTS,
-    INPUTS,
     Answered,
     Asked,
     Service,

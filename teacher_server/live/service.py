@@ -24,22 +24,15 @@ from distill.journal import Journal
 from store.codes import Coding
 from teacher_server.live.admission import Admission, Budgets
 from teacher_server.live.decoding import Bad, Decoded, Decoder, Status
+from teacher_server.live.inputs import MAIN_INPUTS, main_input, require_within
 from teacher_server.live.lane import Lane
 from teacher_server.live.metrics import Metrics
 from teacher_server.live.protocol import RequestHead, Tensor
-from teacher_server.live.refusal import Refused, malformed, too_large, too_late, unavailable
+from teacher_server.live.refusal import Refused, malformed, too_late, unavailable
 from teacher_server.live.sampling import SampleAnswers
 from teacher_server.live.work import Said, Work, WorkQueue
 from teacher_server.teacher import Teacher
 
-INPUTS = {
-    "image": ("UINT8", [-1, -1, -1, 3]),
-    "jpeg": ("BYTES", [-1]),
-    "sample_id": ("UINT64", [-1, 2]),
-    "view": ("INT32", [-1]),
-    "crc32": ("UINT32", [-1]),
-}
-MAIN_INPUTS = ("image", "jpeg", "sample_id")
 DEFAULT_OUTPUTS = ("index", "prob", "sq_norm", "confidence", "status")
 HANG_FACTOR, HANG_AT_LEAST_S = 5.0, 4.0  # a batch that takes so much longer than usual hangs
 SICK_UNTIL_DEAD_S = 10.0  # ready is off meanwhile, so that nothing more is sent here
@@ -255,53 +248,19 @@ class Service:
         Raises:
             Refused: 400, inputs do not go together; 413, there are too many images.
         """
-        shapes = {}
-        for i, given in enumerate(head.inputs):
-            where = f"inputs[{i}] ({given.name[:40]!r})"
-            if given.name not in INPUTS:
-                raise malformed(f"{where}: no such input, expected one of {', '.join(INPUTS)}")
-            datatype, shape = INPUTS[given.name]
-            if given.datatype != datatype:
-                raise malformed(f"{where}: {given.datatype[:40]!r} found, expected {datatype}")
-            fits = len(given.shape) == len(shape) and all(
-                want in (-1, have) for want, have in zip(shape, given.shape, strict=True)
-            )
-            if not fits or not all(given.shape):
-                wanted = ", ".join("any" if n < 0 else str(n) for n in shape)
-                raise malformed(f"{where}: shape {given.shape} found, expected [{wanted}]")
-            shapes[given.name] = given.shape
-        main = [name for name in MAIN_INPUTS if name in shapes]
-        if len(main) != 1:
-            raise malformed(
-                f"inputs {', '.join(shapes)} found, expected one of {', '.join(MAIN_INPUTS)}"
-            )
-        count = shapes[main[0]][0]
-        extra = ("view",) if main[0] == "sample_id" else ("crc32",)
-        for name in set(shapes) - {main[0]}:
-            if name not in extra:
-                raise malformed(f"input {name} found with {main[0]}, expected {extra[0]} or none")
-            if shapes[name][0] != count:
-                raise malformed(
-                    f"input {name}: {shapes[name][0]} elements found, expected {count}, one for "
-                    f"each of {main[0]}"
-                )
-        if count > self.options.max_images_per_request:
-            raise too_large(
-                f"{count} images found, expected at most {self.options.max_images_per_request} a "
-                "request; send several"
-            )
-        if main[0] == "image" and math.prod(shapes["image"][1:3]) > self.options.max_image_pixels:
-            height, width = shapes["image"][1:3]
-            raise too_large(
-                f"images of {height}×{width} pixels found, expected at most "
-                f"{self.options.max_image_pixels} pixels"
-            )
-        if main[0] == "sample_id" and not self.samples:
+        name, shape = main_input(head)
+        require_within(
+            name,
+            shape,
+            max_images=self.options.max_images_per_request,
+            max_pixels=self.options.max_image_pixels,
+        )
+        if name == "sample_id" and not self.samples:
             raise malformed(
                 "input sample_id found, but this server has no samples; send image or jpeg, or "
                 "start it with --store or --data"
             )
-        return count
+        return shape[0]
 
     async def infer(self, asked: Asked) -> Answered:
         """The answers to a request whose head `count_images` accepted.
