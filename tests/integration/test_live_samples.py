@@ -555,3 +555,23 @@ def test_client_reports_what_is_no_teacher_server() -> None:
         with pytest.raises(TeacherRequestError, match="not JSON, expected a teacher server"):
             TeacherClient(f"http://127.0.0.1:{other.server_port}", deadline_s=2)
         other.shutdown()
+
+
+def test_student_of_another_size_sends_pixels_of_the_teachers(
+    serving: Serving, distill: Callable[..., Any], figures: Path, tmp_path: Path
+) -> None:
+    """With and without images on the server it learns the same, but for roundings of the views."""
+    train = ["pretrain", "--student", "test_vit", "--data", figures, "--image-size", 64]
+    train += ["--device", "cpu", "--workers", 0, "--batch-size", 16, "--epochs", 1, "--lr", 0.003]
+    losses = []
+    for data in (True, False):
+        with serving(None, data=data) as (server, _):
+            out = tmp_path / f"run-{data}"
+            ran = distill(*train, "--targets", f"http://{server.address}", "--out", out)
+            assert ran.code == 0, ran.err
+            asked = [e["images"] for e in server.named("request") if e["path"].endswith("infer")]
+            assert asked == [16] * 6
+        losses.append(json.loads((out / "run.json").read_text())["history"][0])
+    assert losses[0]["semantic_kd_loss"] > 0
+    for name in ("semantic_kd_loss", "semantic_softmax_loss"):
+        assert losses[0][name] == pytest.approx(losses[1][name], rel=0.01)
