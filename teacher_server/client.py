@@ -47,6 +47,11 @@ MODEL_PATH = "/v2/models/teacher"
 ATTEMPT_S = 60.0  # after which one attempt is given up
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 PASSING = (408, 429, 502, 503, 504)  # those a proxy gives among them
+CURES = {
+    401: "pass its key as --api-key, or in DISTILL_API_KEY",
+    404: "expected a distill teacher server; check the URL",
+    412: "expected the same teacher, samples and views all through; train into another --out",
+}
 OUTPUTS = ("index", "prob", "sq_norm", "confidence", "status")
 
 
@@ -313,10 +318,8 @@ class TeacherClient:
                     return reply
                 why = _error_text(reply)
                 if reply.status not in PASSING:
-                    raise TeacherRequestError(
-                        f"{self.location}: {reply.status}: {why}; expected an answer"
-                        + (" of the same teacher all through" if reply.status == 412 else "")
-                    )
+                    cure = CURES.get(reply.status, "expected an answer; look at the server's log")
+                    raise TeacherRequestError(f"{self.location}: {reply.status}: {why}; {cure}")
                 asked = reply.headers.get("retry-after", "")
                 pause_s = max(pause_s, float(asked)) if asked.isdecimal() else pause_s
             self._wait(pause_s, ends, why)

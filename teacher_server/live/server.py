@@ -181,6 +181,7 @@ async def _serve(
         server.should_exit = True
         await serving
         own.shutdown(wait=False)
+        gc.unfreeze()
         journal.event("ended", in_flight=dict(service.admission.in_flight), in_time=ended)
     return ended
 
