@@ -83,17 +83,27 @@ class Admission:
         own = self._of_client[client, what]
         over_share = self.fair and own and own + amount > SHARE_OF_FREE * free
         if amount > free or over_share:
-            whose = "of this key " if over_share and amount <= free else ""
-            seconds = self.retry_after_s()
-            raise Refused(
-                429,
-                f"{own if whose else self.in_flight[what]} {what} {whose}in flight, no room for "
-                f"{amount} more of {budget}; try again in {seconds} s",
-                what,
-                retry_after_s=seconds,
-            )
+            if over_share and amount <= free:
+                raise self._full(what, amount, own, "of this key ")
+            raise self._full(what, amount, self.in_flight[what], "")
         self.in_flight[what] += amount
         self._of_client[client, what] += amount
+
+    def _full(self, what: str, amount: int, held: int, whose: str) -> Refused:
+        seconds = self.retry_after_s()
+        return Refused(
+            429,
+            f"{held} {what} {whose}in flight, no room for {amount} more of "
+            f"{getattr(self.budgets, what)}; try again in {seconds} s",
+            what,
+            retry_after_s=seconds,
+        )
+
+    def require_room(self) -> None:
+        """Raises Refused with 429 where not even one image has room: before anything else."""
+        for what in ("images", "requests"):
+            if self.in_flight[what] >= getattr(self.budgets, what):
+                raise self._full(what, 1, self.in_flight[what], "")
 
     @property
     def idle(self) -> bool:

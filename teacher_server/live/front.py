@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from teacher_server.live.keys import ApiKeys
+from teacher_server.live.refusal import Refused
 from teacher_server.live.service import Service
 
 STATE = "distill"
@@ -90,6 +91,12 @@ class Front:
             # A page that a browser shows could otherwise reach this server by a name of its own.
             text = "Host found that is not of loopback, expected localhost; or start it with keys"
             return 401, text, {}
+        if path.endswith("/infer"):
+            try:
+                self.service.admission.require_room()
+            except Refused as error:  # here, because routing costs as much as all of this
+                self.service.metrics.rejected.labels(error.reason).inc()
+                return error.status, error.text, {"retry-after": str(error.retry_after_s)}
         wanted = headers.get(b"if-match")
         if wanted and not any(tag.strip() in ("*", self._etag) for tag in wanted.split(",")):
             return 412, f"teacher {self._etag} found, If-Match expects {wanted[:80]}", {}
