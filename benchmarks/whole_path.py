@@ -46,7 +46,17 @@ def main() -> None:
         weights = options.shared / "data/teachers/resnet18d-64px-tiny-imagenet-h.safetensors"
         label_set = ["--label-set", data / "label_set.json"]
         machine = ["--device", "cpu", "--workers", 2]
-        student = ["pretrain", "--student", "test_resnet", "--data", data, *machine, *limit]
+        student = [
+            "pretrain",
+            "--student",
+            "test_resnet",
+            "--init",
+            "random",
+            "--data",
+            data,
+            *machine,
+            *limit,
+        ]
         student += ["--epochs", epochs, "--lr", 0.003, "--batch-size", 128, "--image-size", 64]
 
         run = lambda *arguments: _run(options.cpus, out, *arguments)  # noqa: E731
@@ -73,10 +83,14 @@ def main() -> None:
                 "epochs": epochs,
                 "images_per_s_without_kd": round(plain["images_per_s"], 1),
                 "images_per_s_with_kd": round(kd["images_per_s"], 1),
-                "semantic_top1_without_kd": round(plain["semantic_top1"], 4),
-                "semantic_top1_with_kd": round(kd["semantic_top1"], 4),
-                "per_hierarchy_without_kd": [round(a, 4) for a in plain["top1_per_hierarchy"]],
-                "per_hierarchy_with_kd": [round(a, 4) for a in kd["top1_per_hierarchy"]],
+                "semantic_top1_without_kd": round(plain["validation"]["semantic_top1"], 4),
+                "semantic_top1_with_kd": round(kd["validation"]["semantic_top1"], 4),
+                "per_hierarchy_without_kd": [
+                    round(a, 4) for a in plain["validation"]["semantic_top1_per_hierarchy"]
+                ],
+                "per_hierarchy_with_kd": [
+                    round(a, 4) for a in kd["validation"]["semantic_top1_per_hierarchy"]
+                ],
                 "confidence_mean": [
                     round(k["confidence_mean"], 4) for k in inspected["per_hierarchy"]
                 ],

@@ -10,7 +10,7 @@ distill precompute --teacher resnet18d \
     --weights "$1/teachers/resnet18d-64px-tiny-imagenet-h.safetensors" \
     --label-set "$data/label_set.json" --data "$data" --store "$out/store" --views 2
 
-distill pretrain --student test_resnet --data "$data" --targets "$out/store" --out "$out/student" \
+distill pretrain --student test_resnet --init random --data "$data" --targets "$out/store" --out "$out/student" \
     --cache "$out/cache" --epochs 8 --lr 0.003
 
 distill inspect "$out/store" --plot "$out/confidence.png"

@@ -35,6 +35,7 @@ class HierarchyTensors:
     label_table: Int[Tensor, "classes_and_none hierarchies"]  # last row: no label
     depths: Int[Tensor, " classes_and_none"]  # level of each class; last: -1
     sizes: Int[Tensor, " hierarchies"]  # N_k
+    starts: Int[Tensor, " hierarchies"]  # first column of each hierarchy
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,6 +276,7 @@ class SemanticHierarchy:
                     label_table=torch.from_numpy(self.label_table).to(device),
                     depths=torch.tensor([*self.levels.tolist(), -1], device=device),
                     sizes=torch.tensor(self.classes_per_hierarchy, device=device),
+                    starts=torch.tensor([part.start for part in self.slices], device=device),
                 )
         return self._moved[key]
 

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from distill.distances import negative_entropy, squared_error, teacher_product
 from distill.hierarchy import SemanticHierarchy
-from distill.softmax import hierarchy_log_probs, hierarchy_probs, segment_sums, top_mass
-from distill.targets import DenseTargets, SparseTargets, TeacherTargets, even_tail
+from distill.softmax import hierarchy_log_probs, hierarchy_probs, top_mass
+from distill.targets import DenseTargets, TeacherTargets
 
 
 def semantic_softmax_loss(
@@ -99,64 +100,42 @@ def semantic_kd_loss(
         raise ValueError(f"divergence {divergence!r} found, expected 'mse' or 'kl'")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction {reduction!r} found, expected 'mean' or 'sum'")
-    _check_targets(targets, student_logits, hierarchy)
+    confidence = confidence_of(targets, labels, hierarchy, student_logits)
     if divergence == "mse":
-        distance = _squared_error(hierarchy_probs(student_logits, hierarchy), targets, hierarchy)
+        distance = squared_error(
+            student=hierarchy_probs(student_logits, hierarchy),
+            targets=targets,
+            hierarchy=hierarchy,
+            student_sums=torch.ones_like(confidence),
+        )
     else:
         log_probs = torch.cat(hierarchy_log_probs(student_logits, hierarchy), 1)
-        distance = _kl_divergence(log_probs, targets, hierarchy)
+        distance = negative_entropy(targets, hierarchy) - teacher_product(
+            student=log_probs, targets=targets, hierarchy=hierarchy
+        )
+    total = (confidence * distance).sum()
+    return total / max(1, student_logits.shape[0]) if reduction == "mean" else total
+
+
+def confidence_of(
+    targets: TeacherTargets,
+    labels: Int[Tensor, " batch"] | None,
+    hierarchy: SemanticHierarchy,
+    student_logits: Float[Tensor, "batch classes"],
+) -> Float[Tensor, "batch hierarchies"]:
+    """[B, K]: P_k with the label clause; 0 in rows that the teacher did not see.
+
+    Raises:
+        ValueError: the targets are of another batch or hierarchy than the logits.
+    """
+    _check_targets(targets, student_logits, hierarchy)
     confidence = targets.confidence.float()
     if labels is not None:
         _same_batch("labels", labels.shape[0], student_logits)
         confidence = apply_label_clause(confidence=confidence, labels=labels, hierarchy=hierarchy)
     if targets.valid is not None:
         confidence = torch.where(targets.valid[:, None], confidence, 0.0)
-    total = (confidence * distance).sum()
-    return total / max(1, student_logits.shape[0]) if reduction == "mean" else total
-
-
-def _squared_error(
-    student: Float[Tensor, "batch members"],
-    targets: TeacherTargets,
-    hierarchy: SemanticHierarchy,
-) -> Float[Tensor, "batch hierarchies"]:
-    """Σ(S−T)² of each hierarchy; sparse: ΣS² − 2ΣTS over the kept − 2·tail·ΣS elsewhere + ΣT²."""
-    sizes = hierarchy.classes_per_hierarchy
-    if isinstance(targets, DenseTargets):
-        return segment_sums((student - targets.probs.float()).square(), sizes)
-    at_slots = student.gather(1, _columns(targets, hierarchy))
-    cross = segment_sums(targets.prob.float() * at_slots, targets.slots)
-    elsewhere = 1 - segment_sums((targets.prob > 0) * at_slots, targets.slots)
-    squares: Tensor = segment_sums(student.square(), sizes) + targets.sq_norm.float()
-    return squares - 2 * cross - 2 * even_tail(targets, hierarchy) * elsewhere
-
-
-def _kl_divergence(
-    log_student: Float[Tensor, "batch members"],
-    targets: TeacherTargets,
-    hierarchy: SemanticHierarchy,
-) -> Float[Tensor, "batch hierarchies"]:
-    """ΣT·(log T − log S) of each hierarchy, in nats; sparse: of the even-tailed teacher."""
-    sizes = hierarchy.classes_per_hierarchy
-    if isinstance(targets, DenseTargets):
-        teacher = targets.probs.float()
-        return segment_sums(torch.special.xlogy(teacher, teacher) - teacher * log_student, sizes)
-    kept, is_kept, slots = targets.prob.float(), targets.prob > 0, targets.slots
-    tail = even_tail(targets, hierarchy)
-    at_slots = log_student.gather(1, _columns(targets, hierarchy))
-    cross = segment_sums(kept * at_slots, slots)
-    elsewhere = segment_sums(log_student, sizes) - segment_sums(is_kept * at_slots, slots)
-    left_out = hierarchy.tensors(tail.device).sizes - segment_sums(is_kept.float(), slots)
-    tail_entropy = left_out * torch.special.xlogy(tail, tail)
-    entropy: Tensor = segment_sums(torch.special.xlogy(kept, kept), slots) + tail_entropy
-    return entropy - cross - tail * elsewhere
-
-
-def _columns(targets: SparseTargets, hierarchy: SemanticHierarchy) -> Int[Tensor, "batch slots"]:
-    """Each slot's column among all members in hierarchy order."""
-    parts = targets.index.long().split(targets.slots, dim=1)
-    starts: list[int] = [members.start for members in hierarchy.slices]
-    return torch.cat([part + start for part, start in zip(parts, starts, strict=True)], 1)
+    return confidence
 
 
 def _check_targets(

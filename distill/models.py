@@ -167,7 +167,16 @@ def check_input(model: nn.Module, name: str, model_input: ModelInput, num_classe
         )
 
 
-def download_model(name: str, num_classes: int | None = None) -> nn.Module:
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """The modules that hold one row a class, as timm's configuration of the model names them."""
+    config: Any = getattr(model, "pretrained_cfg", {})
+    names = config.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def download_model(
+    name: str, num_classes: int | None = None, *, cure: str | None = None
+) -> nn.Module:
     """A timm model with the hub's weights; another `num_classes` gets a fresh classifier.
 
     Raises:
@@ -175,7 +184,7 @@ def download_model(name: str, num_classes: int | None = None) -> nn.Module:
     """
     config = get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url):
-        raise ConfigError(f"{name}: timm has no pretrained weights of it; pass a weight file")
+        raise ConfigError(f"{name}: timm has no pretrained weights; {cure or 'pass a file'}")
     keywords: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
         files = ("model.safetensors", "pytorch_model.bin")
@@ -186,8 +195,8 @@ def download_model(name: str, num_classes: int | None = None) -> nn.Module:
     except Exception as error:  # the hub client raises whatever the network does
         raise ConfigError(
             f"{name}: its weights cannot be downloaded ({first_line(error)}), expected a network "
-            f"or a cached copy; fetch the file of timm/{name} from the model hub elsewhere and "
-            f"pass it"
+            f"or a cached copy; "
+            + (cure or f"fetch the file of timm/{name} from the model hub elsewhere and pass it")
         ) from error
     return model
 

@@ -42,6 +42,37 @@ def hierarchy_probs(
     return torch.cat([part.softmax(1) for part in hierarchy_logits(logits, hierarchy)], 1)
 
 
+def class_log_probs(
+    logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy
+) -> Float[Tensor, "batch classes"]:
+    """The log-probability (nats) of every class of a semantic model, walking down the tree.
+
+    Classes of different hierarchies have no common softmax, but those of one parent have: a class's
+    probability is its ancestor's times its share among the children of that. Classes that have no
+    softmax share evenly. For judging which of many classes an image is, not for training.
+    """
+    if logits.ndim != 2 or logits.shape[1] != hierarchy.num_classes:
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} found, "
+            f"expected [batch, {hierarchy.num_classes}]"
+        )
+    parents = torch.tensor(hierarchy.parents, device=logits.device)
+    levels = torch.from_numpy(hierarchy.levels).to(logits.device)
+    family = (parents + 1).expand_as(logits)
+    values = torch.where(levels < hierarchy.num_hierarchies, logits.float(), 0.0)
+    groups = logits.new_full(
+        (len(logits), hierarchy.num_classes + 1), -torch.inf, dtype=torch.float
+    )
+    highest = groups.scatter_reduce(1, family, values, "amax")
+    shifted = (values - highest.gather(1, family)).exp()
+    sums = torch.zeros_like(groups).scatter_add(1, family, shifted)
+    total = shifted.log() - sums.gather(1, family).log()
+    for level in range(1, len(hierarchy.level_sizes)):
+        members = (levels == level).nonzero()[:, 0]
+        total[:, members] += total[:, parents[members]]
+    return total
+
+
 def top_mass(
     probs: Float[Tensor, "batch members"], hierarchy: SemanticHierarchy
 ) -> Float[Tensor, "batch hierarchies"]:

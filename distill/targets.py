@@ -120,7 +120,7 @@ class TargetSource(Protocol):
     def fetch(
         self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
     ) -> TeacherTargets:
-        """Targets of those samples' `view`, in that order, on the CPU.
+        """Targets of those samples' `view`, in that order, on any device.
 
         pixels: that view, for a source that must see the images.
 

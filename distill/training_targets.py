@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.data import ImageSource
 from distill.hierarchy import SemanticHierarchy
 from distill.order import SampleOrder
 from distill.sample_id import SampleIds
@@ -48,8 +51,8 @@ class TrainingTargets(TargetSource, Protocol):
     sizes: tuple[Size, ...]
     ahead: int
 
-    def require_dataset(self, digest: str, rows: int) -> None:
-        """Raises StoreMismatchError where the answers are of other images or labels."""
+    def require_dataset(self, source: ImageSource, labels: NDArray[np.int64]) -> None:
+        """Raises StoreMismatchError where the answers are of other images or labels [n]."""
         ...
 
     def replay_proofs(self) -> ReplayProofs | None:

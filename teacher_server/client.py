@@ -23,6 +23,7 @@ from torch import Tensor
 from urllib3.exceptions import HTTPError, LocationValueError
 
 from distill.answers import Answers
+from distill.data import ImageSource
 from distill.errors import (
     ConfigError,
     DataError,
@@ -35,7 +36,7 @@ from distill.errors import (
 )
 from distill.hierarchy import SemanticHierarchy
 from distill.order import SampleOrder
-from distill.sample_id import SampleIds
+from distill.sample_id import SampleIds, samples_digest
 from distill.targets import SparseTargets
 from distill.training_targets import ReplayProofs
 from distill.views import Size, ViewPolicy
@@ -116,14 +117,15 @@ class TeacherClient:
 
     # -- as targets of a training run -------------------------------------------------------------
 
-    def require_dataset(self, digest: str, rows: int) -> None:
+    def require_dataset(self, source: ImageSource, labels: NDArray[np.int64]) -> None:
         """See `distill.training_targets`."""
+        digest = samples_digest(source.ids, labels)
         if self._samples and self._samples["dataset"]["digest"] != digest:
             theirs = self._samples["dataset"]
             raise StoreMismatchError(
                 f"{self.location}: dataset {theirs['digest'][:12]} ({theirs['rows']} rows) found, "
-                f"this run expects {digest[:12]} ({rows} rows); train on the data that the server "
-                "was started with"
+                f"this run expects {digest[:12]} ({len(source)} rows); train on the data that the "
+                "server was started with"
             )
 
     def replay_proofs(self) -> ReplayProofs | None:

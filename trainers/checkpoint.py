@@ -1,4 +1,8 @@
-"""Checkpoints: everything that training needs to go on as if it had never stopped."""
+"""Checkpoints: everything that training needs to go on as if it had never stopped.
+
+Randomness is not among it: what a step draws is a function of seed, step and rank. Nor is the
+number of processes, which may change from one part of a run to the next.
+"""
 
 import io
 import json
@@ -10,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from distill.errors import ConfigError, first_line
 from distill.files import write_atomically
+from trainers.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,22 +33,21 @@ def save_checkpoint(
     folder: Path,
     *,
     model: nn.Module,
+    averaged: nn.Module | None,
     optimizer: Optimizer,
-    scheduler: LRScheduler,
     run: Mapping[str, Any],
     progress: Progress,
 ) -> None:
     """checkpoint.pt to go on from, run.json to read. Each is whole at every moment.
 
-    run: the recipe and identities that a resumed run must share.
+    averaged: the weights' moving average. run: the recipe and identities that a resumed run shares.
     """
     buffer = io.BytesIO()
     torch.save(
         {
             "model": model.state_dict(),
+            "averaged": averaged.state_dict() if averaged else None,
             "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "torch_rng": torch.get_rng_state(),
             "run": dict(run),
             "steps": progress.steps,
             "loss_sums": list(progress.loss_sums),
@@ -61,37 +64,61 @@ def load_checkpoint(
     folder: Path,
     *,
     model: nn.Module,
+    averaged: nn.Module | None,
     optimizer: Optimizer,
-    scheduler: LRScheduler,
     run: Mapping[str, Any],
+    world: World,
 ) -> Progress:
-    """Fill model, optimiser and schedule from the last checkpoint; where there is none, step 0.
+    """Fill model, average and optimiser from the last checkpoint; where there is none, step 0.
+
+    Rank 0 alone reads the file.
 
     Raises:
         ConfigError: the checkpoint is of another run, or damaged.
     """
     path = folder / "checkpoint.pt"
-    if not path.exists():
+    content = world.from_leader(path.read_bytes() if world.leads and path.exists() else None)
+    if content is None:
         return Progress()
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         before: dict[str, Any] = saved["run"]
+        _require_same(path, before, run)
+        model.load_state_dict(saved["model"])
+        if averaged:
+            averaged.load_state_dict(saved["averaged"])
+        optimizer.load_state_dict(saved["optimizer"])
+        labels_sum, kd_sum = saved["loss_sums"]
+        return Progress(
+            steps=int(saved["steps"]),
+            loss_sums=(float(labels_sum), float(kd_sum)),
+            history=tuple(saved["history"]),
+        )
+    except ConfigError:
+        raise
     except Exception as error:  # torch.load raises whatever damaged bytes provoke
         raise ConfigError(
-            f"{path}: not a readable checkpoint ({first_line(error)}); expected one that `distill "
-            "pretrain` wrote: delete it, or choose another --out"
+            f"{path}: not a readable checkpoint ({first_line(error)}); expected one that this "
+            "version of distill wrote: delete it, or choose another --out"
         ) from error
-    for key in sorted(run.keys() | before.keys()):
-        if run.get(key) != before.get(key):
+
+
+def _require_same(path: Path, before: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Names the first setting that differs, by its dotted key."""
+    then, now = dict(_flat(before)), dict(_flat(run))
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key):
             raise ConfigError(
-                f"{path}: {key} is {before.get(key)!r}, this run has {run.get(key)!r}; repeat the "
+                f"{path}: {key} is {then.get(key)!r}, this run has {now.get(key)!r}; repeat the "
                 "command it was made with to go on, or choose another --out"
             )
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    scheduler.load_state_dict(saved["scheduler"])
-    torch.set_rng_state(saved["torch_rng"])
-    softmax_sum, kd_sum = saved["loss_sums"]
-    return Progress(
-        steps=saved["steps"], loss_sums=(softmax_sum, kd_sum), history=tuple(saved["history"])
-    )
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((prefix + key, value))
+    return found

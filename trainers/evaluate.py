@@ -1,45 +1,135 @@
-"""Semantic accuracy of a student on labelled images, squish-resized."""
+"""Judging a trained model: one pass over labelled images, squish-resized, into any meters."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from distill.data import ImageSource
+from distill.baselines import present_classes
+from distill.data import ImageSource, label_indices
+from distill.errors import ConfigError, DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.loader import in_batches, load_views
-from distill.metrics import SemanticAccuracy, SemanticAccuracyMeter
 from distill.models import ModelInput
 from distill.views import ViewPolicy
+from trainers.meters import Meter, MissingTags, MultiLabel, Real, Semantic, SingleLabel
+from trainers.recipe import Scheme
+from trainers.trained import TrainedModel
+from trainers.truth import read_truth
+from trainers.world import Machine
 
 
 @torch.no_grad()
-def evaluate(
+def judge(
     model: nn.Module,
+    meters: Sequence[Meter],
     *,
     model_input: ModelInput,
     source: ImageSource,
-    labels: NDArray[np.int64],
-    hierarchy: SemanticHierarchy,
+    machine: Machine,
     batch_size: int = 256,
-    workers: int = 2,
-) -> SemanticAccuracy:
-    """Top-1 per hierarchy and in total; images that cannot be read are passed over."""
-    device = next(model.parameters()).device
-    meter = SemanticAccuracyMeter(hierarchy, device)
-    training = model.training
+) -> int:
+    """Feed the meters this process's share of the images; how many could not be read."""
+    training, bad = model.training, 0
     model.eval()
-    requests = in_batches(range(len(source)), (0,), batch_size)
-    for batch in load_views(
-        source,
-        ViewPolicy(name="plain"),
-        [model_input.size],
-        requests,
-        workers=workers,
-    ):
+    rows = range(machine.world.rank, len(source), machine.world.size)
+    requests = in_batches(rows, (0,), batch_size)
+    plain = ViewPolicy(name="plain")
+    for batch in load_views(source, plain, [model_input.size], requests, workers=machine.workers):
+        bad += len(batch.bad)
         if batch.rows:
-            pixels = batch.pixels[0][:, 0].to(device, non_blocking=True)
-            expected = torch.from_numpy(labels[batch.rows]).to(device, non_blocking=True)
-            meter.update(logits=model(model_input.normalise(pixels)).float(), labels=expected)
+            pixels = batch.pixels[0][:, 0].to(machine.device, non_blocking=True)
+            logits = model(model_input.normalise(pixels)).float()
+            for meter in meters:
+                meter.update(logits=logits, rows=batch.rows)
     model.train(training)
-    return meter.result()
+    return bad
+
+
+def evaluate(
+    trained: TrainedModel,
+    *,
+    hierarchy: SemanticHierarchy,
+    scheme: Scheme,
+    source: ImageSource,
+    machine: Machine,
+) -> dict[str, Any]:
+    """All figures that the labels of `source` allow.
+
+    Semantic top-1, top-1 and top-5 among the classes that occur as labels, mean average precision
+    over labels and their ancestors.
+
+    Raises:
+        DataError: no image has a label.
+    """
+    _require_classes(trained, hierarchy.num_classes)
+    labels = label_indices(source, hierarchy)
+    candidates = np.unique(labels[labels >= 0]).tolist()
+    if not candidates:
+        raise DataError(
+            f"{source.location}: no image has a label of {hierarchy.name}, expected labels to judge"
+            " by; pass the --label-set of the data"
+        )
+    device = machine.device
+    meters: list[Meter] = [
+        Semantic(labels, hierarchy, device),
+        SingleLabel(labels, hierarchy, scheme, candidates, device),
+        MultiLabel(
+            lambda rows: present_classes(torch.from_numpy(labels[rows]), hierarchy),
+            hierarchy,
+            scheme,
+            len(source),
+            device,
+        ),
+    ]
+    return _judged(trained, meters, source, machine)
+
+
+def evaluate_recovery(
+    trained: TrainedModel,
+    *,
+    hierarchy: SemanticHierarchy,
+    source: ImageSource,
+    truth: Path,
+    machine: Machine,
+) -> dict[str, Any]:
+    """How many of the tags that are missing in `source` the model supplies."""
+    _require_classes(trained, hierarchy.num_classes)
+    meter = MissingTags(
+        tagged=label_indices(source, hierarchy),
+        true=read_truth(truth, source, hierarchy),
+        hierarchy=hierarchy,
+        device=machine.device,
+    )
+    return _judged(trained, [meter], source, machine)
+
+
+def evaluate_real(
+    trained: TrainedModel, *, source: ImageSource, machine: Machine
+) -> dict[str, Any]:
+    """Accuracy of an ImageNet-1K model by the reassessed labels."""
+    _require_classes(trained, 1000)
+    keys = [sample.key for sample in source.samples]
+    return _judged(trained, [Real(keys, machine.device)], source, machine)
+
+
+def _judged(
+    trained: TrainedModel, meters: Sequence[Meter], source: ImageSource, machine: Machine
+) -> dict[str, Any]:
+    model = trained.model.to(machine.device)
+    bad = judge(model, meters, model_input=trained.input, source=source, machine=machine)
+    figures: dict[str, Any] = {"images": len(source) - bad, "unreadable": bad}
+    for meter in meters:
+        figures |= meter.result(machine.world)
+    return figures
+
+
+def _require_classes(trained: TrainedModel, expected: int) -> None:
+    if trained.num_classes != expected:
+        raise ConfigError(
+            f"{trained.name}: {trained.num_classes} classes found, expected {expected}; pass the "
+            "--label-set that the model was trained on"
+        )

@@ -1,60 +1,70 @@
 """The recipe of a student: every number that training depends on, in one frozen object."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from distill.errors import ConfigError, near_names
+from distill.baselines import Divergence, MultiLabelLoss
+from distill.errors import ConfigError
+from distill.views import ViewPolicy
 
-SCHEMES = ("semantic",)
+Scheme = Literal["single-label", "multi-label", "semantic"]
+
+# Of the KD term, by scheme; swept on tiny-imagenet-h (benchmarks/results/students.md).
+KD_WEIGHTS: dict[Scheme, float] = {"single-label": 100.0, "multi-label": 100.0, "semantic": 20.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Defaults follow Ridnik et al. 2021 (arXiv 2104.10972), appendix B, where they fit any size.
+    """Defaults are those of Ridnik et al. 2021 (arXiv 2104.10972), appendix B, but for batch_size.
 
-    student: timm model name. image_size: pixels a side. kd_weight: of the KD term; the paper gives
-    none. lr: of the one-cycle schedule's top. warmup: its share of all steps. weight_decay:
-    decoupled, not on norms and biases. init: "random", "pretrained" (timm's hub) or a weight file.
+    student: timm model name. image_size: pixels a side.
+    scheme: what labels train. multi_label_loss: asymmetric, binary cross-entropy or focal.
+    kd_weight: of the KD term, which the paper does not tell; None takes `KD_WEIGHTS`.
+    batch_size: images a step, on all devices together. accumulate: parts of a device's share of it
+    that are computed one after the other.
+    optimizer: as timm names it; adamw is Adam with decoupled weight decay.
+    lr: top of the one-cycle schedule. warmup: its share of all steps. weight_decay: not on norms
+    and biases.
+    init: "pretrained" (timm's hub), "random" or a weight file. normalisation: "none" scales pixels
+    to [0, 1]; "model" uses the mean and std of timm's configuration.
+    ema_decay: of averaged weights, which are then judged and exported; 0 averages none.
+    precision: auto is bfloat16 on a GPU and float32 elsewhere.
+    views: how images are augmented; targets that have views bring theirs along.
     """
 
     student: str
-    image_size: int
-    scheme: str = "semantic"
-    kd_weight: float = 20.0
-    divergence: Literal["mse", "kl"] = "mse"
+    image_size: int = 224
+    scheme: Scheme = "semantic"
+    multi_label_loss: MultiLabelLoss = "asl"
+    kd_weight: float | None = None
+    divergence: Divergence = "mse"
     epochs: int = 80
     batch_size: int = 128
+    accumulate: int = 1
+    optimizer: str = "adamw"
     lr: float = 3e-4
     warmup: float = 0.1
     weight_decay: float = 1e-4
     label_smoothing: float = 0.2
-    init: str = "random"
+    init: str = "pretrained"
+    normalisation: Literal["none", "model"] = "none"
+    ema_decay: float = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    views: ViewPolicy = field(default_factory=ViewPolicy)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise ConfigError(
-                f"unknown scheme {self.scheme!r}; known are {near_names(self.scheme, SCHEMES)}"
-            )
-        positive = {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "lr": self.lr,
-            "image_size": self.image_size,
-        }
-        for name, value in positive.items():
-            if value <= 0:
-                raise ConfigError(f"{name} {value} found, expected more than 0")
-        if not 0 <= self.label_smoothing < 1 or not 0 < self.warmup < 1:
-            raise ConfigError(
-                f"label smoothing {self.label_smoothing}, warm-up {self.warmup} found, "
-                "expected shares below 1"
-            )
-        if self.kd_weight < 0 or self.weight_decay < 0:
-            raise ConfigError(
-                f"kd_weight {self.kd_weight}, weight_decay {self.weight_decay} found, expected 0 "
-                f"or more"
-            )
+        for name in ("epochs", "batch_size", "accumulate", "lr", "image_size"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} {getattr(self, name)} found, expected more than 0")
+        for name in ("label_smoothing", "warmup", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} found, expected a share below 1")
+        if self.kd_weight is None:
+            object.__setattr__(self, "kd_weight", KD_WEIGHTS[self.scheme])
+        for name in ("kd_weight", "weight_decay", "seed"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} {getattr(self, name)} found, expected 0 or more")
 
     def to_json(self) -> dict[str, Any]:
         """For checkpoints."""

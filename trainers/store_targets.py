@@ -9,19 +9,21 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.errors import DataError
+from distill.data import ImageSource
+from distill.errors import DataError, StoreMismatchError
 from distill.hierarchy import SemanticHierarchy
 from distill.order import SampleOrder
-from distill.sample_id import SampleIds
+from distill.sample_id import SampleIds, find_rows, samples_digest
 from distill.targets import SparseTargets
 from distill.training_targets import ReplayProofs
 from distill.views import Size, ViewPolicy
 from store.cache import Cache
 from store.logit_store import LogitStore
 from store.lookup import RowIndex, open_row_index
-from store.manifest import DatasetIdentity
 from store.resident import ResidentView, open_resident_view, resident_bytes
 from store.stream import StreamedView
 
@@ -75,10 +77,31 @@ class StoreTargets:
         """Height and width that the teacher saw."""
         return self.store.manifest.teacher.input_size
 
-    def require_dataset(self, digest: str, rows: int) -> None:
-        """See `distill.training_targets`."""
-        dataset = DatasetIdentity(digest=digest, rows=rows)
-        self.store.manifest.require(self.location, dataset=dataset)
+    def require_dataset(self, source: ImageSource, labels: NDArray[np.int64]) -> None:
+        """See `distill.training_targets`; says what differs."""
+        if samples_digest(source.ids, labels) == self.store.manifest.dataset.digest:
+            return
+        rows = find_rows(self.store.sample_ids, source.ids)
+        if absent := np.flatnonzero(rows < 0).tolist():
+            raise StoreMismatchError(
+                f"{self.location}: lacks {len(absent)} of the {len(source)} samples in "
+                f"{source.location} (first: {source.samples[absent[0]].key!r}), expected all of "
+                "them; run `distill precompute` on this data, or train on the data of the store"
+            )
+        stored = self.store.labels[rows]
+        if other := np.flatnonzero(stored != labels).tolist():
+            first, names = other[0], [*self.hierarchy.synsets, "no label"]
+            raise StoreMismatchError(
+                f"{self.location}: {len(other)} of {len(source)} samples have another label than "
+                f"in {source.location} (first: {source.samples[first].key!r}, "
+                f"{names[stored[first]]} there and {names[labels[first]]} here), expected the "
+                "same; train on the data as it was, with new labels in a list for --samples"
+            )
+        raise StoreMismatchError(
+            f"{self.location}: holds {len(self.store.sample_ids)} samples, of which "
+            f"{source.location} has {len(source)}, expected the same data; to train on some of it "
+            "alone, give the whole data and --samples"
+        )
 
     def replay_proofs(self) -> ReplayProofs | None:
         """See `distill.training_targets`."""

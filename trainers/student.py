@@ -4,14 +4,16 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill.files import write_atomically
 from distill.hierarchy import SemanticHierarchy
 from distill.models import (
     ModelCard,
     ModelInput,
+    classifier_names,
     create_model,
+    default_input,
     download_model,
     known_architecture,
     load_weights,
@@ -20,44 +22,56 @@ from distill.models import (
 from trainers.recipe import Recipe
 
 
-def create_student(recipe: Recipe, hierarchy: SemanticHierarchy) -> nn.Module:
-    """A model with one logit a class of the label set.
+def create_student(recipe: Recipe, num_classes: int) -> nn.Module:
+    """A model with one logit a class; the same weights for the same seed.
+
+    A weight file of another number of classes gives all but its classifier.
 
     Raises:
         ConfigError: unknown name, weights that do not fit, or a hub that does not answer.
     """
     known_architecture(recipe.student, "student")
-    if recipe.init == "pretrained":
-        return download_model(recipe.student, hierarchy.num_classes)
     torch.manual_seed(recipe.seed)
-    model = create_model(recipe.student, hierarchy.num_classes)
+    if recipe.init == "pretrained":
+        return download_model(recipe.student, num_classes, cure="pass --init random, or a file")
+    model = create_model(recipe.student, num_classes)
     if recipe.init != "random":
-        load_weights(model, read_weights(Path(recipe.init)), Path(recipe.init))
+        path = Path(recipe.init)
+        load_weights(model, _with_own_classifier(model, read_weights(path)), path)
     return model
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weights that decay, and those that do not: norms and biases."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+def student_input(recipe: Recipe) -> ModelInput:
+    """Pixels scaled to [0, 1], or normalised as timm's configuration says."""
+    size = (recipe.image_size, recipe.image_size)
+    if recipe.normalisation == "none":
+        return ModelInput(size=size)
+    known = default_input(recipe.student)
+    return ModelInput(size=size, mean=known.mean, std=known.std)
 
 
-def export_student(
-    model: nn.Module, recipe: Recipe, hierarchy: SemanticHierarchy, path: Path
+def write_student(
+    state: dict[str, Tensor], recipe: Recipe, hierarchy: SemanticHierarchy, path: Path
 ) -> None:
     """safetensors that `timm.create_model(..., checkpoint_path=path)` loads, and its card."""
-    state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
-    write_atomically(path, safetensors.torch.save(state))
-    side = recipe.image_size
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomically(path, safetensors.torch.save(weights))
     ModelCard(
         model=recipe.student,
         num_classes=hierarchy.num_classes,
-        input=ModelInput(size=(side, side)),
+        input=student_input(recipe),
         hierarchy_digest=hierarchy.digest,
     ).write(path)
+    hierarchy.save(path.with_name("hierarchy.json"))
+
+
+def _with_own_classifier(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    own = model.state_dict()
+    heads = tuple(f"{name}." for name in classifier_names(model))
+    other = [
+        name
+        for name in own
+        if name.startswith(heads)
+        and (name not in weights or weights[name].shape != own[name].shape)
+    ]
+    return {**weights, **{name: own[name] for name in other}}

@@ -17,7 +17,10 @@ COMMANDS = {
     "store": ("distill.cli.store", "look at, check, mend and remake stores"),
     "serve": ("distill.cli.serve", "the live teacher server"),
     "api-key": ("distill.cli.serve", "a key for the live teacher server"),
-    "pretrain": ("distill.cli.pretrain", "train a student against a store"),
+    "pretrain": ("distill.cli.pretrain", "train a student on labels and a teacher's targets"),
+    "finetune": ("distill.cli.finetune", "train it on for another task"),
+    "evaluate": ("distill.cli.evaluate", "judge trained models"),
+    "export": ("distill.cli.export", "a trained model for timm and ONNX"),
     "inspect": ("distill.cli.inspect", "the teacher's confidence per hierarchy"),
 }
 

@@ -275,7 +275,17 @@ def test_precompute_and_pretrain_work_on_a_bucket_and_survive_a_kill(
         ran = distill("store", "diff", store, f"{bucket}/store", "--json")
         assert '"top1_agreement": 1.0' in ran.out
     trained = distill(
-        *("pretrain", "--student", "test_resnet", "--data", figures, "--epochs", 1),
+        *(
+            "pretrain",
+            "--student",
+            "test_resnet",
+            "--init",
+            "random",
+            "--data",
+            figures,
+            "--epochs",
+            1,
+        ),
         *("--batch-size", 32, "--targets", f"{bucket}/store", "--out", tmp_path / "run"),
         *("--cache", tmp_path / "cache", "--device", "cpu", "--workers", 0, "--image-size", 32),
     )

@@ -187,7 +187,17 @@ def test_student_of_a_server_is_the_student_of_the_store(
     serve: Callable[..., Process], distill: Ran, figures: Path, store: Path, tmp_path: Path
 ) -> None:
     """Bit for bit; although the server is killed half-way, and another one takes its place."""
-    train = ["pretrain", "--student", "test_resnet", "--data", figures, "--epochs", 4]
+    train = [
+        "pretrain",
+        "--student",
+        "test_resnet",
+        "--init",
+        "random",
+        "--data",
+        figures,
+        "--epochs",
+        4,
+    ]
     train += ["--batch-size", 16, "--lr", 0.01, "--device", "cpu", "--workers", 0]
     cache = ("--cache", tmp_path / "own")
     ran = distill(*train, "--targets", store, "--out", tmp_path / "of-store", *cache)

@@ -1,0 +1,156 @@
+"""`distill evaluate`: judge trained models on labelled images."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from distill.cli import options
+
+if TYPE_CHECKING:
+    from trainers.recipe import Scheme
+    from trainers.trained import TrainedModel
+
+SHARES = (
+    ("semantic_top1", "semantic"),
+    ("top1", "top-1"),
+    ("top5", "top-5"),
+    ("micro_map", "micro mAP"),
+    ("macro_map", "macro mAP"),
+    ("real_top1", "ReaL"),
+    ("missing_tag_recovery", "missing tags"),
+)
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--data", type=click.Path(path_type=Path), help="Labelled images; by split or not.")
+@click.option("--split", default="val", show_default=True, help="Of --data, to be judged on.")
+@click.option("--label-set", help="Name or JSON; what the model was trained on by default.")
+@click.option(
+    "--scheme",
+    type=click.Choice(["single-label", "multi-label", "semantic"]),
+    help="How the logits are to be read; as the run was trained by default.",
+)
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    help="CSV with key and true_wnid: how many missing tags of the split train are supplied.",
+)
+@click.option("--real", is_flag=True, help="ReaL accuracy, on ImageNet-1K's validation images.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw accuracy over epochs here.")
+@options.limit
+@options.machine
+@options.as_json
+def evaluate(
+    models: tuple[str, ...],
+    data: Path | None,
+    split: str,
+    label_set: str | None,
+    scheme: "Scheme | None",
+    truth: Path | None,
+    real: bool,
+    plot: Path | None,
+    limit: int | None,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Judge MODELS: folders of runs, weight files with their card, or timm:NAME.
+
+    Semantic top-1 per hierarchy and in total; top-1 and top-5 among the classes that occur; mean
+    average precision over labels with their ancestors. --plot alone needs no --data.
+    """
+    from distill.data import open_source
+    from distill.errors import ConfigError
+    from distill.hierarchy import resolve
+    from distill.models import pick_device
+    from trainers.evaluate import evaluate, evaluate_real, evaluate_recovery
+    from trainers.trained import open_trained
+    from trainers.world import Machine
+
+    if data is None and not plot:
+        raise ConfigError("neither --data nor --plot found, expected one; pass images as --data")
+    machine = Machine(device=pick_device(device), workers=workers)
+    opened = [open_trained(model) for model in models]
+    if plot:
+        _plot(opened, plot)
+    judged: dict[str, dict[str, Any]] = {}
+    for where, trained in zip(models, opened, strict=True):
+        if data is None:
+            break
+        source = open_source(data, split).limited(limit)
+        if real:
+            judged[where] = evaluate_real(trained, source=source, machine=machine)
+            continue
+        hierarchy = resolve(label_set) if label_set else trained.hierarchy
+        if hierarchy is None:
+            raise ConfigError(
+                f"{where}: nothing says which classes its logits are of, expected a hierarchy.json "
+                "beside it; pass --label-set"
+            )
+        what: dict[str, Any] = {"hierarchy": hierarchy, "machine": machine}
+        judged[where] = evaluate(
+            trained, source=source, scheme=scheme or trained.scheme or "semantic", **what
+        )
+        if truth:
+            tagged = open_source(data, "train").limited(limit)
+            recovery = evaluate_recovery(trained, source=tagged, truth=truth, **what)
+            judged[where] |= {
+                name: value for name, value in recovery.items() if name.startswith("missing")
+            }
+    if as_json:
+        click.echo(json.dumps(judged))
+    elif judged:
+        _print(judged)
+    if plot and not as_json:
+        click.echo(f"plot: {plot}")
+
+
+def _print(judged: dict[str, dict[str, Any]]) -> None:
+    shown = [(key, title) for key, title in SHARES if any(key in row for row in judged.values())]
+    wide = max(len("model"), *map(len, judged))
+    click.echo(f"{'model':{wide}s}" + "".join(f"{title:>14s}" for _, title in shown))
+    for where, row in judged.items():
+        cells = (f"{100 * row[key]:13.2f}%" if key in row else " " * 14 for key, _ in shown)
+        click.echo(f"{where:{wide}s}" + "".join(cells))
+    for key, title in SHARES:
+        rows = {
+            w: row[f"{key}_per_hierarchy"] for w, row in judged.items() if f"{key}_counts" in row
+        }
+        if rows:
+            levels = range(len(next(iter(rows.values()))))
+            click.echo(f"\n{title + ' per hierarchy':{wide}s}" + "".join(f"{k:7d}" for k in levels))
+            for where, shares in rows.items():
+                cells = (f"{100 * share:7.1f}" for share in shares)
+                click.echo(f"{where:{max(wide, len(title) + 14)}s}" + "".join(cells))
+    for where, row in judged.items():
+        if row["unreadable"]:
+            click.echo(f"{where}: {row['unreadable']} images cannot be read and were left out")
+
+
+def _plot(opened: "list[TrainedModel]", path: Path) -> None:
+    from distill.charts import draw_curves
+    from distill.errors import ConfigError
+
+    curves = {}
+    for trained in opened:
+        points = [
+            (record["epoch"], record["validation"]["semantic_top1"])
+            for record in trained.run.get("history", ())
+            if "semantic_top1" in record.get("validation", {})
+        ]
+        if not points:
+            raise ConfigError(
+                f"{trained.name}: no accuracy by epoch found in its run.json, expected a run that "
+                "had validation images; leave it out of --plot"
+            )
+        curves[trained.name] = points
+    draw_curves(
+        path,
+        curves,
+        x="epoch",
+        y="semantic top-1 on validation images",
+        title="Students over epochs",
+    )

@@ -1,0 +1,216 @@
+"""Train a student on for another task: one class an image, or any number of tags.
+
+The classes are those of the data, without a hierarchy. `compare` answers whether pretraining was
+worth it, by training from several starting points.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from distill.charts import draw_curves
+from distill.data import ImageSource, label_indices
+from distill.errors import ConfigError, DataError
+from distill.hierarchy import SemanticHierarchy
+from distill.models import ModelInput
+from distill.training_targets import TrainingTargets
+from trainers.evaluate import judge
+from trainers.loop import TrainReport, train
+from trainers.matching import matched
+from trainers.meters import Meter, MultiLabel, SingleLabel
+from trainers.objectives import Tags, objective_of
+from trainers.recipe import Recipe
+from trainers.sample_list import SampleList
+from trainers.world import Machine
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledImages:
+    """tags: [n, classes] of images with any number of tags; None where each has one class."""
+
+    source: ImageSource
+    tags: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """Where the curve of random weights reaches the one of pretrained weights."""
+
+    epoch: float
+    accuracy: float
+
+
+def classes_of(source: ImageSource) -> SemanticHierarchy:
+    """The classes that occur, as a hierarchy of one level.
+
+    Raises:
+        DataError: an image has no label, or names and numbers are mixed.
+    """
+    labels = set(source.samples.labels)
+    if None in labels or not labels:
+        raise DataError(
+            f"{source.location}: images without a label found, expected one folder a class; for "
+            "images with tags pass --tags"
+        )
+    if all(isinstance(label, int) for label in labels):
+        names = [str(number) for number in range(1 + max(int(label or 0) for label in labels))]
+    elif all(isinstance(label, str) for label in labels):
+        names = sorted(str(label) for label in labels)
+    else:
+        raise DataError(f"{source.location}: names and numbers found as labels, expected one kind")
+    return SemanticHierarchy.from_chains(names, {}, name=Path(source.location).name)
+
+
+def finetune(
+    *,
+    recipe: Recipe,
+    training: LabelledImages,
+    validation: LabelledImages | None,
+    classes: SemanticHierarchy,
+    targets: TrainingTargets | None,
+    samples: SampleList | None,
+    out: Path,
+    machine: Machine,
+    checkpoint_every: int = 500,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+) -> TrainReport:
+    """Train, or go on training, what `recipe` says; leaves student.safetensors in `out`.
+
+    Raises:
+        ConfigError: the scheme does not fit the data, or `out` holds another run.
+        StoreMismatchError: the targets are of other images or classes.
+    """
+    if training.tags is not None and recipe.scheme != "multi-label":
+        raise ConfigError(
+            f"scheme {recipe.scheme} found for images with tags, expected multi-label; leave "
+            "--scheme out"
+        )
+    source = training.source
+    tagged = np.zeros(len(source), np.int64)
+    what = matched(
+        recipe=recipe,
+        source=source,
+        labels=label_indices(source, classes) if training.tags is None else tagged,
+        hierarchy=classes,
+        targets=targets,
+        samples=samples,
+        say=say,
+    )
+    objective = (
+        objective_of(recipe, classes, what.labels)
+        if training.tags is None
+        else Tags(classes, training.tags, recipe.multi_label_loss, recipe.divergence)
+    )
+    validate = None
+    if validation:
+        images = validation.source
+
+        def validate(model: nn.Module, model_input: ModelInput) -> dict[str, Any]:
+            meter = _meter(recipe, validation, classes, machine.device)
+            judge(model, [meter], model_input=model_input, source=images, machine=machine)
+            return dict(meter.result(machine.world))
+
+    return train(
+        recipe=what.recipe,
+        objective=objective,
+        images=what.images,
+        validate=validate,
+        identity=what.identity,
+        out=out,
+        machine=machine,
+        checkpoint_every=checkpoint_every,
+        stop=stop,
+        say=say,
+    )
+
+
+def compare(
+    inits: Sequence[str],
+    longer: float,
+    recipe: Recipe,
+    out: Path,
+    run: Callable[[Recipe, Path], TrainReport],
+) -> dict[str, TrainReport]:
+    """One run for each start, in a folder of its own; random weights get `longer` times the epochs.
+
+    "Rethinking ImageNet pre-training" (He et al. 2018, arXiv 1811.08883): given time, they may
+    catch up. Ends early where a run was stopped.
+    """
+    reports: dict[str, TrainReport] = {}
+    for init in inits:
+        epochs = round(recipe.epochs * (longer if init == RANDOM else 1))
+        name = init if init in (RANDOM, "pretrained") else Path(init).stem
+        if name in reports:
+            raise ConfigError(f"{name} found twice in --compare, expected starts of other names")
+        start = replace(recipe, init=init, epochs=epochs)
+        reports[name] = run(start, out / name)
+        if reports[name].stopped:
+            break
+    return reports
+
+
+def crossing(
+    first: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]
+) -> Crossing | None:
+    """Where `other` (epoch, accuracy) reaches `first`, which stays at its end; None if it does not.
+
+    From where it lay below.
+    """
+    x0 = [x for x, _ in first]
+    y0 = [y for _, y in first]
+    below: tuple[float, float, float] | None = None
+    for x, y in other:
+        level = float(np.interp(x, x0, y0))
+        if y >= level and below:
+            x1, y1, level1 = below
+            share = (level1 - y1) / max((level1 - y1) + (y - level), 1e-12)
+            return Crossing(epoch=x1 + share * (x - x1), accuracy=y1 + share * (y - y1))
+        below = (x, y, level) if y < level else None
+    return None
+
+
+def draw_comparison(
+    path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]], figure: str
+) -> Crossing | None:
+    """The curves, and where random weights reach the first other start."""
+    curves = {
+        name: [(float(r["epoch"]), float(r["validation"][figure])) for r in history]
+        for name, history in histories.items()
+    }
+    starts = [name for name in curves if name != RANDOM]
+    met = crossing(curves[starts[0]], curves[RANDOM]) if starts and RANDOM in curves else None
+    draw_curves(
+        path,
+        curves,
+        x="epoch",
+        y=f"{figure.replace('_', ' ')} on validation images",
+        title="Was pretraining worth it?",
+        mark=(met.epoch, met.accuracy, f"epoch {met.epoch:.1f}") if met else None,
+    )
+    return met
+
+
+def _meter(
+    recipe: Recipe, images: LabelledImages, classes: SemanticHierarchy, device: torch.device
+) -> Meter:
+    if images.tags is None:
+        labels = label_indices(images.source, classes)
+        everything = range(classes.num_classes)
+        return SingleLabel(labels, classes, recipe.scheme, everything, device)
+    tags = images.tags
+    return MultiLabel(
+        lambda rows: torch.from_numpy(tags[rows]),
+        classes,
+        recipe.scheme,
+        len(images.source),
+        device,
+    )

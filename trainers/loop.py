@@ -1,0 +1,249 @@
+"""The training loop, read from top to bottom: one student, any objective, any targets.
+
+Covers one device or several, gradient accumulation, averaged weights, resume at any step with the
+same numbers, and stopping. What is trained on and why is the caller's: `trainers.pretrain`,
+`trainers.finetune`.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from distill.errors import ConfigError, first_line
+from distill.models import ModelInput, check_input
+from distill.progress import progress
+from trainers.batches import TrainingSet
+from trainers.checkpoint import Progress, load_checkpoint, save_checkpoint
+from trainers.objectives import Objective
+from trainers.recipe import Recipe
+from trainers.record import Record, StepLosses
+from trainers.student import create_student, student_input, write_student
+from trainers.world import Machine, World
+
+FIRST_LR = 1 / 25  # of the top learning rate, as torch's own one-cycle schedule begins
+
+Validate = Callable[[nn.Module, ModelInput], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """validation: after the last epoch, None without images for it. stopped: before its end."""
+
+    student: Path
+    steps: int  # of this part of the run
+    images_per_s: float  # of this part, validation included
+    unreadable: int  # times an image was left out because it could not be read
+    validation: Mapping[str, Any] | None
+    stopped: bool
+
+
+def train(
+    *,
+    recipe: Recipe,
+    objective: Objective,
+    images: TrainingSet,
+    validate: Validate | None,
+    identity: Mapping[str, Any],
+    out: Path,
+    machine: Machine,
+    checkpoint_every: int,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> TrainReport:
+    """Train, or go on training, until the recipe's last epoch or until `stop` says so.
+
+    identity: what a run that goes on must find again, beside the recipe.
+    """
+    device, world = machine.device, machine.world
+    steps_per_epoch = images.steps_per_epoch(recipe, world)
+    total_steps = recipe.epochs * steps_per_epoch
+    targets, kd_weight = images.targets, recipe.kd_weight or 0.0
+
+    num_classes, model_input = objective.hierarchy.num_classes, student_input(recipe)
+    model = create_student(recipe, num_classes)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check_input(model, recipe.student, model_input, num_classes)
+    averaged = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
+    judged = averaged.module if averaged else model
+    optimizer = _optimizer(recipe, model)
+    schedule = _one_cycle(recipe, optimizer, total_steps)
+    run = {"recipe": recipe.to_json(), **identity}
+    done = load_checkpoint(
+        out, model=model, averaged=averaged, optimizer=optimizer, run=run, world=world
+    )
+    if done.steps:
+        say(f"going on at step {done.steps} of {total_steps}")
+    parallel = world.parallel(model, device)
+    if machine.compiled:
+        parallel = torch.compile(parallel)  # type: ignore[assignment]
+    batches = images.batches(
+        recipe,
+        world,
+        first_step=done.steps,
+        size=model_input.size,
+        workers=machine.workers,
+        pin_memory=device.type == "cuda",
+    )
+    record = Record(out / "tensorboard", world, done.steps + 1)
+    losses, epoch_sums = StepLosses(device), np.array(done.loss_sums)
+    first_step, seen, unreadable = done.steps, 0, 0
+    started = time.monotonic()
+
+    model.train()
+    with progress("train", total_steps, "steps", done=done.steps) as tick:
+        for step in range(done.steps, total_steps):
+            epoch, step_in_epoch = divmod(step, steps_per_epoch)
+            schedule.step_update(step)
+            torch.manual_seed(_seed(recipe.seed, step, world.rank))
+            losses.begin()
+            for part in range(recipe.accumulate):
+                batch = next(batches)
+                rows, unreadable = batch.rows, unreadable + len(batch.bad)
+                pixels = batch.pixels[0][:, 0].to(device, non_blocking=True)
+                labels = objective.labels(rows).to(device, non_blocking=True)
+                share = len(rows) / recipe.batch_size
+                last = part == recipe.accumulate - 1
+                with _gradients_averaged(parallel, world, now=last):
+                    inputs = model_input.normalise(pixels)
+                    with _autocast(recipe, device):
+                        logits = parallel(inputs.contiguous(memory_format=torch.channels_last))
+                    loss = objective.loss(logits=logits, labels=labels)
+                    kd = torch.zeros_like(loss)
+                    if targets:
+                        said = targets.fetch(
+                            images.source.ids[rows],
+                            targets.view(epoch),
+                            images.pixels_for_teacher(batch),
+                        ).to(device)
+                        kd = objective.distance(logits=logits, targets=said, labels=labels)
+                    # The mean over all images of the step, whoever has them.
+                    ((loss + kd_weight * kd) * (share * world.size)).backward()
+                losses.add(labels=loss, kd=kd, share=share, rows=rows)
+                seen += len(rows)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if averaged:
+                averaged.update(model, step)
+            if targets:
+                targets.prepare(epoch + 1)
+            tick(1, f"epoch {epoch + 1}")
+
+            stopped = world.any(stop())
+            epoch_ends = step_in_epoch == steps_per_epoch - 1
+            save = epoch_ends or stopped or (step + 1) % checkpoint_every == 0
+            if save or losses.full:
+                values = losses.taken(world, step + 1, images.source.samples)
+                epoch_sums += np.sum(values, axis=0)
+                record.losses(step + 2 - len(values), values, kd_weight)
+                record.scalars(step + 1, {"lr": optimizer.param_groups[0]["lr"]})
+            history = done.history
+            if epoch_ends:
+                validation = validate(judged, model_input) if validate else {}
+                history = (*history, _epoch_record(epoch, epoch_sums / steps_per_epoch, validation))
+                epoch_sums = np.zeros(2)
+                record.scalars(step + 1, _prefixed("validation", validation))
+                say(_epoch_line(history[-1]))
+            done = Progress(steps=step + 1, history=history)
+            if save and world.leads:
+                record.flush()
+                save_checkpoint(
+                    out,
+                    model=model,
+                    averaged=averaged,
+                    optimizer=optimizer,
+                    run=run,
+                    progress=replace(done, loss_sums=(epoch_sums[0].item(), epoch_sums[1].item())),
+                )
+            if stopped:
+                break
+    record.close()
+    student, finished = out / "student.safetensors", done.steps == total_steps
+    if world.leads and finished:
+        write_student(judged.state_dict(), recipe, objective.hierarchy, student)
+    return TrainReport(
+        student=student,
+        steps=done.steps - first_step,
+        images_per_s=seen * world.size / max(time.monotonic() - started, 1e-9),
+        unreadable=unreadable,
+        validation=done.history[-1].get("validation") if done.history else None,
+        stopped=not finished,
+    )
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """Without weight decay for norms, biases and what the model itself names."""
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"optimizer {recipe.optimizer!r} found ({first_line(error)}), expected one of timm's, "
+            "such as adamw, sgd or lamb"
+        ) from error
+    return optimizer
+
+
+def _one_cycle(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, total_steps: int
+) -> CosineLRScheduler:
+    """Up linearly, then down half a cosine to zero; a function of the step alone."""
+    rise = int(recipe.warmup * total_steps)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=total_steps - rise,
+        warmup_t=rise,
+        warmup_lr_init=recipe.lr * FIRST_LR,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    """Of all that a step draws, such as dropout."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
+    by_device = "bfloat16" if device.type == "cuda" else "float32"
+    precision = by_device if recipe.precision == "auto" else recipe.precision
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _gradients_averaged(
+    parallel: nn.Module, world: World, *, now: bool
+) -> AbstractContextManager[object]:
+    """Several processes exchange gradients once a step, with its last part."""
+    if world.size == 1 or now:
+        return nullcontext()
+    no_sync: AbstractContextManager[object] = parallel.no_sync()  # type: ignore[operator]
+    return no_sync
+
+
+def _epoch_record(epoch: int, means: Any, validation: Mapping[str, Any]) -> dict[str, Any]:
+    record = {"epoch": epoch + 1, "label_loss": float(means[0]), "kd_loss": float(means[1])}
+    return {**record, "validation": dict(validation)} if validation else record
+
+
+def _epoch_line(record: Mapping[str, Any]) -> str:
+    line = f"epoch {record['epoch']}: label loss {record['label_loss']:.4f}, KD loss "
+    line += f"{record['kd_loss']:.4f}"
+    for name, value in _prefixed("validation", record.get("validation", {})).items():
+        line += f", {name.replace('/', ' ').replace('_', ' ')} {100 * value:.2f}%"
+    return line
+
+
+def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
+    return {f"{prefix}/{name}": v for name, v in values.items() if isinstance(v, float)}

@@ -1,0 +1,97 @@
+"""Do data, labels, hierarchy and views match the targets? Then they make a training set."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data import ImageSource
+from distill.errors import StoreMismatchError
+from distill.hierarchy import SemanticHierarchy
+from distill.order import SampleOrder
+from distill.sample_id import samples_digest
+from distill.training_targets import TrainingTargets
+from trainers.batches import TrainingSet
+from trainers.recipe import Recipe
+from trainers.replay import check_replay
+from trainers.sample_list import SampleList
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Matched:
+    """recipe: with the views of the targets. labels: [n], with those of the list.
+
+    identity: what a run that goes on must find again.
+    """
+
+    recipe: Recipe
+    images: TrainingSet
+    labels: NDArray[np.int64]
+    identity: dict[str, Any]
+
+
+def matched(
+    *,
+    recipe: Recipe,
+    source: ImageSource,
+    labels: NDArray[np.int64],
+    hierarchy: SemanticHierarchy,
+    targets: TrainingTargets | None,
+    samples: SampleList | None,
+    say: Callable[[str], None],
+) -> Matched:
+    """All of `source`, or what is on the list, to be trained on with those targets.
+
+    Raises:
+        StoreMismatchError: the targets are of another hierarchy, of other images or labels, or this
+        machine draws other views.
+        DataError: the list does not fit the data.
+    """
+    if targets and targets.hierarchy.digest != hierarchy.digest:
+        raise StoreMismatchError(
+            f"{targets.location}: hierarchy {targets.hierarchy.digest[:12]} found, this run "
+            f"expects {hierarchy.digest[:12]}; use targets of that hierarchy, or leave --label-set "
+            "out to take theirs"
+        )
+    if targets:
+        targets.require_dataset(source, labels)
+        if targets.policy:
+            recipe = replace(recipe, views=targets.policy)
+            _check_views(targets, source, say)
+    rows = np.arange(len(source))
+    if samples:
+        rows, labels = samples.applied(source, labels, hierarchy)
+        say(f"{len(rows)} of {len(source)} images are on the list")
+    order = (
+        targets.sample_order(len(rows), recipe.seed)
+        if targets
+        else SampleOrder(len(rows), recipe.seed)
+    )
+    return Matched(
+        recipe=recipe,
+        images=TrainingSet(
+            source=source, rows=rows, order=order, policy=recipe.views, targets=targets
+        ),
+        labels=labels,
+        identity={
+            "hierarchy_digest": hierarchy.digest,
+            "dataset_digest": samples_digest(source.ids[rows], labels[rows]),
+            "targets": targets.identity if targets else None,
+            "order": asdict(order),
+        },
+    )
+
+
+def _check_views(targets: TrainingTargets, source: ImageSource, say: Callable[[str], None]) -> None:
+    """That this machine draws the very views that the teacher saw."""
+    proofs = targets.replay_proofs()
+    if proofs and targets.policy:
+        replayed = check_replay(proofs, source, targets.policy)
+        say(f"replay proof: {replayed} views drawn again, pixel for pixel what the teacher saw")
+    else:
+        say(
+            f"{targets.location}: holds no replay proof of these images; their views are taken on "
+            "trust"
+        )

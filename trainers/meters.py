@@ -1,0 +1,234 @@
+"""What a trained model is judged by: each meter sees logits batch by batch and ends in figures.
+
+A meter knows the labels of all images by row, so that one pass over the images feeds several. It
+counts on the device and asks nothing of it before the end.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from timm.data import RealLabelsImagenet
+from torch import Tensor
+from torchmetrics.classification import MultilabelAveragePrecision
+
+from distill.errors import DataError
+from distill.hierarchy import SemanticHierarchy
+from distill.metrics import SemanticAccuracy, SemanticAccuracyMeter
+from distill.softmax import class_log_probs
+from trainers.recipe import Scheme
+from trainers.world import World
+
+Labels = NDArray[np.int64]
+# Exact average precision keeps all scores; above this many it is counted in bins.
+MOST_SCORES, BINS = 50_000_000, 200
+
+
+@runtime_checkable
+class Meter(Protocol):
+    """update: on each batch of a process. result: on all processes, of all of them."""
+
+    def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
+        """Of those images."""
+        ...
+
+    def result(self, world: World) -> Mapping[str, Any]:
+        """Figures by name; shares in [0, 1]."""
+        ...
+
+
+class Semantic:
+    """Top-1 of each hierarchy, and in total. labels: [n] class indices."""
+
+    def __init__(self, labels: Labels, hierarchy: SemanticHierarchy, device: torch.device) -> None:
+        self._labels = torch.from_numpy(labels).to(device)
+        self._meter = SemanticAccuracyMeter(hierarchy, device)
+
+    def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
+        """See `Meter`."""
+        self._meter.update(logits=logits, labels=self._labels[rows])
+
+    def result(self, world: World) -> dict[str, Any]:
+        """See `Meter`."""
+        world.sum(self._meter.right)
+        world.sum(self._meter.judged)
+        return _figures("semantic_top1", self._meter.result())
+
+
+class MissingTags:
+    """Does a model supply the tags that are missing?
+
+    Of images tagged with an ancestor of their true class: top-1 in the hierarchies below the tag.
+    tagged, true: [n] class indices.
+    """
+
+    def __init__(
+        self,
+        *,
+        tagged: Labels,
+        true: Labels,
+        hierarchy: SemanticHierarchy,
+        device: torch.device,
+    ) -> None:
+        self.hierarchy = hierarchy
+        self.right = torch.zeros(hierarchy.num_hierarchies, dtype=torch.int64, device=device)
+        self.judged = torch.zeros_like(self.right)
+        self._tagged = torch.from_numpy(tagged).to(device)
+        self._true = torch.from_numpy(true).to(device)
+
+    def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
+        """See `Meter`."""
+        tagged = self.hierarchy.semantic_labels(self._tagged[rows])
+        true = self.hierarchy.semantic_labels(self._true[rows])
+        missing = (tagged < 0) & (true >= 0)
+        answers = SemanticAccuracyMeter.answers(logits, self.hierarchy)
+        self.judged += missing.sum(0)
+        self.right += (missing & (answers == true)).sum(0)
+
+    def result(self, world: World) -> dict[str, Any]:
+        """See `Meter`."""
+        right, judged = world.sum(self.right).tolist(), world.sum(self.judged).tolist()
+        shares = tuple(r / n if n else float("nan") for r, n in zip(right, judged, strict=True))
+        return _figures("missing_tag_recovery", SemanticAccuracy(shares, tuple(judged)))
+
+
+class SingleLabel:
+    """Top-1 and top-5 among `candidates` (class indices), as a single answer.
+
+    Images whose label is no candidate are passed over.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        hierarchy: SemanticHierarchy,
+        scheme: Scheme,
+        candidates: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.hierarchy, self.scheme = hierarchy, scheme
+        place = np.full(hierarchy.num_classes + 1, -1, np.int64)
+        place[list(candidates)] = np.arange(len(candidates))
+        self._places = torch.from_numpy(place[labels]).to(device)
+        self._candidates = torch.tensor(candidates, device=device)
+        self.counts = torch.zeros(3, dtype=torch.int64, device=device)  # top 1, top 5, all
+
+    def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
+        """See `Meter`."""
+        own = class_scores(logits, self.hierarchy, self.scheme)[:, self._candidates]
+        wanted = self._places[rows]
+        best = own.topk(min(5, own.shape[1]), 1).indices
+        hits = best == wanted[:, None]
+        self.counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), (wanted >= 0).sum()])
+
+    def result(self, world: World) -> dict[str, Any]:
+        """Figures are missing where no image was judged."""
+        top1, top5, judged = world.sum(self.counts).tolist()
+        return {"top1": top1 / judged, "top5": top5 / judged} if judged else {}
+
+
+class MultiLabel:
+    """Mean average precision over all decisions (micro) and over classes that occur (macro).
+
+    present: of rows, which classes each image has, [rows, classes]. Exact up to 50 million scores,
+    beyond that in 200 bins.
+    """
+
+    def __init__(
+        self,
+        present: Callable[[list[int]], Bool[Tensor, "rows classes"]],
+        hierarchy: SemanticHierarchy,
+        scheme: Scheme,
+        images: int,
+        device: torch.device,
+    ) -> None:
+        self.hierarchy, self.scheme, self._present = hierarchy, scheme, present
+        bins = BINS if images * hierarchy.num_classes > MOST_SCORES else None
+        self._metrics = {
+            average: MultilabelAveragePrecision(
+                hierarchy.num_classes, average=average, thresholds=bins, validate_args=False
+            ).to(device)
+            for average in ("micro", "none")
+        }
+        self._occurs = torch.zeros(hierarchy.num_classes, dtype=torch.int64, device=device)
+
+    def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
+        """See `Meter`."""
+        present = self._present(rows).to(logits.device)
+        self._occurs += present.sum(0)
+        probs = class_scores(logits, self.hierarchy, self.scheme, probabilities=True)
+        for metric in self._metrics.values():
+            metric.update(probs, present.long())
+
+    def result(self, world: World) -> dict[str, Any]:
+        """torchmetrics gathers from other processes by itself."""
+        occurs = world.sum(self._occurs) > 0
+        each: Tensor = self._metrics["none"].compute()
+        return {
+            "micro_map": self._metrics["micro"].compute().item(),
+            "macro_map": each[occurs].mean().item(),
+        }
+
+
+class Real:
+    """Top-1 against reassessed labels (Beyer et al. 2020, arXiv 2006.07159) of ImageNet-1K.
+
+    keys: of the images by row, ILSVRC2012_val_… in any folder; those with an empty set are skipped.
+    """
+
+    def __init__(self, keys: Sequence[str], device: torch.device) -> None:
+        names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001)]
+        known = RealLabelsImagenet(names).real_labels
+        allowed = np.zeros((len(keys), 1000), np.bool_)
+        for row, key in enumerate(keys):
+            name = key.rpartition("/")[2] + ".JPEG"
+            if name not in known:
+                raise DataError(
+                    f"sample {key!r} found, expected ILSVRC2012_val_00000001 to _00050000; --real "
+                    "is for ImageNet-1K's validation images"
+                )
+            allowed[row, known[name]] = True
+        self._allowed = torch.from_numpy(allowed).to(device)
+        self.counts = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
+        """See `Meter`."""
+        allowed = self._allowed[rows]
+        hits = allowed.gather(1, logits.argmax(1, keepdim=True))
+        self.counts += torch.stack([hits.sum(), allowed.any(1).sum()])
+
+    def result(self, world: World) -> dict[str, Any]:
+        """Figures are missing where no image was judged."""
+        right, judged = world.sum(self.counts).tolist()
+        return {"real_top1": right / judged} if judged else {}
+
+
+def class_scores(
+    logits: Float[Tensor, "batch classes"],
+    hierarchy: SemanticHierarchy,
+    scheme: Scheme,
+    *,
+    probabilities: bool = False,
+) -> Float[Tensor, "batch classes"]:
+    """One score a class that can be compared with those of all others.
+
+    A semantic model's walk down the tree (`class_log_probs`), else the logits; or probabilities: of
+    that walk, of one softmax, of each sigmoid.
+    """
+    if scheme == "semantic":
+        walked = class_log_probs(logits, hierarchy)
+        return walked.exp() if probabilities else walked
+    if not probabilities:
+        return logits
+    return logits.float().softmax(1) if scheme == "single-label" else logits.float().sigmoid()
+
+
+def _figures(name: str, accuracy: SemanticAccuracy) -> dict[str, Any]:
+    return {
+        name: accuracy.total,
+        f"{name}_per_hierarchy": list(accuracy.per_hierarchy),
+        f"{name}_counts": list(accuracy.counts),
+    }

@@ -1,0 +1,120 @@
+"""Images with any number of tags each: a CSV, COCO annotations or a folder of VOC's.
+
+Owns the files' forms; images and their keys are `distill.data`'s. An image is found by its key or
+by the last part of it.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.etree.ElementTree import ParseError
+
+import numpy as np
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import parse
+from numpy.typing import NDArray
+
+from distill.data import ImageSource
+from distill.errors import DataError, first_line
+
+
+@dataclass(frozen=True, eq=False)
+class TagFile:
+    """classes: all that are named, in order. tags: of each image, by key or file stem."""
+
+    location: str
+    classes: tuple[str, ...]
+    tags: Mapping[str, Sequence[str]]
+
+    def present(self, source: ImageSource, classes: Sequence[str]) -> NDArray[np.bool_]:
+        """[images, classes]: which tags each image has.
+
+        Raises:
+            DataError: an image is not in the file, or has a tag that is not among `classes`.
+        """
+        column = {name: i for i, name in enumerate(classes)}
+        found = np.zeros((len(source), len(classes)), np.bool_)
+        absent = []
+        for row, sample in enumerate(source.samples):
+            stem = sample.key.rpartition("/")[2]
+            names = self.tags.get(sample.key, self.tags.get(stem))
+            if names is None:
+                absent.append(sample.key)
+                continue
+            for name in names:
+                if name not in column:
+                    raise DataError(
+                        f"{self.location}: {sample.key!r} has tag {name!r}, expected one of the "
+                        f"{len(classes)} of the training images; leave it out, or add it there"
+                    )
+                found[row, column[name]] = True
+        if absent:
+            raise DataError(
+                f"{self.location}: lacks {len(absent)} of the {len(source)} images in "
+                f"{source.location} (first: {absent[0]!r}), expected a line for each, with or "
+                "without tags"
+            )
+        return found
+
+
+def read_tags(path: Path) -> TagFile:
+    """A CSV with columns key and tags (with ; between them), COCO's JSON, or a folder of VOC XML.
+
+    Raises:
+        DataError: it is none of them.
+    """
+    try:
+        if path.is_dir():
+            return _read_voc(path)
+        return _read_coco(path) if path.suffix.lower() == ".json" else _read_csv(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    except (csv.Error, ParseError, DefusedXmlException) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: cannot be read as tags ({type(error).__name__}: {first_line(error)}), expected "
+        "CSV with the columns key and tags, COCO's JSON, or a folder of VOC's XML"
+    )
+
+
+def _read_csv(path: Path) -> TagFile:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = {
+            row["key"]: [tag.strip() for tag in row["tags"].split(";") if tag.strip()]
+            for row in csv.DictReader(file)
+        }
+    return _tag_file(path, rows)
+
+
+def _read_coco(path: Path) -> TagFile:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    names = {each["id"]: str(each["name"]) for each in document["categories"]}
+    stems = {each["id"]: PurePosixPath(each["file_name"]).stem for each in document["images"]}
+    rows: dict[str, list[str]] = {stem: [] for stem in stems.values()}
+    for each in document["annotations"]:
+        rows[stems[each["image_id"]]].append(names[each["category_id"]])
+    return _tag_file(path, rows, [names[number] for number in sorted(names)])
+
+
+def _read_voc(path: Path) -> TagFile:
+    rows = {}
+    for file in sorted(path.glob("*.xml")):
+        objects = parse(file).getroot().findall("object")
+        rows[file.stem] = [str(each.findtext("name")).strip() for each in objects]
+    return _tag_file(path, rows)
+
+
+def _tag_file(
+    path: Path, rows: Mapping[str, Sequence[str]], classes: Sequence[str] | None = None
+) -> TagFile:
+    if classes is None:
+        classes = sorted({name for names in rows.values() for name in names})
+    if not classes:
+        raise ValueError("no tags in it")
+    return TagFile(str(path), tuple(classes), rows)
