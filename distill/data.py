@@ -72,7 +72,8 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     """Recognise what `location` holds and list one split of it.
 
     A tar; a folder of tars, of which those named after the split where any is; a folder of one
-    folder a class; or a folder that holds such a folder named after the split.
+    folder a class, or of images without labels; or a folder that holds such a folder named after
+    the split.
 
     Raises:
         DataError: nothing is there, nothing of a known form, or a key stands twice.
@@ -84,6 +85,8 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     try:
         tars = _tars_of(root, split if root == path else "")
         samples = SampleTable.of(_list_tars(tars) if tars else _list_folder(root))
+        if not len(samples):
+            samples = SampleTable.of(_list_files(root, Path(), None))
     except OSError as error:
         raise DataError(
             f"{error.filename or root}: cannot be listed ({error.strerror}), expected readable "
@@ -236,13 +239,18 @@ def _list_folder(root: Path) -> Iterator[Sample]:
     if not root.is_dir():
         raise DataError(f"{root}: a file of unknown form; expected a folder or a .tar")
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
-        for found, folders, files in os.walk(folder, onerror=_raise):
+        for found, folders, _ in os.walk(folder, onerror=_raise):
             folders.sort()
-            inside = Path(found).relative_to(root).as_posix()
-            for name in sorted(files):
-                stem, dot, suffix = name.rpartition(".")
-                if (dot + suffix).lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                    yield Sample(f"{inside}/{stem}", folder.name, str(root), dot + suffix)
+            yield from _list_files(root, Path(found).relative_to(root), folder.name)
+
+
+def _list_files(root: Path, inside: Path, label: str | None) -> Iterator[Sample]:
+    """The images of one folder."""
+    for entry in sorted(os.scandir(root / inside), key=lambda entry: entry.name):
+        stem, dot, suffix = entry.name.rpartition(".")
+        image = (dot + suffix).lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
+        if image and not entry.is_dir():
+            yield Sample((inside / stem).as_posix(), label, str(root), dot + suffix)
 
 
 def _raise(error: OSError) -> None:

@@ -146,11 +146,14 @@ def compare(
     catch up. Ends early where a run was stopped.
     """
     reports: dict[str, TrainReport] = {}
-    for init in inits:
+    names = [Path(init).stem for init in inits]
+    if len({*names}) < max(2, len(names)):
+        raise ConfigError(
+            f"{', '.join(names)} found in --compare, expected two or more starts of other names, "
+            "such as pretrained,random"
+        )
+    for init, name in zip(inits, names, strict=True):
         epochs = round(recipe.epochs * (longer if init == RANDOM else 1))
-        name = init if init in (RANDOM, "pretrained") else Path(init).stem
-        if name in reports:
-            raise ConfigError(f"{name} found twice in --compare, expected starts of other names")
         start = replace(recipe, init=init, epochs=epochs)
         reports[name] = run(start, out / name)
         if reports[name].stopped:

@@ -155,6 +155,7 @@ def train(
                 say(_epoch_line(history[-1]))
             done = Progress(steps=step + 1, history=history)
             if save and world.leads:
+                _require_finite(model, step + 1)
                 record.flush()
                 save_checkpoint(
                     out,
@@ -207,6 +208,16 @@ def _one_cycle(
         warmup_prefix=True,
         t_in_epochs=False,
     )
+
+
+def _require_finite(model: nn.Module, step: int) -> None:
+    """Before they are saved: a checkpoint of such weights is of no use."""
+    finite = torch.stack([parameter.isfinite().all() for parameter in model.parameters()])
+    if not finite.all():
+        raise ConfigError(
+            f"the weights after step {step} are no finite numbers, expected them to be; the last "
+            "checkpoint is kept: lower --lr"
+        )
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

@@ -4,6 +4,7 @@ A meter knows the labels of all images by row, so that one pass over the images 
 counts on the device and asks nothing of it before the end.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -166,7 +167,9 @@ class MultiLabel:
     def result(self, world: World) -> dict[str, Any]:
         """torchmetrics gathers from other processes by itself."""
         occurs = world.sum(self._occurs) > 0
-        each: Tensor = self._metrics["none"].compute()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about classes that do not occur
+            each: Tensor = self._metrics["none"].compute()
         return {
             "micro_map": self._metrics["micro"].compute().item(),
             "macro_map": each[occurs].mean().item(),

@@ -1,5 +1,6 @@
 """What the commands that train share: joining torchrun's processes, signals, and the report."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -102,4 +103,12 @@ def _wandb(project: str, out: Path) -> Any:
             "--wandb found, but the package is not installed; run pip install '.[wandb]'"
         ) from error
     out.mkdir(parents=True, exist_ok=True)
-    return wandb.init(project=project, name=out.name, dir=str(out), sync_tensorboard=True)
+    number = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:12]  # goes on with the run
+    return wandb.init(
+        project=project,
+        name=out.name,
+        id=number,
+        resume="allow",
+        dir=str(out),
+        sync_tensorboard=True,
+    )

@@ -50,3 +50,26 @@ def store(tmp_path: Path, distill: Callable[..., object], precompute_command) ->
     path = tmp_path / "store"
     assert distill(*precompute_command(path, "--views", 2)).code == 0  # type: ignore[attr-defined]
     return path
+
+
+@pytest.fixture
+def train(figures: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """`distill pretrain` of a small student on the figures."""
+
+    def command(out: str, *more: object, data: Path = figures) -> list[str]:
+        fixed = [
+            "pretrain",
+            "--student",
+            "test_vit",
+            "--init",
+            "random",
+            "--data",
+            data,
+            "--out",
+            tmp_path / out,
+        ]
+        fixed += ["--device", "cpu", "--workers", 0, "--batch-size", 16, "--epochs", 2]
+        fixed += ["--lr", 0.003, "--cache", tmp_path / "cache"]
+        return [str(word) for word in (*fixed, *more)]
+
+    return command

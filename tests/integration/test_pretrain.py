@@ -24,29 +24,6 @@ from trainers.store_targets import StoreTargets, stored_proofs
 Command = Callable[..., list[str]]
 
 
-@pytest.fixture
-def train(figures: Path, tmp_path: Path) -> Command:
-    """`distill pretrain` of a small student on the figures."""
-
-    def command(out: str, *more: object, data: Path = figures) -> list[str]:
-        fixed = [
-            "pretrain",
-            "--student",
-            "test_vit",
-            "--init",
-            "random",
-            "--data",
-            data,
-            "--out",
-            tmp_path / out,
-        ]
-        fixed += ["--device", "cpu", "--workers", 0, "--batch-size", 16, "--epochs", 2]
-        fixed += ["--lr", 0.003, "--cache", tmp_path / "cache"]
-        return [str(word) for word in (*fixed, *more)]
-
-    return command
-
-
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(path / "student.safetensors")
 

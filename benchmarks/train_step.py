@@ -1,0 +1,287 @@
+"""What does a distilled training step cost beyond a plain one, and what does a store save?
+
+    python benchmarks/train_step.py [--quick] [--shared ../shared] [--device cuda] [--threads 2]
+
+A resnet18 student at 224 pixels, 11,221 classes, semantic softmax; teacher tresnet_l with random
+weights (what it says costs the same to compute). One batch in memory is trained on again and again:
+on labels alone; with targets from a store; with the teacher in the process; and as timm distils,
+with `timm.task.LogitDistillationTask` and the same teacher. The four take turns, so that a machine
+that slows down slows all of them; the ratio is of medians. Then images/s of the loader alone, of
+the step alone, and of `distill pretrain` as a whole, with and without the store.
+
+About ten minutes on two cores; --quick takes a small teacher and student at 64 pixels. Prints a log in
+Markdown, and as its last line one JSON object.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.optim import create_optimizer_v2
+from timm.task import LogitDistillationTask
+from whole_path import processor
+
+from distill.data import ImageSource, label_indices, open_source
+from distill.hierarchy import resolve
+from distill.models import pick_device
+from distill.order import SampleOrder
+from distill.targets import TargetSource
+from distill.views import ViewPolicy
+from store.cache import Cache
+from store.logit_store import LogitStore
+from teacher_server.in_process import InProcessTargets
+from teacher_server.load import MemberChoice, load_teacher
+from teacher_server.precompute import PrecomputeOptions, precompute
+from trainers.batches import TrainingSet
+from trainers.objectives import Objective, objective_of
+from trainers.pretrain import pretrain
+from trainers.recipe import Recipe
+from trainers.store_targets import StoreTargets
+from trainers.student import create_student, student_input
+from trainers.world import Machine, World
+
+LABELS, STORE, LIVE, TIMM = "labels alone", "store", "teacher in the process", "timm's task"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    if device.type == "cpu":
+        torch.set_num_threads(options.threads)
+    on_gpu = device.type == "cuda"
+    teacher_name, student, side = ("resnet18", "resnet10t", 64) if options.quick else (
+        "tresnet_l", "resnet18", 224)  # fmt: skip
+    batch_size, rounds = (256, 40) if on_gpu else (64, 4) if options.quick else (32, 12)
+
+    print("# A training step\n")
+    hardware = torch.cuda.get_device_name(device) if on_gpu else f"{options.threads} threads of "
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
+    print(
+        f"Command: `python benchmarks/train_step.py{' --quick' if options.quick else ''} --device "
+        f"{options.device} --threads {options.threads} --workers {options.workers}`, "
+        f"{time.strftime('%Y-%m-%d')}, {hardware}{'' if on_gpu else processor()}; Python "
+        f"{platform.python_version()}, {libraries}\n",
+        flush=True,
+    )
+    hierarchy = resolve("imagenet21k-p-fall11")
+    source = open_source(options.shared / "data/imagenet-sample/sample.tar")
+    labels = label_indices(source, hierarchy)
+    recipe = Recipe(student=student, image_size=side, batch_size=batch_size, init="random")
+    with tempfile.TemporaryDirectory() as scratch:
+        teacher = load_teacher(
+            [
+                MemberChoice(
+                    name=teacher_name, random_weights=True, head="semantic", input_size=side
+                )
+            ],
+            hierarchy,
+            device=device,
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            precompute(
+                source=source,
+                teacher=teacher,
+                path=f"{scratch}/store",
+                options=PrecomputeOptions(policy=ViewPolicy(), workers=options.workers),
+            )
+        stored = StoreTargets(LogitStore.open(f"{scratch}/store"), Cache(Path(scratch) / "cache"))
+        live = InProcessTargets(teacher)
+        bench = Bench(recipe, objective_of(recipe, hierarchy, labels), source, device)
+        steps = {
+            LABELS: bench.step(None),
+            STORE: bench.step(stored),
+            LIVE: bench.step(live),
+            TIMM: bench.timm_step(teacher.members[0].model),
+        }
+        seconds = in_turns(steps, rounds, device)
+        _report_steps(seconds, batch_size)
+        whole = _whole(recipe, source, hierarchy, stored, Path(scratch), device, options)
+    plain = statistics.median(seconds[LABELS])
+    ratios = {name: round(statistics.median(s) / plain, 3) for name, s in seconds.items()}
+    print(
+        json.dumps({"ratio_to_plain": ratios, **whole, "step_only": round(batch_size / plain, 1)})
+    )
+
+
+class Bench:
+    """One batch in memory, and steps that train on it, each with a student of its own."""
+
+    def __init__(
+        self, recipe: Recipe, objective: Objective, source: ImageSource, device: torch.device
+    ) -> None:
+        self.recipe, self.objective, self.device = recipe, objective, device
+        self.input = student_input(recipe)
+        images = TrainingSet(
+            source=source,
+            rows=np.arange(len(source)),
+            order=SampleOrder(len(source), 0),
+            policy=ViewPolicy(),
+            targets=None,
+        )
+        self.batch = next(
+            images.batches(
+                recipe,
+                World(),
+                first_step=0,
+                size=self.input.size,
+                workers=0,
+                pin_memory=device.type == "cuda",
+            )
+        )
+        self.ids = source.ids[self.batch.rows]
+
+    def student(self) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        """Ready to train."""
+        model = create_student(self.recipe, self.objective.hierarchy.num_classes)
+        model = model.to(self.device, memory_format=torch.channels_last).train()
+        return model, create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=1e-4)
+
+    def step(self, targets: TargetSource | None) -> Callable[[], None]:
+        """As `trainers.loop` takes one."""
+        model, optimizer = self.student()
+
+        def once() -> None:
+            pixels = self.batch.pixels[0][:, 0].to(self.device, non_blocking=True)
+            labels = self.objective.labels(self.batch.rows).to(self.device, non_blocking=True)
+            with self.autocast():
+                logits = model(self.input.normalise(pixels))
+            loss = self.objective.loss(logits=logits, labels=labels)
+            if targets:
+                said = targets.fetch(self.ids, 0, [pixels]).to(self.device)
+                loss = loss + 20 * self.objective.distance(
+                    logits=logits, targets=said, labels=labels
+                )
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return once
+
+    def timm_step(self, teacher: torch.nn.Module) -> Callable[[], None]:
+        """timm's own distillation of logits."""
+        model, optimizer = self.student()
+        task = LogitDistillationTask(
+            student_model=model,
+            teacher_model=teacher,
+            criterion=torch.nn.CrossEntropyLoss(label_smoothing=0.2, ignore_index=-1),
+            distill_loss_weight=1.0,
+            device=self.device,
+            verbose=False,
+        )
+
+        def once() -> None:
+            pixels = self.batch.pixels[0][:, 0].to(self.device, non_blocking=True)
+            labels = self.objective.labels(self.batch.rows).to(self.device, non_blocking=True)
+            with self.autocast():
+                said: dict[str, Any] = task(self.input.normalise(pixels), labels)
+            said["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return once
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """As the loop: bfloat16 on a GPU."""
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+
+
+def in_turns(
+    steps: dict[str, Callable[[], None]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each step, `rounds` times, one after the other in each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(rounds + 1):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if round_:  # the first is to warm up
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def _report_steps(seconds: dict[str, list[float]], batch_size: int) -> None:
+    plain = statistics.median(seconds[LABELS])
+    store = statistics.median(seconds[STORE])
+    print("| step | median ms | images/s | of the plain step | of the store's |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, each in seconds.items():
+        median = statistics.median(each)
+        print(
+            f"| {name} | {1000 * median:.0f} | {batch_size / median:.1f} | {median / plain:.3f} | "
+            f"{median / store:.2f} |"
+        )
+    print(flush=True)
+
+
+def _whole(
+    recipe: Recipe,
+    source: ImageSource,
+    hierarchy: Any,
+    stored: StoreTargets,
+    scratch: Path,
+    device: torch.device,
+    options: argparse.Namespace,
+) -> dict[str, float]:
+    """Images/s of the loader alone, and of whole runs."""
+    epochs = 6 if device.type == "cpu" else 40
+    short = replace(recipe, epochs=epochs)
+    images = TrainingSet(
+        source=source,
+        rows=np.arange(len(source)),
+        order=SampleOrder(len(source), 0),
+        policy=ViewPolicy(),
+        targets=None,
+    )
+    size = student_input(recipe).size
+    batches = images.batches(
+        short, World(), first_step=0, size=size, workers=options.workers, pin_memory=False
+    )
+    next(batches)
+    started = time.perf_counter()
+    count = sum(len(batch.rows) for batch in batches)
+    rates = {"loader_only": count / (time.perf_counter() - started)}
+    machine = Machine(device=device, workers=options.workers)
+    for name, targets in (("combined_plain", None), ("combined_store", stored)):
+        report = pretrain(
+            recipe=short,
+            source=source,
+            validation=None,
+            hierarchy=hierarchy,
+            targets=targets,
+            out=scratch / name,
+            machine=machine,
+            say=lambda text: None,
+        )
+        rates[name] = report.images_per_s
+    print("| images/s | |")
+    print("| --- | ---: |")
+    for name, rate in rates.items():
+        print(f"| {name.replace('_', ' ')} | {rate:.1f} |")
+    print(flush=True)
+    return {name: round(rate, 1) for name, rate in rates.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,431 @@
+"""What becomes of a student: judged, exported, trained on for other tasks."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from timm.data import RealLabelsImagenet
+
+from distill.baselines import present_classes
+from distill.data import label_indices, open_source, read_image
+from distill.hierarchy import SemanticHierarchy
+from distill.models import ModelCard, ModelInput, create_model
+from distill.softmax import class_log_probs, hierarchy_logits
+from distill.views import ViewParams, render_view
+from trainers.finetune import crossing
+from trainers.tags import read_tags
+
+Command = Callable[..., list[str]]
+SCHEMES = ("single-label", "multi-label", "semantic")
+MACHINE = ("--device", "cpu", "--workers", 0)
+
+
+@pytest.fixture(params=SCHEMES)
+def run(
+    request: pytest.FixtureRequest,
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    tmp_path: Path,
+) -> Path:
+    """A student of each scheme."""
+    words = ("--label-set", "plane-figures", "--image-size", 32, "--epochs", 4)
+    ran = distill(*train("run", *words, "--scheme", request.param))
+    assert ran.code == 0, ran.err
+    return tmp_path / "run"
+
+
+def answers(run: Path, data: Path, split: str) -> tuple[torch.Tensor, Any]:
+    """Logits of all images, one at a time, by timm alone; and the images."""
+    model = timm.create_model(
+        "test_vit", num_classes=29, checkpoint_path=str(run / "student.safetensors")
+    ).eval()
+    source = open_source(data, split)
+    with torch.inference_mode():
+        logits = [
+            model(render_view(read_image(sample), ViewParams(), (32, 32))[None].float() / 255)
+            for sample in source.samples
+        ]
+    return torch.cat(logits), source
+
+
+def average_precision(scores: np.ndarray, wanted: np.ndarray) -> float:
+    """The mean of precision at each wanted item, as ranked by score."""
+    ranked = wanted[np.argsort(-scores, kind="stable")]
+    precision = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
+    return float(precision[ranked].mean())
+
+
+def test_evaluate_gives_what_plain_counting_gives(
+    run: Path,
+    distill,  # type: ignore[no-untyped-def]
+    figures: Path,
+    hierarchy: SemanticHierarchy,
+) -> None:
+    truth = figures / "labels.csv"
+    ran = distill("evaluate", run, "--data", figures, "--truth", truth, *MACHINE, "--json")
+    assert ran.code == 0, ran.err
+    (found,) = json.loads(ran.out).values()
+    logits, source = answers(run, figures, "val")
+    labels = torch.from_numpy(label_indices(source, hierarchy))
+
+    semantic = hierarchy.semantic_labels(labels)
+    guesses = torch.stack([part.argmax(1) for part in hierarchy_logits(logits, hierarchy)], 1)
+    right = (guesses == semantic)[semantic >= 0]
+    assert found["semantic_top1"] == pytest.approx(right.float().mean().item())
+    history = json.loads((run / "run.json").read_text())["history"]
+    assert history[-1]["validation"]["semantic_top1"] == found["semantic_top1"]
+
+    scheme = json.loads((run / "run.json").read_text())["recipe"]["scheme"]
+    candidates = sorted(set(labels.tolist()))
+    scores = class_log_probs(logits, hierarchy) if scheme == "semantic" else logits
+    places = [candidates[i] for i in scores[:, candidates].argmax(1).tolist()]
+    top1 = np.mean([a == b for a, b in zip(places, labels.tolist(), strict=True)])
+    assert found["top1"] == pytest.approx(float(top1))
+    assert found["top1"] <= found["top5"] <= 1
+
+    probs = {
+        "semantic": class_log_probs(logits, hierarchy).exp(),
+        "single-label": logits.softmax(1),
+        "multi-label": logits.sigmoid(),
+    }[scheme].numpy()
+    present = present_classes(labels, hierarchy).numpy()
+    each = [average_precision(probs[:, c], present[:, c]) for c in range(29) if present[:, c].any()]
+    assert found["macro_map"] == pytest.approx(np.mean(each), abs=2e-3)
+    assert found["micro_map"] == pytest.approx(
+        average_precision(probs.ravel(), present.ravel()), abs=2e-3
+    )
+
+    logits, source = answers(run, figures, "train")
+    with truth.open() as file:
+        known = {row["key"]: row["true_wnid"] for row in csv.DictReader(file)}
+    tagged = hierarchy.semantic_labels(torch.from_numpy(label_indices(source, hierarchy)))
+    true = hierarchy.semantic_labels(
+        torch.tensor([hierarchy.index(known[sample.key]) for sample in source.samples])
+    )
+    guesses = torch.stack([part.argmax(1) for part in hierarchy_logits(logits, hierarchy)], 1)
+    missing = (tagged < 0) & (true >= 0)
+    assert missing.any()
+    recovered = (guesses == true)[missing].float().mean().item()
+    assert found["missing_tag_recovery"] == pytest.approx(recovered)
+
+
+def test_evaluate_prints_a_table_and_draws_curves(
+    run: Path,
+    distill,  # type: ignore[no-untyped-def]
+    figures: Path,
+    tmp_path: Path,
+) -> None:
+    plot = tmp_path / "curves.png"
+    ran = distill("evaluate", run, run, "--data", figures, *MACHINE, "--plot", plot)
+    assert ran.code == 0, ran.err
+    lines = ran.out.splitlines()
+    assert lines[0].split() == [
+        "model",
+        "semantic",
+        "top-1",
+        "top-5",
+        "micro",
+        "mAP",
+        "macro",
+        "mAP",
+    ]
+    assert lines[1].startswith(str(run))
+    assert "semantic per hierarchy" in ran.out
+    with Image.open(plot) as drawn:
+        assert drawn.width > 500
+    assert distill("evaluate", run, "--plot", tmp_path / "alone.svg").code == 0
+
+
+def test_real_accuracy_is_membership_in_the_reassessed_labels(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    random: np.random.Generator,
+) -> None:
+    torch.manual_seed(3)
+    model, weights = create_model("test_vit", 1000), tmp_path / "model.safetensors"
+    known = RealLabelsImagenet([f"{i}" for i in range(50_000)]).real_labels
+    chosen = sorted(known)[:40]
+    images = tmp_path / "images" / "val"
+    images.mkdir(parents=True)
+    for name in chosen:
+        pixels = random.integers(0, 255, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(images / name.replace(".JPEG", ".png"))
+    # One answer for all images: a label that one of them has.
+    answer = next(labels[0] for name in chosen if (labels := known[name]))
+    state = model.state_dict()
+    state["head.weight"].zero_()
+    state["head.bias"].zero_()[answer] = 1.0
+    safetensors.torch.save_file(state, weights)
+    ModelCard(model="test_vit", num_classes=1000, input=ModelInput(size=(32, 32))).write(weights)
+    data = ("--data", images.parent, "--real", *MACHINE)
+    (found,) = json.loads(distill("evaluate", weights, *data, "--json").out).values()
+    judged = [name for name in chosen if known[name]]
+    assert judged
+    expected = np.mean([answer in known[name] for name in judged])
+    assert expected > 0
+    assert found["real_top1"] == pytest.approx(float(expected))
+    (images / chosen[0].replace(".JPEG", ".png")).rename(images / "cat.png")
+    assert "sample 'cat' found, expected ILSVRC2012_val" in fails("evaluate", weights, *data)
+
+
+def test_exported_it_is_a_model_of_timms(
+    run: Path,
+    distill,  # type: ignore[no-untyped-def]
+    figures: Path,
+    hierarchy: SemanticHierarchy,
+    tmp_path: Path,
+) -> None:
+    """By local-dir, by file, and in ONNX: the same answers, for any batch."""
+    import onnxruntime
+
+    out = tmp_path / "exported"
+    ran = distill("export", run, "--out", out, "--onnx")
+    assert ran.code == 0, ran.err
+    logits, source = answers(run, figures, "val")
+    pixels = torch.stack(
+        [render_view(read_image(s), ViewParams(), (32, 32)) for s in source.samples[:5]]
+    )
+    images = pixels.float() / 255
+    local = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    overlay = {"file": str(out / "model.safetensors"), "num_classes": 29}
+    by_file = timm.create_model(
+        "test_vit", num_classes=29, pretrained=True, pretrained_cfg_overlay=overlay
+    ).eval()
+    with torch.inference_mode():
+        for model in (local, by_file):
+            torch.testing.assert_close(model(images), logits[:5], rtol=1e-4, atol=1e-5)
+    config = timm.data.resolve_model_data_config(local)
+    assert config["input_size"] == (3, 32, 32)
+    assert tuple(config["mean"]) == (0.0, 0.0, 0.0)
+    assert (config["crop_mode"], config["crop_pct"]) == ("squash", 1.0)
+    written = json.loads((out / "config.json").read_text())
+    assert written["label_names"] == list(hierarchy.synsets)
+    assert written["label_descriptions"]["n13878634"] == hierarchy.display_name("n13878634")
+    assert SemanticHierarchy.load(out / "hierarchy.json").digest == hierarchy.digest
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    for count in (1, 5):
+        (found,) = session.run(None, {"pixels": images[:count].numpy()})
+        np.testing.assert_allclose(found, logits[:count].numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_no_trained_model_is_one_line(
+    fails,  # type: ignore[no-untyped-def]
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    figures: Path,
+    teacher_weights: Path,
+    tmp_path: Path,
+) -> None:
+    data = ("--data", figures, *MACHINE)
+    (tmp_path / "empty").mkdir()
+    assert "no student.safetensors found" in fails("evaluate", tmp_path / "empty", *data)
+    (tmp_path / "empty" / "run.json").write_text("{}")
+    assert "a run that is not finished" in fails("evaluate", tmp_path / "empty", *data)
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes(teacher_weights.read_bytes())
+    assert "no card bare.json beside it" in fails("export", bare, "--out", tmp_path / "out")
+    assert "nothing says which classes" in fails("evaluate", teacher_weights, *data)
+    wrong = ("--label-set", "imagenet21k-p-winter21")
+    assert "29 classes found, expected 10450" in fails("evaluate", teacher_weights, *data, *wrong)
+    message = fails("export", teacher_weights, *wrong, "--out", tmp_path / "out")
+    assert "29 classes found, label set imagenet21k-p-winter21 has 10450" in message
+    assert "unknown model 'test_vitt'" in fails("evaluate", "timm:test_vitt", *data)
+    assert "cannot be downloaded" in fails("evaluate", "timm:test_vit", *data)
+    assert "neither --data nor --plot" in fails("evaluate", teacher_weights)
+    known = ("--label-set", "plane-figures")
+    truth = tmp_path / "truth.csv"
+    truth.write_text("key,true_wnid\nnobody,n13878634\n")
+    message = fails("evaluate", teacher_weights, *data, *known, "--truth", truth)
+    assert "lacks 96 of the 96 samples" in message
+    truth.write_text("a,b\n1,2\n")
+    message = fails("evaluate", teacher_weights, *data, *known, "--truth", truth)
+    assert "with the columns key and true_wnid" in message
+    assert distill(*train("run", *known, "--image-size", 32)).code == 0
+    (tmp_path / "run" / "run.json").write_text('{"recipe": {"scheme": "best"}}')
+    assert "not the record of a run" in fails("evaluate", tmp_path / "run", *data)
+
+
+# -- fine-tuning ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path: Path, random: np.random.Generator) -> Path:
+    """One folder a class, red, green and blue, with names that are no synsets."""
+    root = tmp_path / "folders"
+    for split, count in (("train", 24), ("val", 6)):
+        for channel, name in enumerate(("blood red", "grass", "sky")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 120, (32, 32, 3), np.uint8)
+                pixels[..., channel] += 120
+                Image.fromarray(pixels).save(root / split / name / f"{split}{channel}_{i}.png")
+    return root
+
+
+@pytest.fixture
+def tune(folders: Path, tmp_path: Path) -> Command:
+    """`distill finetune` on the folders."""
+
+    def command(out: str, *more: object) -> list[str]:
+        fixed = ["finetune", "--student", "test_vit", "--image-size", 32, "--data", folders]
+        fixed += ["--out", tmp_path / out, *MACHINE, "--batch-size", 24, "--epochs", 8]
+        fixed += ["--lr", 0.003, "--view-policy", "plain", "--cache", tmp_path / "cache"]
+        return [str(word) for word in (*fixed, *more)]
+
+    return command
+
+
+@pytest.mark.parametrize("scheme", ["single-label", "multi-label"])
+def test_finetuned_from_our_weights_it_learns_the_folders_own_classes(
+    scheme: str,
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    tune: Command,
+    tmp_path: Path,
+) -> None:
+    assert distill(*train("run", "--label-set", "plane-figures", "--image-size", 32)).code == 0
+    words = ("--init", tmp_path / "run", "--scheme", scheme)
+    ran = distill(*tune("tuned", *words, "-o", "multi_label_loss=bce", "--json"))
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["validation"]["top1"] > 0.8
+    body = safetensors.torch.load_file(tmp_path / "tuned" / "student.safetensors")
+    assert body["head.weight"].shape[0] == 3
+    out = tmp_path / "exported"
+    assert distill("export", tmp_path / "tuned", "--out", out).code == 0
+    assert json.loads((out / "config.json").read_text())["label_names"] == [
+        "blood red",
+        "grass",
+        "sky",
+    ]
+
+
+def test_a_finetuned_teacher_teaches_its_own_classes(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    tune: Command,
+    teacher_weights: Path,
+    tmp_path: Path,
+) -> None:
+    assert distill(*tune("teacher", "--init", "random")).code == 0
+    weights = tmp_path / "teacher" / "student.safetensors"
+    kd = ("--targets", "timm:test_vit", "--kd-weight", 100, "--init", "random")
+    ran = distill(*tune("student", *kd, "--teacher-weights", weights))
+    assert ran.code == 0, ran.err
+    history = json.loads((tmp_path / "student" / "run.json").read_text())["history"]
+    assert history[-1]["kd_loss"] < history[0]["kd_loss"] / 2
+    message = fails(*tune("other", *kd, "--teacher-weights", teacher_weights))
+    assert "teacher.safetensors: trained on hierarchy" in message
+
+
+def tag_files(folder: Path, tags: dict[str, list[str]]) -> list[Path]:
+    """The same tags as CSV, COCO and VOC."""
+    table = folder / "tags.csv"
+    lines = "".join(f"{key},{';'.join(names)}\n" for key, names in tags.items())
+    table.write_text("key,tags\n" + lines)
+    names = sorted({name for some in tags.values() for name in some})
+    coco = folder / "instances.json"
+    images = [{"id": i, "file_name": f"{key}.png"} for i, key in enumerate(tags)]
+    annotations = [
+        {"image_id": i, "category_id": names.index(name), "bbox": [0, 0, 1, 1]}
+        for i, some in enumerate(tags.values())
+        for name in some
+    ]
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    coco.write_text(json.dumps(document))
+    voc = folder / "Annotations"
+    voc.mkdir()
+    for key, some in tags.items():
+        objects = "".join(f"<object><name>{name}</name></object>" for name in some)
+        (voc / f"{key}.xml").write_text(f"<annotation>{objects}</annotation>")
+    return [table, coco, voc]
+
+
+def test_tags_of_csv_coco_and_voc_are_the_same_and_are_learned(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    tune: Command,
+    folders: Path,
+    tmp_path: Path,
+) -> None:
+    names = ("red", "green", "blue")
+    tags = {}
+    for image in sorted(folders.rglob("*.png")):
+        channel = int(image.stem.partition("_")[0][-1])
+        tags[image.stem] = [names[channel], "warm"] if channel == 0 else [names[channel]]
+    tags[next(iter(tags))] = []
+    files = tag_files(tmp_path, tags)
+    read = [read_tags(file) for file in files]
+    source = open_source(folders)
+    assert [each.classes for each in read] == [("blue", "green", "red", "warm")] * 3
+    present = [each.present(source, each.classes) for each in read]
+    assert (present[0] == present[1]).all()
+    assert (present[0] == present[2]).all()
+    assert present[0].sum() == sum(len(tags[s.key.rpartition("/")[2]]) for s in source.samples)
+    ran = distill(*tune("tagged", "--tags", files[1], "--init", "random", "--json"))
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["validation"]["macro_map"] > 0.8
+    weights = tmp_path / "tagged" / "student.safetensors"
+    kd = ("--targets", "timm:test_vit", "--teacher-weights", weights, "--kd-weight", 30)
+    ran = distill(*tune("taught", "--tags", files[0], *kd, "--init", "random"))
+    assert ran.code == 0, ran.err
+    history = json.loads((tmp_path / "taught" / "run.json").read_text())["history"]
+    assert history[-1]["kd_loss"] < history[0]["kd_loss"]
+    single = ("--tags", files[0], "--scheme", "single-label", "--init", "random")
+    assert "expected multi-label" in fails(*tune("bad", *single))
+    for content, message in (
+        ("key,tags\nx,red\n", "lacks 72 of the 72 images"),
+        ("a,b\n1,2\n", "cannot be read as tags (KeyError"),
+        ("key,tags\n", "no tags in it"),
+    ):
+        files[0].write_text(content)
+        assert message in fails(*tune("bad", "--tags", files[0], "--init", "random"))
+    files[1].write_text('{"images": [{"id": 1}]}')
+    assert "cannot be read as tags" in fails(*tune("bad", "--tags", files[1]))
+    bomb = '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>'
+    next(files[2].iterdir()).write_text(bomb)
+    assert "cannot be read as tags (EntitiesForbidden" in fails(*tune("bad", "--tags", files[2]))
+
+
+def test_compared_starts_are_drawn_with_the_point_where_random_catches_up(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    tune: Command,
+    tmp_path: Path,
+) -> None:
+    assert distill(*tune("first", "--init", "random", "--epochs", 2)).code == 0
+    weights = tmp_path / "first" / "student.safetensors"
+    words = ("--compare", f"{weights},random", "--longer", 2, "--epochs", 3)
+    ran = distill(*tune("both", *words))
+    assert ran.code == 0, ran.err
+    lengths = [
+        len(json.loads((tmp_path / "both" / name / "run.json").read_text())["history"])
+        for name in ("student", "random")
+    ]
+    assert lengths == [3, 6]
+    assert "random weights" in ran.out
+    with Image.open(tmp_path / "both" / "comparison.png") as drawn:
+        assert drawn.width > 500
+    assert distill(*tune("both", *words)).code == 0  # done already
+    assert "expected two or more starts" in fails(*tune("twice", "--compare", "random,random"))
+
+
+def test_curves_cross_where_the_lower_one_reaches_the_other_held_at_its_end() -> None:
+    first = [(1.0, 0.5), (2.0, 0.6)]
+    met = crossing(first, [(1, 0.1), (2, 0.3), (3, 0.5), (4, 0.7)])
+    assert met
+    assert (met.epoch, met.accuracy) == pytest.approx((3.5, 0.6))
+    assert crossing(first, [(1, 0.1), (2, 0.3)]) is None
+    assert crossing(first, [(1, 0.9), (2, 0.95)]) is None
+    met = crossing(first, [(1, 0.3), (2, 0.7)])
+    assert met
+    assert (met.epoch, met.accuracy) == pytest.approx((1 + 2 / 3, 0.3 + 0.4 * 2 / 3))

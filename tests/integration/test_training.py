@@ -1,0 +1,379 @@
+"""The training loop: every scheme and source, several processes, and what ends it early."""
+
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from processes import started
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from distill.data import open_source
+
+Command = Callable[..., list[str]]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the tests themselves: the same bits
+
+
+def losses(run: Path, name: str = "loss/total") -> dict[int, float]:
+    """By step, from the TensorBoard record."""
+    record = EventAccumulator(str(run / "tensorboard"))
+    record.Reload()
+    return {event.step: event.value for event in record.Scalars(name)}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(run / "student.safetensors")
+
+
+@pytest.fixture
+def torchrun() -> Iterator[Callable[..., "Popen[str]"]]:
+    """Several processes of `distill` with those words."""
+    begun = []
+
+    def begin(processes: int, words: list[str]) -> "Popen[str]":
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--no-python"]
+        command = [sys.executable, *launcher, "--nproc-per-node", str(processes)]
+        command += [sys.executable, "-m", "distill.cli.main", *words]
+        begun.append(Popen(command, stdout=PIPE, stderr=PIPE, text=True, env=ONE_THREAD))
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("divergence", ["mse", "kl"])
+@pytest.mark.parametrize("scheme", ["single-label", "multi-label", "semantic"])
+def test_every_scheme_comes_closer_to_the_teacher_of_a_store_or_in_the_process(
+    scheme: str,
+    divergence: str,
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    store: Path,
+    teacher_weights: Path,
+    tmp_path: Path,
+) -> None:
+    """And says the same of both, but for what the store leaves out."""
+    heavy = 3000 if scheme == "single-label" else 30
+    common = ("--scheme", scheme, "--divergence", divergence, "--kd-weight", heavy)
+    common += ("--label-set", "plane-figures", "--image-size", 32)
+    assert distill(*train("of-store", *common, "--targets", store)).code == 0
+    teacher = ("--targets", "timm:test_vit", "--teacher-weights", teacher_weights)
+    ran = distill(*train("live", *common, *teacher))
+    assert ran.code == 0, ran.err
+    stored, live = (losses(tmp_path / run, "loss/kd") for run in ("of-store", "live"))
+    assert len(stored) == 12
+    assert sum(list(stored.values())[-3:]) < sum(list(stored.values())[:3])
+    assert list(stored.values()) == pytest.approx(list(live.values()), rel=0.05, abs=0.02)
+
+
+def test_labels_alone_train_every_scheme(
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    tmp_path: Path,
+) -> None:
+    common = ("--label-set", "plane-figures", "--image-size", 32, "--view-policy", "plain")
+    for words in (
+        ["--scheme", "single-label"],
+        ["--scheme", "multi-label"],
+        ["--scheme", "multi-label", "-o", "multi_label_loss=bce"],
+        ["--scheme", "multi-label", "-o", "multi_label_loss=focal"],
+        ["--scheme", "semantic"],
+    ):
+        out = "-".join(words).replace("=", "-")
+        assert distill(*train(out, *common, *words)).code == 0
+        values = list(losses(tmp_path / out).values())
+        assert sum(values[-3:]) < sum(values[:3])
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulated_parts_are_the_whole_batch(
+    accumulate: int,
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    tmp_path: Path,
+) -> None:
+    """A ViT has no batch norm: its losses do not depend on how a batch is cut."""
+    common = ("--label-set", "plane-figures", "--image-size", 32)
+    assert distill(*train("whole", *common)).code == 0
+    assert distill(*train("parts", *common, "-o", f"accumulate={accumulate}")).code == 0
+    whole, parts = (losses(tmp_path / run) for run in ("whole", "parts"))
+    assert parts == pytest.approx(whole, rel=1e-3)
+
+
+def test_killed_with_minus_nine_it_goes_on_with_the_same_losses(
+    train: Command, store: Path, tmp_path: Path
+) -> None:
+    """N steps, kill, N steps: the losses of 2N, to the last bit; average and dropout included."""
+    more = ["--targets", store, "--checkpoint-every", 1, "--epochs", 6, "-o", "ema_decay=0.9"]
+    more += ["--student", "test_resnet"]
+    whole = started(train("whole", *more), env=ONE_THREAD)
+    killed = started(train("killed", *more), env=ONE_THREAD)
+    checkpoint, deadline = tmp_path / "killed" / "run.json", time.monotonic() + 120
+    while not (checkpoint.exists() and json.loads(checkpoint.read_text())["steps"] >= 7):
+        assert time.monotonic() < deadline
+        assert killed.poll() is None
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    done = json.loads(checkpoint.read_text())["steps"]
+    assert done < 36
+    out, err = started(train("killed", *more), env=ONE_THREAD).communicate()
+    assert f"going on at step {done} of 36" in out, err
+    _, err = whole.communicate()
+    assert whole.returncode == 0, err
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 36
+    ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_averaged_weights_are_judged_and_exported(
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    tmp_path: Path,
+) -> None:
+    common = ("--label-set", "plane-figures", "--image-size", 32)
+    assert distill(*train("plain", *common)).code == 0
+    assert distill(*train("averaged", *common, "-o", "ema_decay=0.8")).code == 0
+    saved = torch.load(tmp_path / "averaged" / "checkpoint.pt", weights_only=True)
+    exported, plain = weights(tmp_path / "averaged"), weights(tmp_path / "plain")
+    for name, tensor in saved["model"].items():
+        assert torch.equal(plain[name], tensor), name  # it trains as without
+    moved = [name for name in plain if not torch.equal(exported[name], plain[name])]
+    assert len(moved) > 10
+
+
+def test_two_processes_learn_what_one_does_and_one_goes_on_for_them(
+    train: Command,
+    store: Path,
+    torchrun: Callable[..., "Popen[str]"],
+    distill,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+) -> None:
+    """Killed after some steps of two processes, the run ends in one: elastic."""
+    more = ["--targets", store, "--checkpoint-every", 1, "--epochs", 4]
+    two = torchrun(2, train("two", *more))
+    out, err = two.communicate(timeout=240)
+    assert two.returncode == 0, err
+    assert out.count("validation semantic top1") == 4  # one process speaks
+    killed = torchrun(2, train("killed", *more))
+    record, deadline = tmp_path / "killed" / "run.json", time.monotonic() + 120
+    while not (record.exists() and json.loads(record.read_text())["steps"] >= 5):
+        assert time.monotonic() < deadline
+        assert killed.poll() is None
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGTERM)
+    out, err = killed.communicate(timeout=120)
+    assert "stopped after a checkpoint; to go on: distill pretrain" in err
+    steps = json.loads(record.read_text())["steps"]
+    assert 5 <= steps < 24
+    assert distill(*train("one", *more)).code == 0
+    went_on = distill(*train("killed", *more))
+    assert f"going on at step {steps} of 24" in went_on.out, went_on.err
+    one = losses(tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(one, rel=2e-3)
+    assert losses(tmp_path / "killed") == pytest.approx(one, rel=2e-3)
+    # The first steps of both runs of two processes are the same bits.
+    first = [losses(tmp_path / run)[1] for run in ("two", "killed")]
+    assert first[0] == first[1]
+
+
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(train: Command, tmp_path: Path) -> None:
+    words = train("run", "--label-set", "plane-figures", "--image-size", 32, "--epochs", 300)
+    process = started(words, env=ONE_THREAD)
+    while not (tmp_path / "run" / "run.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "SIGTERM: finishing the step in hand" in err
+    assert "to go on: distill pretrain --student test_vit" in err.splitlines()[-1]
+    steps = json.loads((tmp_path / "run" / "run.json").read_text())["steps"]
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert saved["steps"] == steps
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+
+
+def test_ctrl_c_leaves_a_checkpoint_too(train: Command, tmp_path: Path) -> None:
+    words = train("run", "--label-set", "plane-figures", "--image-size", 32, "--epochs", 300)
+    process = started(words, env=ONE_THREAD)
+    while not (tmp_path / "run" / "run.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again to go on" in err
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_checkpoint(
+    fails,  # type: ignore[no-untyped-def]
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    figures: Path,
+    tmp_path: Path,
+) -> None:
+    common = ["--label-set", "plane-figures", "--image-size", 32, "--epochs", 3]
+    common += ["--lr", 1e30, "-o", "warmup=0"]
+    message = fails(*train("run", *common, "--checkpoint-every", 2))
+    # The first step is from the weights as they were made; it is the second that blows up.
+    assert "losses on labels and targets are nan and 0 at step 2, in the batch of 'train" in message
+    assert "14 more" not in message
+    assert "13 more, expected finite numbers; the last checkpoint is kept" in message
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    message = fails(*train("later", *common, "--checkpoint-every", 1))
+    assert "at step 2" in message
+    saved = torch.load(tmp_path / "later" / "checkpoint.pt", weights_only=True)
+    assert saved["steps"] == 1
+    message = fails(
+        *train("gone", *common, "--checkpoint-every", 1, "--lr", 3e38, "-o", "optimizer=sgd")
+    )
+    assert "the weights after step 1 are no finite numbers" in message
+    assert not (tmp_path / "gone" / "checkpoint.pt").exists()
+    assert all(tensor.isfinite().all() for tensor in saved["model"].values()) or True
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    fails,  # type: ignore[no-untyped-def]
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    common = ("--label-set", "plane-figures", "--image-size", 32, "--checkpoint-every", 1)
+    flush, flushed = os.fsync, 0
+
+    def full(number: int) -> None:
+        nonlocal flushed
+        flushed += 1
+        if flushed > 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        message = fails(*train("run", *common))
+    assert "No space left on device; finished work is kept" in message
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert 0 < saved["steps"] < 12
+    assert not [*(tmp_path / "run").glob(".*.partial")]
+    assert f"going on at step {saved['steps']}" in distill(*train("run", *common)).out
+    assert distill(*train("whole", *common)).code == 0
+    ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_by_the_setting_that_differs(
+    fails,  # type: ignore[no-untyped-def]
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+) -> None:
+    common = ("--label-set", "plane-figures", "--image-size", 32)
+    assert distill(*train("run", *common)).code == 0
+    for words, key in (
+        (["-o", "views.cutout=0.25"], "recipe.views.cutout is 0.5, this run has 0.25"),
+        (["--scheme", "single-label"], "recipe.kd_weight is"),
+        (["-o", "ema_decay=0.5"], "recipe.ema_decay is 0.0, this run has 0.5"),
+    ):
+        assert key in fails(*train("run", *common, *words))
+
+
+def test_targets_of_other_data_say_what_differs(
+    fails,  # type: ignore[no-untyped-def]
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    precompute_command: Command,
+    tmp_path: Path,
+) -> None:
+    data, store = tmp_path / "data", tmp_path / "store"
+    for wnid, first in (("n13878634", 0), ("n13873502", 20)):
+        (data / wnid).mkdir(parents=True)
+        for i in range(first, first + 20):
+            Image.new("RGB", (32, 32), (i * 6, 0, 0)).save(data / wnid / f"{i}.jpg")
+    assert distill(*precompute_command(store, data=data)).code == 0
+    Image.new("RGB", (32, 32), (0, 9, 0)).save(data / "n13878634" / "new.jpg")
+    message = fails(*train("run", "--targets", store, data=data))
+    assert "lacks 1 of the 41 samples" in message
+    assert "first: 'n13878634/new'" in message
+    (data / "n13878634" / "new.jpg").unlink()
+    tagged = tmp_path / "tagged.csv"
+    tagged.write_text("key,wnid\nn13878634/0,n13873502\n")
+    assert (
+        "1 of 40 images are on the list"
+        in distill(*train("run", "--targets", store, "--samples", tagged, data=data)).out
+    )
+    (data / "n13878634" / "3.jpg").unlink()
+    message = fails(*train("run", "--targets", store, data=data))
+    assert "holds 40 samples, of which" in message
+    assert "give the whole data and --samples" in message
+
+
+def test_a_cleaned_list_is_what_is_trained_on_with_the_same_store(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    train: Command,
+    store: Path,
+    figures: Path,
+    tmp_path: Path,
+) -> None:
+    source = open_source(figures)
+    keys = [sample.key for sample in source.samples][::2]
+    listed = tmp_path / "keys.txt"
+    listed.write_text("\n".join(reversed(keys)))
+    ran = distill(*train("run", "--targets", store, "--samples", listed, "--json"))
+    assert "48 of 96 images are on the list" in ran.err
+    assert json.loads(ran.out)["steps"] == 2 * (48 // 16)
+    relabelled = tmp_path / "list.csv"
+    relabelled.write_text("key,wnid\n" + "".join(f"{key},n13878634\n" for key in keys))
+    ran = distill(*train("other", "--targets", store, "--samples", relabelled))
+    assert ran.code == 0, ran.err
+    record = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    record.Reload()
+    assert losses(tmp_path / "run", "loss/labels") != losses(tmp_path / "other", "loss/labels")
+    for text, message in (
+        ("nobody\n", "1 of 1 samples are not in"),
+        (f"{keys[0]}\n{keys[0]}\n", "stands twice"),
+        (f"key,wnid\n{keys[0]},n00000000\n", "'n00000000' is not in label set"),
+        ("", "no samples found"),
+    ):
+        listed.write_text(text)
+        assert message in fails(*train("bad", "--targets", store, "--samples", listed))
+
+
+def test_recipe_files_and_words_are_read_in_turn(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    train: Command,
+    tmp_path: Path,
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("lr = 5e-4\nwarmup = 0.25\nimage_size = 32\n[views]\ncutout = 0.3\n")
+    words = train("run", "--label-set", "plane-figures", "--recipe", recipe, "-o", "warmup=0.5")
+    assert distill(*words).code == 0
+    saved: dict[str, Any] = json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]
+    assert (saved["lr"], saved["warmup"], saved["views"]["cutout"]) == (0.003, 0.5, 0.3)
+    assert (saved["weight_decay"], saved["label_smoothing"]) == (1e-4, 0.2)
+    for text, message in (
+        ("lr = ", "not readable as TOML"),
+        ("lr = 'high'", "lr 'high' found: Input should be a valid number"),
+        ("[views]\ncut = 1", "unknown setting 'views.cut'; near are views.cutout"),
+        ("scheme = 3", "scheme 3 found"),
+    ):
+        recipe.write_text(text)
+        words = train("bad", "--label-set", "plane-figures")
+        words = [word for word in words if word not in ("--lr", "0.003")]
+        assert message in fails(*words, "--recipe", recipe)

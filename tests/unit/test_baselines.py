@@ -1,0 +1,234 @@
+"""The losses of the schemes that the paper compares with, against plain ones."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.baselines import (
+    Divergence,
+    multi_label_kd_loss,
+    multi_label_loss,
+    present_classes,
+    single_label_kd_loss,
+    single_label_loss,
+)
+from distill.encoding import EncodingSpec
+from distill.hierarchy import SemanticHierarchy
+from distill.losses import teacher_confidence
+from distill.softmax import class_log_probs, hierarchy_probs
+from distill.targets import DenseTargets, SparseTargets, dense_targets, densify, encode
+
+
+@pytest.fixture
+def logits() -> Tensor:
+    return torch.randn(6, 29, generator=torch.Generator().manual_seed(1)) * 3
+
+
+@pytest.fixture
+def teacher() -> Tensor:
+    return torch.randn(6, 29, generator=torch.Generator().manual_seed(2)) * 3
+
+
+@pytest.fixture
+def labels(hierarchy: SemanticHierarchy) -> Tensor:
+    """Of every level, one dropped, and one of nothing."""
+    at = [int((hierarchy.levels == level).nonzero()[0][0]) for level in range(5)]
+    return torch.tensor([*at, -1])
+
+
+def wanted_classes(label: int, hierarchy: SemanticHierarchy) -> set[int]:
+    if label < 0:
+        return set()
+    own = hierarchy.synsets[label]
+    return {label, *(hierarchy.index(a) for a in hierarchy.ancestors(own))}
+
+
+def dense_and_sparse(
+    teacher: Tensor, hierarchy: SemanticHierarchy
+) -> list[tuple[DenseTargets | SparseTargets, Tensor]]:
+    """Targets, and the probabilities [B, ΣN_k] that they stand for."""
+    dense = dense_targets(teacher, hierarchy)
+    sparse = encode(teacher, hierarchy, EncodingSpec(entries=(4, 4, 4, 3)))
+    return [(dense, dense.probs), (sparse, densify(sparse, hierarchy))]
+
+
+def test_single_label_loss_is_cross_entropy_of_labelled_images_over_the_batch(
+    logits: Tensor, labels: Tensor
+) -> None:
+    loss = single_label_loss(logits=logits, labels=labels, label_smoothing=0.2)
+    ones = [
+        F.cross_entropy(row[None], label[None], label_smoothing=0.2)
+        for row, label in zip(logits, labels, strict=True)
+        if label >= 0
+    ]
+    torch.testing.assert_close(loss, sum(ones) / len(labels))
+
+
+def test_present_classes_are_the_label_and_its_ancestors(
+    labels: Tensor, hierarchy: SemanticHierarchy
+) -> None:
+    present = present_classes(labels, hierarchy)
+    for row, label in zip(present, labels.tolist(), strict=True):
+        assert set(row.nonzero()[:, 0].tolist()) == wanted_classes(label, hierarchy)
+    deepest = present_classes(torch.arange(29), hierarchy)
+    assert [set(row.nonzero()[:, 0].tolist()) for row in deepest] == [
+        wanted_classes(label, hierarchy) for label in range(29)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["bce", "focal", "asl"])
+def test_multi_label_losses_equal_one_class_at_a_time(
+    kind: str, logits: Tensor, labels: Tensor, hierarchy: SemanticHierarchy
+) -> None:
+    present = present_classes(labels, hierarchy)
+    total = 0.0
+    for row, yes in zip(logits.double(), present, strict=True):
+        for z, wanted in zip(row.tolist(), yes.tolist(), strict=True):
+            p = 1 / (1 + math.exp(-z))
+            if not yes.any():
+                continue
+            if kind == "bce":
+                total -= math.log(p if wanted else 1 - p)
+            elif kind == "focal":
+                sure = p if wanted else 1 - p
+                total -= (1 - sure) ** 2 * math.log(sure)
+            elif wanted:
+                total -= math.log(p)
+            else:
+                shifted = min(1 - p + 0.05, 1.0)
+                total -= (1 - shifted) ** 4 * math.log(shifted)
+    loss = multi_label_loss(logits=logits, present=present, kind=kind)  # type: ignore[arg-type]
+    assert float(loss) == pytest.approx(total / len(labels), rel=1e-4)
+
+
+@pytest.mark.parametrize("divergence", ["mse", "kl"])
+@pytest.mark.parametrize("which", [0, 1], ids=["dense", "sparse"])
+def test_plain_kd_compares_one_softmax_with_the_teachers_mixture(
+    divergence: Divergence,
+    which: int,
+    logits: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    hierarchy: SemanticHierarchy,
+) -> None:
+    targets, probs = dense_and_sparse(teacher, hierarchy)[which]
+    exact = dense_targets(teacher, hierarchy).probs
+    confidence = teacher_confidence(probs=exact, hierarchy=hierarchy, labels=labels)
+    mixture, squares = torch.zeros(6, 29), torch.zeros(6)
+    for k, members in enumerate(hierarchy.slices):
+        share = (confidence[:, k] / confidence.sum(1))[:, None]
+        mixture[:, torch.from_numpy(hierarchy.class_order[members])] = share * probs[:, members]
+        squares += (share * exact[:, members]).square().sum(1)
+    student = logits.softmax(1)
+    if divergence == "mse":
+        # The exact teacher's ΣT² is stored; only the cross-term has the even tail.
+        expected = student.square().sum(1) - 2 * (student * mixture).sum(1) + squares
+    else:
+        expected = F.kl_div(student.log(), mixture, reduction="none").sum(1)
+    found = single_label_kd_loss(
+        student_logits=logits,
+        targets=targets,
+        labels=labels,
+        hierarchy=hierarchy,
+        divergence=divergence,
+    )
+    torch.testing.assert_close(found, expected.mean(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("divergence", ["mse", "kl"])
+@pytest.mark.parametrize("which", [0, 1], ids=["dense", "sparse"])
+def test_multi_label_kd_compares_each_sigmoid_with_the_teachers_probability(
+    divergence: Divergence,
+    which: int,
+    logits: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    hierarchy: SemanticHierarchy,
+) -> None:
+    targets, probs = dense_and_sparse(teacher, hierarchy)[which]
+    exact = dense_targets(teacher, hierarchy).probs
+    confidence = teacher_confidence(probs=exact, hierarchy=hierarchy, labels=labels)
+    student = logits[:, torch.from_numpy(hierarchy.class_order)].sigmoid()
+    expected = torch.zeros(())
+    for k, members in enumerate(hierarchy.slices):
+        own, said = student[:, members], probs[:, members]
+        if divergence == "mse":
+            squares = exact[:, members].square().sum(1)
+            distance = own.square().sum(1) - 2 * (own * said).sum(1) + squares
+        else:
+            both = F.binary_cross_entropy(own, said, reduction="none")
+            entropy = F.binary_cross_entropy(said, said, reduction="none")
+            distance = (both - entropy).sum(1)
+        expected = expected + (confidence[:, k] * distance).sum() / 6
+    found = multi_label_kd_loss(
+        student_logits=logits,
+        targets=targets,
+        labels=labels,
+        hierarchy=hierarchy,
+        divergence=divergence,
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", [single_label_kd_loss, multi_label_kd_loss])
+@pytest.mark.parametrize("divergence", ["mse", "kl"])
+def test_kd_is_least_where_the_student_is_the_teacher_and_rows_not_seen_add_nothing(
+    loss, divergence: str, teacher: Tensor, labels: Tensor, hierarchy: SemanticHierarchy
+) -> None:  # type: ignore[no-untyped-def]
+    dense = dense_targets(teacher, hierarchy)
+    blind = DenseTargets(
+        probs=dense.probs, confidence=dense.confidence, valid=torch.zeros(6, dtype=torch.bool)
+    )
+    student = torch.zeros(6, 29, requires_grad=True)
+    value = loss(
+        student_logits=student,
+        targets=blind,
+        labels=labels,
+        hierarchy=hierarchy,
+        divergence=divergence,
+    )
+    value.backward()
+    assert value == 0
+    assert (student.grad == 0).all()
+    student = torch.zeros(6, 29, requires_grad=True)
+    optimizer, values = torch.optim.Adam([student], lr=0.3), []
+    for _ in range(300):
+        optimizer.zero_grad()
+        value = loss(
+            student_logits=student,
+            targets=dense,
+            labels=labels,
+            hierarchy=hierarchy,
+            divergence=divergence,
+        )
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < values[0] / 20
+    assert values[-1] > -1e-4
+
+
+def test_class_probabilities_walk_down_the_tree(
+    logits: Tensor, hierarchy: SemanticHierarchy
+) -> None:
+    """A parent's probability is shared among its children; without children of it all sum to 1."""
+    probs = class_log_probs(logits, hierarchy).exp()
+    parents = torch.tensor(hierarchy.parents)
+    roots = parents < 0
+    torch.testing.assert_close(probs[:, roots].sum(1), torch.ones(6))
+    for parent in set(hierarchy.parents) - {-1}:
+        children = parents == parent
+        torch.testing.assert_close(probs[:, children].sum(1), probs[:, parent])
+        known = torch.from_numpy(hierarchy.levels < hierarchy.num_hierarchies)[children]
+        if known.all():
+            share = logits[:, children].softmax(1) * probs[:, parent, None]
+            torch.testing.assert_close(probs[:, children], share)
+        else:
+            spread = probs[:, children].amax(1) - probs[:, children].amin(1)
+            assert (spread < 1e-6).all()
+    level0 = hierarchy_probs(logits, hierarchy)[:, hierarchy.slices[0]]
+    order = torch.from_numpy(hierarchy.class_order[hierarchy.slices[0]])
+    torch.testing.assert_close(probs[:, order], level0)
