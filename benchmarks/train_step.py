@@ -9,8 +9,8 @@ with `timm.task.LogitDistillationTask` and the same teacher. The four take turns
 that slows down slows all of them; the ratio is of medians. Then images/s of the loader alone, of
 the step alone, and of `distill pretrain` as a whole, with and without the store.
 
-About ten minutes on two cores; --quick takes a small teacher and student at 64 pixels. Prints a log in
-Markdown, and as its last line one JSON object.
+About ten minutes on two cores; --quick takes a small teacher and student at 64 pixels. Prints a log
+in Markdown, and as its last line one JSON object.
 """
 
 import argparse

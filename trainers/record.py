@@ -48,20 +48,25 @@ class StepLosses:
         Raises:
             ConfigError: one of them is no number; says at which step and batch.
         """
+        own = self._sums[: len(self._rows)].clone()
         values: list[list[float]] = world.sum(self._sums)[: len(self._rows)].tolist()
         rows, self._rows = self._rows, []
         self._sums.zero_()
-        for back, (pair, batch) in enumerate(zip(values[::-1], rows[::-1], strict=True)):
-            first = back == len(values) - 1 or all(map(math.isfinite, values[-back - 2]))
-            if not all(map(math.isfinite, pair)) and first:
-                shown = ", ".join(repr(keys[row].key) for row in batch[:3])
-                raise ConfigError(
-                    f"the losses on labels and targets are {pair[0]:g} and {pair[1]:g} at step "
-                    f"{last_step - back}, in the batch of {shown} and {max(0, len(batch) - 3)} "
-                    "more, expected finite numbers; the last checkpoint is kept: lower --lr or "
-                    "--kd-weight, or look at these images"
-                )
+        for step, (labels, kd) in enumerate(values, last_step - len(values) + 1):
+            if not (math.isfinite(labels) and math.isfinite(kd)):
+                here = step - last_step - 1  # from the end
+                batch = rows[here] if not own[here].isfinite().all() else []
+                raise ConfigError(_no_number(step, labels, kd, [keys[row].key for row in batch]))
         return values
+
+
+def _no_number(step: int, labels: float, kd: float, keys: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, keys[:3])) + (f" and {len(keys) - 3} more" if keys[3:] else "")
+    return (
+        f"the losses on labels and targets are {labels:g} and {kd:g} at step {step}, in the batch "
+        f"of {shown or 'another process'}, expected finite numbers; the last checkpoint is kept: "
+        "lower --lr or --kd-weight, or look at these images"
+    )
 
 
 class Record:

@@ -1,13 +1,22 @@
 """A small teacher and a store that it filled, made once for all tests that only read them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from live import Live, live
 
 from distill.hierarchy import SemanticHierarchy
 from distill.models import ModelCard, ModelInput, create_model
+from distill.views import ViewPolicy
+from teacher_server.client import TeacherClient
+from teacher_server.live.sampling import open_samples
+from teacher_server.load import MemberChoice, load_teacher
+from teacher_server.precompute import PrecomputeOptions
+from teacher_server.teacher import Teacher
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +82,50 @@ def train(figures: Path, tmp_path: Path) -> Callable[..., list[str]]:
         return [str(word) for word in (*fixed, *more)]
 
     return command
+
+
+@pytest.fixture(scope="session")
+def teacher(teacher_weights: Path) -> Teacher:
+    """The one that made the store."""
+    choice = MemberChoice(name="test_vit", weights=teacher_weights)
+    figures = SemanticHierarchy.bundled("plane-figures")
+    return load_teacher([choice], figures, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def serving(teacher: Teacher, figures: Path, tmp_path: Path) -> Callable[..., Any]:
+    """A server and its client; data and store as asked for."""
+
+    @contextmanager
+    def start(
+        store: Path | None = None, data: bool = True, views: int = 2, **more: Any
+    ) -> Iterator[tuple[Live, TeacherClient]]:
+        options = PrecomputeOptions(
+            policy=ViewPolicy(),
+            views=views,
+            batch_size=8,
+            compiled=False,
+            block_rows=16,
+            workers=0,
+            max_bad_fraction=0.1,
+        )
+
+        def samples(journal: Any) -> Any:
+            return open_samples(
+                teacher,
+                options,
+                store=None if store is None else str(store),
+                data=figures if data else None,
+                split="train",
+                cache=tmp_path / "cache",
+                journal=journal,
+            )
+
+        asks = samples if store or data else None
+        with (
+            live(teacher, samples=asks, max_batch_size=8, **more) as server,
+            TeacherClient(f"http://{server.address}", deadline_s=20) as client,
+        ):
+            yield server, client
+
+    return start

@@ -3,8 +3,7 @@
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,60 +30,11 @@ from store.logit_store import LogitStore
 from store.spool import Spool
 from teacher_server.client import TeacherClient
 from teacher_server.live.sampling import open_samples
-from teacher_server.load import MemberChoice, load_teacher
 from teacher_server.precompute import PrecomputeOptions
 from teacher_server.teacher import Teacher
 from trainers.store_targets import StoreTargets
 
-
-@pytest.fixture(scope="module")
-def teacher(teacher_weights: Path) -> Teacher:
-    """The one that made the store."""
-    choice = MemberChoice(name="test_vit", weights=teacher_weights)
-    figures = SemanticHierarchy.bundled("plane-figures")
-    return load_teacher([choice], figures, device=torch.device("cpu"))
-
-
 Serving = Callable[..., Any]
-
-
-@pytest.fixture
-def serving(teacher: Teacher, figures: Path, tmp_path: Path) -> Serving:
-    """A server and its client; data and store as asked for."""
-
-    @contextmanager
-    def start(
-        store: Path | None = None, data: bool = True, views: int = 2, **more: Any
-    ) -> Iterator[tuple[Live, TeacherClient]]:
-        options = PrecomputeOptions(
-            policy=ViewPolicy(),
-            views=views,
-            batch_size=8,
-            compiled=False,
-            block_rows=16,
-            workers=0,
-            max_bad_fraction=0.1,
-        )
-
-        def samples(journal: Any) -> Any:
-            return open_samples(
-                teacher,
-                options,
-                store=None if store is None else str(store),
-                data=figures if data else None,
-                split="train",
-                cache=tmp_path / "cache",
-                journal=journal,
-            )
-
-        asks = samples if store or data else None
-        with (
-            live(teacher, samples=asks, max_batch_size=8, **more) as server,
-            TeacherClient(f"http://{server.address}", deadline_s=20) as client,
-        ):
-            yield server, client
-
-    return start
 
 
 def same(one: SparseTargets, other: SparseTargets) -> None:

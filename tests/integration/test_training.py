@@ -11,6 +11,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -19,6 +20,11 @@ from processes import started
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill.data import open_source
+from distill.encoding import EncodingSpec
+from distill.hierarchy import SemanticHierarchy
+from distill.targets import encode
+from trainers.objectives import objective_of
+from trainers.recipe import Recipe
 
 Command = Callable[..., list[str]]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the tests themselves: the same bits
@@ -377,3 +383,36 @@ def test_recipe_files_and_words_are_read_in_turn(
         words = train("bad", "--label-set", "plane-figures")
         words = [word for word in words if word not in ("--lr", "0.003")]
         assert message in fails(*words, "--recipe", recipe)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_student_trains_on_a_gpu_without_waiting_for_it(
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    store: Path,
+    hierarchy: SemanticHierarchy,
+    tmp_path: Path,
+) -> None:
+    """In bfloat16; and no loss of any scheme asks the device for a number."""
+    device = torch.device("cuda")
+    ran = distill(*train("run", "--targets", store), "--device", "cuda")
+    assert ran.code == 0, ran.err
+    assert all(np.isfinite([*losses(tmp_path / "run").values()]))
+    targets = encode(
+        torch.randn(16, 29, device=device), hierarchy, EncodingSpec(entries=(4, 4, 4, 3))
+    )
+    labels = torch.arange(16, device=device)
+    for scheme in ("single-label", "multi-label", "semantic"):
+        recipe = Recipe(student="test_vit", scheme=scheme)
+        objective = objective_of(recipe, hierarchy, np.arange(16))
+        for quiet in (False, True):  # tables move to the device with the first call
+            logits = torch.randn(16, 29, device=device, requires_grad=True)
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error" if quiet else "default")
+            try:
+                loss = objective.loss(logits=logits, labels=labels)
+                kd = objective.distance(logits=logits, targets=targets, labels=labels)
+                (loss + kd).backward()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
