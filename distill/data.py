@@ -33,6 +33,7 @@ MAX_LABEL_BYTES = 256
 DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO}
 # The decoders that may see the bytes: Pillow's others run programs, or are seldom looked after.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SPLITS = ("train", "val", "test")
 OUTSIDE = -2  # a label that is not of the label set
 WNID_IN_NAME = re.compile(r"^(n\d{8})_")
 
@@ -82,6 +83,12 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected images for --data")
     root = path / split if (path / split).is_dir() else path
+    others = [other for other in SPLITS if (path / other).is_dir()]
+    if root == path and others and not any(path.glob("*.tar")):
+        raise DataError(
+            f"{path}: no split {split} found, only {', '.join(others)}; expected a folder of that "
+            "name: make one, or pass one of these folders"
+        )
     try:
         tars = _tars_of(root, split if root == path else "")
         samples = SampleTable.of(_list_tars(tars) if tars else _list_folder(root))

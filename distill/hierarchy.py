@@ -36,6 +36,8 @@ class HierarchyTensors:
     depths: Int[Tensor, " classes_and_none"]  # level of each class; last: -1
     sizes: Int[Tensor, " hierarchies"]  # N_k
     starts: Int[Tensor, " hierarchies"]  # first column of each hierarchy
+    parents: Int[Tensor, " classes"]  # nearest ancestor of each class, -1 for none
+    by_level: tuple[Tensor, ...]  # the classes of each level
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,6 +279,11 @@ class SemanticHierarchy:
                     depths=torch.tensor([*self.levels.tolist(), -1], device=device),
                     sizes=torch.tensor(self.classes_per_hierarchy, device=device),
                     starts=torch.tensor([part.start for part in self.slices], device=device),
+                    parents=torch.tensor(self.parents, device=device),
+                    by_level=tuple(
+                        torch.from_numpy(np.flatnonzero(self.levels == level)).to(device)
+                        for level in range(len(self.level_sizes))
+                    ),
                 )
         return self._moved[key]
 

@@ -130,6 +130,7 @@ def load_views(
         num_workers=min(workers, len(batches)) if isinstance(batches, Sized) else workers,
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_the_parent,
+        generator=torch.Generator(),  # or it would draw from the one that training draws from
     )
     try:
         for batch in loader:

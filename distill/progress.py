@@ -22,11 +22,16 @@ class Ticker(Protocol):
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ticker]:
-    """Show `done` of `total` units, and the rate of those done since the start."""
+def progress(
+    title: str, total: int, unit: str, *, done: int = 0, shown: bool = True
+) -> Iterator[Ticker]:
+    """Show `done` of `total` units, and the rate of those done since the start; or nothing."""
+    if not shown:
+        yield lambda units, note="": None
+        return
     console = Console(stderr=True)
-    shown = _bar if console.is_terminal else _lines
-    with shown(console, title, total, unit, done) as tick:
+    form = _bar if console.is_terminal else _lines
+    with form(console, title, total, unit, done) as tick:
         yield tick
 
 

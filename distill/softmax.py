@@ -56,20 +56,19 @@ def class_log_probs(
             f"logits of shape {tuple(logits.shape)} found, "
             f"expected [batch, {hierarchy.num_classes}]"
         )
-    parents = torch.tensor(hierarchy.parents, device=logits.device)
-    levels = torch.from_numpy(hierarchy.levels).to(logits.device)
-    family = (parents + 1).expand_as(logits)
-    values = torch.where(levels < hierarchy.num_hierarchies, logits.float(), 0.0)
+    tensors = hierarchy.tensors(logits.device)
+    family = (tensors.parents + 1).expand_as(logits)
+    known = tensors.depths[:-1] < hierarchy.num_hierarchies
+    values = torch.where(known, logits.float(), 0.0)
     groups = logits.new_full(
         (len(logits), hierarchy.num_classes + 1), -torch.inf, dtype=torch.float
     )
     highest = groups.scatter_reduce(1, family, values, "amax")
-    shifted = (values - highest.gather(1, family)).exp()
-    sums = torch.zeros_like(groups).scatter_add(1, family, shifted)
-    total = shifted.log() - sums.gather(1, family).log()
-    for level in range(1, len(hierarchy.level_sizes)):
-        members = (levels == level).nonzero()[:, 0]
-        total[:, members] += total[:, parents[members]]
+    shifted = values - highest.gather(1, family)
+    sums = torch.zeros_like(groups).scatter_add(1, family, shifted.exp())
+    total = shifted - sums.gather(1, family).log()
+    for members in tensors.by_level[1:]:
+        total[:, members] += total[:, tensors.parents[members]]
     return total
 
 

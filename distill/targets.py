@@ -20,6 +20,13 @@ from distill.sample_id import SampleIds
 from distill.softmax import hierarchy_probs, segment_sums, top_mass
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`; a GPU fetches it by itself, which it can from pinned memory alone."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseTargets:
     """The teacher's whole answer: [B, ΣN_k] probabilities in hierarchy order, raw confidence."""
@@ -40,9 +47,9 @@ class DenseTargets:
         """The same targets on `device`."""
         return replace(
             self,
-            probs=self.probs.to(device, non_blocking=True),
-            confidence=self.confidence.to(device, non_blocking=True),
-            valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
+            probs=sent(self.probs, device),
+            confidence=sent(self.confidence, device),
+            valid=None if self.valid is None else sent(self.valid, device),
         )
 
 
@@ -79,11 +86,11 @@ class SparseTargets:
         """The same targets on `device`."""
         return replace(
             self,
-            index=self.index.to(device, non_blocking=True),
-            prob=self.prob.to(device, non_blocking=True),
-            confidence=self.confidence.to(device, non_blocking=True),
-            sq_norm=self.sq_norm.to(device, non_blocking=True),
-            valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
+            index=sent(self.index, device),
+            prob=sent(self.prob, device),
+            confidence=sent(self.confidence, device),
+            sq_norm=sent(self.sq_norm, device),
+            valid=None if self.valid is None else sent(self.valid, device),
         )
 
     def to_answers(self) -> Answers:

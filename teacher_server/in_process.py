@@ -68,7 +68,10 @@ class InProcessTargets:
     def fetch(
         self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
     ) -> DenseTargets:
-        """See `distill.targets.TargetSource`; a row whose logits are not finite is not valid."""
+        """See `distill.targets.TargetSource`.
+
+        Where the teacher's logits are not finite, so are the targets: the loss shows it.
+        """
         on_device = [each.to(self.teacher.device, non_blocking=True) for each in pixels]
         logits = self.teacher.logits(on_device)
         if self.yes_or_no:
@@ -76,9 +79,8 @@ class InProcessTargets:
             probs = torch.stack([own.sigmoid() for own in logits]).mean(0)[:, order]
             return DenseTargets(probs=probs, confidence=torch.ones_like(probs[:, :1]))
         said = self.teacher.answer(logits)
-        valid = said.confidence.isfinite().all(1)
-        probs, confidence = said.probs.nan_to_num(), said.confidence.nan_to_num()
-        return DenseTargets(probs=probs, confidence=confidence, valid=valid)
+        # Copies outside of inference mode, so that gradients may flow past them.
+        return DenseTargets(probs=said.probs.clone(), confidence=said.confidence.clone())
 
     def prepare(self, epoch: int) -> None:
         """The next epoch needs nothing."""

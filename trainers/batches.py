@@ -6,7 +6,7 @@ takes its parts of them.
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,13 +25,21 @@ from trainers.world import World
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingSet:
-    """rows: those of `source` that are trained on, ascending; `order` counts them from 0."""
+    """kept: [rows of source], which are trained on. order: of all rows.
+
+    max_bad_fraction: share of unreadable images beyond which training stops. bad: those found.
+    """
 
     source: ImageSource
-    rows: NDArray[np.int64]
+    kept: NDArray[np.bool_]
     order: SampleOrder
     policy: ViewPolicy
     targets: TrainingTargets | None
+    max_bad_fraction: float = 0.001
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.kept.sum())
 
     def steps_per_epoch(self, recipe: Recipe, world: World) -> int:
         """Whole batches in an epoch.
@@ -45,12 +53,12 @@ class TrainingSet:
                 f"batch_size {recipe.batch_size} found for {world.size} processes × "
                 f"{recipe.accumulate} parts, expected two images for each; raise --batch-size"
             )
-        if len(self.rows) < recipe.batch_size:
+        if len(self) < recipe.batch_size:
             raise ConfigError(
-                f"{len(self.rows)} training images found, expected at least one batch of "
+                f"{len(self)} training images found, expected at least one batch of "
                 f"{recipe.batch_size}; lower --batch-size"
             )
-        return len(self.rows) // recipe.batch_size
+        return len(self) // recipe.batch_size
 
     def pixels_for_teacher(self, batch: ViewBatch) -> list[UInt8[Tensor, "batch 3 _ _"]]:
         """At each size that the targets need."""
@@ -86,13 +94,7 @@ class TrainingSet:
         for batch in load_views(
             self.source, self.policy, sizes, requests(), workers=workers, pin_memory=pin_memory
         ):
-            if len(batch.rows) < 2:  # batch norm needs two
-                asked = len(batch.rows) + len(batch.bad)
-                raise DataError(
-                    f"{self.source.location}: {len(batch.bad)} of {asked}"
-                    f" images of a batch cannot be read ({', '.join(set(batch.bad.values()))}), "
-                    "expected at least two good ones; repair the data"
-                )
+            self._note_bad(batch)
             epoch = epochs.popleft()
             if targets:
                 pixels = self.pixels_for_teacher(batch)
@@ -102,12 +104,29 @@ class TrainingSet:
                 yield coming.popleft()
         yield from coming
 
+    def _note_bad(self, batch: ViewBatch) -> None:
+        self.bad.update(batch.bad)
+        if len(self.bad) > self.max_bad_fraction * len(self):
+            first, reason = next(iter(self.bad.items()))
+            raise DataError(
+                f"{self.source.location}: {len(self.bad)} of {len(self)} images cannot be read "
+                f"(first: {self.source.samples[first].key!r}, {reason}), expected at most "
+                f"{self.max_bad_fraction:.2%}; repair the data, or raise --max-bad-fraction"
+            )
+        if len(batch.rows) < 2:  # batch norm needs two
+            reasons = ", ".join(sorted(set(batch.bad.values())))
+            raise DataError(
+                f"{self.source.location}: {len(batch.rows)} images of a batch can be read "
+                f"({reasons}), expected at least two good ones; repair the data"
+            )
+
     def _parts(
         self, recipe: Recipe, world: World, first_step: int
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
         steps = self.steps_per_epoch(recipe, world)
         for epoch in range(first_step // steps, recipe.epochs):
-            rows = self.rows[self.order.epoch(epoch)]
+            rows = self.order.epoch(epoch)
+            rows = rows[self.kept[rows]]
             first = first_step % steps if epoch == first_step // steps else 0
             for step in range(first, steps):
                 batch = rows[step * recipe.batch_size : (step + 1) * recipe.batch_size]

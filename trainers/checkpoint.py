@@ -7,7 +7,7 @@ number of processes, which may change from one part of a run to the next.
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,18 @@ from torch.optim import Optimizer
 
 from distill.errors import ConfigError, first_line
 from distill.files import write_atomically
+from distill.order import SampleOrder
 from trainers.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """steps: done by the optimiser. loss_sums: of the epoch under way. history: epochs done."""
+    """steps: done by the optimiser. loss_sums: of the epoch under way. history: epochs judged.
 
+    order: of the samples, which stays what it was when the run began.
+    """
+
+    order: SampleOrder
     steps: int = 0
     loss_sums: tuple[float, float] = (0.0, 0.0)
     history: tuple[Mapping[str, Any], ...] = ()
@@ -51,6 +56,7 @@ def save_checkpoint(
             "run": dict(run),
             "steps": progress.steps,
             "loss_sums": list(progress.loss_sums),
+            "order": asdict(progress.order),
             "history": [dict(record) for record in progress.history],
         },
         buffer,
@@ -60,16 +66,8 @@ def save_checkpoint(
     write_atomically(folder / "run.json", (json.dumps(readable, indent=1) + "\n").encode())
 
 
-def load_checkpoint(
-    folder: Path,
-    *,
-    model: nn.Module,
-    averaged: nn.Module | None,
-    optimizer: Optimizer,
-    run: Mapping[str, Any],
-    world: World,
-) -> Progress:
-    """Fill model, average and optimiser from the last checkpoint; where there is none, step 0.
+def read_checkpoint(folder: Path, run: Mapping[str, Any], world: World) -> dict[str, Any] | None:
+    """The last checkpoint, on the CPU of every process; None where there is none.
 
     Rank 0 alone reads the file.
 
@@ -79,11 +77,33 @@ def load_checkpoint(
     path = folder / "checkpoint.pt"
     content = world.from_leader(path.read_bytes() if world.leads and path.exists() else None)
     if content is None:
-        return Progress()
+        return None
     try:
-        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = torch.load(
+            io.BytesIO(content), map_location="cpu", weights_only=True
+        )
         before: dict[str, Any] = saved["run"]
-        _require_same(path, before, run)
+        then, now = dict(_flat(before)), dict(_flat(run))
+    except Exception as error:  # torch.load raises whatever damaged bytes provoke
+        raise _unreadable(path, error) from error
+    _require_same(path, then, now)
+    return saved
+
+
+def restore(
+    folder: Path,
+    saved: Mapping[str, Any],
+    *,
+    model: nn.Module,
+    averaged: nn.Module | None,
+    optimizer: Optimizer,
+) -> Progress:
+    """Fill model, average and optimiser with what was saved.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
         model.load_state_dict(saved["model"])
         if averaged:
             averaged.load_state_dict(saved["averaged"])
@@ -93,19 +113,21 @@ def load_checkpoint(
             steps=int(saved["steps"]),
             loss_sums=(float(labels_sum), float(kd_sum)),
             history=tuple(saved["history"]),
+            order=SampleOrder(**saved["order"]),
         )
-    except ConfigError:
-        raise
-    except Exception as error:  # torch.load raises whatever damaged bytes provoke
-        raise ConfigError(
-            f"{path}: not a readable checkpoint ({first_line(error)}); expected one that this "
-            "version of distill wrote: delete it, or choose another --out"
-        ) from error
+    except Exception as error:  # modules raise whatever other tensors provoke
+        raise _unreadable(folder / "checkpoint.pt", error) from error
 
 
-def _require_same(path: Path, before: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{path}: not a readable checkpoint ({first_line(error)}); expected one that this version "
+        "of distill wrote: delete it, or choose another --out"
+    )
+
+
+def _require_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Names the first setting that differs, by its dotted key."""
-    then, now = dict(_flat(before)), dict(_flat(run))
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
             raise ConfigError(

@@ -1,25 +1,38 @@
 """Judging a trained model: one pass over labelled images, squish-resized, into any meters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from distill.baselines import present_classes
 from distill.data import ImageSource, label_indices
 from distill.errors import ConfigError, DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.loader import in_batches, load_views
 from distill.models import ModelInput
 from distill.views import ViewPolicy
-from trainers.meters import Meter, MissingTags, MultiLabel, Real, Semantic, SingleLabel
+from trainers.meters import (
+    Meter,
+    MissingTags,
+    Real,
+    Semantic,
+    SingleLabel,
+    label_meter,
+    tag_meter,
+)
 from trainers.recipe import Scheme
+from trainers.tags import TagFile
 from trainers.trained import TrainedModel
 from trainers.truth import read_truth
 from trainers.world import Machine
+
+
+class Stopped(Exception):
+    """Judging was given up because the command is to end."""
 
 
 @torch.no_grad()
@@ -31,18 +44,34 @@ def judge(
     source: ImageSource,
     machine: Machine,
     batch_size: int = 256,
+    stop: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Feed the meters this process's share of the images; how many could not be read."""
+    """Feed the meters this process's share of the images; how many could not be read.
+
+    Raises:
+        Stopped: `stop` said so. Of several processes none asks it.
+    """
     training, bad = model.training, 0
     model.eval()
     rows = range(machine.world.rank, len(source), machine.world.size)
     requests = in_batches(rows, (0,), batch_size)
     plain = ViewPolicy(name="plain")
-    for batch in load_views(source, plain, [model_input.size], requests, workers=machine.workers):
+    for batch in load_views(
+        source,
+        plain,
+        [model_input.size],
+        requests,
+        workers=machine.workers,
+        pin_memory=machine.device.type == "cuda",
+    ):
+        if machine.world.size == 1 and stop():
+            model.train(training)
+            raise Stopped
         bad += len(batch.bad)
         if batch.rows:
             pixels = batch.pixels[0][:, 0].to(machine.device, non_blocking=True)
-            logits = model(model_input.normalise(pixels)).float()
+            inputs = model_input.normalise(pixels).contiguous(memory_format=torch.channels_last)
+            logits = model(inputs).float()
             for meter in meters:
                 meter.update(logits=logits, rows=batch.rows)
     model.train(training)
@@ -59,16 +88,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """All figures that the labels of `source` allow.
 
-    Semantic top-1, top-1 and top-5 among the classes that occur as labels, mean average precision
-    over labels and their ancestors.
+    Semantic top-1; top-1 and top-5 among the most specific classes that occur as labels; mean
+    average precision over labels and their ancestors.
 
     Raises:
         DataError: no image has a label.
     """
     _require_classes(trained, hierarchy.num_classes)
     labels = label_indices(source, hierarchy)
-    candidates = np.unique(labels[labels >= 0]).tolist()
-    if not candidates:
+    if not (labels >= 0).any():
         raise DataError(
             f"{source.location}: no image has a label of {hierarchy.name}, expected labels to judge"
             " by; pass the --label-set of the data"
@@ -76,16 +104,41 @@ def evaluate(
     device = machine.device
     meters: list[Meter] = [
         Semantic(labels, hierarchy, device),
-        SingleLabel(labels, hierarchy, scheme, candidates, device),
-        MultiLabel(
-            lambda rows: present_classes(torch.from_numpy(labels[rows]), hierarchy),
-            hierarchy,
-            scheme,
-            len(source),
-            device,
-        ),
+        SingleLabel(labels, hierarchy, scheme, _most_specific(labels, hierarchy), device),
+        label_meter(labels, hierarchy, scheme, device),
     ]
     return _judged(trained, meters, source, machine)
+
+
+def _most_specific(labels: NDArray[np.int64], hierarchy: SemanticHierarchy) -> list[int]:
+    """The classes that occur and are no ancestors of others that do: a single answer is one."""
+    occurring = set(labels[labels >= 0].tolist())
+    ancestors = {
+        hierarchy.index(ancestor)
+        for c in occurring
+        for ancestor in hierarchy.ancestors(hierarchy.synsets[c])
+    }
+    return sorted(occurring - ancestors)
+
+
+def evaluate_tags(
+    trained: TrainedModel,
+    *,
+    tags: TagFile,
+    source: ImageSource,
+    machine: Machine,
+) -> dict[str, Any]:
+    """Mean average precision of a model of tags."""
+    classes = trained.hierarchy
+    if classes is None:
+        raise ConfigError(
+            f"{trained.name}: nothing says which tags its logits are of, expected a hierarchy.json "
+            "beside it, as `distill finetune --tags` leaves one"
+        )
+    present = tags.present(source, classes.synsets)
+    scheme = trained.scheme or "multi-label"
+    meter = tag_meter(present, classes, scheme, machine.device)
+    return _judged(trained, [meter], source, machine)
 
 
 def evaluate_recovery(
@@ -121,6 +174,10 @@ def _judged(
 ) -> dict[str, Any]:
     model = trained.model.to(machine.device)
     bad = judge(model, meters, model_input=trained.input, source=source, machine=machine)
+    if bad == len(source):
+        raise DataError(
+            f"{source.location}: none of {bad} images can be read, expected images; repair the data"
+        )
     figures: dict[str, Any] = {"images": len(source) - bad, "unreadable": bad}
     for meter in meters:
         figures |= meter.result(machine.world)

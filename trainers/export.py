@@ -8,7 +8,7 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-from distill.errors import ConfigError
+from distill.errors import ConfigError, first_line
 from distill.files import write_atomically
 from trainers.trained import TrainedModel
 
@@ -27,20 +27,21 @@ def export_folder(trained: TrainedModel, out: Path) -> list[Path]:
             "label_names": list(hierarchy.synsets),
             "label_descriptions": dict(zip(hierarchy.synsets, names, strict=True)),
         }
+    as_we_do = {
+        "input_size": (3, *size),
+        "mean": trained.input.mean,
+        "std": trained.input.std,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
     with tempfile.TemporaryDirectory() as scratch:
         save_for_hf(
             trained.model,
             scratch,
             model_config=labels,
             safe_serialization=True,
-            data_config={
-                "input_size": (3, *size),
-                "mean": trained.input.mean,
-                "std": trained.input.std,
-                "interpolation": "bilinear",
-                "crop_pct": 1.0,
-                "crop_mode": "squash",
-            },
+            data_config=as_we_do if trained.squished else None,
         )
         written = []
         for file in sorted(Path(scratch).iterdir()):
@@ -71,17 +72,23 @@ def export_onnx(trained: TrainedModel, path: Path) -> None:
     pixels = torch.zeros(2, 3, *trained.input.size)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / path.name
-        torch.onnx.export(
-            model,
-            (pixels,),
-            str(file),
-            input_names=["pixels"],
-            output_names=["logits"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                model,
+                (pixels,),
+                str(file),
+                input_names=["pixels"],
+                output_names=["logits"],
+                dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises whatever it does not know
+            raise ConfigError(
+                f"{trained.name}: {trained.architecture} cannot be exported to ONNX "
+                f"({first_line(error)}), expected a model that torch.onnx knows; leave --onnx out"
+            ) from error
         write_atomically(path, file.read_bytes())
 
 

@@ -4,6 +4,7 @@ The classes are those of the data, without a hierarchy. `compare` answers whethe
 worth it, by training from several starting points.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,14 +23,15 @@ from distill.models import ModelInput
 from distill.training_targets import TrainingTargets
 from trainers.evaluate import judge
 from trainers.loop import TrainReport, train
-from trainers.matching import matched
-from trainers.meters import Meter, MultiLabel, SingleLabel
+from trainers.matching import matched, require_hierarchy
+from trainers.meters import Meter, SingleLabel, tag_meter
 from trainers.objectives import Tags, objective_of
 from trainers.recipe import Recipe
 from trainers.sample_list import SampleList
 from trainers.world import Machine
 
-RANDOM = "random"
+RANDOM, PRETRAINED = "random", "pretrained"
+MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +63,12 @@ def classes_of(source: ImageSource) -> SemanticHierarchy:
             "images with tags pass --tags"
         )
     if all(isinstance(label, int) for label in labels):
-        names = [str(number) for number in range(1 + max(int(label or 0) for label in labels))]
+        most = max(int(label or 0) for label in labels)
+        if most >= MOST_CLASSES:
+            raise DataError(
+                f"{source.location}: class {most} found, expected numbers below {MOST_CLASSES}"
+            )
+        names = [str(number) for number in range(1 + most)]
     elif all(isinstance(label, str) for label in labels):
         names = sorted(str(label) for label in labels)
     else:
@@ -79,6 +86,7 @@ def finetune(
     samples: SampleList | None,
     out: Path,
     machine: Machine,
+    max_bad_fraction: float = 0.001,
     checkpoint_every: int = 500,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
@@ -89,11 +97,17 @@ def finetune(
         ConfigError: the scheme does not fit the data, or `out` holds another run.
         StoreMismatchError: the targets are of other images or classes.
     """
+    if training.tags is not None and samples and any(samples.wnids):
+        raise ConfigError(
+            f"{samples.location}: labels found for images with tags, expected keys alone; change "
+            "the tags in their own file"
+        )
     if training.tags is not None and recipe.scheme != "multi-label":
         raise ConfigError(
             f"scheme {recipe.scheme} found for images with tags, expected multi-label; leave "
             "--scheme out"
         )
+    require_hierarchy(targets, classes)
     source = training.source
     tagged = np.zeros(len(source), np.int64)
     what = matched(
@@ -103,6 +117,7 @@ def finetune(
         hierarchy=classes,
         targets=targets,
         samples=samples,
+        max_bad_fraction=max_bad_fraction,
         say=say,
     )
     objective = (
@@ -113,10 +128,20 @@ def finetune(
     validate = None
     if validation:
         images = validation.source
+        new_meter = _meters(recipe, validation, classes, machine.device)
 
-        def validate(model: nn.Module, model_input: ModelInput) -> dict[str, Any]:
-            meter = _meter(recipe, validation, classes, machine.device)
-            judge(model, [meter], model_input=model_input, source=images, machine=machine)
+        def validate(
+            model: nn.Module, model_input: ModelInput, stop: Callable[[], bool]
+        ) -> dict[str, Any]:
+            meter = new_meter()
+            judge(
+                model,
+                [meter],
+                model_input=model_input,
+                source=images,
+                machine=machine,
+                stop=stop,
+            )
             return dict(meter.result(machine.world))
 
     return train(
@@ -124,7 +149,7 @@ def finetune(
         objective=objective,
         images=what.images,
         validate=validate,
-        identity=what.identity,
+        identity={**what.identity, "tags_digest": _digest(training.tags)},
         out=out,
         machine=machine,
         checkpoint_every=checkpoint_every,
@@ -147,6 +172,12 @@ def compare(
     """
     reports: dict[str, TrainReport] = {}
     names = [Path(init).stem for init in inits]
+    absent = [i for i in inits if i not in (RANDOM, PRETRAINED) and not Path(i).exists()]
+    if absent:
+        raise ConfigError(
+            f"{absent[0]} found in --compare, but no such file; expected pretrained, random, a "
+            "weight file or a run's folder"
+        )
     if len({*names}) < max(2, len(names)):
         raise ConfigError(
             f"{', '.join(names)} found in --compare, expected two or more starts of other names, "
@@ -202,18 +233,23 @@ def draw_comparison(
     return met
 
 
-def _meter(
+def _digest(tags: NDArray[np.bool_] | None) -> str | None:
+    return None if tags is None else hashlib.sha256(np.packbits(tags).tobytes()).hexdigest()
+
+
+def _meters(
     recipe: Recipe, images: LabelledImages, classes: SemanticHierarchy, device: torch.device
-) -> Meter:
-    if images.tags is None:
-        labels = label_indices(images.source, classes)
-        everything = range(classes.num_classes)
-        return SingleLabel(labels, classes, recipe.scheme, everything, device)
-    tags = images.tags
-    return MultiLabel(
-        lambda rows: torch.from_numpy(tags[rows]),
-        classes,
-        recipe.scheme,
-        len(images.source),
-        device,
-    )
+) -> Callable[[], Meter]:
+    """Makes a new meter."""
+    source, tags = images.source, images.tags
+    if tags is not None:
+        return lambda: tag_meter(tags, classes, recipe.scheme, device)
+    strange = {label for label in source.samples.labels if isinstance(label, str)}
+    if strange := strange - {*classes.synsets}:
+        raise DataError(
+            f"{source.location}: {len(strange)} classes of the validation images are not among "
+            f"the {classes.num_classes} of the training images (first: {min(strange)!r}), expected "
+            "the same; leave them out, or add images of them to both"
+        )
+    labels, everything = label_indices(source, classes), range(classes.num_classes)
+    return lambda: SingleLabel(labels, classes, recipe.scheme, everything, device)

@@ -22,8 +22,10 @@ from torch import nn
 from distill.errors import ConfigError, first_line
 from distill.models import ModelInput, check_input
 from distill.progress import progress
+from distill.targets import sent
 from trainers.batches import TrainingSet
-from trainers.checkpoint import Progress, load_checkpoint, save_checkpoint
+from trainers.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
+from trainers.evaluate import Stopped
 from trainers.objectives import Objective
 from trainers.recipe import Recipe
 from trainers.record import Record, StepLosses
@@ -32,7 +34,8 @@ from trainers.world import Machine, World
 
 FIRST_LR = 1 / 25  # of the top learning rate, as torch's own one-cycle schedule begins
 
-Validate = Callable[[nn.Module, ModelInput], dict[str, Any]]
+# Figures of a model; raises `Stopped` where the last argument says to stop.
+Validate = Callable[[nn.Module, ModelInput, Callable[[], bool]], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class TrainReport:
     student: Path
     steps: int  # of this part of the run
     images_per_s: float  # of this part, validation included
-    unreadable: int  # times an image was left out because it could not be read
+    unreadable: Mapping[str, str]  # why, by key, of images that were left out
     validation: Mapping[str, Any] | None
     stopped: bool
 
@@ -70,18 +73,20 @@ def train(
     targets, kd_weight = images.targets, recipe.kd_weight or 0.0
 
     num_classes, model_input = objective.hierarchy.num_classes, student_input(recipe)
-    model = create_student(recipe, num_classes)
+    run = {"recipe": recipe.to_json(), **identity}
+    saved = read_checkpoint(out, run, world)
+    # Weights that a checkpoint replaces need not be there any more.
+    model = create_student(replace(recipe, init="random") if saved else recipe, num_classes)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_input(model, recipe.student, model_input, num_classes)
     averaged = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     judged = averaged.module if averaged else model
     optimizer = _optimizer(recipe, model)
     schedule = _one_cycle(recipe, optimizer, total_steps)
-    run = {"recipe": recipe.to_json(), **identity}
-    done = load_checkpoint(
-        out, model=model, averaged=averaged, optimizer=optimizer, run=run, world=world
-    )
-    if done.steps:
+    done = Progress(order=images.order)
+    if saved:
+        done = restore(out, saved, model=model, averaged=averaged, optimizer=optimizer)
+        images = replace(images, order=done.order)
         say(f"going on at step {done.steps} of {total_steps}")
     parallel = world.parallel(model, device)
     if machine.compiled:
@@ -95,22 +100,45 @@ def train(
         pin_memory=device.type == "cuda",
     )
     record = Record(out / "tensorboard", world, done.steps + 1)
-    losses, epoch_sums = StepLosses(device), np.array(done.loss_sums)
-    first_step, seen, unreadable = done.steps, 0, 0
+    losses = StepLosses(device)
+    first_step, seen, stopped = done.steps, 0, False
     started = time.monotonic()
 
+    def save() -> None:
+        _require_finite(model, done.steps)
+        if world.leads:
+            record.flush()
+            save_checkpoint(
+                out, model=model, averaged=averaged, optimizer=optimizer, run=run, progress=done
+            )
+
     model.train()
-    with progress("train", total_steps, "steps", done=done.steps) as tick:
-        for step in range(done.steps, total_steps):
-            epoch, step_in_epoch = divmod(step, steps_per_epoch)
+    with progress("train", total_steps, "steps", done=done.steps, shown=world.leads) as tick:
+        while not stopped:
+            if len(done.history) < done.steps // steps_per_epoch:
+                world.share_buffers(judged)
+                try:
+                    validation = validate(judged, model_input, stop) if validate else {}
+                except Stopped:
+                    stopped = True
+                    break
+                epoch = _epoch_record(done, steps_per_epoch, validation)
+                done = replace(done, loss_sums=(0.0, 0.0), history=(*done.history, epoch))
+                record.scalars(done.steps, _prefixed("validation", validation))
+                say(_epoch_line(epoch))
+                save()
+            if done.steps == total_steps:
+                break
+
+            step, epoch_number = done.steps, done.steps // steps_per_epoch
             schedule.step_update(step)
             torch.manual_seed(_seed(recipe.seed, step, world.rank))
             losses.begin()
             for part in range(recipe.accumulate):
                 batch = next(batches)
-                rows, unreadable = batch.rows, unreadable + len(batch.bad)
+                rows = batch.rows
                 pixels = batch.pixels[0][:, 0].to(device, non_blocking=True)
-                labels = objective.labels(rows).to(device, non_blocking=True)
+                labels = sent(objective.labels(rows), device)
                 share = len(rows) / recipe.batch_size
                 last = part == recipe.accumulate - 1
                 with _gradients_averaged(parallel, world, now=last):
@@ -120,12 +148,12 @@ def train(
                     loss = objective.loss(logits=logits, labels=labels)
                     kd = torch.zeros_like(loss)
                     if targets:
-                        said = targets.fetch(
+                        answers = targets.fetch(
                             images.source.ids[rows],
-                            targets.view(epoch),
+                            targets.view(epoch_number),
                             images.pixels_for_teacher(batch),
                         ).to(device)
-                        kd = objective.distance(logits=logits, targets=said, labels=labels)
+                        kd = objective.distance(logits=logits, targets=answers, labels=labels)
                     # The mean over all images of the step, whoever has them.
                     ((loss + kd_weight * kd) * (share * world.size)).backward()
                 losses.add(labels=loss, kd=kd, share=share, rows=rows)
@@ -134,48 +162,35 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             if averaged:
                 averaged.update(model, step)
-            if targets:
-                targets.prepare(epoch + 1)
-            tick(1, f"epoch {epoch + 1}")
+            if targets and epoch_number + 1 < recipe.epochs:
+                targets.prepare(epoch_number + 1)
+            done = replace(done, steps=step + 1)
+            tick(1, f"epoch {epoch_number + 1}")
 
             stopped = world.any(stop())
-            epoch_ends = step_in_epoch == steps_per_epoch - 1
-            save = epoch_ends or stopped or (step + 1) % checkpoint_every == 0
-            if save or losses.full:
-                values = losses.taken(world, step + 1, images.source.samples)
-                epoch_sums += np.sum(values, axis=0)
-                record.losses(step + 2 - len(values), values, kd_weight)
-                record.scalars(step + 1, {"lr": optimizer.param_groups[0]["lr"]})
-            history = done.history
-            if epoch_ends:
-                validation = validate(judged, model_input) if validate else {}
-                history = (*history, _epoch_record(epoch, epoch_sums / steps_per_epoch, validation))
-                epoch_sums = np.zeros(2)
-                record.scalars(step + 1, _prefixed("validation", validation))
-                say(_epoch_line(history[-1]))
-            done = Progress(steps=step + 1, history=history)
-            if save and world.leads:
-                _require_finite(model, step + 1)
-                record.flush()
-                save_checkpoint(
-                    out,
-                    model=model,
-                    averaged=averaged,
-                    optimizer=optimizer,
-                    run=run,
-                    progress=replace(done, loss_sums=(epoch_sums[0].item(), epoch_sums[1].item())),
-                )
-            if stopped:
-                break
+            epoch_ends = done.steps % steps_per_epoch == 0
+            due = epoch_ends or stopped or done.steps % checkpoint_every == 0
+            if due or losses.full:
+                values = losses.taken(world, done.steps, images.source.samples)
+                labels_sum, kd_sum = np.sum(values, axis=0) + done.loss_sums
+                done = replace(done, loss_sums=(float(labels_sum), float(kd_sum)))
+                record.losses(done.steps + 1 - len(values), values, kd_weight)
+                record.scalars(done.steps, {"lr": optimizer.param_groups[0]["lr"]})
+            if due:
+                save()
     record.close()
-    student, finished = out / "student.safetensors", done.steps == total_steps
+    finished = done.steps == total_steps and len(done.history) == recipe.epochs
+    student = out / "student.safetensors"
     if world.leads and finished:
         write_student(judged.state_dict(), recipe, objective.hierarchy, student)
     return TrainReport(
         student=student,
         steps=done.steps - first_step,
         images_per_s=seen * world.size / max(time.monotonic() - started, 1e-9),
-        unreadable=unreadable,
+        unreadable={
+            images.source.samples[row].key: reason
+            for row, reason in sorted(world.gathered(images.bad).items())
+        },
         validation=done.history[-1].get("validation") if done.history else None,
         stopped=not finished,
     )
@@ -187,6 +202,8 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay
         )
+        if getattr(optimizer, "is_second_order", False):
+            raise ValueError("it needs second derivatives")
     except (ValueError, AssertionError) as error:
         raise ConfigError(
             f"optimizer {recipe.optimizer!r} found ({first_line(error)}), expected one of timm's, "
@@ -243,8 +260,11 @@ def _gradients_averaged(
     return no_sync
 
 
-def _epoch_record(epoch: int, means: Any, validation: Mapping[str, Any]) -> dict[str, Any]:
-    record = {"epoch": epoch + 1, "label_loss": float(means[0]), "kd_loss": float(means[1])}
+def _epoch_record(
+    done: Progress, steps_per_epoch: int, validation: Mapping[str, Any]
+) -> dict[str, Any]:
+    labels, kd = (total / steps_per_epoch for total in done.loss_sums)
+    record = {"epoch": len(done.history) + 1, "label_loss": labels, "kd_loss": kd}
     return {**record, "validation": dict(validation)} if validation else record
 
 

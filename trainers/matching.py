@@ -1,14 +1,14 @@
 """Do data, labels, hierarchy and views match the targets? Then they make a training set."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill.data import ImageSource
-from distill.errors import StoreMismatchError
+from distill.errors import DataError, StoreMismatchError
 from distill.hierarchy import SemanticHierarchy
 from distill.order import SampleOrder
 from distill.sample_id import samples_digest
@@ -40,48 +40,67 @@ def matched(
     hierarchy: SemanticHierarchy,
     targets: TrainingTargets | None,
     samples: SampleList | None,
+    max_bad_fraction: float,
     say: Callable[[str], None],
 ) -> Matched:
     """All of `source`, or what is on the list, to be trained on with those targets.
 
     Raises:
-        StoreMismatchError: the targets are of another hierarchy, of other images or labels, or this
-        machine draws other views.
-        DataError: the list does not fit the data.
+        StoreMismatchError: the targets are of other images or labels, or this machine draws other
+        views.
+        DataError: the list does not fit the data, or nothing says what the images are.
     """
-    if targets and targets.hierarchy.digest != hierarchy.digest:
-        raise StoreMismatchError(
-            f"{targets.location}: hierarchy {targets.hierarchy.digest[:12]} found, this run "
-            f"expects {hierarchy.digest[:12]}; use targets of that hierarchy, or leave --label-set "
-            "out to take theirs"
-        )
     if targets:
         targets.require_dataset(source, labels)
         if targets.policy:
             recipe = replace(recipe, views=targets.policy)
             _check_views(targets, source, say)
-    rows = np.arange(len(source))
+    kept = np.ones(len(source), np.bool_)
     if samples:
         rows, labels = samples.applied(source, labels, hierarchy)
+        kept = np.isin(np.arange(len(source)), rows)
         say(f"{len(rows)} of {len(source)} images are on the list")
+    if not targets and not (labels[kept] >= 0).any():
+        raise DataError(
+            f"{source.location}: no image has a label of {hierarchy.name}, and there are no "
+            "--targets; expected something to learn: pass the --label-set of the data, or targets"
+        )
     order = (
-        targets.sample_order(len(rows), recipe.seed)
+        targets.sample_order(len(source), recipe.seed)
         if targets
-        else SampleOrder(len(rows), recipe.seed)
+        else SampleOrder(len(source), recipe.seed)
     )
     return Matched(
         recipe=recipe,
         images=TrainingSet(
-            source=source, rows=rows, order=order, policy=recipe.views, targets=targets
+            source=source,
+            kept=kept,
+            order=order,
+            policy=recipe.views,
+            targets=targets,
+            max_bad_fraction=max_bad_fraction,
         ),
         labels=labels,
         identity={
             "hierarchy_digest": hierarchy.digest,
-            "dataset_digest": samples_digest(source.ids[rows], labels[rows]),
+            "dataset_digest": samples_digest(source.ids[kept], labels[kept]),
             "targets": targets.identity if targets else None,
-            "order": asdict(order),
         },
     )
+
+
+def require_hierarchy(targets: TrainingTargets | None, hierarchy: SemanticHierarchy) -> None:
+    """That the targets are of those classes.
+
+    Raises:
+        StoreMismatchError: they are not.
+    """
+    if targets and targets.hierarchy.digest != hierarchy.digest:
+        raise StoreMismatchError(
+            f"{targets.location}: hierarchy {targets.hierarchy.digest[:12]} found, this run "
+            f"expects {hierarchy.digest[:12]}; use targets of these classes, or pretrain on theirs "
+            "by leaving --label-set out"
+        )
 
 
 def _check_views(targets: TrainingTargets, source: ImageSource, say: Callable[[str], None]) -> None:

@@ -16,6 +16,7 @@ from timm.data import RealLabelsImagenet
 from torch import Tensor
 from torchmetrics.classification import MultilabelAveragePrecision
 
+from distill.baselines import present_classes
 from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.metrics import SemanticAccuracy, SemanticAccuracyMeter
@@ -62,8 +63,8 @@ class Semantic:
 class MissingTags:
     """Does a model supply the tags that are missing?
 
-    Of images tagged with an ancestor of their true class: top-1 in the hierarchies below the tag.
-    tagged, true: [n] class indices.
+    Of images tagged with an ancestor of their true class, or not at all: top-1 in the hierarchies
+    below the tag. tagged, true: [n] class indices.
     """
 
     def __init__(
@@ -84,7 +85,8 @@ class MissingTags:
         """See `Meter`."""
         tagged = self.hierarchy.semantic_labels(self._tagged[rows])
         true = self.hierarchy.semantic_labels(self._true[rows])
-        missing = (tagged < 0) & (true >= 0)
+        right_so_far = ((tagged < 0) | (tagged == true)).all(1, keepdim=True)
+        missing = (tagged < 0) & (true >= 0) & right_so_far
         answers = SemanticAccuracyMeter.answers(logits, self.hierarchy)
         self.judged += missing.sum(0)
         self.right += (missing & (answers == true)).sum(0)
@@ -134,13 +136,13 @@ class SingleLabel:
 class MultiLabel:
     """Mean average precision over all decisions (micro) and over classes that occur (macro).
 
-    present: of rows, which classes each image has, [rows, classes]. Exact up to 50 million scores,
-    beyond that in 200 bins.
+    present: of rows, which classes each image has, [rows, classes], and which images are judged,
+    [rows]; both on the CPU. Exact up to 50 million scores, beyond that in 200 bins.
     """
 
     def __init__(
         self,
-        present: Callable[[list[int]], Bool[Tensor, "rows classes"]],
+        present: Callable[[list[int]], tuple[Bool[Tensor, "rows classes"], Bool[Tensor, " rows"]]],
         hierarchy: SemanticHierarchy,
         scheme: Scheme,
         images: int,
@@ -155,18 +157,25 @@ class MultiLabel:
             for average in ("micro", "none")
         }
         self._occurs = torch.zeros(hierarchy.num_classes, dtype=torch.int64, device=device)
+        # A process may have no image at all, and must still take part in gathering.
+        none = torch.zeros(0, hierarchy.num_classes, device=device)
+        for metric in self._metrics.values() if bins is None else ():
+            metric.update(none, none.long())
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
-        present = self._present(rows).to(logits.device)
+        present, judged = self._present(rows)
+        present = present[judged].to(logits.device)
         self._occurs += present.sum(0)
         probs = class_scores(logits, self.hierarchy, self.scheme, probabilities=True)
         for metric in self._metrics.values():
-            metric.update(probs, present.long())
+            metric.update(probs[judged.to(probs.device)], present.long())
 
     def result(self, world: World) -> dict[str, Any]:
         """torchmetrics gathers from other processes by itself."""
         occurs = world.sum(self._occurs) > 0
+        if not occurs.any():
+            return {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about classes that do not occur
             each: Tensor = self._metrics["none"].compute()
@@ -174,6 +183,34 @@ class MultiLabel:
             "micro_map": self._metrics["micro"].compute().item(),
             "macro_map": each[occurs].mean().item(),
         }
+
+
+def label_meter(
+    labels: Labels, hierarchy: SemanticHierarchy, scheme: Scheme, device: torch.device
+) -> MultiLabel:
+    """Of labels [n] with all their ancestors; images without a label are not judged."""
+    given = torch.from_numpy(labels)
+    return MultiLabel(
+        lambda rows: (present_classes(given[rows], hierarchy), given[rows] >= 0),
+        hierarchy,
+        scheme,
+        len(labels),
+        device,
+    )
+
+
+def tag_meter(
+    tags: NDArray[np.bool_], classes: SemanticHierarchy, scheme: Scheme, device: torch.device
+) -> MultiLabel:
+    """Of tags [n, classes]; an image without any is judged as that."""
+    given = torch.from_numpy(tags)
+    return MultiLabel(
+        lambda rows: (given[rows], torch.ones(len(rows), dtype=torch.bool)),
+        classes,
+        scheme,
+        len(tags),
+        device,
+    )
 
 
 class Real:
@@ -230,8 +267,13 @@ def class_scores(
 
 
 def _figures(name: str, accuracy: SemanticAccuracy) -> dict[str, Any]:
+    """None, which JSON knows, where no image was judged."""
+    shares = [
+        share if n else None
+        for share, n in zip(accuracy.per_hierarchy, accuracy.counts, strict=True)
+    ]
     return {
-        name: accuracy.total,
-        f"{name}_per_hierarchy": list(accuracy.per_hierarchy),
+        name: accuracy.total if sum(accuracy.counts) else None,
+        f"{name}_per_hierarchy": shares,
         f"{name}_counts": list(accuracy.counts),
     }

@@ -15,7 +15,7 @@ from distill.models import ModelInput
 from distill.training_targets import TrainingTargets
 from trainers.evaluate import judge
 from trainers.loop import TrainReport, train
-from trainers.matching import matched
+from trainers.matching import matched, require_hierarchy
 from trainers.meters import Semantic
 from trainers.objectives import objective_of
 from trainers.recipe import Recipe
@@ -33,6 +33,7 @@ def pretrain(
     samples: SampleList | None = None,
     out: Path,
     machine: Machine,
+    max_bad_fraction: float = 0.001,
     checkpoint_every: int = 500,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
@@ -46,7 +47,9 @@ def pretrain(
     Raises:
         StoreMismatchError: the targets are of another data set, hierarchy or set of views.
         ConfigError: `out` holds another run, or a loss is no number.
+        DataError: too many images cannot be read.
     """
+    require_hierarchy(targets, hierarchy)
     what = matched(
         recipe=recipe,
         source=source,
@@ -54,15 +57,25 @@ def pretrain(
         hierarchy=hierarchy,
         targets=targets,
         samples=samples,
+        max_bad_fraction=max_bad_fraction,
         say=say,
     )
     validate = None
     if validation:
         validation_labels = label_indices(validation, hierarchy)
 
-        def validate(model: nn.Module, model_input: ModelInput) -> dict[str, Any]:
+        def validate(
+            model: nn.Module, model_input: ModelInput, stop: Callable[[], bool]
+        ) -> dict[str, Any]:
             meter = Semantic(validation_labels, hierarchy, machine.device)
-            judge(model, [meter], model_input=model_input, source=validation, machine=machine)
+            judge(
+                model,
+                [meter],
+                model_input=model_input,
+                source=validation,
+                machine=machine,
+                stop=stop,
+            )
             return meter.result(machine.world)
 
     return train(

@@ -25,8 +25,8 @@ class Recipe:
     optimizer: as timm names it; adamw is Adam with decoupled weight decay.
     lr: top of the one-cycle schedule. warmup: its share of all steps. weight_decay: not on norms
     and biases.
-    init: "pretrained" (timm's hub), "random" or a weight file. normalisation: "none" scales pixels
-    to [0, 1]; "model" uses the mean and std of timm's configuration.
+    init: "pretrained" (timm's hub), "random", a weight file or a run's folder.
+    normalisation: "none" scales pixels to [0, 1]; "model" takes timm's mean and std of the model.
     ema_decay: of averaged weights, which are then judged and exported; 0 averages none.
     precision: auto is bfloat16 on a GPU and float32 elsewhere.
     views: how images are augmented; targets that have views bring theirs along.
@@ -62,9 +62,11 @@ class Recipe:
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected a share below 1")
         if self.kd_weight is None:
             object.__setattr__(self, "kd_weight", KD_WEIGHTS[self.scheme])
-        for name in ("kd_weight", "weight_decay", "seed"):
+        for name in ("kd_weight", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected 0 or more")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed {self.seed} found, expected 0 to 2^64 - 1")
 
     def to_json(self) -> dict[str, Any]:
         """For checkpoints."""

@@ -62,6 +62,12 @@ class StepLosses:
 
 def _no_number(step: int, labels: float, kd: float, keys: Sequence[str]) -> str:
     shown = ", ".join(map(repr, keys[:3])) + (f" and {len(keys) - 3} more" if keys[3:] else "")
+    if math.isfinite(labels):
+        return (
+            f"the loss on targets is {kd:g} at step {step}, in the batch of "
+            f"{shown or 'another process'}, and the loss on labels is a number; expected a teacher "
+            "whose answers are finite: check its weights; the last checkpoint is kept"
+        )
     return (
         f"the losses on labels and targets are {labels:g} and {kd:g} at step {step}, in the batch "
         f"of {shown or 'another process'}, expected finite numbers; the last checkpoint is kept: "

@@ -35,20 +35,19 @@ class SampleList:
             DataError: the file is missing or of another form.
         """
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = path.read_text(encoding="utf-8-sig")
+            if "key" in next(csv.reader(io.StringIO(text)), ()):
+                table = list(csv.DictReader(io.StringIO(text)))
+                keys = tuple(row["key"] or "" for row in table)
+                wnids = tuple((row.get("wnid") or "").strip() for row in table)
+            else:
+                keys = tuple(line.strip() for line in text.splitlines() if line.strip())
+                wnids = ("",) * len(keys)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(
                 f"{path}: cannot be read ({error}); expected one sample key a line, or CSV with "
                 "key and wnid"
             ) from error
-        head = text.partition("\n")[0].strip().split(",")
-        if "key" in head:
-            table = list(csv.DictReader(io.StringIO(text)))
-            keys = tuple(row["key"] or "" for row in table)
-            wnids = tuple((row.get("wnid") or "").strip() for row in table)
-        else:
-            keys = tuple(line.strip() for line in text.splitlines() if line.strip())
-            wnids = ("",) * len(keys)
         if not keys:
             raise DataError(f"{path}: no samples found; expected one key a line")
         return cls(str(path), keys, wnids)

@@ -25,7 +25,7 @@ from trainers.recipe import Recipe
 def create_student(recipe: Recipe, num_classes: int) -> nn.Module:
     """A model with one logit a class; the same weights for the same seed.
 
-    A weight file of another number of classes gives all but its classifier.
+    Weights of another number of classes give all but their classifier.
 
     Raises:
         ConfigError: unknown name, weights that do not fit, or a hub that does not answer.
@@ -37,6 +37,7 @@ def create_student(recipe: Recipe, num_classes: int) -> nn.Module:
     model = create_model(recipe.student, num_classes)
     if recipe.init != "random":
         path = Path(recipe.init)
+        path = path / "student.safetensors" if path.is_dir() else path
         load_weights(model, _with_own_classifier(model, read_weights(path)), path)
     return model
 

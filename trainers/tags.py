@@ -1,11 +1,12 @@
 """Images with any number of tags each: a CSV, COCO annotations or a folder of VOC's.
 
 Owns the files' forms; images and their keys are `distill.data`'s. An image is found by its key or
-by the last part of it.
+by the last part of it, where only one has that.
 """
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -37,10 +38,9 @@ class TagFile:
         """
         column = {name: i for i, name in enumerate(classes)}
         found = np.zeros((len(source), len(classes)), np.bool_)
-        absent = []
+        by_stem, absent = self._by_stem(source), []
         for row, sample in enumerate(source.samples):
-            stem = sample.key.rpartition("/")[2]
-            names = self.tags.get(sample.key, self.tags.get(stem))
+            names = self.tags.get(sample.key, by_stem.get(_stem(sample.key)))
             if names is None:
                 absent.append(sample.key)
                 continue
@@ -58,6 +58,20 @@ class TagFile:
                 "without tags"
             )
         return found
+
+    def _by_stem(self, source: ImageSource) -> dict[str, Sequence[str]]:
+        """Tags by the last part of a key, where only one image and one line have it."""
+        images = Counter(_stem(sample.key) for sample in source.samples)
+        lines = Counter(map(_stem, self.tags))
+        return {
+            _stem(key): names
+            for key, names in self.tags.items()
+            if images[_stem(key)] == lines[_stem(key)] == 1
+        }
+
+
+def _stem(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def read_tags(path: Path) -> TagFile:
@@ -84,21 +98,26 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _read_csv(path: Path) -> TagFile:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = {
-            row["key"]: [tag.strip() for tag in row["tags"].split(";") if tag.strip()]
-            for row in csv.DictReader(file)
-        }
+    rows: dict[str, list[str]] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for row in csv.DictReader(file):  # several lines of one image add up
+            names = [tag.strip() for tag in (row["tags"] or "").split(";") if tag.strip()]
+            rows.setdefault(row["key"], []).extend(names)
     return _tag_file(path, rows)
 
 
 def _read_coco(path: Path) -> TagFile:
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     names = {each["id"]: str(each["name"]) for each in document["categories"]}
-    stems = {each["id"]: PurePosixPath(each["file_name"]).stem for each in document["images"]}
-    rows: dict[str, list[str]] = {stem: [] for stem in stems.values()}
+    if len({*names.values()}) < len(names):
+        raise ValueError("two categories of one name")
+    keys = {
+        each["id"]: PurePosixPath(each["file_name"]).with_suffix("").as_posix()
+        for each in document["images"]
+    }
+    rows: dict[str, list[str]] = {key: [] for key in keys.values()}
     for each in document["annotations"]:
-        rows[stems[each["image_id"]]].append(names[each["category_id"]])
+        rows[keys[each["image_id"]]].append(names[each["category_id"]])
     return _tag_file(path, rows, [names[number] for number in sorted(names)])
 
 
@@ -106,7 +125,10 @@ def _read_voc(path: Path) -> TagFile:
     rows = {}
     for file in sorted(path.glob("*.xml")):
         objects = parse(file).getroot().findall("object")
-        rows[file.stem] = [str(each.findtext("name")).strip() for each in objects]
+        names = [(each.findtext("name") or "").strip() for each in objects]
+        if not all(names):
+            raise ValueError(f"{file.name}: an object without a name")
+        rows[file.stem] = names
     return _tag_file(path, rows)
 
 

@@ -40,6 +40,7 @@ class TrainedModel:
     hierarchy: SemanticHierarchy | None
     scheme: Scheme | None
     run: dict[str, Any]
+    squished: bool = True  # as we resize; the hub's models say themselves how
 
     def with_hierarchy(self, hierarchy: SemanticHierarchy) -> "TrainedModel":
         """The same model, its classes named.
@@ -107,6 +108,7 @@ def _from_hub(name: str) -> TrainedModel:
         hierarchy=None,
         scheme=None,
         run={},
+        squished=False,
     )
 
 
@@ -129,9 +131,12 @@ def _run_beside(weights: Path) -> dict[str, Any]:
         return {}
     try:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if run["recipe"]["scheme"] not in SCHEMES or not isinstance(run["history"], list):
+        if run["recipe"]["scheme"] not in SCHEMES:
             raise ValueError(f"scheme {run['recipe']['scheme']!r}")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        for record in run["history"]:
+            float(record["epoch"])
+            dict(record.get("validation", {}))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"{path}: not the record of a run ({first_line(error)}); expected what a training "
             "command wrote: restore or delete it"

@@ -19,8 +19,8 @@ def read_truth(path: Path, source: ImageSource, hierarchy: SemanticHierarchy) ->
         columns.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            known = {row["key"]: row["true_wnid"] for row in csv.DictReader(file)}
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            known = {row["key"]: row["true_wnid"] or "" for row in csv.DictReader(file)}
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{path}: cannot be read as true classes ({error}), expected CSV with the columns key "

@@ -12,7 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distill.errors import ConfigError
+from distill.errors import ConfigError, first_line
+from distill.models import pick_device
+
+CONNECTIONS = ("gloo", "NCCL", "Connection", "collective")  # in what torch raises of a lost peer
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,21 @@ class World:
         if self.size == 1:
             return model
         ids = [device] if device.type == "cuda" else None
-        # Running statistics of batch norm are those of rank 0, which saves them.
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        return DistributedDataParallel(model, device_ids=ids)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all processes the leader's, such as running statistics of batch norm."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def gathered(self, found: Mapping[int, str]) -> dict[int, str]:
+        """What all processes found, together."""
+        if self.size == 1:
+            return dict(found)
+        parts: list[dict[int, str]] = [{}] * self.size
+        dist.all_gather_object(parts, dict(found))
+        return {key: value for part in parts for key, value in part.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +83,14 @@ class Machine:
     world: World = World()
     workers: int = 2
     compiled: bool = False
+
+
+def own_device(name: str) -> torch.device:
+    """The device of this process, made the one that threads of torch's use."""
+    device = pick_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 @contextmanager
@@ -91,6 +115,13 @@ def joined(environment: Mapping[str, str]) -> Iterator[World]:
         ) from error
     try:
         yield world
+    except RuntimeError as error:
+        if world.size > 1 and any(word in str(error) for word in CONNECTIONS):
+            raise ConfigError(
+                f"process {world.rank} of {world.size} lost the others ({first_line(error)}), "
+                "expected all to live; what went wrong is said by the one that ended first"
+            ) from error
+        raise
     finally:
         if world.size > 1:
             dist.destroy_process_group()

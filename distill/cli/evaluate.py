@@ -38,6 +38,11 @@ SHARES = (
     type=click.Path(path_type=Path),
     help="CSV with key and true_wnid: how many missing tags of the split train are supplied.",
 )
+@click.option(
+    "--tags",
+    type=click.Path(path_type=Path),
+    help="Of a model fine-tuned on tags: CSV, COCO's JSON or VOC's folder, as finetune takes it.",
+)
 @click.option("--real", is_flag=True, help="ReaL accuracy, on ImageNet-1K's validation images.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw accuracy over epochs here.")
 @options.limit
@@ -50,6 +55,7 @@ def evaluate(
     label_set: str | None,
     scheme: "Scheme | None",
     truth: Path | None,
+    tags: Path | None,
     real: bool,
     plot: Path | None,
     limit: int | None,
@@ -66,7 +72,8 @@ def evaluate(
     from distill.errors import ConfigError
     from distill.hierarchy import resolve
     from distill.models import pick_device
-    from trainers.evaluate import evaluate, evaluate_real, evaluate_recovery
+    from trainers.evaluate import evaluate, evaluate_real, evaluate_recovery, evaluate_tags
+    from trainers.tags import read_tags
     from trainers.trained import open_trained
     from trainers.world import Machine
 
@@ -75,7 +82,7 @@ def evaluate(
     machine = Machine(device=pick_device(device), workers=workers)
     opened = [open_trained(model) for model in models]
     if plot:
-        _plot(opened, plot)
+        _plot(dict(zip(models, opened, strict=True)), plot)
     judged: dict[str, dict[str, Any]] = {}
     for where, trained in zip(models, opened, strict=True):
         if data is None:
@@ -83,6 +90,10 @@ def evaluate(
         source = open_source(data, split).limited(limit)
         if real:
             judged[where] = evaluate_real(trained, source=source, machine=machine)
+            continue
+        if tags:
+            file = read_tags(tags)
+            judged[where] = evaluate_tags(trained, tags=file, source=source, machine=machine)
             continue
         hierarchy = resolve(label_set) if label_set else trained.hierarchy
         if hierarchy is None:
@@ -101,7 +112,7 @@ def evaluate(
                 name: value for name, value in recovery.items() if name.startswith("missing")
             }
     if as_json:
-        click.echo(json.dumps(judged))
+        click.echo(json.dumps(judged, allow_nan=False))
     elif judged:
         _print(judged)
     if plot and not as_json:
@@ -113,7 +124,9 @@ def _print(judged: dict[str, dict[str, Any]]) -> None:
     wide = max(len("model"), *map(len, judged))
     click.echo(f"{'model':{wide}s}" + "".join(f"{title:>14s}" for _, title in shown))
     for where, row in judged.items():
-        cells = (f"{100 * row[key]:13.2f}%" if key in row else " " * 14 for key, _ in shown)
+        cells = (
+            " " * 14 if row.get(key) is None else f"{100 * row[key]:13.2f}%" for key, _ in shown
+        )
         click.echo(f"{where:{wide}s}" + "".join(cells))
     for key, title in SHARES:
         rows = {
@@ -123,30 +136,30 @@ def _print(judged: dict[str, dict[str, Any]]) -> None:
             levels = range(len(next(iter(rows.values()))))
             click.echo(f"\n{title + ' per hierarchy':{wide}s}" + "".join(f"{k:7d}" for k in levels))
             for where, shares in rows.items():
-                cells = (f"{100 * share:7.1f}" for share in shares)
+                cells = ("      -" if s is None else f"{100 * s:7.1f}" for s in shares)
                 click.echo(f"{where:{max(wide, len(title) + 14)}s}" + "".join(cells))
     for where, row in judged.items():
         if row["unreadable"]:
             click.echo(f"{where}: {row['unreadable']} images cannot be read and were left out")
 
 
-def _plot(opened: "list[TrainedModel]", path: Path) -> None:
+def _plot(opened: "dict[str, TrainedModel]", path: Path) -> None:
     from distill.charts import draw_curves
     from distill.errors import ConfigError
 
     curves = {}
-    for trained in opened:
+    for name, trained in opened.items():
         points = [
             (record["epoch"], record["validation"]["semantic_top1"])
             for record in trained.run.get("history", ())
-            if "semantic_top1" in record.get("validation", {})
+            if record.get("validation", {}).get("semantic_top1") is not None
         ]
         if not points:
             raise ConfigError(
-                f"{trained.name}: no accuracy by epoch found in its run.json, expected a run that "
+                f"{name}: no accuracy by epoch found in its run.json, expected a run that "
                 "had validation images; leave it out of --plot"
             )
-        curves[trained.name] = points
+        curves[name] = points
     draw_curves(
         path,
         curves,

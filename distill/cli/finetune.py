@@ -10,9 +10,9 @@ import click
 from distill.cli import options, recipes, targeting
 
 if TYPE_CHECKING:
+    from distill.data import ImageSource
     from trainers.finetune import LabelledImages
     from trainers.loop import TrainReport
-    from trainers.recipe import Recipe
     from trainers.world import Machine
 
 EPOCHS = 40
@@ -73,90 +73,74 @@ def finetune(
     40 epochs of one class an image (--scheme single-label, or multi-label for one sigmoid a class)
     unless a recipe says otherwise. Running the same command again goes on at the last checkpoint.
     """
-    from distill.cli.training import own_device, report_training, train_as_command
-    from distill.data import has_split, open_source
-    from distill.hierarchy import SemanticHierarchy
-    from trainers.finetune import LabelledImages, classes_of, finetune
-    from trainers.finetune import compare as run_each
-    from trainers.sample_list import SampleList
-    from trainers.tags import read_tags
+    from distill.cli.training import report_training, train_as_command
 
-    source = open_source(data).limited(limit)
-    tag_file = read_tags(tags) if tags else None
-    if tag_file:
-        classes = SemanticHierarchy.from_chains(tag_file.classes, {}, name=Path(data).name)
-    else:
-        classes = classes_of(source)
-    label_set = out / "classes.json"
-    classes.save(label_set)
-    answers = targeting.open(str(label_set), own_device(device), yes_or_no=tag_file is not None)
-    recipe = choice.read(scheme="multi-label" if tag_file else "single-label", epochs=EPOCHS)
+    def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
+        from distill.data import has_split, open_source
+        from distill.errors import ConfigError
+        from distill.hierarchy import SemanticHierarchy
+        from trainers.finetune import LabelledImages, classes_of, finetune
+        from trainers.finetune import compare as run_each
+        from trainers.sample_list import SampleList
+        from trainers.tags import read_tags
 
-    def labelled(images: Path, split: str, file: Path | None) -> "LabelledImages":
-        found = source if split == "train" else open_source(images, split)
-        own = read_tags(file) if file else tag_file
-        return LabelledImages(
-            source=found, tags=own.present(found, classes.synsets) if own else None
-        )
+        tag_file = read_tags(tags) if tags else None
+        recipe = choice.read(scheme="multi-label" if tag_file else "single-label", epochs=EPOCHS)
 
-    val_at = val_data or (data if has_split(data, "val") else None)
-    training = labelled(data, "train", tags)
-    validation = labelled(val_at, "val", val_tags) if val_at else None
-
-    def train(machine: "Machine", keywords: dict[str, Any]) -> "TrainReport":
-        def one(recipe: "Recipe", where: Path) -> "TrainReport":
-            return finetune(
-                recipe=_resolved(recipe),
-                training=training,
-                validation=validation,
-                classes=classes,
-                targets=answers,
-                samples=SampleList.read(samples) if samples else None,
-                out=where,
-                machine=machine,
-                **keywords,
+        def labelled(source: "ImageSource", file: Path | None) -> "LabelledImages":
+            own = read_tags(file) if file else tag_file
+            return LabelledImages(
+                source=source, tags=own.present(source, classes.synsets) if own else None
             )
 
+        source = open_source(data).limited(limit)
+        classes = (
+            SemanticHierarchy.from_chains(tag_file.classes, {}, name=data.name)
+            if tag_file
+            else classes_of(source)
+        )
+        val_at = val_data or (data if has_split(data, "val") else None)
+        what: dict[str, Any] = {
+            "training": labelled(source, None),
+            "validation": labelled(open_source(val_at, "val"), val_tags) if val_at else None,
+            "classes": classes,
+            "targets": targeting.open(
+                str(machine.device), lambda: classes, yes_or_no=tag_file is not None
+            ),
+            "samples": SampleList.read(samples) if samples else None,
+            **keywords,
+        }
         if not compare:
-            return one(recipe, out)
+            return {"": finetune(recipe=recipe, out=out, **what)}
+        if val_at is None:
+            raise ConfigError(
+                "--compare found, but no validation images, expected some to compare by; pass "
+                "--val-data"
+            )
         starts = [init.strip() for init in compare.split(",") if init.strip()]
-        reports = run_each(starts, longer, recipe, out, one)
-        return list(reports.values())[-1]
+        one = lambda recipe, out: finetune(recipe=recipe, out=out, **what)  # noqa: E731
+        return run_each(starts, longer, recipe, out, one)
 
-    report = train_as_command("finetune", run, out, device, workers, as_json, train)
-    if report and compare:
-        _report_comparison(out, compare, as_json)
-    elif report:
-        report_training(report, as_json)
-
-
-def _resolved(recipe: "Recipe") -> "Recipe":
-    """A run's folder as --init is its weights."""
-    from dataclasses import replace
-
-    path = Path(recipe.init)
-    inside = path / "student.safetensors"
-    return replace(recipe, init=str(inside)) if path.is_dir() else recipe
+    reports = train_as_command("finetune", run, out, device, workers, as_json, train)
+    if reports and compare:
+        _report_comparison(out, [*reports], as_json)
+    elif reports:
+        report_training(reports[""], as_json)
 
 
-def _report_comparison(out: Path, compare: str, as_json: bool) -> None:
-    from distill.errors import ConfigError
+def _report_comparison(out: Path, names: list[str], as_json: bool) -> None:
     from trainers.finetune import draw_comparison
 
-    histories = {}
-    for init in compare.split(","):
-        name = Path(init.strip()).stem
-        histories[name] = json.loads((out / name / "run.json").read_text())["history"]
-    last = {name: history[-1].get("validation") for name, history in histories.items()}
-    if not all(last.values()):
-        raise ConfigError(
-            "no validation images found, expected some to compare by; pass --val-data"
-        )
-    figure = "top1" if "top1" in next(iter(last.values())) else "macro_map"
+    histories = {
+        name: json.loads((out / name / "run.json").read_text())["history"] for name in names
+    }
+    last = {name: history[-1]["validation"] for name, history in histories.items()}
+    figure = "top1" if "top1" in last[names[0]] else "macro_map"
     plot = out / "comparison.png"
     met = draw_comparison(plot, histories, figure)
     if as_json:
-        click.echo(json.dumps({"last": last, "crossing": met and asdict(met)}))
+        crossing = asdict(met) if met else None
+        click.echo(json.dumps({"last": last, "crossing": crossing}, allow_nan=False))
         return
     for name, history in histories.items():
         click.echo(

@@ -10,6 +10,7 @@ from types import FrameType
 
 import click
 
+STDERR = 2
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -42,7 +43,7 @@ def finishing_first(command: str, work: str = "the block") -> Iterator[Stopping]
         # Not print: whatever was interrupted may be in the middle of one.
         name = stopping.by.name
         text = f"{command}: {name}: finishing {work} in hand; once more to stop at once\n"
-        os.write(sys.stderr.fileno(), text.encode())
+        os.write(STDERR, text.encode())
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}
     try:

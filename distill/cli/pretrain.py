@@ -8,6 +8,7 @@ import click
 from distill.cli import options, recipes, targeting
 
 if TYPE_CHECKING:
+    from distill.hierarchy import SemanticHierarchy
     from trainers.loop import TrainReport
     from trainers.world import Machine
 
@@ -45,32 +46,31 @@ def pretrain(
     Running the same command again goes on at the last checkpoint in --out. torchrun starts one
     process a device.
     """
-    from distill.cli.training import own_device, report_training, train_as_command
-    from distill.data import has_split, open_source
-    from distill.hierarchy import resolve
-    from trainers.pretrain import pretrain
-    from trainers.sample_list import SampleList
+    from distill.cli.training import report_training, train_as_command
 
-    answers = targeting.open(label_set, own_device(device))
-    recipe = choice.read(**({"image_size": answers.input_size[0]} if answers else {}))
-    if answers and not label_set:
-        hierarchy = answers.hierarchy
-    else:
-        hierarchy = resolve(label_set or "imagenet21k-p-fall11")
+    def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
+        from distill.data import has_split, open_source
+        from distill.hierarchy import resolve
+        from trainers.pretrain import pretrain
+        from trainers.sample_list import SampleList
 
-    def train(machine: "Machine", keywords: dict[str, Any]) -> "TrainReport":
-        return pretrain(
-            recipe=recipe,
+        def stated() -> "SemanticHierarchy":
+            return resolve(label_set or "imagenet21k-p-fall11")
+
+        answers = targeting.open(str(machine.device), stated)
+        hierarchy = answers.hierarchy if answers and not label_set else stated()
+        report = pretrain(
+            recipe=choice.read(**({"image_size": answers.input_size[0]} if answers else {})),
             source=open_source(data).limited(limit),
             validation=open_source(data, "val") if has_split(data, "val") else None,
             hierarchy=hierarchy,
             targets=answers,
             samples=SampleList.read(samples) if samples else None,
             out=out,
-            machine=machine,
             **keywords,
         )
+        return {"": report}
 
-    report = train_as_command("pretrain", run, out, device, workers, as_json, train)
-    if report:
-        report_training(report, as_json)
+    reports = train_as_command("pretrain", run, out, device, workers, as_json, train)
+    if reports:
+        report_training(reports[""], as_json)

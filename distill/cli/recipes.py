@@ -71,6 +71,7 @@ class RunChoice:
     """Where and how it runs, which does not change what is learned."""
 
     checkpoint_every: int
+    max_bad_fraction: float
     compiled: bool
     wandb: str | None
 
@@ -84,6 +85,13 @@ run = gathered(
             default=500,
             show_default=True,
             help="Steps between checkpoints; every epoch ends with one.",
+        ),
+        click.option(
+            "--max-bad-fraction",
+            type=click.FloatRange(0, 1),
+            default=0.001,
+            show_default=True,
+            help="Share of images that may be unreadable.",
         ),
         click.option("--compile", "compiled", is_flag=True, help="With torch.compile."),
         click.option(

@@ -17,7 +17,9 @@ class WorkerShare:
 
     def device(self, asked: str) -> str:
         """`asked`, or the GPU of this worker's own where that is left open."""
-        return asked if asked != "auto" or self.local_rank is None else f"auto:{self.local_rank}"
+        if asked not in ("auto", "cuda") or self.local_rank is None:
+            return asked
+        return f"{asked}:{self.local_rank}"
 
 
 def share_of_work(

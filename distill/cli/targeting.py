@@ -1,5 +1,6 @@
 """The options that say where a student's targets come from: a store, a server, a teacher."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,6 +10,7 @@ import click
 from distill.cli.gathered import gathered
 
 if TYPE_CHECKING:
+    from distill.hierarchy import SemanticHierarchy
     from teacher_server.client import TeacherClient
     from teacher_server.in_process import InProcessTargets
     from trainers.store_targets import StoreTargets
@@ -29,11 +31,15 @@ class TargetsChoice:
     read: Literal["auto", "resident", "streamed"]
 
     def open(
-        self, label_set: str | None, device: str, *, yes_or_no: bool = False
+        self,
+        device: str,
+        hierarchy: "Callable[[], SemanticHierarchy]",
+        *,
+        yes_or_no: bool = False,
     ) -> "StoreTargets | TeacherClient | InProcessTargets | None":
         """Ready to be asked; None without --targets.
 
-        label_set, device, yes_or_no: for a teacher in this process.
+        All arguments are for a teacher in this process.
         """
         from distill.errors import ConfigError
 
@@ -48,7 +54,7 @@ class TargetsChoice:
         if not self.targets:
             return None
         if in_process:
-            return self._in_process(label_set, device, yes_or_no)
+            return self._in_process(device, hierarchy(), yes_or_no)
         if self.targets.startswith(("http://", "https://")):
             from teacher_server.client import TeacherClient
 
@@ -65,7 +71,7 @@ class TargetsChoice:
         return StoreTargets(LogitStore.open(self.targets), decoded, mode)
 
     def _in_process(
-        self, label_set: str | None, device: str, yes_or_no: bool
+        self, device: str, hierarchy: "SemanticHierarchy", yes_or_no: bool
     ) -> "InProcessTargets":
         from distill.cli.teaching import TeacherChoice
         from teacher_server.in_process import InProcessTargets
@@ -76,12 +82,12 @@ class TargetsChoice:
             weights=(self.teacher_weights,) if self.teacher_weights else (),
             heads=(self.teacher_head,) if self.teacher_head else (),
             random_weights=False,
-            label_set=label_set or "imagenet21k-p-fall11",
+            label_set=hierarchy.name,
             input_size=None,
             precision=None,
             confidence="top",
         )
-        return InProcessTargets(teacher.load(device), yes_or_no=yes_or_no)
+        return InProcessTargets(teacher.load(device, hierarchy), yes_or_no=yes_or_no)
 
 
 targets = gathered(

@@ -10,6 +10,7 @@ import click
 from distill.cli.gathered import Command, gathered
 
 if TYPE_CHECKING:
+    from distill.hierarchy import SemanticHierarchy
     from teacher_server.teacher import Teacher
 
 HUB = "hub"
@@ -40,8 +41,8 @@ class TeacherChoice:
             label_set=absolute.get(self.label_set, self.label_set),
         )
 
-    def load(self, device: str) -> "Teacher":
-        """The teacher, ready to answer."""
+    def load(self, device: str, hierarchy: "SemanticHierarchy | None" = None) -> "Teacher":
+        """The teacher, ready to answer. hierarchy: of its classes, instead of --label-set."""
         from distill.hierarchy import resolve
         from distill.models import pick_device
         from teacher_server.load import MemberChoice, load_teacher
@@ -60,7 +61,7 @@ class TeacherChoice:
         ]
         return load_teacher(
             choices,
-            resolve(self.label_set),
+            hierarchy or resolve(self.label_set),
             device=pick_device(device),
             precision=self.precision,
             confidence=self.confidence,

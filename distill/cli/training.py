@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from trainers.world import Machine
 
 
-def own_device(asked: str) -> str:
-    """`asked`, or of several processes on a machine each its own GPU."""
-    from distill.cli.share import share_of_work
-
-    return share_of_work(None, None, os.environ).device(asked)
-
-
 def train_as_command(
     title: str,
     run_choice: RunChoice,
@@ -34,56 +27,62 @@ def train_as_command(
     device: str,
     workers: int,
     as_json: bool,
-    train: "Callable[[Machine, dict[str, Any]], TrainReport]",
-) -> "TrainReport | None":
-    """Run `train` with its machine and keywords (checkpoint_every, stop, say).
+    train: "Callable[[Machine, dict[str, Any]], dict[str, TrainReport]]",
+) -> "dict[str, TrainReport]":
+    """What `train` makes with its machine and keywords (for the trainers): reports by run.
 
-    None where it was stopped before its end, and in processes that are not to speak.
+    None at all where it was stopped before its end, and in processes that are not to speak.
     """
-    from distill.models import pick_device
-    from trainers.world import Machine, joined
+    with finishing_first(title, "the step") as stop, ExitStack() as stack:
+        from distill.cli.share import share_of_work
+        from trainers.world import Machine, joined, own_device
 
-    with ExitStack() as stack:
+        asked = share_of_work(None, None, os.environ).device(device)
         world = stack.enter_context(joined(os.environ))
-        stop = stack.enter_context(finishing_first(title, "the step"))
-        if run_choice.wandb and world.leads:
-            stack.enter_context(_wandb(run_choice.wandb, out))
+        if run_choice.wandb:
+            stack.enter_context(_wandb(run_choice.wandb, out, sends=world.leads))
         machine = Machine(
-            device=pick_device(own_device(device)),
+            device=own_device(asked),
             world=world,
             workers=workers,
             compiled=run_choice.compiled,
         )
         shown = partial(click.echo, err=True) if as_json else click.echo
-        report = train(
+        reports = train(
             machine,
             {
+                "machine": machine,
                 "checkpoint_every": run_choice.checkpoint_every,
+                "max_bad_fraction": run_choice.max_bad_fraction,
                 "stop": stop,
                 "say": shown if world.leads else _silent,
             },
         )
-    if report.stopped:
-        if world.leads:
-            stop.end()
-        return None
-    return report if world.leads else None
+        if any(report.stopped for report in reports.values()):
+            if world.leads:
+                stop.end()
+            return {}
+        return reports if world.leads else {}
 
 
 def report_training(report: "TrainReport", as_json: bool) -> None:
     """Print what came of it."""
     if as_json:
-        document = asdict(report)
-        click.echo(json.dumps({**document, "student": str(report.student)}))
+        click.echo(json.dumps({**asdict(report), "student": str(report.student)}, allow_nan=False))
         return
     for name, value in (report.validation or {}).items():
         shown = name.replace("_", " ")
         if isinstance(value, float):
             click.echo(f"{shown} {100 * value:.2f}%")
         elif name.endswith("per_hierarchy"):
-            click.echo(f"{shown} {' '.join(f'{100 * v:.1f}' for v in value)}")
+            shares = ("-" if share is None else f"{100 * share:.1f}" for share in value)
+            click.echo(f"{shown} {' '.join(shares)}")
     if report.unreadable:
-        click.echo(f"images that could not be read were left out {report.unreadable} times")
+        key, reason = next(iter(report.unreadable.items()))
+        click.echo(
+            f"{len(report.unreadable)} images cannot be read and were left out (first: {key!r}, "
+            f"{reason})"
+        )
     click.echo(
         f"{report.steps} steps at {report.images_per_s:.1f} images/s; student: {report.student}"
     )
@@ -93,7 +92,7 @@ def _silent(text: str) -> None:
     """Of several processes one speaks."""
 
 
-def _wandb(project: str, out: Path) -> Any:
+def _wandb(project: str, out: Path, *, sends: bool) -> Any:
     from distill.errors import ConfigError
 
     try:
@@ -102,6 +101,8 @@ def _wandb(project: str, out: Path) -> Any:
         raise ConfigError(
             "--wandb found, but the package is not installed; run pip install '.[wandb]'"
         ) from error
+    if not sends:
+        return nullcontext()
     out.mkdir(parents=True, exist_ok=True)
     number = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:12]  # goes on with the run
     return wandb.init(

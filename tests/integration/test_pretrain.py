@@ -115,8 +115,9 @@ def test_finished_run_is_done_at_once(
     assert first["validation"] == second["validation"]
 
 
-def test_bad_images_are_left_out(
+def test_bad_images_are_left_out_up_to_a_share(
     distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
     precompute_command: Command,
     train: Command,
     figures: Path,
@@ -130,9 +131,16 @@ def test_bad_images_are_left_out(
     (data / "n13878634" / "n13878634_0.jpg").write_bytes(b"\xff\xd8 torn")
     command = precompute_command(path, "--max-bad-fraction", 0.1, data=data)
     assert distill(*command).code == 0
-    ran = distill(*train("run", "--targets", path, "--batch-size", 11, "--json", data=data))
+    allowed = ("--batch-size", 11, "--json", "--max-bad-fraction", 0.1)
+    ran = distill(*train("run", "--targets", path, *allowed, data=data))
     assert ran.code == 0, ran.err
-    assert json.loads(ran.out)["unreadable"] == 2
+    unreadable = json.loads(ran.out)["unreadable"]
+    assert [*unreadable] == ["n13878634/n13878634_0"]
+    assert "not an image" in unreadable["n13878634/n13878634_0"]
+    few = train("few", "--label-set", "plane-figures", "--image-size", 32, data=data)
+    message = fails(*few)
+    assert "1 of 33 images cannot be read (first: 'n13878634/n13878634_0', not an image" in message
+    assert "expected at most 0.10%; repair the data, or raise --max-bad-fraction" in message
 
 
 @pytest.mark.parametrize(

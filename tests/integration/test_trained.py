@@ -16,12 +16,15 @@ from timm.data import RealLabelsImagenet
 
 from distill.baselines import present_classes
 from distill.data import label_indices, open_source, read_image
+from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.models import ModelCard, ModelInput, create_model
 from distill.softmax import class_log_probs, hierarchy_logits
 from distill.views import ViewParams, render_view
 from trainers.finetune import crossing
+from trainers.meters import label_meter, tag_meter
 from trainers.tags import read_tags
+from trainers.world import World
 
 Command = Callable[..., list[str]]
 SCHEMES = ("single-label", "multi-label", "semantic")
@@ -72,7 +75,7 @@ def test_evaluate_gives_what_plain_counting_gives(
     truth = figures / "labels.csv"
     ran = distill("evaluate", run, "--data", figures, "--truth", truth, *MACHINE, "--json")
     assert ran.code == 0, ran.err
-    (found,) = json.loads(ran.out).values()
+    (found,) = json.loads(ran.out, parse_constant=pytest.fail).values()
     logits, source = answers(run, figures, "val")
     labels = torch.from_numpy(label_indices(source, hierarchy))
 
@@ -84,10 +87,13 @@ def test_evaluate_gives_what_plain_counting_gives(
     assert history[-1]["validation"]["semantic_top1"] == found["semantic_top1"]
 
     scheme = json.loads((run / "run.json").read_text())["recipe"]["scheme"]
-    candidates = sorted(set(labels.tolist()))
+    occurring = {hierarchy.synsets[label] for label in labels.tolist()}
+    above = {ancestor for synset in occurring for ancestor in hierarchy.ancestors(synset)}
+    candidates = [hierarchy.index(synset) for synset in sorted(occurring - above)]
     scores = class_log_probs(logits, hierarchy) if scheme == "semantic" else logits
     places = [candidates[i] for i in scores[:, candidates].argmax(1).tolist()]
-    top1 = np.mean([a == b for a, b in zip(places, labels.tolist(), strict=True)])
+    judged = zip(places, labels.tolist(), strict=True)
+    top1 = np.mean([a == b for a, b in judged if b in candidates])
     assert found["top1"] == pytest.approx(float(top1))
     assert found["top1"] <= found["top5"] <= 1
 
@@ -429,3 +435,156 @@ def test_curves_cross_where_the_lower_one_reaches_the_other_held_at_its_end() ->
     met = crossing(first, [(1, 0.3), (2, 0.7)])
     assert met
     assert (met.epoch, met.accuracy) == pytest.approx((1 + 2 / 3, 0.3 + 0.4 * 2 / 3))
+
+
+def test_what_does_not_fit_is_said_before_training(
+    fails,  # type: ignore[no-untyped-def]
+    distill,  # type: ignore[no-untyped-def]
+    tune: Command,
+    folders: Path,
+    tmp_path: Path,
+) -> None:
+    random = ("--init", "random")
+    (folders / "val" / "zebra").mkdir()
+    Image.new("RGB", (32, 32)).save(folders / "val" / "zebra" / "z.png")
+    message = fails(*tune("run", *random))
+    assert "1 classes of the validation images are not among the 3" in message
+    (folders / "val" / "zebra" / "z.png").unlink()
+    message = fails(*tune("run", "--compare", "random,gone.safetensors"))
+    assert "gone.safetensors found in --compare, but no such file" in message
+    (folders / "val").rename(folders / "away")
+    first = tmp_path / "first.safetensors"
+    first.write_bytes(b"")
+    message = fails(*tune("run", "--compare", f"random,{first}"))
+    assert "expected some to compare by; pass --val-data" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_tags_goes_on_with_the_same_tags_alone(
+    fails,  # type: ignore[no-untyped-def]
+    distill,  # type: ignore[no-untyped-def]
+    tune: Command,
+    folders: Path,
+    tmp_path: Path,
+) -> None:
+    tags = {p.stem: [p.parent.name.split()[-1]] for p in sorted(folders.rglob("*.png"))}
+    table, *_ = tag_files(tmp_path, tags)
+    words = ("--tags", table, "--init", "random")
+    assert distill(*tune("run", *words)).code == 0
+    judged = ("evaluate", tmp_path / "run", "--data", folders, "--tags", table, *MACHINE)
+    (found,) = json.loads(distill(*judged, "--json").out).values()
+    history = json.loads((tmp_path / "run" / "run.json").read_text())["history"]
+    assert found["macro_map"] == history[-1]["validation"]["macro_map"]
+    assert "micro mAP" in distill(*judged).out
+    listed = tmp_path / "list.csv"
+    listed.write_text("key,wnid\ntrain0_0,red\n")
+    message = fails(*tune("other", *words, "--samples", listed))
+    assert "labels found for images with tags" in message
+    table.write_text(table.read_text().replace("red", "x").replace("sky", "red"))
+    table.write_text(table.read_text().replace("x", "sky"))
+    assert "tags_digest is" in fails(*tune("run", *words))
+
+
+def test_tag_files_are_read_to_the_letter(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        for name in ("1", f"only-{folder}"):
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / folder / f"{name}.png")
+    source = open_source(tmp_path / "images")
+    table = tmp_path / "tags.csv"
+    table.write_text(
+        "\ufeffkey,tags\na/1,cat\na/1,dog; cat\nb/1,\nonly-a,dog\nonly-b,cat\n", encoding="utf-8"
+    )
+    present = read_tags(table).present(source, ("cat", "dog"))
+    found = dict(zip([s.key for s in source.samples], present.tolist(), strict=True))
+    assert found == {
+        "a/1": [True, True],
+        "b/1": [False, False],
+        "a/only-a": [False, True],
+        "b/only-b": [True, False],
+    }
+    coco = tmp_path / "coco.json"
+    document = {
+        "images": [{"id": 1, "file_name": "a/1.png"}, {"id": 2, "file_name": "b/1.png"}],
+        "annotations": [{"image_id": 1, "category_id": 7}, {"image_id": 2, "category_id": 9}],
+        "categories": [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}],
+    }
+    coco.write_text(json.dumps(document))
+    assert dict(read_tags(coco).tags) == {"a/1": ["cat"], "b/1": ["dog"]}
+    assert read_tags(coco).classes == ("cat", "dog")
+    table.write_text("key,tags\na/1,cat\n1,dog\n")
+    with pytest.raises(DataError, match=r"lacks 3 of the 4 images .*first: "):
+        read_tags(table).present(source, ("cat", "dog"))
+    document["categories"][0]["name"] = "cat"  # type: ignore[index]
+    coco.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="two categories of one name"):
+        read_tags(coco)
+    voc = tmp_path / "voc"
+    voc.mkdir()
+    (voc / "1.xml").write_text("<annotation><object><pose>left</pose></object></annotation>")
+    with pytest.raises(DataError, match=r"1.xml: an object without a name"):
+        read_tags(voc)
+
+
+def test_images_without_a_label_do_not_count_in_evaluation(
+    distill,  # type: ignore[no-untyped-def]
+    teacher_weights: Path,
+    tmp_path: Path,
+    random: np.random.Generator,
+) -> None:
+    data = tmp_path / "data"
+    for wnid in ("n13878634", "n13873502"):
+        (data / wnid).mkdir(parents=True)
+        for i in range(6):
+            pixels = random.integers(0, 255, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(data / wnid / f"{i}.png")
+    hierarchy = SemanticHierarchy.bundled("plane-figures")
+    source = open_source(data)
+    labels = label_indices(source, hierarchy)
+    logits = torch.randn(12, 29, generator=torch.Generator().manual_seed(0))
+    figures = []
+    for given in (labels, np.concatenate([labels, np.full(12, -1)])):
+        meter = label_meter(given, hierarchy, "semantic", torch.device("cpu"))
+        meter.update(logits=logits, rows=[*range(12)])
+        if len(given) > 12:
+            meter.update(logits=logits, rows=[*range(12, 24)])
+        figures.append(meter.result(World()))
+    assert figures[0] == figures[1]
+    assert (
+        tag_meter(np.zeros((3, 29), np.bool_), hierarchy, "semantic", torch.device("cpu")).result(
+            World()
+        )
+        == {}
+    )
+
+
+def test_records_and_lists_that_are_damaged_are_one_line(
+    fails,  # type: ignore[no-untyped-def]
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    figures: Path,
+    teacher_weights: Path,
+    tmp_path: Path,
+) -> None:
+    common = ("--label-set", "plane-figures", "--image-size", 32)
+    assert distill(*train("run", *common)).code == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    for history in ([1, 2], [{"validation": 3}], [{"epoch": 1, "validation": 3}]):
+        (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "history": history}))
+        plot = ("--plot", tmp_path / "x.png")
+        assert "not the record of a run" in fails("evaluate", tmp_path / "run", *plot)
+    listed = tmp_path / "list.csv"
+    listed.write_text("key,wnid\n" + "x" * 140_000 + ",\n")
+    assert "cannot be read" in fails(*train("bad", *common, "--samples", listed))
+    listed.write_text('"key","wnid"\n"train000001","n13878634"\n')
+    ran = distill(*train("bad", *common, "--samples", listed))
+    assert "1 of 96 images are on the list" in ran.out
+    truth = tmp_path / "truth.csv"
+    truth.write_text(
+        "key,true_wnid\n" + "".join(f"{s.key}\n" for s in open_source(figures).samples)
+    )
+    message = fails(
+        "evaluate", teacher_weights, "--label-set", "plane-figures", "--data", figures, *MACHINE,
+        "--truth", truth,
+    )  # fmt: skip
+    assert "'' is not in the label set" in message
