@@ -72,6 +72,20 @@ def class_log_probs(
     return total
 
 
+def subtree_probs(
+    logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy
+) -> Float[Tensor, "batch classes"]:
+    """Of one softmax over all classes: each class's probability and those of all below it.
+
+    Whatever is a swan is a bird too: what a single-label model says of a hierarchy.
+    """
+    tensors = hierarchy.tensors(logits.device)
+    probs = logits.float().softmax(1)
+    for members in reversed(tensors.by_level[1:]):
+        probs = probs.index_add(1, tensors.parents[members], probs[:, members])
+    return probs
+
+
 def top_mass(
     probs: Float[Tensor, "batch members"], hierarchy: SemanticHierarchy
 ) -> Float[Tensor, "batch hierarchies"]:

@@ -103,7 +103,7 @@ def evaluate(
         )
     device = machine.device
     meters: list[Meter] = [
-        Semantic(labels, hierarchy, device),
+        Semantic(labels, hierarchy, scheme, device),
         SingleLabel(labels, hierarchy, scheme, _most_specific(labels, hierarchy), device),
         label_meter(labels, hierarchy, scheme, device),
     ]
@@ -145,6 +145,7 @@ def evaluate_recovery(
     trained: TrainedModel,
     *,
     hierarchy: SemanticHierarchy,
+    scheme: Scheme,
     source: ImageSource,
     truth: Path,
     machine: Machine,
@@ -155,6 +156,7 @@ def evaluate_recovery(
         tagged=label_indices(source, hierarchy),
         true=read_truth(truth, source, hierarchy),
         hierarchy=hierarchy,
+        scheme=scheme,
         device=machine.device,
     )
     return _judged(trained, [meter], source, machine)

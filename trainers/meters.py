@@ -20,7 +20,7 @@ from distill.baselines import present_classes
 from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.metrics import SemanticAccuracy, SemanticAccuracyMeter
-from distill.softmax import class_log_probs
+from distill.softmax import class_log_probs, subtree_probs
 from trainers.recipe import Scheme
 from trainers.world import World
 
@@ -45,13 +45,17 @@ class Meter(Protocol):
 class Semantic:
     """Top-1 of each hierarchy, and in total. labels: [n] class indices."""
 
-    def __init__(self, labels: Labels, hierarchy: SemanticHierarchy, device: torch.device) -> None:
+    def __init__(
+        self, labels: Labels, hierarchy: SemanticHierarchy, scheme: Scheme, device: torch.device
+    ) -> None:
+        self.hierarchy, self.scheme = hierarchy, scheme
         self._labels = torch.from_numpy(labels).to(device)
         self._meter = SemanticAccuracyMeter(hierarchy, device)
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
-        self._meter.update(logits=logits, labels=self._labels[rows])
+        scores = semantic_scores(logits, self.hierarchy, self.scheme)
+        self._meter.update(logits=scores, labels=self._labels[rows])
 
     def result(self, world: World) -> dict[str, Any]:
         """See `Meter`."""
@@ -73,9 +77,10 @@ class MissingTags:
         tagged: Labels,
         true: Labels,
         hierarchy: SemanticHierarchy,
+        scheme: Scheme,
         device: torch.device,
     ) -> None:
-        self.hierarchy = hierarchy
+        self.hierarchy, self.scheme = hierarchy, scheme
         self.right = torch.zeros(hierarchy.num_hierarchies, dtype=torch.int64, device=device)
         self.judged = torch.zeros_like(self.right)
         self._tagged = torch.from_numpy(tagged).to(device)
@@ -87,7 +92,8 @@ class MissingTags:
         true = self.hierarchy.semantic_labels(self._true[rows])
         right_so_far = ((tagged < 0) | (tagged == true)).all(1, keepdim=True)
         missing = (tagged < 0) & (true >= 0) & right_so_far
-        answers = SemanticAccuracyMeter.answers(logits, self.hierarchy)
+        scores = semantic_scores(logits, self.hierarchy, self.scheme)
+        answers = SemanticAccuracyMeter.answers(scores, self.hierarchy)
         self.judged += missing.sum(0)
         self.right += (missing & (answers == true)).sum(0)
 
@@ -255,15 +261,25 @@ def class_scores(
 ) -> Float[Tensor, "batch classes"]:
     """One score a class that can be compared with those of all others.
 
-    A semantic model's walk down the tree (`class_log_probs`), else the logits; or probabilities: of
-    that walk, of one softmax, of each sigmoid.
+    A semantic model's walk down the tree (`class_log_probs`), else the logits; or probabilities
+    that a class is there, itself or by one below it: of that walk, of one softmax
+    (`subtree_probs`), of each sigmoid.
     """
     if scheme == "semantic":
         walked = class_log_probs(logits, hierarchy)
         return walked.exp() if probabilities else walked
     if not probabilities:
         return logits
-    return logits.float().softmax(1) if scheme == "single-label" else logits.float().sigmoid()
+    if scheme == "single-label":
+        return subtree_probs(logits, hierarchy)
+    return logits.float().sigmoid()
+
+
+def semantic_scores(
+    logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy, scheme: Scheme
+) -> Float[Tensor, "batch classes"]:
+    """Scores that can be compared within a hierarchy: logits, or of one softmax `subtree_probs`."""
+    return subtree_probs(logits, hierarchy) if scheme == "single-label" else logits
 
 
 def _figures(name: str, accuracy: SemanticAccuracy) -> dict[str, Any]:

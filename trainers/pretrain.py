@@ -67,7 +67,7 @@ def pretrain(
         def validate(
             model: nn.Module, model_input: ModelInput, stop: Callable[[], bool]
         ) -> dict[str, Any]:
-            meter = Semantic(validation_labels, hierarchy, machine.device)
+            meter = Semantic(validation_labels, hierarchy, recipe.scheme, machine.device)
             judge(
                 model,
                 [meter],

@@ -101,10 +101,12 @@ def evaluate(
                 f"{where}: nothing says which classes its logits are of, expected a hierarchy.json "
                 "beside it; pass --label-set"
             )
-        what: dict[str, Any] = {"hierarchy": hierarchy, "machine": machine}
-        judged[where] = evaluate(
-            trained, source=source, scheme=scheme or trained.scheme or "semantic", **what
-        )
+        what: dict[str, Any] = {
+            "hierarchy": hierarchy,
+            "scheme": scheme or trained.scheme or "semantic",
+            "machine": machine,
+        }
+        judged[where] = evaluate(trained, source=source, **what)
         if truth:
             tagged = open_source(data, "train").limited(limit)
             recovery = evaluate_recovery(trained, source=tagged, truth=truth, **what)
