@@ -18,13 +18,13 @@ from distill.views import ViewPolicy
 from trainers.meters import (
     Meter,
     MissingTags,
+    Reading,
     Real,
     Semantic,
     SingleLabel,
     label_meter,
     tag_meter,
 )
-from trainers.recipe import Scheme
 from trainers.tags import TagFile
 from trainers.trained import TrainedModel
 from trainers.truth import read_truth
@@ -82,7 +82,7 @@ def evaluate(
     trained: TrainedModel,
     *,
     hierarchy: SemanticHierarchy,
-    scheme: Scheme,
+    reading: Reading,
     source: ImageSource,
     machine: Machine,
 ) -> dict[str, Any]:
@@ -103,9 +103,9 @@ def evaluate(
         )
     device = machine.device
     meters: list[Meter] = [
-        Semantic(labels, hierarchy, scheme, device),
-        SingleLabel(labels, hierarchy, scheme, _most_specific(labels, hierarchy), device),
-        label_meter(labels, hierarchy, scheme, device),
+        Semantic(labels, hierarchy, reading, device),
+        SingleLabel(labels, hierarchy, reading, _most_specific(labels, hierarchy), device),
+        label_meter(labels, hierarchy, reading, device),
     ]
     return _judged(trained, meters, source, machine)
 
@@ -136,8 +136,8 @@ def evaluate_tags(
             "beside it, as `distill finetune --tags` leaves one"
         )
     present = tags.present(source, classes.synsets)
-    scheme = trained.scheme or "multi-label"
-    meter = tag_meter(present, classes, scheme, machine.device)
+    reading = Reading(trained.scheme or "multi-label")
+    meter = tag_meter(present, classes, reading, machine.device)
     return _judged(trained, [meter], source, machine)
 
 
@@ -145,7 +145,7 @@ def evaluate_recovery(
     trained: TrainedModel,
     *,
     hierarchy: SemanticHierarchy,
-    scheme: Scheme,
+    reading: Reading,
     source: ImageSource,
     truth: Path,
     machine: Machine,
@@ -156,7 +156,7 @@ def evaluate_recovery(
         tagged=label_indices(source, hierarchy),
         true=read_truth(truth, source, hierarchy),
         hierarchy=hierarchy,
-        scheme=scheme,
+        reading=reading,
         device=machine.device,
     )
     return _judged(trained, [meter], source, machine)

@@ -24,7 +24,7 @@ from distill.training_targets import TrainingTargets
 from trainers.evaluate import judge
 from trainers.loop import TrainReport, train
 from trainers.matching import matched, require_hierarchy
-from trainers.meters import Meter, SingleLabel, tag_meter
+from trainers.meters import Meter, Reading, SingleLabel, tag_meter
 from trainers.objectives import Tags, objective_of
 from trainers.recipe import Recipe
 from trainers.sample_list import SampleList
@@ -243,7 +243,7 @@ def _meters(
     """Makes a new meter."""
     source, tags = images.source, images.tags
     if tags is not None:
-        return lambda: tag_meter(tags, classes, recipe.scheme, device)
+        return lambda: tag_meter(tags, classes, Reading(recipe.scheme), device)
     strange = {label for label in source.samples.labels if isinstance(label, str)}
     if strange := strange - {*classes.synsets}:
         raise DataError(
@@ -252,4 +252,5 @@ def _meters(
             "the same; leave them out, or add images of them to both"
         )
     labels, everything = label_indices(source, classes), range(classes.num_classes)
-    return lambda: SingleLabel(labels, classes, recipe.scheme, everything, device)
+    reading = Reading(recipe.scheme)
+    return lambda: SingleLabel(labels, classes, reading, everything, device)

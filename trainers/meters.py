@@ -6,6 +6,7 @@ counts on the device and asks nothing of it before the end.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -29,6 +30,18 @@ Labels = NDArray[np.int64]
 MOST_SCORES, BINS = 50_000_000, 200
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What the logits of a model mean.
+
+    taught: it learned from a teacher's answers, which have a share for every hierarchy. Without, one
+    softmax has learned nothing of classes above the labels, and says it by those below.
+    """
+
+    scheme: Scheme
+    taught: bool = False
+
+
 @runtime_checkable
 class Meter(Protocol):
     """update: on each batch of a process. result: on all processes, of all of them."""
@@ -46,15 +59,19 @@ class Semantic:
     """Top-1 of each hierarchy, and in total. labels: [n] class indices."""
 
     def __init__(
-        self, labels: Labels, hierarchy: SemanticHierarchy, scheme: Scheme, device: torch.device
+        self,
+        labels: Labels,
+        hierarchy: SemanticHierarchy,
+        reading: Reading,
+        device: torch.device,
     ) -> None:
-        self.hierarchy, self.scheme = hierarchy, scheme
+        self.hierarchy, self.reading = hierarchy, reading
         self._labels = torch.from_numpy(labels).to(device)
         self._meter = SemanticAccuracyMeter(hierarchy, device)
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
-        scores = semantic_scores(logits, self.hierarchy, self.scheme)
+        scores = semantic_scores(logits, self.hierarchy, self.reading)
         self._meter.update(logits=scores, labels=self._labels[rows])
 
     def result(self, world: World) -> dict[str, Any]:
@@ -77,10 +94,10 @@ class MissingTags:
         tagged: Labels,
         true: Labels,
         hierarchy: SemanticHierarchy,
-        scheme: Scheme,
+        reading: Reading,
         device: torch.device,
     ) -> None:
-        self.hierarchy, self.scheme = hierarchy, scheme
+        self.hierarchy, self.reading = hierarchy, reading
         self.right = torch.zeros(hierarchy.num_hierarchies, dtype=torch.int64, device=device)
         self.judged = torch.zeros_like(self.right)
         self._tagged = torch.from_numpy(tagged).to(device)
@@ -92,7 +109,7 @@ class MissingTags:
         true = self.hierarchy.semantic_labels(self._true[rows])
         right_so_far = ((tagged < 0) | (tagged == true)).all(1, keepdim=True)
         missing = (tagged < 0) & (true >= 0) & right_so_far
-        scores = semantic_scores(logits, self.hierarchy, self.scheme)
+        scores = semantic_scores(logits, self.hierarchy, self.reading)
         answers = SemanticAccuracyMeter.answers(scores, self.hierarchy)
         self.judged += missing.sum(0)
         self.right += (missing & (answers == true)).sum(0)
@@ -114,11 +131,11 @@ class SingleLabel:
         self,
         labels: Labels,
         hierarchy: SemanticHierarchy,
-        scheme: Scheme,
+        reading: Reading,
         candidates: Sequence[int],
         device: torch.device,
     ) -> None:
-        self.hierarchy, self.scheme = hierarchy, scheme
+        self.hierarchy, self.reading = hierarchy, reading
         place = np.full(hierarchy.num_classes + 1, -1, np.int64)
         place[list(candidates)] = np.arange(len(candidates))
         self._places = torch.from_numpy(place[labels]).to(device)
@@ -127,7 +144,7 @@ class SingleLabel:
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
-        own = class_scores(logits, self.hierarchy, self.scheme)[:, self._candidates]
+        own = class_scores(logits, self.hierarchy, self.reading)[:, self._candidates]
         wanted = self._places[rows]
         best = own.topk(min(5, own.shape[1]), 1).indices
         hits = best == wanted[:, None]
@@ -150,11 +167,11 @@ class MultiLabel:
         self,
         present: Callable[[list[int]], tuple[Bool[Tensor, "rows classes"], Bool[Tensor, " rows"]]],
         hierarchy: SemanticHierarchy,
-        scheme: Scheme,
+        reading: Reading,
         images: int,
         device: torch.device,
     ) -> None:
-        self.hierarchy, self.scheme, self._present = hierarchy, scheme, present
+        self.hierarchy, self.reading, self._present = hierarchy, reading, present
         bins = BINS if images * hierarchy.num_classes > MOST_SCORES else None
         self._metrics = {
             average: MultilabelAveragePrecision(
@@ -173,7 +190,7 @@ class MultiLabel:
         present, judged = self._present(rows)
         present = present[judged].to(logits.device)
         self._occurs += present.sum(0)
-        probs = class_scores(logits, self.hierarchy, self.scheme, probabilities=True)
+        probs = class_scores(logits, self.hierarchy, self.reading, probabilities=True)
         for metric in self._metrics.values():
             metric.update(probs[judged.to(probs.device)], present.long())
 
@@ -192,28 +209,28 @@ class MultiLabel:
 
 
 def label_meter(
-    labels: Labels, hierarchy: SemanticHierarchy, scheme: Scheme, device: torch.device
+    labels: Labels, hierarchy: SemanticHierarchy, reading: Reading, device: torch.device
 ) -> MultiLabel:
     """Of labels [n] with all their ancestors; images without a label are not judged."""
     given = torch.from_numpy(labels)
     return MultiLabel(
         lambda rows: (present_classes(given[rows], hierarchy), given[rows] >= 0),
         hierarchy,
-        scheme,
+        reading,
         len(labels),
         device,
     )
 
 
 def tag_meter(
-    tags: NDArray[np.bool_], classes: SemanticHierarchy, scheme: Scheme, device: torch.device
+    tags: NDArray[np.bool_], classes: SemanticHierarchy, reading: Reading, device: torch.device
 ) -> MultiLabel:
     """Of tags [n, classes]; an image without any is judged as that."""
     given = torch.from_numpy(tags)
     return MultiLabel(
         lambda rows: (given[rows], torch.ones(len(rows), dtype=torch.bool)),
         classes,
-        scheme,
+        reading,
         len(tags),
         device,
     )
@@ -255,31 +272,31 @@ class Real:
 def class_scores(
     logits: Float[Tensor, "batch classes"],
     hierarchy: SemanticHierarchy,
-    scheme: Scheme,
+    reading: Reading,
     *,
     probabilities: bool = False,
 ) -> Float[Tensor, "batch classes"]:
     """One score a class that can be compared with those of all others.
 
     A semantic model's walk down the tree (`class_log_probs`), else the logits; or probabilities
-    that a class is there, itself or by one below it: of that walk, of one softmax
-    (`subtree_probs`), of each sigmoid.
+    that a class is there, itself or by one below it: of that walk, of one softmax, of each sigmoid.
     """
-    if scheme == "semantic":
+    if reading.scheme == "semantic":
         walked = class_log_probs(logits, hierarchy)
         return walked.exp() if probabilities else walked
     if not probabilities:
         return logits
-    if scheme == "single-label":
-        return subtree_probs(logits, hierarchy)
-    return logits.float().sigmoid()
+    if reading.scheme == "multi-label":
+        return logits.float().sigmoid()
+    return logits.float().softmax(1) if reading.taught else subtree_probs(logits, hierarchy)
 
 
 def semantic_scores(
-    logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy, scheme: Scheme
+    logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy, reading: Reading
 ) -> Float[Tensor, "batch classes"]:
-    """Scores that can be compared within a hierarchy: logits, or of one softmax `subtree_probs`."""
-    return subtree_probs(logits, hierarchy) if scheme == "single-label" else logits
+    """Scores that can be compared within a hierarchy: logits, or `subtree_probs` of one softmax."""
+    untaught = reading.scheme == "single-label" and not reading.taught
+    return subtree_probs(logits, hierarchy) if untaught else logits
 
 
 def _figures(name: str, accuracy: SemanticAccuracy) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from distill.training_targets import TrainingTargets
 from trainers.evaluate import judge
 from trainers.loop import TrainReport, train
 from trainers.matching import matched, require_hierarchy
-from trainers.meters import Semantic
+from trainers.meters import Reading, Semantic
 from trainers.objectives import objective_of
 from trainers.recipe import Recipe
 from trainers.sample_list import SampleList
@@ -63,11 +63,12 @@ def pretrain(
     validate = None
     if validation:
         validation_labels = label_indices(validation, hierarchy)
+        reading = Reading(recipe.scheme, taught=targets is not None and recipe.kd_weight != 0)
 
         def validate(
             model: nn.Module, model_input: ModelInput, stop: Callable[[], bool]
         ) -> dict[str, Any]:
-            meter = Semantic(validation_labels, hierarchy, recipe.scheme, machine.device)
+            meter = Semantic(validation_labels, hierarchy, reading, machine.device)
             judge(
                 model,
                 [meter],

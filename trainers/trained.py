@@ -40,6 +40,7 @@ class TrainedModel:
     hierarchy: SemanticHierarchy | None
     scheme: Scheme | None
     run: dict[str, Any]
+    taught: bool = False  # learned from a teacher's answers
     squished: bool = True  # as we resize; the hub's models say themselves how
 
     def with_hierarchy(self, hierarchy: SemanticHierarchy) -> "TrainedModel":
@@ -93,6 +94,7 @@ def open_trained(where: str) -> TrainedModel:
         hierarchy=_hierarchy_beside(weights, card),
         scheme=run.get("recipe", {}).get("scheme"),
         run=run,
+        taught=bool(run.get("targets") and run["recipe"].get("kd_weight")),
     )
 
 

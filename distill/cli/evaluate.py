@@ -73,6 +73,7 @@ def evaluate(
     from distill.hierarchy import resolve
     from distill.models import pick_device
     from trainers.evaluate import evaluate, evaluate_real, evaluate_recovery, evaluate_tags
+    from trainers.meters import Reading
     from trainers.tags import read_tags
     from trainers.trained import open_trained
     from trainers.world import Machine
@@ -103,7 +104,7 @@ def evaluate(
             )
         what: dict[str, Any] = {
             "hierarchy": hierarchy,
-            "scheme": scheme or trained.scheme or "semantic",
+            "reading": Reading(scheme or trained.scheme or "semantic", trained.taught),
             "machine": machine,
         }
         judged[where] = evaluate(trained, source=source, **what)

@@ -22,7 +22,7 @@ from distill.models import ModelCard, ModelInput, create_model
 from distill.softmax import class_log_probs, hierarchy_logits
 from distill.views import ViewParams, render_view
 from trainers.finetune import crossing
-from trainers.meters import label_meter, tag_meter
+from trainers.meters import Reading, label_meter, tag_meter
 from trainers.tags import read_tags
 from trainers.world import World
 
@@ -559,16 +559,16 @@ def test_images_without_a_label_do_not_count_in_evaluation(
     logits = torch.randn(12, 29, generator=torch.Generator().manual_seed(0))
     figures = []
     for given in (labels, np.concatenate([labels, np.full(12, -1)])):
-        meter = label_meter(given, hierarchy, "semantic", torch.device("cpu"))
+        meter = label_meter(given, hierarchy, Reading("semantic"), torch.device("cpu"))
         meter.update(logits=logits, rows=[*range(12)])
         if len(given) > 12:
             meter.update(logits=logits, rows=[*range(12, 24)])
         figures.append(meter.result(World()))
     assert figures[0] == figures[1]
     assert (
-        tag_meter(np.zeros((3, 29), np.bool_), hierarchy, "semantic", torch.device("cpu")).result(
-            World()
-        )
+        tag_meter(
+            np.zeros((3, 29), np.bool_), hierarchy, Reading("semantic"), torch.device("cpu")
+        ).result(World())
         == {}
     )
 
