@@ -34,7 +34,7 @@ MOST_SCORES, BINS = 50_000_000, 200
 class Reading:
     """What the logits of a model mean.
 
-    taught: it learned from a teacher's answers, which have a share for every hierarchy. Without, one
+    taught: it learned from answers of a teacher, which have a share for every hierarchy. Without, a
     softmax has learned nothing of classes above the labels, and says it by those below.
     """
 

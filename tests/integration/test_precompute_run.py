@@ -120,7 +120,10 @@ def test_killed_decoding_process_is_one_line_and_the_run_goes_on_later(
     _, err = running.communicate(timeout=60)
     assert children
     assert running.returncode == 2, err
-    assert "a process that decodes images died" in err.splitlines()[-1]
+    # torch says so from a signal handler, and may once more while the process ends.
+    ours = [line for line in err.splitlines() if line.startswith("distill: ")]
+    assert len(ours) == 1
+    assert "a process that decodes images died" in ours[0]
     whole = precompute_command(tmp_path / "whole", "--batch-size", 2, "--views", 2)
     for again in (started(words), started(whole)):
         assert again.communicate(timeout=60)
