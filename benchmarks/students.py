@@ -51,12 +51,14 @@ class Run:
     kd_weight: float
     seed: int
     live: bool = False
+    even: bool = False  # weights of the hierarchies
 
     @property
     def name(self) -> str:
         """Of its folder."""
         kd = f"-kd{self.kd_weight:g}" if self.kd_weight else ""
-        return f"{self.scheme}{kd}{'-live' if self.live else ''}-seed{self.seed}"
+        more = ("-live" if self.live else "") + ("-even" if self.even else "")
+        return f"{self.scheme}{kd}{more}-seed{self.seed}"
 
 
 class Bench:
@@ -96,7 +98,8 @@ class Bench:
             targets = ("--targets", "timm:resnet18d", "--teacher-weights", self.weights)
         elif run.kd_weight:
             targets = ("--targets", self.out / "store", "--cache", self.out / "cache")
-        weight = ("--kd-weight", run.kd_weight) if run.kd_weight else ()
+        weight: tuple[object, ...] = ("--kd-weight", run.kd_weight) if run.kd_weight else ()
+        weight += ("-o", "hierarchy_weights=even") if run.even else ()
         trained = _distill(
             *("pretrain", "--recipe", RECIPE, "--scheme", run.scheme, "--seed", run.seed, *weight),
             *("--data", self.data, *self.label_set, *targets, "--out", folder, *machine),
@@ -163,13 +166,14 @@ def _table(
         "single-label": ("single-label", 0.0, False),
         "multi-label (ASL)": ("multi-label", 0.0, False),
         "semantic": ("semantic", 0.0, False),
+        "semantic, even weights": ("semantic", 0.0, False, True),
         "single-label + KD": ("single-label", best["single-label"], False),
         "semantic + KD": ("semantic", best["semantic"], False),
         "semantic + KD, live teacher": ("semantic", best["semantic"], True),
     }
     runs = {
-        name: [Run(scheme, weight, seed, live) for seed in seeds]
-        for name, (scheme, weight, live) in kinds.items()
+        name: [Run(scheme, weight, seed, *more) for seed in seeds]
+        for name, (scheme, weight, *more) in kinds.items()
     }
     found = bench.all([run for some in runs.values() for run in some])
     print(f"## Students, mean ± standard deviation over seeds {', '.join(map(str, seeds))}, %\n")

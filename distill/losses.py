@@ -22,11 +22,12 @@ def semantic_softmax_loss(
     labels: Int[Tensor, " batch"],
     hierarchy: SemanticHierarchy,
     label_smoothing: float = 0.0,
+    weights: Literal["paper", "even"] = "paper",
 ) -> Float[Tensor, ""]:
     """Σ_k W_k · cross-entropy (nats) of hierarchy k's own softmax, mean over the whole batch.
 
     An image adds nothing at a hierarchy where its label says nothing; a negative label says nothing
-    anywhere. Ridnik et al. 2021 (arXiv 2104.10972), eq. 4.
+    anywhere. Ridnik et al. 2021 (arXiv 2104.10972), eq. 4. weights: W_k of the paper, or 1.
 
     Raises:
         ValueError: batch sizes differ, or the logits are of another label set.
@@ -40,7 +41,8 @@ def semantic_softmax_loss(
         expected = (1 - label_smoothing) * picked
         if label_smoothing:
             expected = expected + label_smoothing * log_probs.mean(1)
-        total = total - hierarchy.weights[k] * torch.where(target >= 0, expected, 0.0).mean()
+        weight = hierarchy.weights[k] if weights == "paper" else 1.0
+        total = total - weight * torch.where(target >= 0, expected, 0.0).mean()
     return total
 
 

@@ -7,7 +7,11 @@ from distill.hierarchy import SemanticHierarchy
 
 
 def plain_softmax_loss(
-    logits: torch.Tensor, labels: torch.Tensor, hierarchy: SemanticHierarchy, smoothing: float
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    hierarchy: SemanticHierarchy,
+    smoothing: float,
+    weights: str = "paper",
 ) -> torch.Tensor:
     """Semantic softmax loss."""
     total = torch.zeros(())
@@ -18,7 +22,8 @@ def plain_softmax_loss(
                 one = F.cross_entropy(
                     own[None].float(), torch.tensor([position]), label_smoothing=smoothing
                 )
-                total = total + hierarchy.weights[k] * one / len(logits)
+                weight = hierarchy.weights[k] if weights == "paper" else 1
+                total = total + weight * one / len(logits)
     return total
 
 

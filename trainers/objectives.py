@@ -4,7 +4,7 @@ The loop trains any `Objective`; a scheme is nothing but the choice of one.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -60,7 +60,9 @@ def objective_of(
         return SingleLabel(hierarchy, labels, recipe.label_smoothing, recipe.divergence)
     if recipe.scheme == "multi-label":
         return MultiLabel(hierarchy, labels, recipe.multi_label_loss, recipe.divergence)
-    return Semantic(hierarchy, labels, recipe.label_smoothing, recipe.divergence)
+    return Semantic(
+        hierarchy, labels, recipe.label_smoothing, recipe.divergence, recipe.hierarchy_weights
+    )
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Semantic(_Classes):
 
     label_smoothing: float
     divergence: Divergence
+    weights: Literal["paper", "even"]
 
     def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
         """Semantic softmax."""
@@ -88,6 +91,7 @@ class Semantic(_Classes):
             labels=labels,
             hierarchy=self.hierarchy,
             label_smoothing=self.label_smoothing,
+            weights=self.weights,
         )
 
     def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor) -> Scalar:

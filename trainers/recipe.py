@@ -19,6 +19,7 @@ class Recipe:
 
     student: timm model name. image_size: pixels a side.
     scheme: what labels train. multi_label_loss: asymmetric, binary cross-entropy or focal.
+    hierarchy_weights: W_k of semantic softmax: eq. 4, which favours deep hierarchies, or all 1.
     kd_weight: of the KD term, which the paper does not tell; None takes `KD_WEIGHTS`.
     batch_size: images a step, on all devices together. accumulate: parts of a device's share of it
     that are computed one after the other.
@@ -36,6 +37,7 @@ class Recipe:
     image_size: int = 224
     scheme: Scheme = "semantic"
     multi_label_loss: MultiLabelLoss = "asl"
+    hierarchy_weights: Literal["paper", "even"] = "paper"
     kd_weight: float | None = None
     divergence: Divergence = "mse"
     epochs: int = 80

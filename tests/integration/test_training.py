@@ -96,6 +96,7 @@ def test_labels_alone_train_every_scheme(
         ["--scheme", "multi-label", "-o", "multi_label_loss=bce"],
         ["--scheme", "multi-label", "-o", "multi_label_loss=focal"],
         ["--scheme", "semantic"],
+        ["--scheme", "semantic", "-o", "hierarchy_weights=even"],
     ):
         out = "-".join(words).replace("=", "-")
         assert distill(*train(out, *common, *words)).code == 0

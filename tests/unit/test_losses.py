@@ -102,17 +102,18 @@ def test_sparse_kd_that_keeps_all_equals_the_reference(
     torch.testing.assert_close(logits.grad, r["kd_mse_sum_grad"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("weights", ["paper", "even"])
 @pytest.mark.parametrize("name", ["plane-figures", FALL11])
-def test_semantic_softmax_equals_one_image_at_a_time(name: str) -> None:
+def test_semantic_softmax_equals_one_image_at_a_time(name: str, weights: Any) -> None:
     hierarchy = SemanticHierarchy.bundled(name)
     torch.manual_seed(0)
     labels = torch.randint(-1, hierarchy.num_classes, (6,))
     logits = torch.randn(6, hierarchy.num_classes, requires_grad=True)
     plain = logits.detach().clone().requires_grad_()
     fast = semantic_softmax_loss(
-        logits=logits, labels=labels, hierarchy=hierarchy, label_smoothing=0.2
+        logits=logits, labels=labels, hierarchy=hierarchy, label_smoothing=0.2, weights=weights
     )
-    slow = plain_softmax_loss(plain, labels, hierarchy, 0.2)
+    slow = plain_softmax_loss(plain, labels, hierarchy, 0.2, weights)
     fast.backward()
     slow.backward()
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
