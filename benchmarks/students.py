@@ -186,6 +186,13 @@ def _table(
         cells = " | ".join(_cell(values) for values in columns.values())
         print(f"| {name} | {cells} | {speed:.0f} |")
         table[name] = {figure: [round(v, 4) for v in values] for figure, values in columns.items()}
+    print("\n## Semantic accuracy by hierarchy, mean over the seeds, %\n")
+    levels = range(len(found[runs["semantic"][0]]["per_hierarchy"]))
+    print("| student | " + " | ".join(map(str, levels)) + " |")
+    print("| --- |" + " ---: |" * len(levels))
+    for name, some in runs.items():
+        shares = [statistics.mean(found[run]["per_hierarchy"][k] for run in some) for k in levels]
+        print(f"| {name} | " + " | ".join(f"{100 * share:.1f}" for share in shares) + " |")
     print(flush=True)
     return table
 
