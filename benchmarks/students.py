@@ -177,14 +177,13 @@ def _table(
     }
     found = bench.all([run for some in runs.values() for run in some])
     print(f"## Students, mean ± standard deviation over seeds {', '.join(map(str, seeds))}, %\n")
-    print("| student | semantic accuracy | fine top-1 | missing tags supplied | images/s |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    print("| student | semantic accuracy | fine top-1 | missing tags supplied |")
+    print("| --- | ---: | ---: | ---: |")
     table = {}
     for name, some in runs.items():
         columns = {figure: [found[run][figure] for run in some] for figure in FIGURES}
-        speed = statistics.mean(found[run]["images_per_s"] for run in some)
         cells = " | ".join(_cell(values) for values in columns.values())
-        print(f"| {name} | {cells} | {speed:.0f} |")
+        print(f"| {name} | {cells} |")
         table[name] = {figure: [round(v, 4) for v in values] for figure, values in columns.items()}
     print("\n## Semantic accuracy by hierarchy, mean over the seeds, %\n")
     levels = range(len(found[runs["semantic"][0]]["per_hierarchy"]))
