@@ -100,7 +100,7 @@ class Bench:
             targets = ("--targets", self.out / "store", "--cache", self.out / "cache")
         weight: tuple[object, ...] = ("--kd-weight", run.kd_weight) if run.kd_weight else ()
         weight += ("-o", "hierarchy_weights=even") if run.even else ()
-        trained = _distill(
+        _distill(
             *("pretrain", "--recipe", RECIPE, "--scheme", run.scheme, "--seed", run.seed, *weight),
             *("--data", self.data, *self.label_set, *targets, "--out", folder, *machine),
             *(*self.limit, *self.epochs),
