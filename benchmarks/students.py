@@ -111,7 +111,6 @@ class Bench:
         ).values()
         figures = {name: judged[name] for name in (*FIGURES, "micro_map", "macro_map", "top5")}
         figures["per_hierarchy"] = judged["semantic_top1_per_hierarchy"]
-        figures["images_per_s"] = trained["images_per_s"]
         result.write_text(json.dumps(figures))
         return figures
 
