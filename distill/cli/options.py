@@ -23,7 +23,7 @@ def machine(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option(
         "--workers",
         type=click.IntRange(0),
-        default=min(8, os.cpu_count() or 1),
+        default=min(8, len(os.sched_getaffinity(0))),  # a container or taskset may have few
         show_default=True,
         help="Processes that decode images.",
     )(command)
