@@ -92,7 +92,7 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     try:
         tars = _tars_of(root, split if root == path else "")
         samples = SampleTable.of(_list_tars(tars) if tars else _list_folder(root))
-        if not len(samples):
+        if not tars and not len(samples):
             samples = SampleTable.of(_list_files(root, Path(), None))
     except OSError as error:
         raise DataError(
@@ -238,7 +238,7 @@ def _tars_of(root: Path, split: str) -> list[Path]:
         return [root] if root.suffix == ".tar" else []
     tars = sorted(root.glob("*.tar"))
     of_split = [tar for tar in tars if tar.name.startswith(f"{split}-")] if split else tars
-    split_names = any(re.match(r"(train|val|test)-", tar.name) for tar in tars)
+    split_names = any(tar.name.startswith(f"{other}-") for tar in tars for other in SPLITS)
     return of_split if of_split or split_names else tars
 
 

@@ -384,3 +384,9 @@ def test_tar_that_promises_more_bytes_than_numbers_hold_is_an_error(tmp_path: Pa
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"copy .* again"):
         open_source(path)
+
+
+def test_a_tar_without_images_is_said_to_have_none(tmp_path: Path) -> None:
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    with pytest.raises(DataError, match="no images found; expected one folder a class"):
+        open_source(tmp_path / "empty.tar")
