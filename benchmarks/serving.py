@@ -274,17 +274,8 @@ class _Bench:
         words = [*distill, "precompute", *teacher, "--data", images, *limit]
         words += ["--store", out / "store", "--workers", len(self.servers)]
         subprocess.run([str(word) for word in words], check=True, capture_output=True)
-        train = [
-            *distill,
-            "pretrain",
-            "--student",
-            "test_resnet",
-            "--init",
-            "random",
-            "--data",
-            images,
-            *limit,
-        ]
+        train = [*distill, "pretrain", "--student", "test_resnet", "--init", "random"]
+        train += ["--data", images, *limit]
         train += ["--epochs", 2, "--batch-size", 128, "--image-size", 64, "--device", "cpu"]
         train += ["--workers", len(self.clients), "--json", "--cache", out / "cache"]
         label_set = ["--label-set", images / "label_set.json"]

@@ -130,15 +130,8 @@ class Bench:
     ) -> None:
         self.recipe, self.objective, self.device = recipe, objective, device
         self.input = student_input(recipe)
-        images = TrainingSet(
-            source=source,
-            kept=np.ones(len(source), np.bool_),
-            order=SampleOrder(len(source), 0),
-            policy=ViewPolicy(),
-            targets=None,
-        )
         self.batch = next(
-            images.batches(
+            all_images(source).batches(
                 recipe,
                 World(),
                 first_step=0,
@@ -210,6 +203,17 @@ class Bench:
         return torch.autocast("cuda", dtype=torch.bfloat16)
 
 
+def all_images(source: ImageSource) -> TrainingSet:
+    """To be trained on without targets."""
+    return TrainingSet(
+        source=source,
+        kept=np.ones(len(source), np.bool_),
+        order=SampleOrder(len(source), 0),
+        policy=ViewPolicy(),
+        targets=None,
+    )
+
+
 def in_turns(
     steps: dict[str, Callable[[], None]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
@@ -252,15 +256,8 @@ def _whole(
     """Images/s of the loader alone, and of whole runs."""
     epochs = 6 if device.type == "cpu" else 40
     short = replace(recipe, epochs=epochs)
-    images = TrainingSet(
-        source=source,
-        kept=np.ones(len(source), np.bool_),
-        order=SampleOrder(len(source), 0),
-        policy=ViewPolicy(),
-        targets=None,
-    )
     size = student_input(recipe).size
-    batches = images.batches(
+    batches = all_images(source).batches(
         short, World(), first_step=0, size=size, workers=options.workers, pin_memory=False
     )
     next(batches)

@@ -46,17 +46,8 @@ def main() -> None:
         weights = options.shared / "data/teachers/resnet18d-64px-tiny-imagenet-h.safetensors"
         label_set = ["--label-set", data / "label_set.json"]
         machine = ["--device", "cpu", "--workers", 2]
-        student = [
-            "pretrain",
-            "--student",
-            "test_resnet",
-            "--init",
-            "random",
-            "--data",
-            data,
-            *machine,
-            *limit,
-        ]
+        student = ["pretrain", "--student", "test_resnet", "--init", "random", "--data", data]
+        student += [*machine, *limit]
         student += ["--epochs", epochs, "--lr", 0.003, "--batch-size", 128, "--image-size", 64]
 
         run = lambda *arguments: _run(options.cpus, out, *arguments)  # noqa: E731

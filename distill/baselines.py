@@ -21,11 +21,10 @@ from distill.distances import (
     teacher_squares,
 )
 from distill.hierarchy import SemanticHierarchy
-from distill.losses import confidence_of
+from distill.losses import Divergence, confidence_of
 from distill.softmax import hierarchy_logits, segment_sums
 from distill.targets import TeacherTargets
 
-Divergence = Literal["mse", "kl"]
 MultiLabelLoss = Literal["asl", "bce", "focal"]
 FOCAL_GAMMA = 2.0  # Lin et al. 2017, arXiv 1708.02002
 ASL_GAMMA_NEG, ASL_GAMMA_POS = 4.0, 0.0  # what the paper takes of Ridnik et al. 2020, 2009.14119

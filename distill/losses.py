@@ -15,6 +15,9 @@ from distill.hierarchy import SemanticHierarchy
 from distill.softmax import hierarchy_log_probs, hierarchy_probs, top_mass
 from distill.targets import DenseTargets, TeacherTargets
 
+Divergence = Literal["mse", "kl"]
+HierarchyWeights = Literal["paper", "even"]
+
 
 def semantic_softmax_loss(
     *,
@@ -22,7 +25,7 @@ def semantic_softmax_loss(
     labels: Int[Tensor, " batch"],
     hierarchy: SemanticHierarchy,
     label_smoothing: float = 0.0,
-    weights: Literal["paper", "even"] = "paper",
+    weights: HierarchyWeights = "paper",
 ) -> Float[Tensor, ""]:
     """Σ_k W_k · cross-entropy (nats) of hierarchy k's own softmax, mean over the whole batch.
 
@@ -82,7 +85,7 @@ def semantic_kd_loss(
     targets: TeacherTargets,
     labels: Int[Tensor, " batch"] | None,
     hierarchy: SemanticHierarchy,
-    divergence: Literal["mse", "kl"] = "mse",
+    divergence: Divergence = "mse",
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Float[Tensor, ""]:
     """Confidence-weighted distance between student and teacher.

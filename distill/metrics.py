@@ -37,17 +37,19 @@ class SemanticAccuracyMeter:
         self, *, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
     ) -> None:
         """Add a batch, without waiting for the device."""
-        expected = self.hierarchy.semantic_labels(labels)
-        answers = self.answers(logits, self.hierarchy)
+        self.count(logits=logits, expected=self.hierarchy.semantic_labels(labels))
+
+    def count(
+        self,
+        *,
+        logits: Float[Tensor, "batch classes"],
+        expected: Int[Tensor, "batch hierarchies"],
+    ) -> None:
+        """`update` by the expected answers; negative where a hierarchy is not judged."""
+        parts = hierarchy_logits(logits, self.hierarchy)
+        answers = torch.stack([part.argmax(1) for part in parts], 1)
         self.judged += (expected >= 0).sum(0)
         self.right += ((answers == expected) & (expected >= 0)).sum(0)
-
-    @staticmethod
-    def answers(
-        logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy
-    ) -> Int[Tensor, "batch hierarchies"]:
-        """[B, K]: the likeliest class of each hierarchy, by its position there."""
-        return torch.stack([part.argmax(1) for part in hierarchy_logits(logits, hierarchy)], 1)
 
     def result(self) -> SemanticAccuracy:
         """Of all batches so far."""

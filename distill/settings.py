@@ -42,7 +42,7 @@ def read_settings(
             _put(document, key, value)
     where = f"{file}: " if file else ""
     known = dict(_keys(kind))
-    for key in _leaves(document):
+    for key in flat(document):
         if key not in known:
             raise ConfigError(f"{where}unknown setting {key!r}; near are {near_names(key, known)}")
     try:
@@ -83,9 +83,12 @@ def _keys(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix + field.name, hints[field.name]
 
 
-def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by their dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in document.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key
+            found[prefix + key] = value
+    return found

@@ -18,11 +18,7 @@ def hierarchy_logits(
     Raises:
         ValueError: the logits are not of this hierarchy's label set.
     """
-    if logits.ndim != 2 or logits.shape[1] != hierarchy.num_classes:
-        raise ValueError(
-            f"logits of shape {tuple(logits.shape)} found, "
-            f"expected [batch, {hierarchy.num_classes}] for hierarchy {hierarchy.name}"
-        )
+    _require_classes(logits, hierarchy)
     order = hierarchy.tensors(logits.device).class_order
     ordered = logits.index_select(1, order).float()
     return list(ordered.split(hierarchy.classes_per_hierarchy, dim=1))
@@ -51,11 +47,7 @@ def class_log_probs(
     probability is its ancestor's times its share among the children of that. Classes that have no
     softmax share evenly. For judging which of many classes an image is, not for training.
     """
-    if logits.ndim != 2 or logits.shape[1] != hierarchy.num_classes:
-        raise ValueError(
-            f"logits of shape {tuple(logits.shape)} found, "
-            f"expected [batch, {hierarchy.num_classes}]"
-        )
+    _require_classes(logits, hierarchy)
     tensors = hierarchy.tensors(logits.device)
     family = (tensors.parents + 1).expand_as(logits)
     known = tensors.depths[:-1] < hierarchy.num_hierarchies
@@ -104,3 +96,11 @@ def segment_sums(
 ) -> Float[Tensor, "batch segments"]:
     """[B, len(sizes)]: row sums over consecutive groups of columns."""
     return torch.stack([part.sum(1) for part in values.split(list(sizes), dim=1)], 1)
+
+
+def _require_classes(logits: Tensor, hierarchy: SemanticHierarchy) -> None:
+    if logits.ndim != 2 or logits.shape[1] != hierarchy.num_classes:
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} found, "
+            f"expected [batch, {hierarchy.num_classes}] for hierarchy {hierarchy.name}"
+        )

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from distill.errors import ConfigError, first_line
 from distill.files import write_atomically
 from distill.order import SampleOrder
+from distill.settings import flat
 from trainers.world import World
 
 
@@ -83,7 +84,7 @@ def read_checkpoint(folder: Path, run: Mapping[str, Any], world: World) -> dict[
             io.BytesIO(content), map_location="cpu", weights_only=True
         )
         before: dict[str, Any] = saved["run"]
-        then, now = dict(_flat(before)), dict(_flat(run))
+        then, now = flat(before), flat(run)
     except Exception as error:  # torch.load raises whatever damaged bytes provoke
         raise _unreadable(path, error) from error
     _require_same(path, then, now)
@@ -134,13 +135,3 @@ def _require_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -
                 f"{path}: {key} is {then.get(key)!r}, this run has {now.get(key)!r}; repeat the "
                 "command it was made with to go on, or choose another --out"
             )
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            found.append((prefix + key, value))
-    return found

@@ -30,6 +30,9 @@ from trainers.trained import TrainedModel
 from trainers.truth import read_truth
 from trainers.world import Machine
 
+# Figures of a model; raises `Stopped` where the last argument says to stop.
+Validate = Callable[[nn.Module, ModelInput, Callable[[], bool]], dict[str, Any]]
+
 
 class Stopped(Exception):
     """Judging was given up because the command is to end."""
@@ -76,6 +79,21 @@ def judge(
                 meter.update(logits=logits, rows=batch.rows)
     model.train(training)
     return bad
+
+
+def validation_on(
+    source: ImageSource, new_meter: Callable[[], Meter], machine: Machine
+) -> Validate:
+    """Judges a model on those images, with a new meter each time."""
+
+    def validate(
+        model: nn.Module, model_input: ModelInput, stop: Callable[[], bool]
+    ) -> dict[str, Any]:
+        meter = new_meter()
+        judge(model, [meter], model_input=model_input, source=source, machine=machine, stop=stop)
+        return dict(meter.result(machine.world))
+
+    return validate
 
 
 def evaluate(

@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from distill.charts import draw_curves
 from distill.data import ImageSource, label_indices
 from distill.errors import ConfigError, DataError
 from distill.hierarchy import SemanticHierarchy
-from distill.models import ModelInput
 from distill.training_targets import TrainingTargets
-from trainers.evaluate import judge
+from trainers.evaluate import validation_on
 from trainers.loop import TrainReport, train
 from trainers.matching import matched, require_hierarchy
 from trainers.meters import Meter, Reading, SingleLabel, tag_meter
@@ -123,27 +121,12 @@ def finetune(
     objective = (
         objective_of(recipe, classes, what.labels)
         if training.tags is None
-        else Tags(classes, training.tags, recipe.multi_label_loss, recipe.divergence)
+        else Tags(hierarchy=classes, given=training.tags, recipe=recipe)
     )
     validate = None
     if validation:
-        images = validation.source
         new_meter = _meters(recipe, validation, classes, machine.device)
-
-        def validate(
-            model: nn.Module, model_input: ModelInput, stop: Callable[[], bool]
-        ) -> dict[str, Any]:
-            meter = new_meter()
-            judge(
-                model,
-                [meter],
-                model_input=model_input,
-                source=images,
-                machine=machine,
-                stop=stop,
-            )
-            return dict(meter.result(machine.world))
-
+        validate = validation_on(validation.source, new_meter, machine)
     return train(
         recipe=what.recipe,
         objective=objective,

@@ -20,12 +20,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from distill.errors import ConfigError, first_line
-from distill.models import ModelInput, check_input
+from distill.models import check_input
 from distill.progress import progress
 from distill.targets import sent
 from trainers.batches import TrainingSet
 from trainers.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
-from trainers.evaluate import Stopped
+from trainers.evaluate import Stopped, Validate
 from trainers.objectives import Objective
 from trainers.recipe import Recipe
 from trainers.record import Record, StepLosses
@@ -33,9 +33,6 @@ from trainers.student import create_student, student_input, write_student
 from trainers.world import Machine, World
 
 FIRST_LR = 1 / 25  # of the top learning rate, as torch's own one-cycle schedule begins
-
-# Figures of a model; raises `Stopped` where the last argument says to stop.
-Validate = Callable[[nn.Module, ModelInput, Callable[[], bool]], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,8 @@ def matched(
     kept = np.ones(len(source), np.bool_)
     if samples:
         rows, labels = samples.applied(source, labels, hierarchy)
-        kept = np.isin(np.arange(len(source)), rows)
+        kept = np.zeros(len(source), np.bool_)
+        kept[rows] = True
         say(f"{len(rows)} of {len(source)} images are on the list")
     if not targets and not (labels[kept] >= 0).any():
         raise DataError(

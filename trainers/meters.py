@@ -20,7 +20,7 @@ from torchmetrics.classification import MultilabelAveragePrecision
 from distill.baselines import present_classes
 from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
-from distill.metrics import SemanticAccuracy, SemanticAccuracyMeter
+from distill.metrics import SemanticAccuracyMeter
 from distill.softmax import class_log_probs, subtree_probs
 from trainers.recipe import Scheme
 from trainers.world import World
@@ -76,9 +76,7 @@ class Semantic:
 
     def result(self, world: World) -> dict[str, Any]:
         """See `Meter`."""
-        world.sum(self._meter.right)
-        world.sum(self._meter.judged)
-        return _figures("semantic_top1", self._meter.result())
+        return _figures("semantic_top1", self._meter, world)
 
 
 class MissingTags:
@@ -98,8 +96,7 @@ class MissingTags:
         device: torch.device,
     ) -> None:
         self.hierarchy, self.reading = hierarchy, reading
-        self.right = torch.zeros(hierarchy.num_hierarchies, dtype=torch.int64, device=device)
-        self.judged = torch.zeros_like(self.right)
+        self._meter = SemanticAccuracyMeter(hierarchy, device)
         self._tagged = torch.from_numpy(tagged).to(device)
         self._true = torch.from_numpy(true).to(device)
 
@@ -110,15 +107,11 @@ class MissingTags:
         right_so_far = ((tagged < 0) | (tagged == true)).all(1, keepdim=True)
         missing = (tagged < 0) & (true >= 0) & right_so_far
         scores = semantic_scores(logits, self.hierarchy, self.reading)
-        answers = SemanticAccuracyMeter.answers(scores, self.hierarchy)
-        self.judged += missing.sum(0)
-        self.right += (missing & (answers == true)).sum(0)
+        self._meter.count(logits=scores, expected=torch.where(missing, true, -1))
 
     def result(self, world: World) -> dict[str, Any]:
         """See `Meter`."""
-        right, judged = world.sum(self.right).tolist(), world.sum(self.judged).tolist()
-        shares = tuple(r / n if n else float("nan") for r, n in zip(right, judged, strict=True))
-        return _figures("missing_tag_recovery", SemanticAccuracy(shares, tuple(judged)))
+        return _figures("missing_tag_recovery", self._meter, world)
 
 
 class SingleLabel:
@@ -299,8 +292,11 @@ def semantic_scores(
     return subtree_probs(logits, hierarchy) if untaught else logits
 
 
-def _figures(name: str, accuracy: SemanticAccuracy) -> dict[str, Any]:
-    """None, which JSON knows, where no image was judged."""
+def _figures(name: str, meter: SemanticAccuracyMeter, world: World) -> dict[str, Any]:
+    """Of all processes; None, which JSON knows, where no image was judged."""
+    world.sum(meter.right)
+    world.sum(meter.judged)
+    accuracy = meter.result()
     shares = [
         share if n else None
         for share, n in zip(accuracy.per_hierarchy, accuracy.counts, strict=True)

@@ -3,18 +3,17 @@
 The loop trains any `Objective`; a scheme is nothing but the choice of one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.baselines import (
-    Divergence,
-    MultiLabelLoss,
     multi_label_kd_loss,
     multi_label_loss,
     present_classes,
@@ -24,7 +23,7 @@ from distill.baselines import (
 from distill.hierarchy import SemanticHierarchy
 from distill.losses import semantic_kd_loss, semantic_softmax_loss
 from distill.targets import TeacherTargets
-from trainers.recipe import Recipe
+from trainers.recipe import Recipe, Scheme
 
 Logits = Float[Tensor, "batch classes"]
 Scalar = Float[Tensor, ""]
@@ -56,33 +55,42 @@ def objective_of(
     recipe: Recipe, hierarchy: SemanticHierarchy, labels: NDArray[np.int64]
 ) -> Objective:
     """labels: [n] class indices, negative for none."""
-    if recipe.scheme == "single-label":
-        return SingleLabel(hierarchy, labels, recipe.label_smoothing, recipe.divergence)
-    if recipe.scheme == "multi-label":
-        return MultiLabel(hierarchy, labels, recipe.multi_label_loss, recipe.divergence)
-    return Semantic(
-        hierarchy, labels, recipe.label_smoothing, recipe.divergence, recipe.hierarchy_weights
-    )
+    kinds: dict[Scheme, Callable[..., Objective]] = {
+        "single-label": SingleLabel,
+        "multi-label": MultiLabel,
+        "semantic": Semantic,
+    }
+    return kinds[recipe.scheme](hierarchy=hierarchy, given=labels, recipe=recipe)
 
 
-@dataclass(frozen=True)
-class _Classes:
-    """Images with one class each."""
+@dataclass(frozen=True, kw_only=True)
+class _Taught:
+    """What all have in common. given: labels by row, as each objective takes them."""
 
     hierarchy: SemanticHierarchy
-    classes: NDArray[np.int64]
+    given: NDArray[Any]
+    recipe: Recipe
+    kd_loss: ClassVar[Callable[..., Scalar]]
 
-    def labels(self, rows: list[int]) -> Int[Tensor, " batch"]:
-        return torch.from_numpy(self.classes[rows])
+    def labels(self, rows: list[int]) -> Tensor:
+        """See `Objective`."""
+        return torch.from_numpy(self.given[rows])
+
+    def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor | None) -> Scalar:
+        """See `Objective`; without labels confidence is the teacher's alone."""
+        return type(self).kd_loss(
+            student_logits=logits,
+            targets=targets,
+            labels=labels,
+            hierarchy=self.hierarchy,
+            divergence=self.recipe.divergence,
+        )
 
 
-@dataclass(frozen=True)
-class Semantic(_Classes):
-    """One softmax for each hierarchy."""
+class Semantic(_Taught):
+    """One softmax for each hierarchy. given: [n] class indices."""
 
-    label_smoothing: float
-    divergence: Divergence
-    weights: Literal["paper", "even"]
+    kd_loss = staticmethod(semantic_kd_loss)
 
     def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
         """Semantic softmax."""
@@ -90,88 +98,43 @@ class Semantic(_Classes):
             logits=logits,
             labels=labels,
             hierarchy=self.hierarchy,
-            label_smoothing=self.label_smoothing,
-            weights=self.weights,
-        )
-
-    def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor) -> Scalar:
-        """Semantic KD."""
-        return semantic_kd_loss(
-            student_logits=logits,
-            targets=targets,
-            labels=labels,
-            hierarchy=self.hierarchy,
-            divergence=self.divergence,
+            label_smoothing=self.recipe.label_smoothing,
+            weights=self.recipe.hierarchy_weights,
         )
 
 
-@dataclass(frozen=True)
-class SingleLabel(_Classes):
-    """One softmax over all classes."""
+class SingleLabel(_Taught):
+    """One softmax over all classes. given: [n] class indices."""
 
-    label_smoothing: float
-    divergence: Divergence
+    kd_loss = staticmethod(single_label_kd_loss)
 
     def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
         """Cross-entropy."""
-        return single_label_loss(logits=logits, labels=labels, label_smoothing=self.label_smoothing)
-
-    def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor) -> Scalar:
-        """Plain KD."""
-        return single_label_kd_loss(
-            student_logits=logits,
-            targets=targets,
-            labels=labels,
-            hierarchy=self.hierarchy,
-            divergence=self.divergence,
+        return single_label_loss(
+            logits=logits, labels=labels, label_smoothing=self.recipe.label_smoothing
         )
 
 
-@dataclass(frozen=True)
-class MultiLabel(_Classes):
-    """One sigmoid for each class; an image's classes are its own and that one's ancestors."""
+class MultiLabel(_Taught):
+    """One sigmoid for each class. given: [n] class indices, which mean their ancestors too."""
 
-    kind: MultiLabelLoss
-    divergence: Divergence
+    kd_loss = staticmethod(multi_label_kd_loss)
 
     def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
         """Binary losses."""
         present = present_classes(labels, self.hierarchy)
-        return multi_label_loss(logits=logits, present=present, kind=self.kind)
-
-    def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor) -> Scalar:
-        """Binary KD, where the teacher is sure that the hierarchy applies."""
-        return multi_label_kd_loss(
-            student_logits=logits,
-            targets=targets,
-            labels=labels,
-            hierarchy=self.hierarchy,
-            divergence=self.divergence,
-        )
+        return multi_label_loss(logits=logits, present=present, kind=self.recipe.multi_label_loss)
 
 
-@dataclass(frozen=True)
-class Tags:
-    """Images with any number of tags. present: [n, classes], of a flat hierarchy."""
+class Tags(_Taught):
+    """One sigmoid for each tag. given: [n, classes], which tags each image has."""
 
-    hierarchy: SemanticHierarchy
-    present: NDArray[np.bool_]
-    kind: MultiLabelLoss
-    divergence: Divergence
-
-    def labels(self, rows: list[int]) -> Bool[Tensor, "batch classes"]:
-        return torch.from_numpy(self.present[rows])
+    kd_loss = staticmethod(multi_label_kd_loss)
 
     def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
         """Binary losses."""
-        return multi_label_loss(logits=logits, present=labels, kind=self.kind)
+        return multi_label_loss(logits=logits, present=labels, kind=self.recipe.multi_label_loss)
 
-    def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor) -> Scalar:
-        """Binary KD on every class."""
-        return multi_label_kd_loss(
-            student_logits=logits,
-            targets=targets,
-            labels=None,
-            hierarchy=self.hierarchy,
-            divergence=self.divergence,
-        )
+    def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor | None) -> Scalar:
+        """Binary KD on every tag: tags have no depth that confidence could follow."""
+        return super().distance(logits=logits, targets=targets, labels=None)

@@ -5,15 +5,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from torch import nn
 
 from distill.data import ImageSource, label_indices
 from distill.hierarchy import SemanticHierarchy
-from distill.models import ModelInput
 from distill.training_targets import TrainingTargets
-from trainers.evaluate import judge
+from trainers.evaluate import validation_on
 from trainers.loop import TrainReport, train
 from trainers.matching import matched, require_hierarchy
 from trainers.meters import Reading, Semantic
@@ -62,23 +58,11 @@ def pretrain(
     )
     validate = None
     if validation:
-        validation_labels = label_indices(validation, hierarchy)
+        labels = label_indices(validation, hierarchy)
         reading = Reading(recipe.scheme, taught=targets is not None and recipe.kd_weight != 0)
-
-        def validate(
-            model: nn.Module, model_input: ModelInput, stop: Callable[[], bool]
-        ) -> dict[str, Any]:
-            meter = Semantic(validation_labels, hierarchy, reading, machine.device)
-            judge(
-                model,
-                [meter],
-                model_input=model_input,
-                source=validation,
-                machine=machine,
-                stop=stop,
-            )
-            return meter.result(machine.world)
-
+        validate = validation_on(
+            validation, lambda: Semantic(labels, hierarchy, reading, machine.device), machine
+        )
     return train(
         recipe=what.recipe,
         objective=objective_of(what.recipe, hierarchy, what.labels),

@@ -3,8 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from distill.baselines import Divergence, MultiLabelLoss
+from distill.baselines import MultiLabelLoss
 from distill.errors import ConfigError
+from distill.losses import Divergence, HierarchyWeights
 from distill.views import ViewPolicy
 
 Scheme = Literal["single-label", "multi-label", "semantic"]
@@ -37,7 +38,7 @@ class Recipe:
     image_size: int = 224
     scheme: Scheme = "semantic"
     multi_label_loss: MultiLabelLoss = "asl"
-    hierarchy_weights: Literal["paper", "even"] = "paper"
+    hierarchy_weights: HierarchyWeights = "paper"
     kd_weight: float | None = None
     divergence: Divergence = "mse"
     epochs: int = 80

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -22,7 +22,6 @@ from distill.models import (
 from trainers.recipe import Scheme
 
 TIMM = "timm:"
-SCHEMES = ("single-label", "multi-label", "semantic")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,7 +132,7 @@ def _run_beside(weights: Path) -> dict[str, Any]:
         return {}
     try:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if run["recipe"]["scheme"] not in SCHEMES:
+        if run["recipe"]["scheme"] not in get_args(Scheme):
             raise ValueError(f"scheme {run['recipe']['scheme']!r}")
         for record in run["history"]:
             float(record["epoch"])

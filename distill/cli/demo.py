@@ -44,18 +44,8 @@ def demo(out: Path) -> None:
         write_figures(data, figures)
     # Plain views: RandAugment's shears would turn squares into rhomboids.
     shared = ["--data", data, "--label-set", HIERARCHY, "--device", "cpu", "--workers", 2]
-    train = [
-        "pretrain",
-        "--student",
-        MODEL,
-        "--init",
-        "random",
-        *shared,
-        "--batch-size",
-        64,
-        "--lr",
-        0.003,
-    ]
+    train = ["pretrain", "--student", MODEL, "--init", "random", *shared]
+    train += ["--batch-size", 64, "--lr", 0.003]
     train += ["--label-smoothing", 0.1, "--image-size", figures.pixels]
     plain = ["--view-policy", "plain"]
     _command(*train, *plain, "--epochs", TEACHER_EPOCHS, "--out", out / "teacher")
@@ -83,10 +73,9 @@ def _report(out: Path, seconds: float) -> None:
     click.echo("\nsemantic top-1 against the true classes (validation images, %)")
     click.echo(f"{'hierarchy':12s}" + "".join(f"{k:>8d}" for k in range(4)) + f"{'total':>8s}")
     for name in ("without-kd", "with-kd", "teacher"):
-        last: dict[str, Any] = json.loads((out / name / "run.json").read_text())["history"][-1][
-            "validation"
-        ]
-        shares = [*last["semantic_top1_per_hierarchy"], last["semantic_top1"]]
+        run: dict[str, Any] = json.loads((out / name / "run.json").read_text())
+        found = run["history"][-1]["validation"]
+        shares = [*found["semantic_top1_per_hierarchy"], found["semantic_top1"]]
         click.echo(f"{name:12s}" + "".join(f"{100 * share:8.1f}" for share in shares))
     click.echo(f"\n{seconds:.0f} s in all; the files it left:")
     for path, what in (

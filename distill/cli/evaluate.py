@@ -85,35 +85,35 @@ def evaluate(
     if plot:
         _plot(dict(zip(models, opened, strict=True)), plot)
     judged: dict[str, dict[str, Any]] = {}
-    for where, trained in zip(models, opened, strict=True):
-        if data is None:
-            break
+    if data is not None:
         source = open_source(data, split).limited(limit)
-        if real:
-            judged[where] = evaluate_real(trained, source=source, machine=machine)
-            continue
-        if tags:
-            file = read_tags(tags)
-            judged[where] = evaluate_tags(trained, tags=file, source=source, machine=machine)
-            continue
-        hierarchy = resolve(label_set) if label_set else trained.hierarchy
-        if hierarchy is None:
-            raise ConfigError(
-                f"{where}: nothing says which classes its logits are of, expected a hierarchy.json "
-                "beside it; pass --label-set"
-            )
-        what: dict[str, Any] = {
-            "hierarchy": hierarchy,
-            "reading": Reading(scheme or trained.scheme or "semantic", trained.taught),
-            "machine": machine,
-        }
-        judged[where] = evaluate(trained, source=source, **what)
-        if truth:
-            tagged = open_source(data, "train").limited(limit)
-            recovery = evaluate_recovery(trained, source=tagged, truth=truth, **what)
-            judged[where] |= {
-                name: value for name, value in recovery.items() if name.startswith("missing")
+        tag_file = read_tags(tags) if tags and not real else None
+        recovers = truth and not (real or tags)
+        tagged = open_source(data, "train").limited(limit) if recovers else None
+
+        def figures(where: str, trained: "TrainedModel") -> dict[str, Any]:
+            if real:
+                return evaluate_real(trained, source=source, machine=machine)
+            if tag_file:
+                return evaluate_tags(trained, tags=tag_file, source=source, machine=machine)
+            hierarchy = resolve(label_set) if label_set else trained.hierarchy
+            if hierarchy is None:
+                raise ConfigError(
+                    f"{where}: nothing says which classes its logits are of, expected a "
+                    "hierarchy.json beside it; pass --label-set"
+                )
+            what: dict[str, Any] = {
+                "hierarchy": hierarchy,
+                "reading": Reading(scheme or trained.scheme or "semantic", trained.taught),
+                "machine": machine,
             }
+            found = evaluate(trained, source=source, **what)
+            if truth and tagged:
+                recovery = evaluate_recovery(trained, source=tagged, truth=truth, **what)
+                found |= {name: v for name, v in recovery.items() if name.startswith("missing")}
+            return found
+
+        judged = {name: figures(name, each) for name, each in zip(models, opened, strict=True)}
     if as_json:
         click.echo(json.dumps(judged, allow_nan=False))
     elif judged:

@@ -30,11 +30,7 @@ EPOCHS = 40
 @click.option("--val-tags", type=click.Path(path_type=Path), help="Where --tags has not them all.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
 @targeting.targets
-@click.option(
-    "--samples",
-    type=click.Path(path_type=Path),
-    help="Train on those alone: keys, one a line, or CSV with key and wnid.",
-)
+@options.samples
 @click.option(
     "--compare",
     metavar="INIT,INIT",
@@ -108,6 +104,7 @@ def finetune(
                 str(machine.device), lambda: classes, yes_or_no=tag_file is not None
             ),
             "samples": SampleList.read(samples) if samples else None,
+            "machine": machine,
             **keywords,
         }
         if not compare:

@@ -32,6 +32,15 @@ def machine(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def samples(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--samples."""
+    return click.option(
+        "--samples",
+        type=click.Path(path_type=Path),
+        help="Train on those alone: keys, one a line, or CSV with key and wnid.",
+    )(command)
+
+
 def limit(command: Callable[..., Any]) -> Callable[..., Any]:
     """--limit."""
     return click.option(

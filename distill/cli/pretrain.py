@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
 @targeting.targets
 @click.option("--label-set", help="Name or JSON; the targets' by default.")
-@click.option(
-    "--samples",
-    type=click.Path(path_type=Path),
-    help="Train on those alone: keys, one a line, or CSV with key and wnid.",
-)
+@options.samples
 @recipes.run
 @options.limit
 @options.machine
@@ -67,6 +63,7 @@ def pretrain(
             targets=answers,
             samples=SampleList.read(samples) if samples else None,
             out=out,
+            machine=machine,
             **keywords,
         )
         return {"": report}

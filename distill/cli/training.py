@@ -29,9 +29,9 @@ def train_as_command(
     as_json: bool,
     train: "Callable[[Machine, dict[str, Any]], dict[str, TrainReport]]",
 ) -> "dict[str, TrainReport]":
-    """What `train` makes with its machine and keywords (for the trainers): reports by run.
+    """What `train` makes with its machine and the trainers' other keywords: reports by run.
 
-    None at all where it was stopped before its end, and in processes that are not to speak.
+    No report where it was stopped before its end, or in processes that are not to speak.
     """
     with finishing_first(title, "the step") as stop, ExitStack() as stack:
         from distill.cli.share import share_of_work
@@ -51,7 +51,6 @@ def train_as_command(
         reports = train(
             machine,
             {
-                "machine": machine,
                 "checkpoint_every": run_choice.checkpoint_every,
                 "max_bad_fraction": run_choice.max_bad_fraction,
                 "stop": stop,

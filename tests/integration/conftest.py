@@ -129,3 +129,24 @@ def serving(teacher: Teacher, figures: Path, tmp_path: Path) -> Callable[..., An
             yield server, client
 
     return start
+
+
+@pytest.fixture
+def dying_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
+    """While it is entered, training is interrupted once the checkpoint of that step is saved."""
+    import trainers.loop
+
+    saved = trainers.loop.save_checkpoint
+
+    @contextmanager
+    def dying(step: int) -> Iterator[None]:
+        def save_then_die(*arguments: Any, **keywords: Any) -> None:
+            saved(*arguments, **keywords)
+            if keywords["progress"].steps == step:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainers.loop, "save_checkpoint", save_then_die)
+            yield
+
+    return dying

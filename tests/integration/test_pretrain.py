@@ -79,20 +79,10 @@ def test_stopped_at_any_step_it_ends_with_the_same_weights(
     train: Command,
     store: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    dying_after: Callable[[int], Any],
 ) -> None:
-    import trainers.loop
-
-    saved = trainers.loop.save_checkpoint
-
-    def save_then_die(*arguments: Any, **keywords: Any) -> None:
-        saved(*arguments, **keywords)
-        if keywords["progress"].steps == stop_after:
-            raise KeyboardInterrupt
-
     command = ("--targets", store, "--checkpoint-every", 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(trainers.loop, "save_checkpoint", save_then_die)
+    with dying_after(stop_after):
         stopped = distill(*train("stopped", *command))
         assert stopped.code == 130
         assert "run the same command again to go on" in stopped.err

@@ -424,7 +424,7 @@ def test_an_epoch_is_saved_before_it_is_judged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever ends it while it judges loses no step, and it is judged later."""
-    import trainers.pretrain
+    import trainers.evaluate
 
     common = ("--label-set", "plane-figures", "--image-size", 32)
 
@@ -432,9 +432,9 @@ def test_an_epoch_is_saved_before_it_is_judged(
         os.kill(os.getpid(), signal.SIGTERM)
         return judge(*arguments, **keywords)
 
-    judge = trainers.pretrain.judge
+    judge = trainers.evaluate.judge
     with monkeypatch.context() as patch:
-        patch.setattr(trainers.pretrain, "judge", interrupted)
+        patch.setattr(trainers.evaluate, "judge", interrupted)
         stopped = distill(*train("run", *common))
     assert stopped.code == 0
     assert "stopped after a checkpoint; to go on" in stopped.err
@@ -540,20 +540,10 @@ def test_a_run_keeps_its_order_where_the_cache_has_no_more_room(
     train: Command,
     store: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    dying_after: Callable[[int], Any],
 ) -> None:
-    import trainers.loop
-
-    saved = trainers.loop.save_checkpoint
-
-    def save_then_die(*arguments: Any, **keywords: Any) -> None:
-        saved(*arguments, **keywords)
-        if keywords["progress"].steps == 4:
-            raise KeyboardInterrupt
-
     words = ("--targets", store, "--checkpoint-every", 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(trainers.loop, "save_checkpoint", save_then_die)
+    with dying_after(4):
         assert distill(*train("run", *words)).code == 130
     went_on = distill(*train("run", *words, "--read", "streamed"))
     assert "going on at step 4 of 12" in went_on.out, went_on.err

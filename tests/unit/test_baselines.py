@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.baselines import (
-    Divergence,
     multi_label_kd_loss,
     multi_label_loss,
     present_classes,
@@ -17,7 +16,7 @@ from distill.baselines import (
 )
 from distill.encoding import EncodingSpec
 from distill.hierarchy import SemanticHierarchy
-from distill.losses import teacher_confidence
+from distill.losses import Divergence, teacher_confidence
 from distill.softmax import class_log_probs, hierarchy_probs
 from distill.targets import DenseTargets, SparseTargets, dense_targets, densify, encode
 
