@@ -13,4 +13,4 @@ distill precompute --teacher resnet18d \
 distill pretrain --student test_resnet --init random --data "$data" --targets "$out/store" --out "$out/student" \
     --cache "$out/cache" --epochs 8 --lr 0.003
 
-distill inspect "$out/store" --plot "$out/confidence.png"
+distill inspect "$out/store" --plot "$out/charts"

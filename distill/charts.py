@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from distill.errors import ConfigError
 from distill.files import write_atomically
@@ -12,34 +12,80 @@ from distill.files import write_atomically
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def draw_confidence(
-    path: Path,
-    *,
-    classes: Sequence[int],
-    quantiles: Sequence[Sequence[float]],
-    means: Sequence[float],
-    labelled: Sequence[float],
-    title: str,
-) -> None:
-    """Teacher confidence per hierarchy (5, 25, 50, 75, 95% quantiles) over the share of labels.
+@runtime_checkable
+class HierarchyFigures(Protocol):
+    """What is drawn of one hierarchy; quantiles are 5, 25, 50, 75 and 95%."""
 
-    Figure 7 of Ridnik et al. 2021 (arXiv 2104.10972), with spread.
-    """
-    with _drawn(path) as axes:
-        boxes = [
-            {"whislo": q[0], "q1": q[1], "med": q[2], "q3": q[3], "whishi": q[4], "mean": mean}
-            for q, mean in zip(quantiles, means, strict=True)
-        ]
-        places = list(range(len(classes)))
-        axes.bar(places, labelled, width=0.8, color="#d9e2ec", label="images with a label there")
-        axes.bxp(boxes, positions=places, showfliers=False, showmeans=True, widths=0.45)
-        axes.plot([], [], "^", color="C2", label="mean confidence")
-        axes.set_xticks(places, [f"{k}\n{n} classes" for k, n in enumerate(classes)], fontsize=8)
-        axes.set_ylim(0, 1.02)
-        axes.set_xlabel("hierarchy")
-        axes.set_ylabel("confidence P_k, share of images")
-        axes.set_title(title)
-        axes.legend(loc="lower left", fontsize=8)
+    @property
+    def hierarchy(self) -> int: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def confidence_mean(self) -> float: ...
+    @property
+    def confidence_quantiles(self) -> tuple[float, ...]: ...
+    @property
+    def labelled(self) -> float: ...
+    @property
+    def same_top(self) -> float | None: ...
+    @property
+    def confidence_change(self) -> float | None: ...
+
+
+def draw_inspection(folder: Path, teacher: str, figures: Sequence[HierarchyFigures]) -> list[Path]:
+    """Confidence, classes and agreement per hierarchy, each as PNG and SVG; what was written."""
+    written = []
+    for suffix in (".png", ".svg"):
+        for name, draw in (
+            ("confidence", _draw_confidence),
+            ("classes", _draw_classes),
+            ("agreement", _draw_agreement),
+        ):
+            if name == "agreement" and figures[0].same_top is None:
+                continue
+            path = folder / f"{name}{suffix}"
+            with _drawn(path) as axes:
+                draw(axes, figures)
+                axes.set_xticks([row.hierarchy for row in figures])
+                axes.set_xlabel("hierarchy")
+                axes.set_title(f"{axes.get_title()}, teacher {teacher}")
+            written.append(path)
+    return written
+
+
+def _draw_confidence(axes: Any, figures: Sequence[HierarchyFigures]) -> None:
+    """Figure 7 of Ridnik et al. 2021 (arXiv 2104.10972), with spread, over the share of tags."""
+    boxes = [
+        {"whislo": q[0], "q1": q[1], "med": q[2], "q3": q[3], "whishi": q[4], "mean": mean}
+        for q, mean in ((row.confidence_quantiles, row.confidence_mean) for row in figures)
+    ]
+    places = [row.hierarchy for row in figures]
+    tagged = [row.labelled for row in figures]
+    axes.bar(places, tagged, width=0.8, color="#d9e2ec", label="images with a tag there")
+    axes.bxp(boxes, positions=places, showfliers=False, showmeans=True, widths=0.45)
+    axes.plot([], [], "^", color="C2", label="mean confidence")
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("confidence P_k, share of images")
+    axes.set_title("Confidence per hierarchy")
+    axes.legend(loc="lower left", fontsize=8)
+
+
+def _draw_classes(axes: Any, figures: Sequence[HierarchyFigures]) -> None:
+    """Figure 5 of Ridnik et al. 2021."""
+    bars = axes.bar([row.hierarchy for row in figures], [row.classes for row in figures])
+    axes.bar_label(bars, fontsize=8)
+    axes.set_ylabel("classes")
+    axes.set_title("Classes per hierarchy")
+
+
+def _draw_agreement(axes: Any, figures: Sequence[HierarchyFigures]) -> None:
+    places = [row.hierarchy for row in figures]
+    axes.plot(places, [row.same_top for row in figures], "o-", label="same most probable class")
+    axes.plot(places, [row.confidence_change for row in figures], "s-", label="mean |ΔP_k|")
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("between successive views of an image")
+    axes.set_title("Agreement of views")
+    axes.legend(fontsize=8)
 
 
 def draw_curves(

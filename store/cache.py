@@ -61,6 +61,10 @@ class Cache:
                 f"{size} bytes for {name}: free them or pass another --cache"
             ) from error
 
+    def forget(self, name: str) -> None:
+        """Remove a file; whoever has it open keeps it."""
+        (self.folder / (name + SUFFIX)).unlink(missing_ok=True)
+
     def room(self) -> int:
         """Bytes for files beside those that are in use now."""
         try:

@@ -14,6 +14,7 @@ from distill.errors import ConfigError, DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.loader import in_batches, load_views
 from distill.models import ModelInput
+from distill.truth import read_truth
 from distill.views import ViewPolicy
 from trainers.meters import (
     Meter,
@@ -27,7 +28,6 @@ from trainers.meters import (
 )
 from trainers.tags import TagFile
 from trainers.trained import TrainedModel
-from trainers.truth import read_truth
 from trainers.world import Machine
 
 # Figures of a model; raises `Stopped` where the last argument says to stop.

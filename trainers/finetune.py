@@ -18,6 +18,7 @@ from distill.charts import draw_curves
 from distill.data import ImageSource, label_indices
 from distill.errors import ConfigError, DataError
 from distill.hierarchy import SemanticHierarchy
+from distill.sample_list import SampleList
 from distill.training_targets import TrainingTargets
 from trainers.evaluate import validation_on
 from trainers.loop import TrainReport, train
@@ -25,7 +26,6 @@ from trainers.matching import matched, require_hierarchy
 from trainers.meters import Meter, Reading, SingleLabel, tag_meter
 from trainers.objectives import Tags, objective_of
 from trainers.recipe import Recipe
-from trainers.sample_list import SampleList
 from trainers.world import Machine
 
 RANDOM, PRETRAINED = "random", "pretrained"

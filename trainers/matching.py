@@ -12,11 +12,11 @@ from distill.errors import DataError, StoreMismatchError
 from distill.hierarchy import SemanticHierarchy
 from distill.order import SampleOrder
 from distill.sample_id import samples_digest
+from distill.sample_list import SampleList
 from distill.training_targets import TrainingTargets
 from trainers.batches import TrainingSet
 from trainers.recipe import Recipe
 from trainers.replay import check_replay
-from trainers.sample_list import SampleList
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from distill.data import ImageSource, label_indices
 from distill.hierarchy import SemanticHierarchy
+from distill.sample_list import SampleList
 from distill.training_targets import TrainingTargets
 from trainers.evaluate import validation_on
 from trainers.loop import TrainReport, train
@@ -15,7 +16,6 @@ from trainers.matching import matched, require_hierarchy
 from trainers.meters import Reading, Semantic
 from trainers.objectives import objective_of
 from trainers.recipe import Recipe
-from trainers.sample_list import SampleList
 from trainers.world import Machine
 
 

@@ -56,7 +56,7 @@ def demo(out: Path) -> None:
     _command(*train, *plain, "--epochs", STUDENT_EPOCHS, "--out", out / "without-kd")
     kd = ["--targets", store, "--cache", out / "cache"]
     _command(*train, *kd, "--epochs", STUDENT_EPOCHS, "--out", out / "with-kd")
-    _command("inspect", store, "--plot", out / "confidence.png")
+    _command("inspect", store, "--plot", out / "charts")
     _report(out, time.monotonic() - started)
 
 
@@ -84,6 +84,6 @@ def _report(out: Path, seconds: float) -> None:
         ("store.zarr", "the logit store"),
         ("with-kd/student.safetensors", "the student that learned from the store"),
         ("without-kd/student.safetensors", "the student that did not"),
-        ("confidence.png", "the teacher's confidence per hierarchy"),
+        ("charts", "the teacher's confidence per hierarchy, classes, agreement of views"),
     ):
         click.echo(f"  {out / path}: {what}")

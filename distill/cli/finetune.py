@@ -75,9 +75,9 @@ def finetune(
         from distill.data import has_split, open_source
         from distill.errors import ConfigError
         from distill.hierarchy import SemanticHierarchy
+        from distill.sample_list import SampleList
         from trainers.finetune import LabelledImages, classes_of, finetune
         from trainers.finetune import compare as run_each
-        from trainers.sample_list import SampleList
         from trainers.tags import read_tags
 
         tag_file = read_tags(tags) if tags else None

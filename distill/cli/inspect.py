@@ -1,70 +1,215 @@
-"""`distill inspect`: what the teacher believes, per hierarchy."""
+"""`distill inspect`: what the teacher believes, per hierarchy, class, subtree and image."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from distill.cli import options
-from distill.cli.report import fidelity_line, size_line, state_line
+from distill.cli.gathered import gathered
 
 if TYPE_CHECKING:
-    from store.summary import HierarchySummary, StoreSummary
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from distill.cli.inspection_report import Report
+    from teacher_server.inspector.findings import Rules
+    from teacher_server.inspector.inspection import Inspection
+    from teacher_server.inspector.tag_lists import Pictures
+
+
+def _rules(**thresholds: float) -> "Rules":
+    from teacher_server.inspector.findings import Rules
+
+    return Rules(**thresholds)
+
+
+rules = gathered(
+    "rules",
+    (
+        click.option(
+            "--missing-above",
+            type=click.FloatRange(0, 1),
+            default=0.7,
+            show_default=True,
+            help="Least probability of every class below a tag that is to be added.",
+        ),
+        click.option(
+            "--suspect-above",
+            type=click.FloatRange(0, min_open=True),
+            default=2.5,
+            show_default=True,
+            help="Least contradiction of a tag: mean over its levels of ln(p teacher's / p tag's).",
+        ),
+        click.option(
+            "--sure-above",
+            type=click.FloatRange(0, 1),
+            default=0.3,
+            show_default=True,
+            help="Least probability of the teacher's class at a level where it contradicts.",
+        ),
+    ),
+    _rules,
+)
 
 
 @click.command()
 @click.argument("path", metavar="STORE")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw it: .png, .svg or .pdf.")
+@click.option("--by-class", is_flag=True, help="A line for every class of the label set.")
+@click.option("--by-subtree", metavar="SYNSET", help="This class and those right below it.")
+@click.option("--sample", metavar="KEY", help="What the teacher says of this image.")
+@click.option("--data", type=click.Path(path_type=Path), help="The images of STORE.")
+@click.option("--split", default="train", show_default=True, help="Split of --data.")
+@click.option(
+    "--missing",
+    type=click.Path(path_type=Path),
+    help="Write tags that the teacher would add: CSV with key, tag, wnid, path, confidence.",
+)
+@click.option(
+    "--suspect",
+    type=click.Path(path_type=Path),
+    help="Write tags that the teacher contradicts: CSV with key, tag, what it sees, confidence.",
+)
+@click.option(
+    "--cleaned",
+    type=click.Path(path_type=Path),
+    help="Write the list for `distill pretrain --samples`: --suspect out, --missing filled in.",
+)
+@click.option(
+    "--folds",
+    multiple=True,
+    metavar="STORE",
+    help="Judge tags by stores of teachers that were not trained on the images in them.",
+)
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    help="CSV with key and true_wnid: how right missing and suspect tags are.",
+)
+@rules
+@click.option("--plot", type=click.Path(path_type=Path), help="Folder to draw charts into.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
 @options.as_json
-def inspect(path: str, plot: Path | None, as_json: bool) -> None:
-    """Print the teacher's confidence per hierarchy, labels, fidelity and size of STORE."""
-    from dataclasses import asdict
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="Folder for what is read off the store; STORE.inspect by default, for a bucket "
+    "~/.cache/distill.",
+)
+def inspect(
+    path: str,
+    rules: "Rules",
+    by_class: bool,
+    by_subtree: str | None,
+    sample: str | None,
+    data: Path | None,
+    split: str,
+    missing: Path | None,
+    suspect: Path | None,
+    cleaned: Path | None,
+    folds: tuple[str, ...],
+    truth: Path | None,
+    plot: Path | None,
+    as_csv: bool,
+    as_json: bool,
+    cache: Path | None,
+) -> None:
+    """Show what the teacher of STORE believes: per hierarchy, class, subtree or image.
 
-    from distill.hierarchy import SemanticHierarchy
+    What is read off STORE is kept beside it, so only the first look takes long. With --data it
+    finds tags that are missing and tags that are wrong.
+    """
+    from distill.cli.inspection_report import Report
+    from distill.errors import ConfigError
+
+    if sum((by_class, by_subtree is not None, sample is not None)) > 1:
+        raise ConfigError("more than one of --by-class, --by-subtree and --sample, expected one")
+    if (missing or suspect or cleaned or truth) and not data:
+        raise ConfigError(
+            "--missing, --suspect, --cleaned or --truth found without --data, expected the images "
+            "of the store, whose keys it does not hold"
+        )
+    if cleaned and not (missing or suspect):
+        raise ConfigError(
+            "--cleaned found without --missing and --suspect, expected one of them or both: they "
+            "say what is filled in and what is left out"
+        )
+    inspection = opened(path, rules, folds, cache, shown=not (as_json or as_csv))
+    report = Report(inspection)
+    if by_class:
+        report.by_class()
+    elif by_subtree is not None:
+        report.by_subtree(by_subtree)
+    elif sample is not None:
+        report.sample(sample)
+    else:
+        report.overview()
+    if data:
+        pictures = _pictures(inspection, data, split)
+        _write_lists(report, pictures, missing=missing, suspect=suspect, cleaned=cleaned)
+        if truth:
+            report.against_truth(_truth(inspection, pictures, truth))
+    if plot:
+        from distill.charts import draw_inspection
+
+        report.files("charts", draw_inspection(plot, inspection.summary.teacher, report.figures))
+    report.show("json" if as_json else "csv" if as_csv else "text")
+
+
+def opened(
+    path: str, rules: "Rules", folds: tuple[str, ...], cache: Path | None, *, shown: bool
+) -> "Inspection":
+    """The store, with a bar while it is read for the first time."""
+    from contextlib import ExitStack
+
+    from distill.progress import Ticker, progress
     from store.logit_store import LogitStore
-    from store.summary import QUANTILES, confidence_by_hierarchy, summarise
+    from teacher_server.inspector.inspection import open_inspection
 
-    opened = LogitStore.open(path)
-    summary = summarise(opened)
-    hierarchy = SemanticHierarchy.from_json(opened.hierarchy)
-    opened.manifest.require(path, hierarchy_digest=hierarchy.digest)
-    rows = confidence_by_hierarchy(opened, hierarchy.label_table)
-    if plot:
-        from distill.charts import draw_confidence
+    with ExitStack() as bar:
+        ticks: list[Ticker] = []
 
-        draw_confidence(
-            plot,
-            classes=[row.classes for row in rows],
-            quantiles=[row.confidence_quantiles for row in rows],
-            means=[row.confidence_mean for row in rows],
-            labelled=[row.labelled for row in rows],
-            title=f"Confidence of {summary.teacher} per hierarchy",
+        def read_block(blocks: int) -> None:
+            if not ticks:
+                total = LogitStore.open(path).manifest.num_blocks
+                ticks.append(bar.enter_context(progress("reading", total, "blocks", shown=shown)))
+            ticks[0](blocks)
+
+        return open_inspection(path, rules=rules, folds=folds, cache=cache, read_block=read_block)
+
+
+def _pictures(inspection: "Inspection", data: Path, split: str) -> "Pictures":
+    from distill.data import open_source
+    from teacher_server.inspector.tag_lists import Pictures
+
+    return Pictures.of(inspection, open_source(data, split))
+
+
+def _truth(inspection: "Inspection", pictures: "Pictures", truth: Path) -> "NDArray[np.int64]":
+    from distill.truth import read_truth
+
+    return read_truth(truth, pictures.source, inspection.hierarchy)[pictures.places]
+
+
+def _write_lists(
+    report: "Report",
+    pictures: "Pictures",
+    *,
+    missing: Path | None,
+    suspect: Path | None,
+    cleaned: Path | None,
+) -> None:
+    from teacher_server.inspector.tag_lists import write_cleaned, write_missing, write_suspect
+
+    inspection = report.inspection
+    if missing:
+        write_missing(missing, inspection, pictures)
+        report.files("missing tags", [missing])
+    if suspect:
+        write_suspect(suspect, inspection, pictures)
+        report.files("suspect tags", [suspect])
+    if cleaned:
+        counts = write_cleaned(
+            cleaned, inspection, pictures, missing=bool(missing), suspect=bool(suspect)
         )
-    if as_json:
-        hierarchies = [asdict(row) for row in rows]
-        click.echo(
-            json.dumps({**summary.to_json(), "quantiles": QUANTILES, "per_hierarchy": hierarchies})
-        )
-        return
-    print_report(summary, rows)
-    if plot:
-        click.echo(f"plot: {plot}")
-
-
-def print_report(summary: "StoreSummary", rows: "list[HierarchySummary]") -> None:
-    """The report for people."""
-    from store.summary import QUANTILES
-
-    click.echo(state_line(summary))
-    click.echo("confidence P_k of the teacher alone, its quantiles; kept entries and their mass")
-    quantiles = "".join(f"{q:>7.0%}" for q in QUANTILES)
-    click.echo(f"hierarchy  classes   mean{quantiles}  labelled  entries    mass")
-    for row in rows:
-        spread = "".join(f"{q:7.3f}" for q in row.confidence_quantiles)
-        click.echo(
-            f"{row.hierarchy:9d}  {row.classes:7d}  {row.confidence_mean:5.3f}{spread}  "
-            f"{row.labelled:8.1%}  {row.kept_entries:7.1f}  {row.kept_mass:6.4f}"
-        )
-    click.echo(fidelity_line(summary))
-    click.echo(size_line(summary))
+        report.cleaned(cleaned, *counts)

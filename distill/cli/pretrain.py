@@ -47,8 +47,8 @@ def pretrain(
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
         from distill.data import has_split, open_source
         from distill.hierarchy import resolve
+        from distill.sample_list import SampleList
         from trainers.pretrain import pretrain
-        from trainers.sample_list import SampleList
 
         def stated() -> "SemanticHierarchy":
             return resolve(label_set or "imagenet21k-p-fall11")

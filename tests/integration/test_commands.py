@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 import zipfile
@@ -6,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,40 +24,6 @@ def test_unknown_command_is_the_users_error(distill) -> None:  # type: ignore[no
     ran = distill("precomptue")
     assert ran.code == 2
     assert "No such command" in ran.err
-
-
-def test_inspect_prints_every_hierarchy(distill, store: Path) -> None:  # type: ignore[no-untyped-def]
-    ran = distill("inspect", store)
-    lines = [line.split() for line in ran.out.splitlines()]
-    classes = [int(line[1]) for line in lines if len(line) == 11 and line[0].isdecimal()]
-    assert classes == [8, 9, 8, 3]
-    assert "fidelity: the KD gradient is" in ran.out
-    assert "96 images × 2 views, complete" in ran.out
-
-
-def test_inspect_json_has_what_the_table_has(distill, store: Path) -> None:  # type: ignore[no-untyped-def]
-    report = json.loads(distill("inspect", store, "--json").out)
-    assert [k["classes"] for k in report["per_hierarchy"]] == [8, 9, 8, 3]
-    first = report["per_hierarchy"][0]
-    assert first["labelled"] == 1
-    assert first["confidence_quantiles"] == sorted(first["confidence_quantiles"])
-    assert report["fidelity"]["gradient_angle_deg"].keys() == {"median", "p99", "max"}
-
-
-def test_inspect_draws_png_and_svg_and_names_other_suffixes(
-    distill,  # type: ignore[no-untyped-def]
-    fails,  # type: ignore[no-untyped-def]
-    store: Path,
-    tmp_path: Path,
-) -> None:
-    assert distill("inspect", store, "--plot", tmp_path / "p.png").code == 0
-    with Image.open(tmp_path / "p.png") as drawn:
-        assert drawn.size == (1040, 585)
-    assert distill("inspect", store, "--plot", tmp_path / "p.svg").code == 0
-    assert "<svg" in (tmp_path / "p.svg").read_text()
-    assert "expected a name that ends in .png" in fails(
-        "inspect", store, "--plot", tmp_path / "p.bmp"
-    )
 
 
 def test_demo_walks_the_whole_path_and_resumes(

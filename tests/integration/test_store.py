@@ -13,7 +13,6 @@ import zarr
 from small_store import (
     BLOCK,
     CERTIFICATE,
-    HIERARCHY,
     ROWS,
     VIEWS,
     answers_of,
@@ -36,7 +35,7 @@ from store.logit_store import LogitStore
 from store.manifest import DatasetIdentity, Manifest, ViewIdentity
 from store.objects import Objects
 from store.root import digest_of_json
-from store.summary import confidence_by_hierarchy, summarise
+from store.summary import summarise
 from store.verify import verify
 
 
@@ -302,22 +301,6 @@ def test_identity_ignores_provenance_only() -> None:
     assert replace(manifest, provenance={"torch": "9"}).identity == manifest.identity
     assert replace(manifest, block_rows=17).identity != manifest.identity
     assert Manifest.from_json(manifest.to_json(), "x") == manifest
-
-
-def test_summary_equals_numpy_over_all_rows(complete: LogitStore) -> None:
-    rows = confidence_by_hierarchy(complete, HIERARCHY.label_table)
-    said = [answers_of(complete.manifest, b, view) for b in range(4) for view in range(VIEWS)]
-    confidence = np.concatenate([answers.confidence for answers in said])
-    kept = np.concatenate([answers.prob for answers in said]) > 0
-    slots = np.split(kept, np.cumsum(complete.manifest.slots)[:-1], axis=1)
-    labelled = (HIERARCHY.label_table[complete.labels] >= 0).mean(0)
-    for row in rows:
-        column = confidence[:, row.hierarchy]
-        assert row.confidence_mean == pytest.approx(column.mean(), abs=1e-4)
-        expected = np.quantile(column, [0.05, 0.25, 0.5, 0.75, 0.95], method="inverted_cdf")
-        np.testing.assert_allclose(row.confidence_quantiles, expected, atol=2e-4)
-        assert row.labelled == pytest.approx(labelled[row.hierarchy])
-        assert row.kept_entries == pytest.approx(slots[row.hierarchy].sum(1).mean())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What a teacher believes of the images in a store: figures, tags to mend, pages to look at."""

@@ -1,0 +1,191 @@
+"""A store as it is inspected: opened once, summed up once, asked many times."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.answers import Answers
+from distill.errors import StoreError, StoreMismatchError
+from distill.hierarchy import SemanticHierarchy
+from distill.sample_id import SampleIds, find_rows
+from store.cache import Cache
+from store.logit_store import LogitStore
+from store.summary import StoreSummary, summarise
+from teacher_server.inspector.beliefs import Beliefs, Known, open_beliefs
+from teacher_server.inspector.findings import Rules, TagFindings, find_tags
+from teacher_server.inspector.overview import HierarchyFigures, figures_by_hierarchy
+from teacher_server.inspector.subtrees import Subtrees, figures_by_subtree
+from teacher_server.inspector.tree import ClassTree
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inspection:
+    """beliefs: of the store's teacher. judged: by which tags are judged, of other teachers perhaps.
+
+    summary: of the store as it was when it was opened.
+    """
+
+    store: LogitStore
+    summary: StoreSummary
+    tree: ClassTree
+    beliefs: Beliefs
+    judged: Beliefs
+    rules: Rules
+
+    @property
+    def hierarchy(self) -> SemanticHierarchy:
+        """Of the store."""
+        return self.tree.hierarchy
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[rows]: class index of each image's tag, -1 where it has none."""
+        return self.store.labels
+
+    @cached_property
+    def overview(self) -> list[HierarchyFigures]:
+        """Per hierarchy."""
+        return figures_by_hierarchy(self.beliefs, self.hierarchy)
+
+    @cached_property
+    def judged_rows(self) -> NDArray[np.bool_]:
+        """[rows]: the images that have a tag and an answer to judge it by."""
+        known = [images["known"] == Known.ANSWER for _, images in self.judged.by_block()]
+        judged: NDArray[np.bool_] = np.concatenate(known) & (self.labels >= 0)
+        return judged
+
+    @cached_property
+    def tags(self) -> TagFindings:
+        """Missing and suspect ones."""
+        return find_tags(self.judged, self.labels, self.hierarchy, self.rules)
+
+    @cached_property
+    def subtrees(self) -> Subtrees:
+        """Per class and subtree."""
+        return figures_by_subtree(self.beliefs, self.labels, self.tree, self.tags)
+
+    @property
+    def gaps(self) -> list[str]:
+        """What is not there, in words; empty for a whole store."""
+        gaps = []
+        missing = len(self.beliefs.blocks_that(Known.NOTHING))
+        damaged = self.beliefs.blocks_that(Known.BAD)
+        blocks = len(self.beliefs.blocks)
+        if missing:
+            gaps.append(
+                f"{missing} of {blocks} blocks are not computed yet: run the same `distill "
+                "precompute` again, it goes on where it stopped"
+            )
+        if damaged:
+            named = ", ".join(map(str, damaged[:8])) + (" …" if len(damaged) > 8 else "")
+            gaps.append(
+                f"{len(damaged)} of {blocks} blocks are damaged ({named}): `distill store repair "
+                f"{self.store.location}` computes them again"
+            )
+        return gaps
+
+    def row_of(self, ids: SampleIds, key: str) -> int:
+        """The row of one sample, [1, 2].
+
+        Raises:
+            StoreError: the store has no such sample.
+        """
+        row = int(find_rows(self.store.sample_ids, ids)[0])
+        if row < 0:
+            raise StoreError(
+                f"{self.store.location}: holds no sample {key!r}, expected a key of the data it "
+                "was computed from: a file's path without split and extension"
+            )
+        return row
+
+    def answers(self, row: int) -> Answers:
+        """What the teacher says of one image: a row a view. Reads one block.
+
+        Raises:
+            CorruptStoreError: the block is damaged.
+            StoreError: it is not computed yet.
+        """
+        manifest = self.store.manifest
+        block, place = divmod(row, manifest.block_rows)
+        digests = self.store.content_digests().get(block)
+        if digests is None:
+            raise StoreError(
+                f"{self.store.location}: block {block} is not computed yet, expected it for this "
+                "sample; run the same `distill precompute` again"
+            )
+        codes = [
+            self.store.read_codes(block, view, digest).taken(np.array([place]))
+            for view, digest in enumerate(digests)
+        ]
+        return manifest.coding.dequantise(Answers.joined(codes))
+
+
+def open_inspection(
+    location: str,
+    *,
+    rules: Rules,
+    folds: Sequence[str] = (),
+    cache: Path | None = None,
+    read_block: Callable[[int], None] = lambda blocks: None,
+) -> Inspection:
+    """Open a store, complete or not, and read it where the cache has nothing of it.
+
+    folds: stores of teachers that did not train on the images in them; each image's tag is judged
+    by the one that has it. cache: None is beside the store, or the user's own for a bucket.
+
+    Raises:
+        StoreError: nothing is there, or it cannot be read.
+        CorruptStoreError: it is damaged in more than its answers.
+        StoreMismatchError: a fold has other classes, images or tags, or two folds have an image.
+    """
+    store = LogitStore.open(location)
+    hierarchy = SemanticHierarchy.from_json(store.hierarchy)
+    store.manifest.require(location, hierarchy_digest=hierarchy.digest)
+    beliefs = open_beliefs(store, hierarchy, _cache(location, cache), read_block=read_block)
+    judged = beliefs
+    if folds:
+        opened = [_fold(store, fold, hierarchy, cache) for fold in folds]
+        rows = np.concatenate([each for each, _ in opened])
+        if len(np.unique(rows)) < len(rows):
+            raise StoreMismatchError(
+                f"{', '.join(folds)}: an image stands in two of them, expected each in one; "
+                "compute every fold with a list of its own (`distill data folds`)"
+            )
+        judged = beliefs.with_images(
+            [(rows, found.images(np.arange(len(rows)))) for rows, found in opened]
+        )
+    return Inspection(
+        store=store,
+        summary=summarise(store),
+        tree=ClassTree(hierarchy),
+        beliefs=beliefs,
+        judged=judged,
+        rules=rules,
+    )
+
+
+def _fold(
+    store: LogitStore, location: str, hierarchy: SemanticHierarchy, cache: Path | None
+) -> tuple[NDArray[np.int64], Beliefs]:
+    """Where the images of a fold stand in `store`, and what its teacher believes of them."""
+    fold = LogitStore.open(location)
+    fold.manifest.require(location, hierarchy_digest=hierarchy.digest)
+    rows = find_rows(store.sample_ids, fold.sample_ids)
+    if (rows < 0).any() or (store.labels[rows] != fold.labels).any():
+        raise StoreMismatchError(
+            f"{location}: images or tags found that are not those of {store.location}, expected "
+            "a part of it; compute both from the same --data"
+        )
+    return rows, open_beliefs(fold, hierarchy, _cache(location, cache))
+
+
+def _cache(location: str, folder: Path | None) -> Cache:
+    """Beside a store on a disk; a bucket has no place for memory-mapped files."""
+    if folder is None:
+        local = "://" not in location
+        folder = Path(f"{location.rstrip('/')}.inspect" if local else "~/.cache/distill")
+    return Cache(folder.expanduser())
