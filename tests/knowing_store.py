@@ -1,6 +1,7 @@
 """A store of the figures whose teacher knows the true classes, but for one image in ten."""
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,23 @@ FIDELITY = {
 
 def make_knowing(location: Path, figures: Path) -> LogitStore:
     """As `distill precompute` of the figures would make it, with answers from labels.csv."""
-    hierarchy = SemanticHierarchy.bundled("plane-figures")
-    source = open_source(figures)
-    labels = label_indices(source, hierarchy)
-    spec = EncodingSpec(entries=(4, 4, 4, 3))
     with (figures / "labels.csv").open() as file:
         true = {row["key"]: row["true_wnid"] for row in csv.DictReader(file)}
+    return make_store(location, figures, SemanticHierarchy.bundled("plane-figures"), true)
+
+
+def make_store(
+    location: Path,
+    data: Path,
+    hierarchy: SemanticHierarchy,
+    true: Mapping[str, str],
+    blocks: Sequence[int] | None = None,
+) -> LogitStore:
+    """A store of those images. true: synset by key. blocks: all by default; else not finished."""
+    source = open_source(data)
+    labels = label_indices(source, hierarchy)
+    sizes = hierarchy.classes_per_hierarchy
+    spec = EncodingSpec(entries=tuple(min(4, n) for n in sizes))
     manifest = Manifest(
         teacher=TeacherIdentity(
             name="knowing", fingerprint="a" * 64, input_size=(32, 32), precision="float32"
@@ -46,7 +58,7 @@ def make_knowing(location: Path, figures: Path) -> LogitStore:
             name=hierarchy.name,
             digest=hierarchy.digest,
             num_classes=hierarchy.num_classes,
-            classes_per_hierarchy=hierarchy.classes_per_hierarchy,
+            classes_per_hierarchy=sizes,
         ),
         dataset=DatasetIdentity(digest=samples_digest(source.ids, labels), rows=len(source)),
         views=ViewIdentity(count=VIEWS, policy=ViewPolicy().to_json()),
@@ -64,10 +76,11 @@ def make_knowing(location: Path, figures: Path) -> LogitStore:
             seen = hierarchy.synsets[int(random.integers(hierarchy.num_classes))]
         for synset in (seen, *hierarchy.ancestors(seen)):
             logits[:, row, hierarchy.index(synset)] += 6
-    for block in range(manifest.num_blocks):
+    for block in range(manifest.num_blocks) if blocks is None else blocks:
         rows = manifest.rows_of_block(block)
         said = [torch.from_numpy(view[rows.start : rows.stop]) for view in logits]
         views = [encode(each, hierarchy, spec).to_answers() for each in said]
         store.write_block(block, views, {"bad": []})
-    store.finish({"fidelity": FIDELITY, "replay": {}})
+    if blocks is None:
+        store.finish({"fidelity": FIDELITY, "replay": {}})
     return store

@@ -7,6 +7,7 @@ import click
 
 from distill.cli import options
 from distill.cli.gathered import gathered
+from distill.cli.inspection_serving import Serving, serving
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +88,9 @@ rules = gathered(
     help="CSV with key and true_wnid: how right missing and suspect tags are.",
 )
 @rules
+@serving
 @click.option("--plot", type=click.Path(path_type=Path), help="Folder to draw charts into.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the overview as one file.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
 @options.as_json
 @click.option(
@@ -110,9 +113,11 @@ def inspect(
     folds: tuple[str, ...],
     truth: Path | None,
     plot: Path | None,
+    html: Path | None,
     as_csv: bool,
     as_json: bool,
     cache: Path | None,
+    serving: "Serving",
 ) -> None:
     """Show what the teacher of STORE believes: per hierarchy, class, subtree or image.
 
@@ -134,6 +139,9 @@ def inspect(
             "--cleaned found without --missing and --suspect, expected one of them or both: they "
             "say what is filled in and what is left out"
         )
+    if serving.wanted:
+        serving.run(lambda: opened(path, rules, folds, cache, shown=True), data, split)
+        return
     inspection = opened(path, rules, folds, cache, shown=not (as_json or as_csv))
     report = Report(inspection)
     if by_class:
@@ -153,6 +161,11 @@ def inspect(
         from distill.charts import draw_inspection
 
         report.files("charts", draw_inspection(plot, inspection.summary.teacher, report.figures))
+    if html:
+        from teacher_server.inspector.pages.rendering import write_overview
+
+        write_overview(html, inspection)
+        report.files("page", [html])
     report.show("json" if as_json else "csv" if as_csv else "text")
 
 

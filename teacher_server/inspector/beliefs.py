@@ -121,7 +121,7 @@ def open_beliefs(
 ) -> Beliefs:
     """From the cache, or read off the store, complete or not.
 
-    read_block: told of each block that was read, with 1.
+    read_block: told 0 when reading begins, and 1 for each block; never, where nothing is read.
 
     Raises:
         StoreError: the store or the cache cannot be used.
@@ -130,9 +130,10 @@ def open_beliefs(
     dtype = block_dtype(hierarchy.num_hierarchies, manifest.block_rows)
 
     def read(put: Put) -> None:
-        put_empty = np.zeros(1, dtype)
+        read_block(0)
+        nothing = np.zeros(1, dtype)
         for block in set(range(manifest.num_blocks)) - set(digests):
-            put(block, put_empty)
+            put(block, nothing)
         with ThreadPoolExecutor(decoders(store)) as pool:
             reading = pool.map(lambda block: _read_block(store, hierarchy, block, digests), digests)
             for block, record in zip(digests, reading, strict=True):

@@ -6,6 +6,7 @@ the tag's own path.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,18 @@ class Findings:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def of(self, row: int) -> tuple[float, int] | None:
+        """Score and class for one image; None where nothing was found."""
+        place = int(np.searchsorted(self.rows, row, sorter=self._by_row))
+        if place == len(self) or self.rows[self._by_row[place]] != row:
+            return None
+        at = self._by_row[place]
+        return float(self.score[at]), int(self.proposed[at])
+
+    @cached_property
+    def _by_row(self) -> NDArray[np.int64]:
+        return np.argsort(self.rows)
 
     @classmethod
     def sorted(cls, parts: "list[Findings]") -> "Findings":

@@ -15,11 +15,21 @@ from distill.sample_id import SampleIds, find_rows
 from store.cache import Cache
 from store.logit_store import LogitStore
 from store.summary import StoreSummary, summarise
-from teacher_server.inspector.beliefs import Beliefs, Known, open_beliefs
+from teacher_server.inspector.beliefs import UNITS, Beliefs, Known, open_beliefs
 from teacher_server.inspector.findings import Rules, TagFindings, find_tags
 from teacher_server.inspector.overview import HierarchyFigures, figures_by_hierarchy
 from teacher_server.inspector.subtrees import Subtrees, figures_by_subtree
 from teacher_server.inspector.tree import ClassTree
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """kind: missing or suspect. proposed: class index; prob: of it; score: of the finding."""
+
+    kind: str
+    proposed: int
+    prob: float
+    score: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,6 +111,15 @@ class Inspection:
                 "was computed from: a file's path without split and extension"
             )
         return row
+
+    def verdict(self, row: int) -> Verdict | None:
+        """What the teacher would change of an image's tag."""
+        for kind in ("missing", "suspect"):
+            if found := getattr(self.tags, kind).of(row):
+                image = self.judged.images(np.array([row]))[0]
+                prob = float(image["top_prob"][self.hierarchy.levels[found[1]]] / UNITS)
+                return Verdict(kind, found[1], prob, found[0])
+        return None
 
     def answers(self, row: int) -> Answers:
         """What the teacher says of one image: a row a view. Reads one block.

@@ -15,6 +15,7 @@ from distill.data import ImageSource
 from distill.errors import StoreMismatchError
 from distill.files import write_atomically
 from distill.sample_id import find_rows
+from distill.samples import Sample
 from teacher_server.inspector.beliefs import UNITS, Known
 from teacher_server.inspector.findings import Findings, contradiction
 from teacher_server.inspector.inspection import Inspection
@@ -44,9 +45,13 @@ class Pictures:
             )
         return cls(source, places)
 
+    def sample(self, row: int) -> Sample:
+        """One row's image."""
+        return self.source.samples[int(self.places[row])]
+
     def key(self, row: int) -> str:
         """Of one row's image."""
-        return self.source.samples[int(self.places[row])].key
+        return self.sample(row).key
 
 
 def write_missing(path: Path, inspection: Inspection, pictures: Pictures) -> None:

@@ -17,10 +17,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
+from teacher_server.inspector.pages.routes import add_pages
+from teacher_server.inspector.pages.site import Student
 from teacher_server.live.body import announced_bytes, read_request
 from teacher_server.live.front import GONE, STATE, Front
 from teacher_server.live.inputs import INPUTS
 from teacher_server.live.keys import ApiKeys
+from teacher_server.live.pages import site_of
 from teacher_server.live.protocol import HEAD_LENGTH, RequestHead, raw_outputs, requested, to_body
 from teacher_server.live.refusal import Refused, too_large, too_late, unavailable
 from teacher_server.live.service import (
@@ -111,8 +114,13 @@ INFER_OK: dict[str, Any] = {
 }
 
 
-def make_app(service: Service, keys: ApiKeys | None = None) -> Front:
-    """keys: None lets everybody in that reaches the socket by a loopback name."""
+def make_app(
+    service: Service, keys: ApiKeys | None = None, student: Student | None = None
+) -> Front:
+    """keys: None lets everybody in that reaches the socket by a loopback name.
+
+    student: to stand beside the teacher on the pages.
+    """
     api = FastAPI(
         title="distill teacher server",
         version=version("distill"),
@@ -208,6 +216,7 @@ def make_app(service: Service, keys: ApiKeys | None = None) -> Front:
         text = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         return JSONResponse({"error": text}, 400)
 
+    add_pages(api, site_of(service, student))
     _describe_request(api)
     return Front(api, service, keys)
 

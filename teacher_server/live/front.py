@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from teacher_server.live.access import NoEntry, admitted
 from teacher_server.live.keys import ApiKeys
 from teacher_server.live.refusal import Refused
 from teacher_server.live.service import Service
 
 STATE = "distill"
 PROBES = ("/v2/health/live", "/v2/health/ready")
-LOOPBACK_NAME = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 GONE = 499  # nginx's number for a client that did not wait
 
@@ -81,16 +81,10 @@ class Front:
     ) -> tuple[int, str, dict[str, str]] | None:
         if path in PROBES:
             return None
-        if self.keys:
-            owner = self.keys.owner(headers.get(b"authorization", ""))
-            if owner is None:
-                text = "no valid API key found, expected Authorization: Bearer KEY"
-                return 401, text, {"www-authenticate": "Bearer"}
-            state.client = owner
-        elif not LOOPBACK_NAME.fullmatch(headers.get(b"host", "localhost")):
-            # A page that a browser shows could otherwise reach this server by a name of its own.
-            text = "Host found that is not of loopback, expected localhost; or start it with keys"
-            return 401, text, {}
+        try:
+            state.client = admitted(headers, path, self.keys)
+        except NoEntry as error:
+            return 401, error.text, error.headers
         if path.endswith("/infer"):
             try:
                 self.service.admission.require_room()

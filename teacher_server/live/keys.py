@@ -1,5 +1,6 @@
 """API keys: who may ask. A file holds a name and a SHA-256 a line, never a key itself."""
 
+import base64
 import hashlib
 import hmac
 import os
@@ -47,14 +48,28 @@ class ApiKeys:
         return cls(digests)
 
     def owner(self, authorization: str) -> str | None:
-        """Whose key an Authorization header bears. Takes as long for a wrong key as for any."""
+        """Whose key an Authorization header bears. Takes as long for a wrong key as for any.
+
+        Bearer KEY, or Basic with the key as password and any user name, as browsers send it.
+        """
         kind, _, key = authorization.partition(" ")
+        if kind.lower() == "basic":
+            key = _password(key)
         digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         owner = None
         for name, own in self.digests.items():
             if hmac.compare_digest(own, digest):
                 owner = name
-        return owner if kind.lower() == "bearer" else None
+        return owner if kind.lower() in ("bearer", "basic") else None
+
+
+def _password(credentials: str) -> str:
+    """What stands behind the first colon; empty where there is none."""
+    try:
+        decoded = base64.b64decode(credentials.strip(), validate=True)
+    except ValueError:
+        return ""
+    return decoded.decode("utf-8", "surrogateescape").partition(":")[2]
 
 
 def new_key(name: str, path: Path) -> str:

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +24,12 @@ from typing import Any
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from distill.errors import ConfigError
 from distill.journal import Event, Journal, without_secrets
+from teacher_server.inspector.pages.site import Student
 from teacher_server.live.app import make_app
 from teacher_server.live.front import etag
 from teacher_server.live.keys import ApiKeys
@@ -113,15 +115,29 @@ def run(server: uvicorn.Server, service: Service, listener: socket.socket, drain
         os._exit(0)
 
 
-def make_server(service: Service, keys: ApiKeys | None, address: Address) -> uvicorn.Server:
+def make_server(
+    service: Service, keys: ApiKeys | None, address: Address, student: Student | None = None
+) -> uvicorn.Server:
     """uvicorn, set up for the service; leaves signals alone.
 
     Raises:
         ConfigError: the certificate and its key are none.
     """
+    app = make_app(service, keys, student)
+    return _Server(configured(app, address, [("etag", etag(service))]))
+
+
+def configured(
+    app: ASGIApp, address: Address, headers: Sequence[tuple[str, str]] = ()
+) -> uvicorn.Config:
+    """How uvicorn serves, whatever it serves. headers: of every reply.
+
+    Raises:
+        ConfigError: the certificate and its key are none.
+    """
     config = uvicorn.Config(
-        make_app(service, keys),
-        headers=[("etag", etag(service))],
+        app,
+        headers=list(headers),
         http=_Protocol,
         loop="uvloop",
         lifespan="off",
@@ -141,7 +157,7 @@ def make_server(service: Service, keys: ApiKeys | None, address: Address) -> uvi
             f"{address.certificate}: not a certificate and its key ({error.strerror}), expected "
             "PEM files"
         ) from error
-    return _Server(config)
+    return config
 
 
 async def _serve(

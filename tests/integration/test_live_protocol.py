@@ -546,7 +546,7 @@ def test_encodings(ask: Asked) -> None:
 
 def test_other_routes_and_methods_are_json_errors(ask: Asked) -> None:
     for method, path, status in (
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/v2/", 404),
         ("GET", "/v2/models", 404),
         ("GET", "/v2/models/teacher/versions/2", 404),

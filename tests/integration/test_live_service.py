@@ -1,5 +1,6 @@
 """What happens to requests when teachers, clients and budgets fail them."""
 
+import base64
 import json
 import socket
 import threading
@@ -419,14 +420,23 @@ def test_only_live_and_ready_are_open(keyed: Callable[..., Any]) -> None:
         for path in ("/v2/health/live", "/v2/health/ready"):
             assert get(server, path).status == 200
         bearer = {"authorization": f"Bearer {names['ann']}"}
-        for path in ("/v2", "/metrics", "/openapi.json", "/v2/models/teacher", "/nothing"):
+        programs = ("/v2", "/metrics", "/openapi.json", "/v2/models/teacher")
+        for path in (*programs, "/", "/gallery", "/static/style.css", "/nothing"):
             refused = get(server, path)
             assert refused.status == 401, path
-            assert refused.headers["www-authenticate"] == "Bearer"
+            kind = refused.headers["www-authenticate"].split()[0]
+            assert kind == ("Bearer" if path in programs else "Basic")
             assert "no valid API key" in json.loads(refused.data)["error"]
             assert get(server, path, headers=bearer).status in (200, 404)
-        for wrong in ("", "Bearer", "Bearer x", f"Basic {names['ann']}", f"Bearer {names['ann']}x"):
+        wrong_password = base64.b64encode(f"ann:{names['ann']}x".encode()).decode()
+        for wrong in (
+            *("", "Bearer", "Bearer x", f"Basic {names['ann']}", f"Bearer {names['ann']}x"),
+            *("Basic", "Basic ä", "Basic Og==", f"Basic {wrong_password}"),
+        ):
+            assert get(server, "/", headers={"authorization": wrong}).status == 401
             assert get(server, "/v2", headers={"authorization": wrong}).status == 401
+        password = base64.b64encode(f"whoever:{names['ann']}".encode()).decode()
+        assert get(server, "/", headers={"authorization": f"Basic {password}"}).status == 200
         assert {e["client"] for e in server.named("request") if e["status"] == 200} == {"ann"}
         assert not [e for e in server.events if names["ann"] in json.dumps(e)]
         assert not [e for e in server.named("request") if "health" in e["path"]]

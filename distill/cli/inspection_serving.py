@@ -1,0 +1,119 @@
+"""`distill inspect --serve`: its options, and the pages that they start."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from distill.cli.gathered import gathered
+
+PATIENCE_S = 20.0  # of somebody who looks at a page
+
+if TYPE_CHECKING:
+    from teacher_server.inspector.inspection import Inspection
+    from teacher_server.inspector.pages.site import Look, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """What was chosen. wanted: that pages be served at all."""
+
+    wanted: bool
+    host: str
+    port: int
+    api_key_file: Path | None
+    tls_certificate: Path | None
+    tls_key: Path | None
+    student: str | None
+    device: str
+    ask: str | None
+    api_key: str | None
+
+    def run(self, opened: Callable[[], "Inspection"], data: Path | None, split: str) -> None:
+        """Serve pages until a signal comes.
+
+        Raises:
+            DistillError: one of the parts is not to be had.
+        """
+        from contextlib import closing
+
+        from teacher_server.inspector.pages.server import serve_pages
+        from teacher_server.live.keys import ApiKeys
+        from teacher_server.live.server import Address
+
+        address = Address(
+            host=self.host,
+            port=self.port,
+            certificate=self.tls_certificate,
+            private_key=self.tls_key,
+        )
+        keys = ApiKeys.read(self.api_key_file) if self.api_key_file else None
+        address.require_safe(keys)
+        with closing(address.bound()) as listener:
+            site = self._site(opened(), data, split)
+            scheme = "https" if self.tls_certificate else "http"
+            port = listener.getsockname()[1]
+            listener.listen()  # from here on nobody is turned away
+            click.echo(f"pages: {scheme}://{self.host}:{port}/ (Ctrl-C ends them)", err=True)
+            serve_pages(site, keys, address, listener)
+
+    def _site(self, inspection: "Inspection", data: Path | None, split: str) -> "Site":
+        from teacher_server.client import TeacherClient
+        from teacher_server.inspector.pages.remote import RemoteTeacher
+        from teacher_server.inspector.pages.site import Later, Site
+        from trainers.opinion import StudentOpinion
+
+        hierarchy = inspection.hierarchy
+        student = self.student and StudentOpinion.of(self.student, hierarchy, self.device)
+        live = None
+        if self.ask:
+            client = TeacherClient(self.ask, api_key=self.api_key, deadline_s=PATIENCE_S)
+            live = RemoteTeacher(client, hierarchy)
+        look = _look(inspection, data, split)
+        return Site(
+            hierarchy=hierarchy,
+            teacher=inspection.summary.teacher,
+            store=Later(lambda: look),
+            student=student or None,
+            live=live,
+        )
+
+
+def _look(inspection: "Inspection", data: Path | None, split: str) -> "Look":
+    """With the images; where they are not to be had, the pages say so and show the rest."""
+    from distill.data import open_source
+    from distill.errors import DistillError
+    from teacher_server.inspector.pages.site import Look
+    from teacher_server.inspector.tag_lists import Pictures
+
+    if data is None:
+        return Look(inspection, None, "Started without --data, so there are no images to show.")
+    try:
+        return Look(inspection, Pictures.of(inspection, open_source(data, split)))
+    except DistillError as error:
+        click.echo(f"distill: {error}", err=True)
+        return Look(inspection, None, str(error))
+
+
+serving = gathered(
+    "serving",
+    (
+        click.option("--serve", "wanted", is_flag=True, help="Show all of it as pages."),
+        click.option("--host", default="127.0.0.1", show_default=True, help="Of the pages."),
+        click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True),
+        click.option(
+            "--api-key-file",
+            type=click.Path(path_type=Path),
+            help="Who may see them; without it they are open to this machine alone.",
+        ),
+        click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM."),
+        click.option("--tls-key", type=click.Path(path_type=Path), help="PEM."),
+        click.option("--student", help="A trained model to show beside the teacher."),
+        click.option("--device", default="cpu", show_default=True, help="Of --student."),
+        click.option("--ask", metavar="URL", help="A teacher server to ask about other images."),
+        click.option("--api-key", envvar="DISTILL_API_KEY", help="For --ask."),
+    ),
+    Serving,
+)

@@ -1,0 +1,41 @@
+"""A teacher server elsewhere, for the pages to ask."""
+
+import asyncio
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+from PIL import Image
+
+from distill.errors import StoreMismatchError
+from distill.hierarchy import SemanticHierarchy
+from distill.views import squish
+from teacher_server.client import TeacherClient
+from teacher_server.inspector.answer import dense
+from teacher_server.inspector.pages.site import Said
+
+
+class RemoteTeacher:
+    """client: of a server of this hierarchy."""
+
+    max_upload_bytes = 64 * 2**20
+    max_image_pixels = 80_000_000
+
+    def __init__(self, client: TeacherClient, hierarchy: SemanticHierarchy) -> None:
+        if client.hierarchy.digest != hierarchy.digest:
+            raise StoreMismatchError(
+                f"{client.location}: hierarchy {client.hierarchy.digest[:12]} found, the store "
+                f"expects {hierarchy.digest[:12]}; ask a teacher of the store's classes"
+            )
+        self.client, self.hierarchy = client, hierarchy
+
+    def admitted(self, client: str, body_bytes: int) -> AbstractContextManager[object]:
+        """The server itself refuses what it has no room for."""
+        return nullcontext()
+
+    async def ask(self, image: Image.Image, client: str) -> Said:
+        """See `LiveTeacher`."""
+        pixels = np.asarray(squish(image, self.client.input_size))[None]
+        targets = await asyncio.to_thread(self.client.ask_images, pixels)
+        answers = targets.to_answers()
+        probs = dense(answers, targets.slots, self.hierarchy.classes_per_hierarchy)
+        return Said(probs, answers.confidence[0])

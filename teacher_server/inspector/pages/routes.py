@@ -1,0 +1,445 @@
+"""The pages' routes: what a browser asks for → what a template is given.
+
+GET pages are plain functions, which run in threads: they read a block or decode an image at most,
+and nothing of them is ever computed over the whole store.
+"""
+
+import asyncio
+import base64
+import io
+import threading
+from collections.abc import Callable
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import numpy as np
+from fastapi import APIRouter, FastAPI, Path, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+
+from distill.data import FORMATS, decode_image, read_image
+from distill.errors import ConfigError, DistillError
+from distill.sample_id import sample_ids
+from distill.views import ViewPolicy, draw_view, render_pixels, squish
+from teacher_server.inspector.answer import dense, in_words
+from teacher_server.inspector.gallery import KINDS, Kind, Wanted
+from teacher_server.inspector.pages.rendering import (
+    STATIC,
+    charts_of,
+    page_headers,
+    render,
+    shown_id,
+    static_text,
+)
+from teacher_server.inspector.pages.site import LiveTeacher, Look, Site
+from teacher_server.live.refusal import Refused, malformed, too_large
+
+THUMBNAIL, LARGE = 160, 512  # longer side in pixels
+RENDERERS = threading.BoundedSemaphore(4)  # images decoded at once, each some hundred megabytes
+EXAMPLES = 6
+
+SampleId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
+Wnid = Annotated[str, Path(max_length=100)]
+Word = Annotated[str, Query(max_length=200)]
+FormNumber = Annotated[str, Query(max_length=20)]
+
+
+class PageError(Exception):
+    """status: of HTTP. text: for people. wait: the page may be there soon."""
+
+    def __init__(self, status: int, text: str, *, wait: bool = False) -> None:
+        super().__init__(text)
+        self.status, self.text, self.wait = status, text, wait
+
+
+def add_pages(app: FastAPI, site: Site) -> None:
+    """Put the pages at / and below."""
+    app.include_router(pages_of(site))
+
+    @app.exception_handler(PageError)
+    async def failed(request: Request, error: PageError) -> HTMLResponse:
+        return error_page(site, error.status, error.text, wait=error.wait)
+
+
+def error_page(site: Site, status: int, text: str, *, wait: bool = False) -> HTMLResponse:
+    """What went wrong, for people."""
+    return _page(site, "error.html", status=status, text=text, wait=wait, title="Error")
+
+
+def pages_of(site: Site) -> APIRouter:
+    """All routes."""
+    router = APIRouter(include_in_schema=False)
+
+    def look(*, required: bool = True) -> Look | None:
+        """The store, where it has been read."""
+        found = site.store.get() if site.store else None
+        if found is None and required:
+            raise _not_there(site)
+        return found
+
+    def required() -> Look:
+        found = look()
+        assert found is not None
+        return found
+
+    @router.get("/")
+    def overview() -> HTMLResponse:
+        found = look(required=False)
+        failure = site.store.failure if site.store else ""
+        reading = site.store is not None and found is None and not failure
+        return _page(
+            site,
+            "overview.html",
+            title="Overview",
+            look=found,
+            failure=failure,
+            wait=reading,
+            charts=charts_of(site, found),
+        )
+
+    @router.get("/tree")
+    def roots() -> HTMLResponse:
+        return _tree(site, look(required=False), None)
+
+    @router.get("/tree/{wnid}")
+    def subtree(wnid: Wnid) -> HTMLResponse:
+        return _tree(site, look(required=False), _class_named(site, wnid))
+
+    @router.get("/class")
+    def find_class(word: Word = "") -> Response:
+        c = _class_named(site, word.strip())
+        return RedirectResponse(f"/tree/{site.hierarchy.synsets[c]}", 303)
+
+    @router.get("/gallery")
+    def gallery(
+        tag: Word = "",
+        kind: Word = "all",
+        hierarchy: FormNumber = "",
+        low: FormNumber = "",
+        high: FormNumber = "",
+        start: FormNumber = "",
+    ) -> HTMLResponse:
+        found = required()
+        wanted = _wanted(site, tag.strip(), kind, hierarchy, low, high)
+        try:
+            page = found.gallery.page(wanted, _number("start", start, 0, int, 0, 2**40))
+        except ConfigError as error:
+            raise PageError(400, str(error)) from error
+        form = {"tag": tag, "kind": kind, "hierarchy": hierarchy, "low": low, "high": high}
+        more = urlencode({**form, "start": page.after})
+        return _page(
+            site,
+            "gallery.html",
+            title="Gallery",
+            look=found,
+            form=form,
+            kinds=KINDS,
+            wanted=wanted,
+            page=page,
+            more=more,
+            tiles=[_tile(found, row) for row in page.rows],
+        )
+
+    @router.get("/sample")
+    def find_sample(key: Annotated[str, Query(max_length=4096)] = "") -> Response:
+        found, wanted = required(), key.strip()
+        try:
+            row = found.inspection.row_of(sample_ids([wanted]), wanted)
+        except DistillError as error:
+            raise PageError(404, str(error)) from error
+        return RedirectResponse(f"/sample/{shown_id(found.inspection.store.sample_ids[row])}", 303)
+
+    @router.get("/sample/{sample_id}")
+    def sample(sample_id: SampleId, view: FormNumber = "") -> HTMLResponse:
+        found = required()
+        row = _row_of(found, sample_id)
+        views = found.inspection.store.manifest.views.count
+        chosen = _number("view", view, None, int, 0, views - 1)
+        return _page(site, "sample.html", title="Sample", **_sample(site, found, row, chosen))
+
+    @router.get("/image/{sample_id}")
+    def image(sample_id: SampleId, view: FormNumber = "", large: FormNumber = "") -> Response:
+        found = required()
+        row = _row_of(found, sample_id)
+        views = found.inspection.store.manifest.views.count
+        number = _number("view", view, None, int, 0, views - 1)
+        with RENDERERS:
+            drawn = _drawn(found, row, number, LARGE if large else THUMBNAIL)
+        headers = {**page_headers(), "cache-control": "private, max-age=300"}
+        return Response(_jpeg(drawn), media_type="image/jpeg", headers=headers)
+
+    @router.get("/ask")
+    def ask_form() -> HTMLResponse:
+        _require_live(site)
+        return _page(site, "ask.html", title="Ask the teacher", said=None)
+
+    @router.post("/ask")
+    async def ask(request: Request) -> HTMLResponse:
+        live = _require_live(site)
+        try:
+            body_bytes = _announced(request, live.max_upload_bytes)
+            with live.admitted(_client(request), body_bytes):
+                content = await _uploaded(request)
+                picture = await asyncio.to_thread(_decoded, content, live.max_image_pixels)
+                said = await live.ask(picture, _client(request))
+                said_too = None
+                if site.student:
+                    said_too = await asyncio.to_thread(site.student.probs, picture)
+        except Refused as error:
+            raise PageError(error.status, error.text) from error
+        except DistillError as error:
+            raise PageError(503, str(error)) from error
+        answers = in_words(said.probs, site.hierarchy, tag=-1, confidence=said.confidence)
+        beside = None if said_too is None else in_words(said_too, site.hierarchy, tag=-1)
+        shown = base64.b64encode(_jpeg(_fitted(picture, LARGE))).decode()
+        return _page(
+            site, "ask.html", title="Ask the teacher", said=answers, beside=beside, shown=shown
+        )
+
+    @router.get("/static/{name}")
+    def static(name: Annotated[str, Path(max_length=40)]) -> Response:
+        if name not in STATIC:
+            raise PageError(404, "no such file")
+        headers = {**page_headers(), "cache-control": "public, max-age=3600"}
+        return Response(static_text(name), media_type=STATIC[name], headers=headers)
+
+    return router
+
+
+def _page(site: Site, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
+    html = render(template, site=site, **context)
+    return HTMLResponse(html, status, page_headers())
+
+
+def _not_there(site: Site) -> PageError:
+    if site.store is None:
+        return PageError(404, "There is no store here: start with one to see its images.")
+    if site.store.failure:
+        return PageError(503, site.store.failure)
+    return PageError(
+        503, "The store is being read for the first time; this page comes by itself.", wait=True
+    )
+
+
+def _class_named(site: Site, word: str) -> int:
+    try:
+        return site.tree.named(word)
+    except DistillError as error:
+        raise PageError(404, str(error)) from error
+
+
+def _row_of(look: Look, sample_id: str) -> int:
+    words = np.array([[int(sample_id[:16], 16), int(sample_id[16:], 16)]], np.uint64)
+    try:
+        return look.inspection.row_of(words, sample_id)
+    except DistillError as error:
+        raise PageError(404, str(error)) from error
+
+
+def _number(
+    name: str, text: str, default: Any, kind: Callable[[str], Any], low: float, high: float
+) -> Any:
+    """A field of a form; empty is the default."""
+    if not text.strip():
+        return default
+    try:
+        number = kind(text)
+        if not low <= number <= high:
+            raise ValueError
+    except ValueError as error:
+        raise PageError(400, f"{name} {text!r} found, expected {low:g} to {high:g}") from error
+    return number
+
+
+def _wanted(site: Site, tag: str, kind: str, hierarchy: str, low: str, high: str) -> Wanted:
+    if kind not in KINDS:
+        raise PageError(400, f"kind {kind!r} found, expected {', '.join(KINDS)}")
+    chosen: Kind = next(each for each in KINDS if each == kind)
+    least = _number("least confidence", low, 0.0, float, 0, 1)
+    most = _number("most confidence", high, 1.0, float, 0, 1)
+    level = _number("hierarchy", hierarchy, None, int, 0, site.hierarchy.num_hierarchies - 1)
+    if level is None and (least, most) != (0.0, 1.0):
+        level = 0
+    return Wanted(
+        kind=chosen,
+        tag=_class_named(site, tag) if tag else None,
+        hierarchy=level,
+        confidence=(least, most),
+    )
+
+
+def _tree(site: Site, look: Look | None, c: int | None) -> HTMLResponse:
+    tree = site.tree
+    children = tree.roots if c is None else tree.children[c]
+    figures = look.inspection.subtrees if look else None
+    examples = []
+    if look and c is not None:
+        rows = look.gallery.page(Wanted(tag=c), images=EXAMPLES).rows
+        examples = [_tile(look, row) for row in rows]
+    return _page(
+        site,
+        "tree.html",
+        title="Classes" if c is None else tree.name(c),
+        look=look,
+        here=c,
+        path=[] if c is None else tree.path(c),
+        children=children,
+        figures=figures,
+        examples=examples,
+    )
+
+
+def _tile(look: Look, row: int) -> dict[str, Any]:
+    """One image of the gallery. verdict: what the teacher would change."""
+    inspection = look.inspection
+    tag = int(inspection.labels[row])
+    return {
+        "id": shown_id(inspection.store.sample_ids[row]),
+        "key": look.pictures.key(row) if look.pictures else None,
+        "tag": tag,
+        "verdict": inspection.verdict(row),
+    }
+
+
+def _sample(site: Site, look: Look, row: int, view: int | None) -> dict[str, Any]:
+    """Everything on a sample's page. view: the one whose answer is shown; None is their mean."""
+    inspection = look.inspection
+    manifest, hierarchy, tag = (
+        inspection.store.manifest,
+        site.hierarchy,
+        int(inspection.labels[row]),
+    )
+    answers, why_not = None, ""
+    try:
+        said = inspection.answers(row)
+        chosen = said if view is None else said.taken(np.array([view]))
+        if chosen.valid.any():
+            answers = in_words(
+                dense(chosen, manifest.slots, hierarchy.classes_per_hierarchy),
+                hierarchy,
+                tag=tag,
+                confidence=chosen.confidence[chosen.valid].mean(0),
+            )
+        else:
+            why_not = "Its image could not be read when the store was computed."
+    except DistillError as error:
+        why_not = str(error)
+    beside, picture_error = None, look.blind
+    if site.student and look.pictures:
+        try:
+            with RENDERERS:
+                probs = site.student.probs(_image_of(look, row))
+            beside = in_words(probs, hierarchy, tag=tag)
+        except DistillError as error:
+            picture_error = str(error)
+    return {
+        **_tile(look, row),
+        "look": look,
+        "row": row,
+        "path": site.tree.path(tag) if tag >= 0 else [],
+        "views": list(enumerate(manifest.views.drawn)),
+        "view": view,
+        "answers": answers,
+        "why_not": why_not,
+        "beside": beside,
+        "picture_error": picture_error,
+    }
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+def _image_of(look: Look, row: int) -> Image.Image:
+    if look.pictures is None:
+        raise PageError(404, look.blind or "There are no images here.")
+    return read_image(look.pictures.sample(row))
+
+
+def _drawn(look: Look, row: int, view: int | None, side: int) -> Image.Image:
+    """The image itself, or one of its views as the teacher saw it."""
+    try:
+        image = _image_of(look, row)
+        if view is None:
+            return _fitted(image, side)
+        manifest = look.inspection.store.manifest
+        policy = ViewPolicy.from_json(manifest.views.policy)
+        params = draw_view(
+            policy, look.inspection.store.sample_ids[row], manifest.views.drawn[view]
+        )
+        size = manifest.teacher.input_size
+        return Image.fromarray(render_pixels(squish(image, size), params, size))
+    except DistillError as error:
+        raise PageError(404, str(error)) from error
+
+
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    """No longer than `side`; small ones as they are."""
+    fitted = image.copy()
+    fitted.thumbnail((side, side))
+    return fitted
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+# -- uploads --------------------------------------------------------------------------------------
+
+
+def _require_live(site: Site) -> LiveTeacher:
+    if site.live is None:
+        raise PageError(
+            404, "There is no live teacher here: start `distill serve`, or pass its URL as --ask."
+        )
+    return site.live
+
+
+def _announced(request: Request, most: int) -> int:
+    """The bytes of a form that is to come.
+
+    Raises:
+        Refused: it is of another site, or too large.
+    """
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        raise Refused(403, "a form of another site found, expected this one's", "malformed")
+    announced = request.headers.get("content-length", "")
+    if not announced.isdecimal():
+        raise Refused(411, "no Content-Length found, expected a form with an image", "malformed")
+    if int(announced) > most:
+        raise too_large(f"{announced} bytes found, expected at most {most}; send a smaller image")
+    return int(announced)
+
+
+async def _uploaded(request: Request) -> bytes:
+    """The file of the form.
+
+    Raises:
+        Refused: it is no form with a file.
+    """
+    try:
+        async with request.form(max_files=1, max_fields=4) as form:
+            file = form.get("image")
+            content = await file.read() if isinstance(file, UploadFile) else b""
+    except (MultiPartException, HTTPException) as error:
+        raise malformed("not a form with one image") from error
+    if not content:
+        raise malformed("no image found in the form; choose a file")
+    return content
+
+
+def _decoded(content: bytes, max_pixels: int) -> Image.Image:
+    with RENDERERS:
+        try:
+            return decode_image(content, formats=FORMATS, max_pixels=max_pixels)
+        except DistillError as error:
+            raise malformed(str(error)) from error
+
+
+def _client(request: Request) -> str:
+    state = request.scope.get("distill")
+    return str(getattr(state, "client", ""))

@@ -1,0 +1,42 @@
+"""Who may ask: by a key, or from this machine alone where there are none.
+
+Programs send `Authorization: Bearer KEY`; a browser asks its user, and sends the key as password.
+"""
+
+import re
+from collections.abc import Mapping
+
+from teacher_server.live.keys import ApiKeys
+
+LOOPBACK_NAME = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+FOR_PROGRAMS = ("/v2", "/metrics", "/openapi.json")
+
+
+class NoEntry(Exception):
+    """401. headers: what the client may do about it."""
+
+    def __init__(self, text: str, headers: Mapping[str, str]) -> None:
+        super().__init__(text)
+        self.text, self.headers = text, dict(headers)
+
+
+def admitted(headers: Mapping[bytes, str], path: str, keys: ApiKeys | None) -> str:
+    """The name of who asks; empty where anybody on this machine may.
+
+    Raises:
+        NoEntry: no valid key, or without keys a name of this machine that is not of loopback.
+    """
+    if keys:
+        owner = keys.owner(headers.get(b"authorization", ""))
+        if owner is None:
+            if path.startswith(FOR_PROGRAMS):
+                text = "no valid API key found, expected Authorization: Bearer KEY"
+                raise NoEntry(text, {"www-authenticate": "Bearer"})
+            text = "no valid API key found, expected one as password, with any user name"
+            raise NoEntry(text, {"www-authenticate": 'Basic realm="distill", charset="UTF-8"'})
+        return owner
+    if not LOOPBACK_NAME.fullmatch(headers.get(b"host", "localhost")):
+        # A page that a browser shows could otherwise reach this server by a name of its own.
+        text = "Host found that is not of loopback, expected localhost; or start it with keys"
+        raise NoEntry(text, {})
+    return ""
