@@ -68,6 +68,10 @@ class ImageSource:
             return self
         return ImageSource(self.location, self.samples[:limit], self.ids[:limit])
 
+    def taken(self, rows: NDArray[np.int64]) -> "ImageSource":
+        """Those rows, which must be ascending."""
+        return ImageSource(self.location, self.samples.taken(rows), self.ids[rows])
+
 
 def open_source(location: str | Path, split: str = "train") -> ImageSource:
     """Recognise what `location` holds and list one split of it.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from distill.data import ImageSource
 from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
-from distill.sample_id import find_rows, sample_ids
+from distill.sample_id import SampleIds, find_rows, sample_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class SampleList:
             DataError: the file is missing or of another form.
         """
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = path.read_text(encoding="utf-8-sig", errors="surrogatepass")
             if "key" in next(csv.reader(io.StringIO(text)), ()):
                 table = list(csv.DictReader(io.StringIO(text)))
                 keys = tuple(row["key"] or "" for row in table)
@@ -52,13 +52,11 @@ class SampleList:
             raise DataError(f"{path}: no samples found; expected one key a line")
         return cls(str(path), keys, wnids)
 
-    def applied(
-        self, source: ImageSource, labels: NDArray[np.int64], hierarchy: SemanticHierarchy
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows to train on, ascending, and the labels [n] of all rows, the new ones included.
+    def rows(self, source: ImageSource) -> NDArray[np.int64]:
+        """[n]: where each key stands in `source`, in the order of the list.
 
         Raises:
-            DataError: a key is not in the data, or stands twice; a wnid is not in the label set.
+            DataError: a key is not in the data, or stands twice.
         """
         rows = find_rows(source.ids, sample_ids(self.keys))
         absent = np.flatnonzero(rows < 0)
@@ -71,7 +69,17 @@ class SampleList:
         if (counts > 1).any():
             twice = source.samples[int(kept[np.argmax(counts > 1)])].key
             raise DataError(f"{self.location}: {twice!r} stands twice, expected every key once")
-        labels = labels.copy()
+        return rows
+
+    def applied(
+        self, source: ImageSource, labels: NDArray[np.int64], hierarchy: SemanticHierarchy
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows to train on, ascending, and the labels [n] of all rows, the new ones included.
+
+        Raises:
+            DataError: a key is not in the data, or stands twice; a wnid is not in the label set.
+        """
+        rows, labels = self.rows(source), labels.copy()
         for row, wnid in zip(rows, self.wnids, strict=True):
             if wnid:
                 if wnid not in hierarchy:
@@ -80,4 +88,12 @@ class SampleList:
                         "a synset of it"
                     )
                 labels[row] = hierarchy.index(wnid)
-        return kept, labels
+        return np.sort(rows), labels
+
+
+def fold_of(ids: SampleIds, folds: int) -> NDArray[np.int64]:
+    """[n]: the fold of each sample, 0 to folds - 1, by its id alone.
+
+    By its low word: rows ascend by the high one, and the first rows must be of all folds.
+    """
+    return (ids[:, 1] % np.uint64(folds)).astype(np.int64)

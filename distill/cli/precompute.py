@@ -57,6 +57,11 @@ if TYPE_CHECKING:
 @click.option("--num-workers", type=click.IntRange(1), help="Processes that share the blocks.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--log", type=click.Path(path_type=Path), help="File to append events to, as JSON.")
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    help="Only those: keys, one a line, or CSV with key. Labels stay the data's.",
+)
 @options.limit
 @options.machine
 @options.as_json
@@ -79,6 +84,7 @@ def precompute(
     num_workers: int | None,
     dry_run: bool,
     log: Path | None,
+    samples: Path | None,
     limit: int | None,
     device: str,
     workers: int,
@@ -92,11 +98,14 @@ def precompute(
     from contextlib import nullcontext
     from dataclasses import asdict
 
+    import numpy as np
+
     from distill.cli.interrupts import finishing_first
     from distill.cli.share import share_of_work
     from distill.data import open_source
     from distill.errors import ConfigError
     from distill.journal import journal_file
+    from distill.sample_list import SampleList
     from teacher_server import dry_run as dry
     from teacher_server.precompute import PrecomputeOptions, Share
     from teacher_server.precompute import precompute as run
@@ -113,7 +122,10 @@ def precompute(
     if engine == "ray":  # workers run in other folders
         data, choice = data.absolute(), choice.with_absolute_paths()
         store = store if "://" in store else str(Path(store).absolute())
-    source = open_source(data, split).limited(limit)
+    source = open_source(data, split)
+    if samples:
+        source = source.taken(np.sort(SampleList.read(samples).rows(source)))
+    source = source.limited(limit)
     settings = PrecomputeOptions(
         policy=policy,
         views=views,

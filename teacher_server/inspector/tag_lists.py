@@ -1,8 +1,5 @@
 """Missing and suspect tags as files, and how right they are where the true classes are known."""
 
-import csv
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +10,12 @@ from numpy.typing import NDArray
 
 from distill.data import ImageSource
 from distill.errors import StoreMismatchError
-from distill.files import write_atomically
+from distill.files import write_csv
 from distill.sample_id import find_rows
 from distill.samples import Sample
 from teacher_server.inspector.beliefs import UNITS, Known
 from teacher_server.inspector.findings import Findings, contradiction
 from teacher_server.inspector.inspection import Inspection
-from teacher_server.inspector.tree import ClassTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,26 +53,27 @@ class Pictures:
 def write_missing(path: Path, inspection: Inspection, pictures: Pictures) -> None:
     """CSV: key, tag, wnid (the deepest class that is missing), the path to it, p of each class."""
     found, labels = inspection.tags.missing, inspection.labels
+    synsets, name = inspection.hierarchy.synsets, inspection.tree.name
     lines = []
     for row, score, proposed in _rows(found):
         tag = int(labels[row])
         added = inspection.tree.path(proposed)[len(inspection.tree.path(tag)) :]
         image = inspection.judged.images(np.array([row]))[0]
         lines.append(
-            {
-                **_named(inspection.tree, "tag", tag),
-                **_named(inspection.tree, "", proposed),
-                "path": " > ".join(inspection.tree.name(c) for c in added),
-                "confidence": " > ".join(_prob(inspection, image, c) for c in added),
-                "score": f"{score:.4f}",
-            }
+            (
+                *(pictures.key(row), synsets[tag], name(tag), synsets[proposed], name(proposed)),
+                " > ".join(map(name, added)),
+                " > ".join(_prob(inspection, image, c) for c in added),
+                f"{score:.4f}",
+            )
         )
-    _write(path, [pictures.key(row) for row in map(int, found.rows)], lines, MISSING_COLUMNS)
+    write_csv(path, MISSING_COLUMNS, lines)
 
 
 def write_suspect(path: Path, inspection: Inspection, pictures: Pictures) -> None:
     """CSV: key, tag, what the teacher sees instead and how surely, p of the tag's path, score."""
     found, labels = inspection.tags.suspect, inspection.labels
+    synsets, name = inspection.hierarchy.synsets, inspection.tree.name
     lines = []
     for row, score, seen in _rows(found):
         tag = int(labels[row])
@@ -84,17 +81,13 @@ def write_suspect(path: Path, inspection: Inspection, pictures: Pictures) -> Non
         judged = inspection.tree.path(tag)[: inspection.hierarchy.num_hierarchies]
         probs = [f"{image['tag_prob'][k] / UNITS:.4f}" for k in range(len(judged))]
         lines.append(
-            {
-                **_named(inspection.tree, "tag", tag),
-                "path": " > ".join(inspection.tree.name(c) for c in judged),
-                "confidence": " > ".join(probs),
-                "seen": inspection.hierarchy.synsets[seen],
-                "seen_name": inspection.tree.name(seen),
-                "seen_confidence": _prob(inspection, image, seen),
-                "score": f"{score:.4f}",
-            }
+            (
+                *(pictures.key(row), synsets[tag], name(tag)),
+                *(" > ".join(map(name, judged)), " > ".join(probs)),
+                *(synsets[seen], name(seen), _prob(inspection, image, seen), f"{score:.4f}"),
+            )
         )
-    _write(path, [pictures.key(row) for row in map(int, found.rows)], lines, SUSPECT_COLUMNS)
+    write_csv(path, SUSPECT_COLUMNS, lines)
 
 
 MISSING_COLUMNS = ("key", "tag", "tag_name", "wnid", "name", "path", "confidence", "score")
@@ -120,8 +113,10 @@ def write_cleaned(
         kept[found.suspect.rows] = False
     rows = np.flatnonzero(kept)
     synsets = inspection.hierarchy.synsets
-    lines = [{"wnid": synsets[wnid[row]] if wnid[row] >= 0 else ""} for row in rows]
-    _write(path, [pictures.key(row) for row in map(int, rows)], lines, ("key", "wnid"))
+    lines = (
+        (pictures.key(row), synsets[wnid[row]] if wnid[row] >= 0 else "") for row in map(int, rows)
+    )
+    write_csv(path, ("key", "wnid"), lines)
     return len(rows), int((wnid[rows] >= 0).sum()), int((~kept).sum())
 
 
@@ -195,21 +190,6 @@ def _rows(found: Findings) -> Any:
     return zip(map(int, found.rows), found.score, map(int, found.proposed), strict=True)
 
 
-def _named(tree: ClassTree, column: str, c: int) -> dict[str, str]:
-    wnid, name = (column, f"{column}_name") if column else ("wnid", "name")
-    return {wnid: tree.hierarchy.synsets[c], name: tree.name(c)}
-
-
 def _prob(inspection: Inspection, image: Any, c: int) -> str:
     """Of a class that is the teacher's first choice."""
     return f"{image['top_prob'][inspection.hierarchy.levels[c]] / UNITS:.4f}"
-
-
-def _write(
-    path: Path, keys: Sequence[str], lines: Sequence[dict[str, str]], columns: Sequence[str]
-) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"key": key, **line} for key, line in zip(keys, lines, strict=True))
-    write_atomically(path, text.getvalue().encode("utf-8", "surrogatepass"))

@@ -1,0 +1,39 @@
+"""`distill data`: about a data set itself, without a teacher."""
+
+from pathlib import Path
+
+import click
+
+from distill.cli import options
+
+
+@click.group()
+def data() -> None:
+    """Lists of a data set's samples."""
+
+
+@data.command()
+@options.data
+@click.option("--split", default="train", show_default=True, help="Split of --data.")
+@click.option("--folds", type=click.IntRange(2, 1000), default=10, show_default=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the lists.")
+def folds(data: Path, split: str, folds: int, out: Path) -> None:
+    """Cut DATA into folds: for each, the keys held out and the keys to train on.
+
+    A teacher that was trained on train-N.csv is asked about held-out-N.csv, which it never saw;
+    `distill inspect --folds` judges tags by such stores. Which fold a sample is in depends on its
+    key alone.
+    """
+    from distill.data import open_source
+    from distill.files import write_csv
+    from distill.sample_list import fold_of
+
+    source = open_source(data, split)
+    fold = fold_of(source.ids, folds)
+    keys = [sample.key for sample in source.samples]
+    for number in range(folds):
+        for name, chosen in (("held-out", fold == number), ("train", fold != number)):
+            taken = [[key] for key, take in zip(keys, chosen, strict=True) if take]
+            write_csv(out / f"{name}-{number}.csv", ["key"], taken)
+        click.echo(f"fold {number}: {int((fold == number).sum())} of {len(source)} held out")
+    click.echo(f"lists: {out}/train-N.csv, {out}/held-out-N.csv")
