@@ -74,7 +74,7 @@ class Bench:
 
     def precompute(self) -> dict[str, Any]:
         """Three views of all training images."""
-        return _distill(
+        return answer_of(
             *("precompute", "--teacher", "resnet18d", "--weights", self.weights, *self.label_set),
             *("--data", self.data, "--store", self.out / "store", "--views", 3, *self.limit),
             *("--randaugment-ops", 0, "--cutout", 0, "--device", "cpu", "--workers", 2),
@@ -100,13 +100,13 @@ class Bench:
             targets = ("--targets", self.out / "store", "--cache", self.out / "cache")
         weight: tuple[object, ...] = ("--kd-weight", run.kd_weight) if run.kd_weight else ()
         weight += ("-o", "hierarchy_weights=even") if run.even else ()
-        _distill(
+        answer_of(
             *("pretrain", "--recipe", RECIPE, "--scheme", run.scheme, "--seed", run.seed, *weight),
             *("--data", self.data, *self.label_set, *targets, "--out", folder, *machine),
             *(*self.limit, *self.epochs),
         )
         truth = ("--truth", self.data / "labels.csv")
-        (judged,) = _distill(
+        (judged,) = answer_of(
             "evaluate", folder, "--data", self.data, *truth, *machine, *self.limit
         ).values()
         figures = {name: judged[name] for name in (*FIGURES, "micro_map", "macro_map", "top5")}
@@ -200,7 +200,7 @@ def _cell(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.2f} ± {100 * deviation:.2f}"
 
 
-def _distill(*arguments: object) -> dict[str, Any]:
+def answer_of(*arguments: object) -> dict[str, Any]:
     """What a command of ours says with --json."""
     words = [str(argument) for argument in arguments]
     one_core = {} if words[0] == "precompute" else {"OMP_NUM_THREADS": "1"}

@@ -1,5 +1,6 @@
 """`distill data`: about a data set itself, without a teacher."""
 
+import json
 from pathlib import Path
 
 import click
@@ -17,7 +18,8 @@ def data() -> None:
 @click.option("--split", default="train", show_default=True, help="Split of --data.")
 @click.option("--folds", type=click.IntRange(2, 1000), default=10, show_default=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the lists.")
-def folds(data: Path, split: str, folds: int, out: Path) -> None:
+@options.as_json
+def folds(data: Path, split: str, folds: int, out: Path, as_json: bool) -> None:
     """Cut DATA into folds: for each, the keys held out and the keys to train on.
 
     A teacher that was trained on train-N.csv is asked about held-out-N.csv, which it never saw;
@@ -35,5 +37,10 @@ def folds(data: Path, split: str, folds: int, out: Path) -> None:
         for name, chosen in (("held-out", fold == number), ("train", fold != number)):
             taken = [[key] for key, take in zip(keys, chosen, strict=True) if take]
             write_csv(out / f"{name}-{number}.csv", ["key"], taken)
-        click.echo(f"fold {number}: {int((fold == number).sum())} of {len(source)} held out")
+    sizes = [int((fold == number).sum()) for number in range(folds)]
+    if as_json:
+        click.echo(json.dumps({"images": len(source), "held_out": sizes}))
+        return
+    for number, size in enumerate(sizes):
+        click.echo(f"fold {number}: {size} of {len(source)} held out")
     click.echo(f"lists: {out}/train-N.csv, {out}/held-out-N.csv")
