@@ -43,6 +43,7 @@ from distill.data import open_source
 from distill.sample_id import find_rows
 from distill.targets import SparseTargets, densify
 from store.logit_store import LogitStore
+from teacher_server.inspector.beliefs import UNITS
 from teacher_server.inspector.findings import Rules
 from teacher_server.inspector.inspection import Inspection, open_inspection
 
@@ -152,13 +153,39 @@ def plant(source: Path, tars: str, out: Path) -> None:
     (out / "wrong.json").write_text(json.dumps(wrong))
 
 
+def tried_scores(bench: Bench, inspection: Inspection) -> dict[str, float]:
+    """Average precision of other ways to rank by the probabilities along a tag's path."""
+    planted = planted_rows(bench)
+    images = inspection.judged.images(np.arange(len(planted)))
+    tagged = inspection.hierarchy.label_table[inspection.labels] >= 0
+    top, tag = (np.maximum(images[n], 1) / UNITS for n in ("top_prob", "tag_prob"))
+    log_odds = np.where(tagged, np.log(top / tag), 0)
+    log_prob = np.where(tagged, -np.log(tag), 0)
+    margin, levels = np.where(tagged, top - tag, 0), tagged.sum(1)
+    scores = {
+        "largest margin": margin.max(1),
+        "mean margin": margin.sum(1) / levels,
+        "smallest probability": log_prob.max(1),
+        "sum of -ln p": log_prob.sum(1),
+        "mean of -ln p": log_prob.sum(1) / levels,
+        "largest log-odds": log_odds.max(1),
+        "sum of log-odds": log_odds.sum(1),
+        "mean of log-odds": log_odds.sum(1) / levels,
+    }
+    return {name: average_precision(score, planted) for name, score in scores.items()}
+
+
+def planted_rows(bench: Bench) -> NDArray[np.bool_]:
+    """[rows]: which images have a wrong tag."""
+    wrong = json.loads((bench.data / "wrong.json").read_text())
+    return np.array([sample.key in wrong for sample in open_source(bench.data).samples])
+
+
 def cleanlab_average_precision(bench: Bench, inspection: Inspection) -> dict[str, float]:
     """Of its rankings of the same images by the same probabilities."""
     hierarchy = inspection.hierarchy
-    wrong = json.loads((bench.data / "wrong.json").read_text())
-    source = open_source(bench.data)
     judged = np.flatnonzero(inspection.judged_rows)
-    planted = np.array([source.samples[int(row)].key in wrong for row in judged])
+    planted = planted_rows(bench)[judged]
     probs = dense_answers(bench, inspection)[judged]
     tags = inspection.labels[judged]
     levels = np.minimum(hierarchy.levels[tags], hierarchy.num_hierarchies - 1)
@@ -256,8 +283,20 @@ def _with_teacher(bench: Bench) -> dict[str, Any]:
     for nats, row in suspect_rows.items():
         shares = f"{100 * row['precision']:.1f} | {100 * row['recall']:.1f}"
         print(f"| {nats} | {row['images']} | {shares} |")
+    tried = tried_scores(bench, _opened(store))
+    print("\n## Scores that were tried for suspect tags\n")
+    print("| score along the tag's path | average precision |\n| --- | ---: |")
+    for name, value in tried.items():
+        print(f"| {name} | {value:.3f} |")
+    confident = bench.inspect(store, "--suspect-above", 0.001, "--sure-above", 0.7)
+    row = confident["against_truth"]["suspect"]
+    print(
+        f"\nBy confidence alone (`--suspect-above 0.001 --sure-above 0.7`): {row['images']} "
+        f"images, precision {100 * row['precision']:.1f}%, recall {100 * row['recall']:.1f}%"
+    )
     ranked = _ranked(bench, store, (), suspect_rows[2.5])
-    return {"missing": missing_rows, "suspect": suspect_rows, "teacher": ranked}
+    found = {"missing": missing_rows, "suspect": suspect_rows, "teacher": ranked}
+    return {**found, "tried": tried, "confident": row}
 
 
 def _with_folds(bench: Bench) -> dict[str, Any]:

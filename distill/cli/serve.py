@@ -67,6 +67,7 @@ from distill.cli import teaching, viewing
     show_default=True,
     help="Folder of decoded views, and of answers that wait for the rest of their block.",
 )
+@click.option("--student", help="A trained model to show beside the teacher on the pages.")
 def serve(
     choice: teaching.TeacherChoice,
     viewing: viewing.ViewChoice,
@@ -95,8 +96,9 @@ def serve(
     drain_s: float,
     workers: int | None,
     cache: Path,
+    student: str | None,
 ) -> None:
-    """Answer students over HTTP, in the Open Inference Protocol.
+    """Answer students over HTTP, in the Open Inference Protocol; show pages at /.
 
     Ready after warm-up; SIGTERM ends it when all admitted requests are answered.
     """
@@ -112,6 +114,7 @@ def serve(
     from teacher_server.live.service import ServeOptions, Service
     from teacher_server.precompute import PrecomputeOptions
     from teacher_server.tuning import UNTUNED
+    from trainers.opinion import StudentOpinion
 
     address = Address(host=host, port=port, certificate=tls_certificate, private_key=tls_key)
     keys = ApiKeys.read(api_key_file) if api_key_file else None
@@ -166,7 +169,8 @@ def serve(
             journal=journal,
             samples=samples,
         )
-        run(make_server(service, keys, address), service, listener, drain_s)
+        beside = StudentOpinion.of(student, teacher.hierarchy, "cpu") if student else None
+        run(make_server(service, keys, address, beside), service, listener, drain_s)
 
 
 @click.command("api-key")
