@@ -71,7 +71,7 @@ class Serving:
         if self.ask:
             client = TeacherClient(self.ask, api_key=self.api_key, deadline_s=PATIENCE_S)
             live = RemoteTeacher(client, hierarchy)
-        look = _look(inspection, data, split)
+        look = _look(inspection, data, split).prepared()
         return Site(
             hierarchy=hierarchy,
             teacher=inspection.summary.teacher,

@@ -8,7 +8,7 @@ block that is missing or damaged leaves its images unknown.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import accumulate, pairwise
 from typing import Any
@@ -75,8 +75,9 @@ def block_dtype(hierarchies: int, block_rows: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Beliefs:
-    """blocks: [blocks] of `block_dtype`, memory-mapped."""
+    """blocks: [blocks] of `block_dtype`, memory-mapped. name: a digest of all it was read from."""
 
+    name: str
     rows: int
     blocks: NDArray[Any]
 
@@ -95,13 +96,15 @@ class Beliefs:
         for block, first in enumerate(range(0, self.rows, self.block_rows)):
             yield first, self.blocks["image"][block][: self.rows - first]
 
-    def with_images(self, others: "Sequence[tuple[NDArray[np.int64], Images]]") -> "Beliefs":
-        """Nothing known but what `others` say: rows and images. A copy, in memory."""
+    def with_images(
+        self, others: Sequence[tuple[NDArray[np.int64], Images]], names: Sequence[str]
+    ) -> "Beliefs":
+        """Nothing known but what `others` say: rows and images, of beliefs so named. In memory."""
         blocks = np.array(self.blocks)
         blocks["image"]["known"] = Known.NOTHING
         for rows, images in others:
             blocks["image"][np.divmod(rows, self.block_rows)] = images
-        return Beliefs(self.rows, blocks)
+        return Beliefs(digest_of([self.name, *names]), self.rows, blocks)
 
     def total(self, name: str) -> NDArray[Any]:
         """One of the sums, over all blocks."""
@@ -141,17 +144,22 @@ def open_beliefs(
                 read_block(1)
 
     name = _name(store, digests)
-    beliefs = Beliefs(manifest.dataset.rows, cache.open(name, dtype, manifest.num_blocks, read))
-    if beliefs.blocks_that(Known.BAD):
-        cache.forget(name)  # mended blocks have the digests of damaged ones
+    blocks = cache.open(f"{name}-beliefs", dtype, manifest.num_blocks, read)
+    beliefs = Beliefs(name, manifest.dataset.rows, blocks)
+    if damaged := beliefs.blocks_that(Known.BAD):  # when they are mended, the name is the same
+        cache.forget(f"{name}-beliefs")
+        return replace(beliefs, name=digest_of([name, "without", *map(str, damaged)]))
     return beliefs
 
 
 def _name(store: LogitStore, digests: dict[int, tuple[str, ...]]) -> str:
-    """In the cache: a digest of all that is read."""
     committed = [f"{block} {' '.join(views)}" for block, views in digests.items()]
-    content = "\n".join([FORMAT, store.manifest.identity, *committed])
-    return f"{hashlib.sha256(content.encode()).hexdigest()[:32]}-beliefs"
+    return digest_of([FORMAT, store.manifest.identity, *committed])
+
+
+def digest_of(parts: Sequence[str]) -> str:
+    """A name for what is made of them."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def _read_block(

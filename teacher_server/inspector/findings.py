@@ -5,7 +5,9 @@ and is sure of a class below it. A *suspect* tag: the teacher is sure of another
 the tag's own path.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
@@ -39,66 +41,70 @@ class Rules:
             raise ConfigError(f"suspect_above {self.suspect_above} found, expected above 0")
 
 
+class Verdict(IntEnum):
+    """On one image's tag."""
+
+    NOT_JUDGED = 0  # no tag, or no answer
+    GOOD = 1
+    MISSING = 2  # one below it
+    SUSPECT = 3
+
+
+# proposed: class index of a missing tag, or of what the teacher sees instead of a suspect one.
+# score: of the finding, larger is clearer; 0 where there is none.
+VERDICTS = np.dtype([("verdict", np.uint8), ("proposed", np.int32), ("score", np.float32)])
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """rows: of the images, the clearest first. score: of each, larger is clearer.
-
-    proposed: class index of a missing tag; of a suspect one what the teacher sees instead, as deep
-    as the tag is contradicted. level: of `proposed`.
-    """
+    """rows: of the images, the clearest first. score, proposed: as in VERDICTS."""
 
     rows: NDArray[np.int64]
-    score: NDArray[np.float64]
-    proposed: NDArray[np.int64]
+    score: NDArray[Any]
+    proposed: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def of(self, row: int) -> tuple[float, int] | None:
-        """Score and class for one image; None where nothing was found."""
-        place = int(np.searchsorted(self.rows, row, sorter=self._by_row))
-        if place == len(self) or self.rows[self._by_row[place]] != row:
-            return None
-        at = self._by_row[place]
-        return float(self.score[at]), int(self.proposed[at])
-
-    @cached_property
-    def _by_row(self) -> NDArray[np.int64]:
-        return np.argsort(self.rows)
-
-    @classmethod
-    def sorted(cls, parts: "list[Findings]") -> "Findings":
-        """Of all blocks, by score; rows of one score ascending."""
-        names = ("rows", "score", "proposed")
-        joined = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
-        order = np.lexsort((joined[0], -joined[1]))
-        return cls(*(each[order] for each in joined))
-
 
 @dataclass(frozen=True, eq=False)
 class TagFindings:
-    """judged: images with a tag and an answer."""
+    """verdicts: [rows] of VERDICTS."""
 
-    missing: Findings
-    suspect: Findings
-    judged: int
+    verdicts: NDArray[Any]
+
+    @cached_property
+    def judged(self) -> int:
+        """Images with a tag and an answer."""
+        return int(np.count_nonzero(self.verdicts["verdict"]))
+
+    @cached_property
+    def missing(self) -> Findings:
+        """Tags to add."""
+        return self._all(Verdict.MISSING)
+
+    @cached_property
+    def suspect(self) -> Findings:
+        """Tags that are contradicted."""
+        return self._all(Verdict.SUSPECT)
+
+    def _all(self, verdict: Verdict) -> Findings:
+        rows = np.flatnonzero(self.verdicts["verdict"] == verdict)
+        found = self.verdicts[rows]
+        order = np.argsort(-found["score"], kind="stable")
+        return Findings(rows[order], found["score"][order], found["proposed"][order])
 
 
 def find_tags(
     beliefs: Beliefs, labels: NDArray[np.int64], hierarchy: SemanticHierarchy, rules: Rules
-) -> TagFindings:
-    """Of every image whose tag can be judged. labels: [rows], class index or -1."""
-    missing, suspect, judged = [], [], 0
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """A block at a time: the first image's row, and VERDICTS. labels: [rows], class index or -1."""
     for first, images in beliefs.by_block():
-        here = np.flatnonzero(
-            (images["known"] == Known.ANSWER) & (labels[first : first + len(images)] >= 0)
-        )
-        rows, some = first + here, images[here]
-        tags = labels[rows]
-        judged += len(rows)
-        missing.append(_missing(rows, some, tags, hierarchy, rules.missing_above))
-        suspect.append(_suspect(rows, some, tags, hierarchy, rules))
-    return TagFindings(Findings.sorted(missing), Findings.sorted(suspect), judged)
+        tags = labels[first : first + len(images)]
+        verdicts = np.zeros(len(images), VERDICTS)
+        judged = np.flatnonzero((images["known"] == Known.ANSWER) & (tags >= 0))
+        verdicts[judged] = _judge(images[judged], tags[judged], hierarchy, rules)
+        yield first, verdicts
 
 
 def top_classes(images: Images, hierarchy: SemanticHierarchy) -> NDArray[np.int64]:
@@ -119,44 +125,52 @@ def contradiction(images: Images, tagged: NDArray[np.bool_]) -> NDArray[np.float
     return mean
 
 
-def _missing(
-    rows: NDArray[np.int64],
-    images: Images,
-    tags: NDArray[np.int64],
-    hierarchy: SemanticHierarchy,
-    above: float,
-) -> Findings:
-    """Walk down from the tag, as long as the teacher's first choice goes on below it."""
+def _judge(
+    images: Images, tags: NDArray[np.int64], hierarchy: SemanticHierarchy, rules: Rules
+) -> NDArray[Any]:
+    """[n] of VERDICTS. A suspect tag is not added to."""
+    verdicts = np.zeros(len(tags), VERDICTS)
+    verdicts["verdict"] = Verdict.GOOD
+    ends, prob = _ends(images, tags, hierarchy, rules.missing_above)
+    missing = ends != tags
+    seen, sure, score = _seen_instead(images, tags, hierarchy)
+    suspect = (seen >= 0) & (score >= rules.suspect_above) & (sure >= rules.sure_above)
+    for verdict, where, proposed, scores in (
+        (Verdict.MISSING, missing, ends, prob),
+        (Verdict.SUSPECT, suspect, seen, score),
+    ):
+        verdicts["verdict"][where] = verdict
+        verdicts["proposed"][where], verdicts["score"][where] = proposed[where], scores[where]
+    return verdicts
+
+
+def _ends(
+    images: Images, tags: NDArray[np.int64], hierarchy: SemanticHierarchy, above: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Walk down from each tag that the teacher agrees with, as long as it is sure of what is below.
+
+    Where the walk ends, and the least probability on the way.
+    """
     parents, levels = np.array(hierarchy.parents), hierarchy.levels
     tops, probs = top_classes(images, hierarchy), images["top_prob"] / UNITS
-    ends, score = tags.copy(), np.ones(len(tags))
     own = np.minimum(levels[tags], hierarchy.num_hierarchies - 1)
-    first = images["top"][np.arange(len(tags)), own]
-    agreed = first == hierarchy.label_table[tags, own]
+    agreed = images["top"][np.arange(len(tags)), own] == hierarchy.label_table[tags, own]
+    ends, least = tags.copy(), np.ones(len(tags))
     for k in range(hierarchy.num_hierarchies):
         below = agreed & (levels[ends] == k - 1) & (parents[tops[:, k]] == ends)
         goes_on = below & (probs[:, k] >= above)
         ends = np.where(goes_on, tops[:, k], ends)
-        score = np.where(goes_on, np.minimum(score, probs[:, k]), score)
-    found = np.flatnonzero(ends != tags)
-    return Findings(rows[found], score[found], ends[found])
+        least = np.where(goes_on, np.minimum(least, probs[:, k]), least)
+    return ends, least
 
 
-def _suspect(
-    rows: NDArray[np.int64],
-    images: Images,
-    tags: NDArray[np.int64],
-    hierarchy: SemanticHierarchy,
-    rules: Rules,
-) -> Findings:
+def _seen_instead(
+    images: Images, tags: NDArray[np.int64], hierarchy: SemanticHierarchy
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """The class that contradicts each tag most surely, -1 for none; its probability; the score."""
     positions = hierarchy.label_table[tags]
     contradicted = (positions >= 0) & (images["top"] != positions)
-    score = contradiction(images, positions >= 0)
     surest: Any = np.where(contradicted, images["top_prob"], 0)
-    level = surest.argmax(1)
-    sure = surest[np.arange(len(tags)), level] / UNITS
-    found = np.flatnonzero(
-        contradicted.any(1) & (score >= rules.suspect_above) & (sure >= rules.sure_above)
-    )
-    proposed = top_classes(images, hierarchy)[found, level[found]]
-    return Findings(rows[found], score[found], proposed)
+    each, level = np.arange(len(tags)), surest.argmax(1)
+    seen = np.where(contradicted.any(1), top_classes(images, hierarchy)[each, level], -1)
+    return seen, surest[each, level] / UNITS, contradiction(images, positions >= 0)

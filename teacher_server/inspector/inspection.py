@@ -12,18 +12,18 @@ from distill.answers import Answers
 from distill.errors import StoreError, StoreMismatchError
 from distill.hierarchy import SemanticHierarchy
 from distill.sample_id import SampleIds, find_rows
-from store.cache import Cache
+from store.cache import Cache, Put
 from store.logit_store import LogitStore
 from store.summary import StoreSummary, summarise
-from teacher_server.inspector.beliefs import UNITS, Beliefs, Known, open_beliefs
-from teacher_server.inspector.findings import Rules, TagFindings, find_tags
+from teacher_server.inspector.beliefs import UNITS, Beliefs, Known, digest_of, open_beliefs
+from teacher_server.inspector.findings import VERDICTS, Rules, TagFindings, Verdict, find_tags
 from teacher_server.inspector.overview import HierarchyFigures, figures_by_hierarchy
-from teacher_server.inspector.subtrees import Subtrees, figures_by_subtree
+from teacher_server.inspector.subtrees import SUMS, Subtrees, sums_by_subtree
 from teacher_server.inspector.tree import ClassTree
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Proposal:
     """kind: missing or suspect. proposed: class index; prob: of it; score: of the finding."""
 
     kind: str
@@ -36,7 +36,7 @@ class Verdict:
 class Inspection:
     """beliefs: of the store's teacher. judged: by which tags are judged, of other teachers perhaps.
 
-    summary: of the store as it was when it was opened.
+    summary: of the store as it was when it was opened. cache: for what is made of the beliefs.
     """
 
     store: LogitStore
@@ -45,6 +45,7 @@ class Inspection:
     beliefs: Beliefs
     judged: Beliefs
     rules: Rules
+    cache: Cache
 
     @property
     def hierarchy(self) -> SemanticHierarchy:
@@ -71,12 +72,29 @@ class Inspection:
     @cached_property
     def tags(self) -> TagFindings:
         """Missing and suspect ones."""
-        return find_tags(self.judged, self.labels, self.hierarchy, self.rules)
+
+        def fill(put: Put) -> None:
+            for first, verdicts in find_tags(self.judged, self.labels, self.hierarchy, self.rules):
+                put(first, verdicts)
+
+        rows = len(self.labels)
+        return TagFindings(self.cache.open(f"{self._made}-verdicts", VERDICTS, rows, fill))
 
     @cached_property
     def subtrees(self) -> Subtrees:
         """Per class and subtree."""
-        return figures_by_subtree(self.beliefs, self.labels, self.tree, self.tags)
+
+        def fill(put: Put) -> None:
+            put(0, sums_by_subtree(self.beliefs, self.labels, self.tree, self.tags))
+
+        classes = self.hierarchy.num_classes
+        sums = self.cache.open(f"{self._made}-subtrees", SUMS, classes, fill)
+        return Subtrees(self.tree, sums)
+
+    @property
+    def _made(self) -> str:
+        """A name for what beliefs and rules make."""
+        return digest_of([self.beliefs.name, self.judged.name, repr(self.rules)])
 
     @property
     def gaps(self) -> list[str]:
@@ -112,14 +130,14 @@ class Inspection:
             )
         return row
 
-    def verdict(self, row: int) -> Verdict | None:
+    def proposal(self, row: int) -> Proposal | None:
         """What the teacher would change of an image's tag."""
-        for kind in ("missing", "suspect"):
-            if found := getattr(self.tags, kind).of(row):
-                image = self.judged.images(np.array([row]))[0]
-                prob = float(image["top_prob"][self.hierarchy.levels[found[1]]] / UNITS)
-                return Verdict(kind, found[1], prob, found[0])
-        return None
+        verdict, proposed, score = self.tags.verdicts[row].item()
+        if verdict not in (Verdict.MISSING, Verdict.SUSPECT):
+            return None
+        image = self.judged.images(np.array([row]))[0]
+        prob = float(image["top_prob"][self.hierarchy.levels[proposed]] / UNITS)
+        return Proposal(Verdict(verdict).name.lower(), proposed, prob, score)
 
     def answers(self, row: int) -> Answers:
         """What the teacher says of one image: a row a view. Reads one block.
@@ -175,7 +193,8 @@ def open_inspection(
                 "compute every fold with a list of its own (`distill data folds`)"
             )
         judged = beliefs.with_images(
-            [(rows, found.images(np.arange(len(rows)))) for rows, found in opened]
+            [(rows, found.images(np.arange(len(rows)))) for rows, found in opened],
+            [found.name for _, found in opened],
         )
     return Inspection(
         store=store,
@@ -184,6 +203,7 @@ def open_inspection(
         beliefs=beliefs,
         judged=judged,
         rules=rules,
+        cache=_cache(location, cache),
     )
 
 

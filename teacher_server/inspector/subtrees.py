@@ -2,12 +2,11 @@
 answer agrees with them."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.hierarchy import SemanticHierarchy
 from teacher_server.inspector.beliefs import UNITS, Beliefs, Known
 from teacher_server.inspector.findings import TagFindings
 from teacher_server.inspector.tree import ClassTree
@@ -39,78 +38,76 @@ class SubtreeFigures:
     confidence: float | None
 
 
+# Of a class: `tagged` with this very class, the others summed over its subtree.
+SUMS = np.dtype(
+    [
+        *((name, np.int64) for name in ("tagged", "images", "answered", "missing", "suspect")),
+        *((name, np.float64) for name in ("tag_prob", "agreed", "confidence")),
+    ]
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Subtrees:
-    """Sums by class index; of a subtree each."""
+    """sums: [C] of SUMS, by class index."""
 
     tree: ClassTree
-    tagged: NDArray[np.int64]  # with this very class
-    sums: dict[str, NDArray[np.float64]]
-
-    @property
-    def hierarchy(self) -> SemanticHierarchy:
-        """Of those classes."""
-        return self.tree.hierarchy
-
-    @cached_property
-    def _images(self) -> NDArray[np.int64]:
-        return self.tree.summed(self.tagged)
+    sums: NDArray[Any]
 
     def of(self, c: int) -> SubtreeFigures:
         """The figures of a class."""
-        here, level = self.tree.subtree(c), int(self.hierarchy.levels[c])
-        answered = int(self.sums["answered"][c])
-        seen = answered > 0 and level < self.hierarchy.num_hierarchies
+        hierarchy, here, sums = self.tree.hierarchy, self.tree.subtree(c), self.sums[c]
+        level, answered = int(hierarchy.levels[c]), int(sums["answered"])
+        seen = answered > 0 and level < hierarchy.num_hierarchies
 
         def mean(name: str) -> float | None:
-            return float(self.sums[name][c] / answered) if seen else None
+            return float(sums[name] / answered) if seen else None
 
         return SubtreeFigures(
-            wnid=self.hierarchy.synsets[c],
-            name=self.hierarchy.display_name(self.hierarchy.synsets[c]),
+            wnid=hierarchy.synsets[c],
+            name=self.tree.name(c),
             hierarchy=level,
             classes=here.stop - here.start,
-            images=int(self._images[c]),
-            tagged_here=int(self.tagged[c]),
+            images=int(sums["images"]),
+            tagged_here=int(sums["tagged"]),
             answered=answered,
-            missing=int(self.sums["missing"][c]),
-            suspect=int(self.sums["suspect"][c]),
+            missing=int(sums["missing"]),
+            suspect=int(sums["suspect"]),
             tag_prob=mean("tag_prob"),
             agreed=mean("agreed"),
             confidence=mean("confidence"),
         )
 
 
-def figures_by_subtree(
+def sums_by_subtree(
     beliefs: Beliefs, labels: NDArray[np.int64], tree: ClassTree, found: TagFindings
-) -> Subtrees:
-    """Over all images with a tag. Every image counts for its tag's class and each ancestor."""
+) -> NDArray[Any]:
+    """[C] of SUMS. Every image counts for its tag's class and each ancestor."""
     hierarchy, classes = tree.hierarchy, tree.hierarchy.num_classes
-    sums = {n: np.zeros(classes) for n in ("answered", "tag_prob", "agreed", "confidence")}
-    members = np.full((hierarchy.num_hierarchies, max(hierarchy.classes_per_hierarchy)), 0)
-    for k, part in enumerate(hierarchy.slices):
-        members[k, : part.stop - part.start] = hierarchy.class_order[part]
-    dropped = np.zeros(classes, np.int64)
+    sums = np.zeros(classes, SUMS)
+
+    def count(tags: NDArray[np.int64]) -> NDArray[Any]:
+        return np.bincount(tags, minlength=classes)
+
+    sums["tagged"] = count(labels[labels >= 0])
+    sums["images"] = tree.summed(sums["tagged"])
+    sums["missing"] = tree.summed(count(labels[found.missing.rows]))
+    sums["suspect"] = tree.summed(count(labels[found.suspect.rows]))
+    answered = np.zeros(classes, np.int64)
     for first, images in beliefs.by_block():
         tags = labels[first : first + len(images)]
         here = np.flatnonzero((images["known"] == Known.ANSWER) & (tags >= 0))
         some, tags = images[here], tags[here]
+        answered += count(tags)
         positions = hierarchy.label_table[tags]
-        for k in range(hierarchy.num_hierarchies):
+        for k, part in enumerate(hierarchy.slices):
             at = np.flatnonzero(positions[:, k] >= 0)
-            c = members[k, positions[at, k]]
-            sums["answered"] += np.bincount(c, minlength=classes)
+            c = hierarchy.class_order[part][positions[at, k]]
             for name, values in (
                 ("tag_prob", some["tag_prob"][at, k] / UNITS),
                 ("agreed", some["top"][at, k] == positions[at, k]),
                 ("confidence", some["confidence"][at, k] / UNITS),
             ):
                 sums[name] += np.bincount(c, values, minlength=classes)
-        dropped += np.bincount(
-            tags[hierarchy.levels[tags] >= hierarchy.num_hierarchies], minlength=classes
-        )
-    sums["answered"] += dropped
-    for name in ("missing", "suspect"):
-        counts = np.bincount(labels[getattr(found, name).rows], minlength=classes)
-        sums[name] = tree.summed(counts)
-    return Subtrees(tree, np.bincount(labels[labels >= 0], minlength=classes), sums)
+    sums["answered"] = tree.summed(answered)
+    return sums

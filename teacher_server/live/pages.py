@@ -28,11 +28,11 @@ def site_of(service: Service, student: Student | None = None) -> Site:
         def look() -> Look:
             inspection = read_apart(location, Rules(), None)
             if samples.source is None:
-                return Look(inspection, None, NO_IMAGES)
+                return Look(inspection, None, NO_IMAGES).prepared()
             try:
-                return Look(inspection, Pictures.of(inspection, samples.source))
+                return Look(inspection, Pictures.of(inspection, samples.source)).prepared()
             except DistillError as error:
-                return Look(inspection, None, str(error))
+                return Look(inspection, None, str(error)).prepared()
 
         store = Later(look, lambda look: not look.inspection.summary.complete)
     return Site(

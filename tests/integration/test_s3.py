@@ -171,6 +171,18 @@ def test_resident_view_from_a_bucket(bucket: str, tmp_path: Path) -> None:
     assert array.shape == (ROWS, 2, 15)
 
 
+def test_store_in_a_bucket_is_inspected(
+    bucket: str,
+    tmp_path: Path,
+    distill,  # type: ignore[no-untyped-def]
+) -> None:
+    make_complete(f"{bucket}/store")
+    make_complete(tmp_path / "store")
+    there = distill("inspect", f"{bucket}/store", "--cache", tmp_path / "cache", "--csv").out
+    assert there == distill("inspect", tmp_path / "store", "--csv").out
+    assert list((tmp_path / "cache").glob("*-beliefs.rows"))
+
+
 def test_damage_in_a_bucket_is_found(bucket: str) -> None:
     remote = make_complete(f"{bucket}/store")
     remote.objects.delete(["prob/c/1/0/0"])

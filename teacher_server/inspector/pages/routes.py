@@ -293,14 +293,14 @@ def _tree(site: Site, look: Look | None, c: int | None) -> HTMLResponse:
 
 
 def _tile(look: Look, row: int) -> dict[str, Any]:
-    """One image of the gallery. verdict: what the teacher would change."""
+    """One image of the gallery. proposal: what the teacher would change."""
     inspection = look.inspection
     tag = int(inspection.labels[row])
     return {
         "id": shown_id(inspection.store.sample_ids[row]),
         "key": look.pictures.key(row) if look.pictures else None,
         "tag": tag,
-        "verdict": inspection.verdict(row),
+        "proposal": inspection.proposal(row),
     }
 
 

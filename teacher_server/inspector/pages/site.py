@@ -20,7 +20,7 @@ from PIL import Image
 from distill.errors import DistillError
 from distill.hierarchy import SemanticHierarchy
 from teacher_server.inspector.findings import Rules
-from teacher_server.inspector.gallery import Gallery
+from teacher_server.inspector.gallery import Gallery, Wanted
 from teacher_server.inspector.inspection import Inspection, open_inspection
 from teacher_server.inspector.tag_lists import Pictures
 from teacher_server.inspector.tree import ClassTree
@@ -136,6 +136,11 @@ class Look:
     def gallery(self) -> Gallery:
         """Of its images."""
         return Gallery(self.inspection)
+
+    def prepared(self) -> "Look":
+        """Itself, with all that takes a pass over the images computed: no page waits for it."""
+        _ = self.inspection.overview, self.inspection.subtrees, self.gallery.page(Wanted())
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
