@@ -21,11 +21,11 @@ class HierarchyFigures(Protocol):
     @property
     def classes(self) -> int: ...
     @property
-    def confidence_mean(self) -> float: ...
+    def confidence_mean(self) -> float | None: ...
     @property
-    def confidence_quantiles(self) -> tuple[float, ...]: ...
+    def confidence_quantiles(self) -> tuple[float | None, ...]: ...
     @property
-    def labelled(self) -> float: ...
+    def labelled(self) -> float | None: ...
     @property
     def same_top(self) -> float | None: ...
     @property
@@ -33,7 +33,10 @@ class HierarchyFigures(Protocol):
 
 
 def draw_inspection(folder: Path, teacher: str, figures: Sequence[HierarchyFigures]) -> list[Path]:
-    """Confidence, classes and agreement per hierarchy, each as PNG and SVG; what was written."""
+    """Confidence, classes and agreement per hierarchy, each as PNG and SVG; what was written.
+
+    A chart of which there are no figures is left out.
+    """
     written = []
     for suffix in (".png", ".svg"):
         for name, draw in (
@@ -41,7 +44,8 @@ def draw_inspection(folder: Path, teacher: str, figures: Sequence[HierarchyFigur
             ("classes", _draw_classes),
             ("agreement", _draw_agreement),
         ):
-            if name == "agreement" and figures[0].same_top is None:
+            empty = {"agreement": figures[0].same_top, "confidence": figures[0].confidence_mean}
+            if empty.get(name, 0) is None:
                 continue
             path = folder / f"{name}{suffix}"
             with _drawn(path) as axes:

@@ -46,7 +46,7 @@ def summarise(store: LogitStore) -> StoreSummary:
         invalid_rows=sum(len(record["bad"]) for record in records.values()),
         hierarchies=len(manifest.hierarchy.classes_per_hierarchy),
         bytes_total=total,
-        bytes_per_view=total / max(1, committed * manifest.views.count),
+        bytes_per_view=total / (committed * manifest.views.count) if committed else 0.0,
         encoding=manifest.encoding.to_json(),
         teacher=manifest.teacher.name,
         teacher_fingerprint=manifest.teacher.fingerprint,

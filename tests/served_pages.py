@@ -64,9 +64,8 @@ def site_of(store: LogitStore, data: Path | None, **more: Any) -> Site:
     inspection = open_inspection(store.location, rules=Rules())
     pictures = Pictures.of(inspection, open_source(data)) if data else None
     look = Look(inspection, pictures, "" if data else "no images to show")
-    later = Later(lambda: look)
-    wait_until(lambda: later.get() is not None)
-    return Site(hierarchy=inspection.hierarchy, teacher="knowing", store=later, **more)
+    store_of = Later(lambda: look, value=look)
+    return Site(hierarchy=inspection.hierarchy, teacher="knowing", store=store_of, **more)
 
 
 HOSTILE = (

@@ -127,8 +127,26 @@ def inspect(
     from distill.cli.inspection_report import Report
     from distill.errors import ConfigError
 
-    if sum((by_class, by_subtree is not None, sample is not None)) > 1:
-        raise ConfigError("more than one of --by-class, --by-subtree and --sample, expected one")
+    asked = {
+        "--by-class": by_class,
+        "--by-subtree": by_subtree is not None,
+        "--sample": sample is not None,
+        "--csv": as_csv,
+        "--json": as_json,
+        "--missing": missing,
+        "--suspect": suspect,
+        "--cleaned": cleaned,
+        "--truth": truth,
+        "--plot": plot,
+        "--html": html,
+    }
+    given = {option for option, value in asked.items() if value}
+    for several in ({"--by-class", "--by-subtree", "--sample"}, {"--csv", "--json"}):
+        if len(given & several) > 1:
+            raise ConfigError(
+                f"{' and '.join(sorted(given & several))} found, expected one of them"
+            )
+    serving.require_alone(given)
     if (missing or suspect or cleaned or truth) and not data:
         raise ConfigError(
             "--missing, --suspect, --cleaned or --truth found without --data, expected the images "

@@ -1,13 +1,14 @@
 """`distill inspect --serve`: its options, and the pages that they start."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from distill.cli.gathered import gathered
+from distill.errors import ConfigError
 
 PATIENCE_S = 20.0  # of somebody who looks at a page
 
@@ -31,6 +32,17 @@ class Serving:
     ask: str | None
     api_key: str | None
 
+    def require_alone(self, others: set[str]) -> None:
+        """Raises ConfigError for options of a report with pages, or of pages without."""
+        if self.wanted and others:
+            raise ConfigError(
+                f"--serve found with {', '.join(sorted(others))}, expected pages or a report; run "
+                "the command twice"
+            )
+        for name, value in (("--student", self.student), ("--ask", self.ask)):
+            if value and not self.wanted:
+                raise ConfigError(f"{name} found without --serve, expected it for pages alone")
+
     def run(self, opened: Callable[[], "Inspection"], data: Path | None, split: str) -> None:
         """Serve pages until a signal comes.
 
@@ -52,30 +64,35 @@ class Serving:
         keys = ApiKeys.read(self.api_key_file) if self.api_key_file else None
         address.require_safe(keys)
         with closing(address.bound()) as listener:
-            site = self._site(opened(), data, split)
+            site = self._site(opened, data, split)
             scheme = "https" if self.tls_certificate else "http"
             port = listener.getsockname()[1]
             listener.listen()  # from here on nobody is turned away
             click.echo(f"pages: {scheme}://{self.host}:{port}/ (Ctrl-C ends them)", err=True)
             serve_pages(site, keys, address, listener)
 
-    def _site(self, inspection: "Inspection", data: Path | None, split: str) -> "Site":
+    def _site(self, opened: Callable[[], "Inspection"], data: Path | None, split: str) -> "Site":
         from teacher_server.client import TeacherClient
         from teacher_server.inspector.pages.remote import RemoteTeacher
-        from teacher_server.inspector.pages.site import Later, Site
+        from teacher_server.inspector.pages.site import Later, Look, Site
         from trainers.opinion import StudentOpinion
 
+        inspection = opened()
         hierarchy = inspection.hierarchy
         student = self.student and StudentOpinion.of(self.student, hierarchy, self.device)
         live = None
         if self.ask:
             client = TeacherClient(self.ask, api_key=self.api_key, deadline_s=PATIENCE_S)
             live = RemoteTeacher(client, hierarchy)
-        look = _look(inspection, data, split).prepared()
+        first = _look(inspection, data, split).prepared()
+
+        def again() -> Look:
+            return replace(first, inspection=opened()).prepared()
+
         return Site(
             hierarchy=hierarchy,
             teacher=inspection.summary.teacher,
-            store=Later(lambda: look),
+            store=Later(again, value=first, stale=Look.may_grow),
             student=student or None,
             live=live,
         )

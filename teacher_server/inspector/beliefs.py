@@ -1,14 +1,14 @@
 """What a teacher believes of each image of a store, in brief, and what that sums up to by block.
 
-Owns the one pass that reads a store. What it finds is kept in a cache under the digest of what was
-read, a record a block, so that nothing else here reads the store whole: no report and no page. A
-block that is missing or damaged leaves its images unknown.
+Owns the one pass that reads a store. What it finds is kept in a cache, a record a block with a
+digest of what was read, so that nothing else here reads the store whole: no report and no page. A
+block that is missing or damaged leaves its images unknown; it is tried again at the next opening.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate, pairwise
 from typing import Any
@@ -52,6 +52,7 @@ def image_dtype(hierarchies: int) -> np.dtype[Any]:
 def block_dtype(hierarchies: int, block_rows: int) -> np.dtype[Any]:
     """A block: its images, and sums over them and their views.
 
+    content: a digest of what it was read from; empty where nothing could be.
     answers: views of images that have an answer. pairs: of successive views of one image.
     confidence: how many answers have that confidence, [K, CONFIDENCE_BINS + 1].
     labelled: images whose tag says something there. same_top: pairs of one most probable class.
@@ -61,6 +62,7 @@ def block_dtype(hierarchies: int, block_rows: int) -> np.dtype[Any]:
     return np.dtype(
         [
             ("known", np.uint8),
+            ("content", "S32"),
             *((name, np.int64) for name in ("images", "bad_images", "answers", "pairs")),
             ("confidence", np.int64, (hierarchies, CONFIDENCE_BINS + 1)),
             *((n, np.int64, (hierarchies,)) for n in ("labelled", "same_top", "entries")),
@@ -80,6 +82,11 @@ class Beliefs:
     name: str
     rows: int
     blocks: NDArray[Any]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every block could be read."""
+        return bool((self.blocks["known"] == Known.ANSWER).all())
 
     @property
     def block_rows(self) -> int:
@@ -124,37 +131,49 @@ def open_beliefs(
 ) -> Beliefs:
     """From the cache, or read off the store, complete or not.
 
+    Of a store that has grown or was mended since, only what is new is read.
+
     read_block: told 0 when reading begins, and 1 for each block; never, where nothing is read.
 
     Raises:
         StoreError: the store or the cache cannot be used.
     """
     manifest, digests = store.manifest, store.content_digests()
+    wanted = np.zeros(manifest.num_blocks, "S32")
+    for block, views in digests.items():
+        wanted[block] = digest_of(views).encode()
     dtype = block_dtype(hierarchy.num_hierarchies, manifest.block_rows)
+    name = f"{digest_of([FORMAT, manifest.identity])}-beliefs"
+    before: NDArray[Any] = np.zeros(0, dtype)
+    was_read = False
 
     def read(put: Put) -> None:
+        nonlocal was_read
+        was_read = True
         read_block(0)
-        nothing = np.zeros(1, dtype)
-        for block in set(range(manifest.num_blocks)) - set(digests):
-            put(block, nothing)
+        kept = np.flatnonzero(before["content"] == wanted[: len(before)])
+        for block in map(int, kept):
+            put(block, before[block : block + 1])
+        new = sorted(set(range(manifest.num_blocks)) - set(map(int, kept)))
         with ThreadPoolExecutor(decoders(store)) as pool:
-            reading = pool.map(lambda block: _read_block(store, hierarchy, block, digests), digests)
-            for block, record in zip(digests, reading, strict=True):
+            for block, record in zip(new, pool.map(record_of, new), strict=True):
                 put(block, record)
                 read_block(1)
 
-    name = _name(store, digests)
-    blocks = cache.open(f"{name}-beliefs", dtype, manifest.num_blocks, read)
-    beliefs = Beliefs(name, manifest.dataset.rows, blocks)
-    if damaged := beliefs.blocks_that(Known.BAD):  # when they are mended, the name is the same
-        cache.forget(f"{name}-beliefs")
-        return replace(beliefs, name=digest_of([name, "without", *map(str, damaged)]))
-    return beliefs
+    def record_of(block: int) -> NDArray[Any]:
+        record = np.zeros(1, dtype)
+        if block in digests:
+            _read_block(record, store, hierarchy, block, digests[block])
+            record["content"] = wanted[block] if record["known"] == Known.ANSWER else b""
+        return record
 
-
-def _name(store: LogitStore, digests: dict[int, tuple[str, ...]]) -> str:
-    committed = [f"{block} {' '.join(views)}" for block, views in digests.items()]
-    return digest_of([FORMAT, store.manifest.identity, *committed])
+    blocks = cache.open(name, dtype, manifest.num_blocks, read)
+    if not was_read and (blocks["content"] != wanted).any():
+        before = blocks
+        cache.forget(name)
+        blocks = cache.open(name, dtype, manifest.num_blocks, read)
+    contents = [content.decode() for content in blocks["content"].tolist()]
+    return Beliefs(digest_of([name, *contents]), manifest.dataset.rows, blocks)
 
 
 def digest_of(parts: Sequence[str]) -> str:
@@ -163,25 +182,23 @@ def digest_of(parts: Sequence[str]) -> str:
 
 
 def _read_block(
+    record: NDArray[Any],
     store: LogitStore,
     hierarchy: SemanticHierarchy,
     block: int,
-    digests: dict[int, tuple[str, ...]],
-) -> NDArray[Any]:
-    """[1] of `block_dtype`."""
+    digests: Sequence[str],
+) -> None:
+    """Fill the one `record`."""
     manifest = store.manifest
     rows = manifest.rows_of_block(block)
-    record = np.zeros(1, block_dtype(hierarchy.num_hierarchies, manifest.block_rows))
     try:
-        coding = manifest.coding
-        codes = [store.read_codes(block, view, d) for view, d in enumerate(digests[block])]
+        codes = [store.read_codes(block, view, digest) for view, digest in enumerate(digests)]
     except CorruptStoreError:
         record["known"] = Known.BAD
-        return record
+        return
     labels = hierarchy.label_table[store.labels[rows.start : rows.stop]]
-    views = [coding.dequantise(each) for each in codes]
+    views = [manifest.coding.dequantise(each) for each in codes]
     believe(record[0], views, labels, manifest.slots, hierarchy.classes_per_hierarchy)
-    return record
 
 
 def believe(
@@ -228,8 +245,11 @@ def believe(
         mean = _MeanAnswer(views, weight, slice(stop - slots[k], stop), sizes[k])
         top, top_prob = mean.top()
         tagged = np.flatnonzero(labels[:, k] >= 0)
+        tag_prob = mean.prob(labels[tagged, k], tagged)
+        above = tag_prob > top_prob[tagged]  # no view's first choice, and yet that of their mean
+        top[tagged[above]], top_prob[tagged[above]] = labels[tagged[above], k], tag_prob[above]
         image["top"][:, k], image["top_prob"][:, k] = top, _in_units(top_prob)
-        image["tag_prob"][tagged, k] = _in_units(mean.prob(labels[tagged, k], tagged))
+        image["tag_prob"][tagged, k] = _in_units(tag_prob)
     image[~seen] = np.array((Known.BAD, 0, 0, 0, 0), image.dtype)
 
 

@@ -5,6 +5,7 @@ and is sure of a class below it. A *suspect* tag: the teacher is sure of another
 the tag's own path.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -37,8 +38,10 @@ class Rules:
         for name in ("missing_above", "sure_above"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected 0 to 1")
-        if not self.suspect_above > 0:
-            raise ConfigError(f"suspect_above {self.suspect_above} found, expected above 0")
+        if not 0 < self.suspect_above < math.inf:
+            raise ConfigError(
+                f"suspect_above {self.suspect_above} found, expected a number above 0"
+            )
 
 
 class Verdict(IntEnum):
@@ -131,9 +134,9 @@ def _judge(
     """[n] of VERDICTS. A suspect tag is not added to."""
     verdicts = np.zeros(len(tags), VERDICTS)
     verdicts["verdict"] = Verdict.GOOD
-    ends, prob = _ends(images, tags, hierarchy, rules.missing_above)
+    ends, prob = _added(images, tags, hierarchy, rules.missing_above)
+    seen, sure, score = _seen_instead(images, tags, hierarchy, rules.missing_above)
     missing = ends != tags
-    seen, sure, score = _seen_instead(images, tags, hierarchy)
     suspect = (seen >= 0) & (score >= rules.suspect_above) & (sure >= rules.sure_above)
     for verdict, where, proposed, scores in (
         (Verdict.MISSING, missing, ends, prob),
@@ -144,33 +147,46 @@ def _judge(
     return verdicts
 
 
-def _ends(
+def _added(
     images: Images, tags: NDArray[np.int64], hierarchy: SemanticHierarchy, above: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Walk down from each tag that the teacher agrees with, as long as it is sure of what is below.
-
-    Where the walk ends, and the least probability on the way.
-    """
-    parents, levels = np.array(hierarchy.parents), hierarchy.levels
-    tops, probs = top_classes(images, hierarchy), images["top_prob"] / UNITS
-    own = np.minimum(levels[tags], hierarchy.num_hierarchies - 1)
+    """The deepest class that the teacher is sure of below a tag that it agrees with; or the tag."""
+    own = np.minimum(hierarchy.levels[tags], hierarchy.num_hierarchies - 1)
     agreed = images["top"][np.arange(len(tags)), own] == hierarchy.label_table[tags, own]
-    ends, least = tags.copy(), np.ones(len(tags))
-    for k in range(hierarchy.num_hierarchies):
-        below = agreed & (levels[ends] == k - 1) & (parents[tops[:, k]] == ends)
-        goes_on = below & (probs[:, k] >= above)
-        ends = np.where(goes_on, tops[:, k], ends)
-        least = np.where(goes_on, np.minimum(least, probs[:, k]), least)
-    return ends, least
+    ends, least = _walked_down(images, tags, hierarchy, above)
+    return np.where(agreed, ends, tags), least
 
 
 def _seen_instead(
-    images: Images, tags: NDArray[np.int64], hierarchy: SemanticHierarchy
+    images: Images, tags: NDArray[np.int64], hierarchy: SemanticHierarchy, above: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """The class that contradicts each tag most surely, -1 for none; its probability; the score."""
+    """What contradicts each tag most surely, as deep as the teacher is sure of it, -1 for nothing.
+
+    Its probability where it contradicts, and how far it does.
+    """
     positions = hierarchy.label_table[tags]
     contradicted = (positions >= 0) & (images["top"] != positions)
     surest: Any = np.where(contradicted, images["top_prob"], 0)
     each, level = np.arange(len(tags)), surest.argmax(1)
-    seen = np.where(contradicted.any(1), top_classes(images, hierarchy)[each, level], -1)
+    starts = top_classes(images, hierarchy)[each, level]
+    ends, _ = _walked_down(images, starts, hierarchy, above)
+    seen = np.where(contradicted.any(1), ends, -1)
     return seen, surest[each, level] / UNITS, contradiction(images, positions >= 0)
+
+
+def _walked_down(
+    images: Images, starts: NDArray[np.int64], hierarchy: SemanticHierarchy, above: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """From a class of each image along the teacher's first choices, as long as it is sure.
+
+    Where that ends, and the least probability on the way.
+    """
+    parents, levels = np.array(hierarchy.parents), hierarchy.levels
+    tops, probs = top_classes(images, hierarchy), images["top_prob"] / UNITS
+    ends, least = starts.copy(), np.ones(len(starts))
+    for k in range(hierarchy.num_hierarchies):
+        below = (levels[ends] == k - 1) & (parents[tops[:, k]] == ends)
+        goes_on = below & (probs[:, k] >= above)
+        ends = np.where(goes_on, tops[:, k], ends)
+        least = np.where(goes_on, np.minimum(least, probs[:, k]), least)
+    return ends, least

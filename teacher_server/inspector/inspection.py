@@ -1,9 +1,11 @@
 """A store as it is inspected: opened once, summed up once, asked many times."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +38,8 @@ class Proposal:
 class Inspection:
     """beliefs: of the store's teacher. judged: by which tags are judged, of other teachers perhaps.
 
-    summary: of the store as it was when it was opened. cache: for what is made of the beliefs.
+    summary: of the store as it was when it was opened. folds: by their location.
+    cache: for what is made of the beliefs.
     """
 
     store: LogitStore
@@ -44,6 +47,7 @@ class Inspection:
     tree: ClassTree
     beliefs: Beliefs
     judged: Beliefs
+    folds: Mapping[str, Beliefs]
     rules: Rules
     cache: Cache
 
@@ -77,8 +81,7 @@ class Inspection:
             for first, verdicts in find_tags(self.judged, self.labels, self.hierarchy, self.rules):
                 put(first, verdicts)
 
-        rows = len(self.labels)
-        return TagFindings(self.cache.open(f"{self._made}-verdicts", VERDICTS, rows, fill))
+        return TagFindings(self._kept("verdicts", VERDICTS, len(self.labels), fill))
 
     @cached_property
     def subtrees(self) -> Subtrees:
@@ -87,32 +90,34 @@ class Inspection:
         def fill(put: Put) -> None:
             put(0, sums_by_subtree(self.beliefs, self.labels, self.tree, self.tags))
 
-        classes = self.hierarchy.num_classes
-        sums = self.cache.open(f"{self._made}-subtrees", SUMS, classes, fill)
-        return Subtrees(self.tree, sums)
+        return Subtrees(self.tree, self._kept("subtrees", SUMS, self.hierarchy.num_classes, fill))
 
-    @property
-    def _made(self) -> str:
-        """A name for what beliefs and rules make."""
-        return digest_of([self.beliefs.name, self.judged.name, repr(self.rules)])
+    def _kept(
+        self, what: str, dtype: np.dtype[Any], rows: int, fill: Callable[[Put], None]
+    ) -> NDArray[Any]:
+        """In the cache, where it will be of use: a store that grows soon says something else."""
+        if self.beliefs.whole:
+            name = digest_of([self.beliefs.name, self.judged.name, repr(self.rules)])
+            return self.cache.open(f"{name}-{what}", dtype, rows, fill)
+        made = np.zeros(rows, dtype)
+
+        def put(first: int, values: NDArray[Any]) -> None:
+            made[first : first + len(values)] = values
+
+        fill(put)
+        return made
 
     @property
     def gaps(self) -> list[str]:
         """What is not there, in words; empty for a whole store."""
-        gaps = []
-        missing = len(self.beliefs.blocks_that(Known.NOTHING))
-        damaged = self.beliefs.blocks_that(Known.BAD)
-        blocks = len(self.beliefs.blocks)
-        if missing:
+        gaps = _gaps(self.store.location, self.beliefs)
+        for location, fold in self.folds.items():
+            gaps += [f"fold {location}: {gap}" for gap in _gaps(location, fold)]
+        in_folds = sum(fold.rows for fold in self.folds.values())
+        if self.folds and in_folds < len(self.labels):
             gaps.append(
-                f"{missing} of {blocks} blocks are not computed yet: run the same `distill "
-                "precompute` again, it goes on where it stopped"
-            )
-        if damaged:
-            named = ", ".join(map(str, damaged[:8])) + (" …" if len(damaged) > 8 else "")
-            gaps.append(
-                f"{len(damaged)} of {blocks} blocks are damaged ({named}): `distill store repair "
-                f"{self.store.location}` computes them again"
+                f"{len(self.labels) - in_folds} of {len(self.labels)} images are in no fold, so "
+                "their tags are not judged: compute the other folds, and pass them as --folds too"
             )
         return gaps
 
@@ -139,8 +144,8 @@ class Inspection:
         prob = float(image["top_prob"][self.hierarchy.levels[proposed]] / UNITS)
         return Proposal(Verdict(verdict).name.lower(), proposed, prob, score)
 
-    def answers(self, row: int) -> Answers:
-        """What the teacher says of one image: a row a view. Reads one block.
+    def answers(self, row: int, view: int | None = None) -> Answers:
+        """What the teacher says of one image: a row a view, or of one view. Reads a block a view.
 
         Raises:
             CorruptStoreError: the block is damaged.
@@ -154,10 +159,9 @@ class Inspection:
                 f"{self.store.location}: block {block} is not computed yet, expected it for this "
                 "sample; run the same `distill precompute` again"
             )
-        codes = [
-            self.store.read_codes(block, view, digest).taken(np.array([place]))
-            for view, digest in enumerate(digests)
-        ]
+        views = range(len(digests)) if view is None else [view]
+        here = np.array([place])
+        codes = [self.store.read_codes(block, v, digests[v]).taken(here) for v in views]
         return manifest.coding.dequantise(Answers.joined(codes))
 
 
@@ -183,9 +187,8 @@ def open_inspection(
     hierarchy = SemanticHierarchy.from_json(store.hierarchy)
     store.manifest.require(location, hierarchy_digest=hierarchy.digest)
     beliefs = open_beliefs(store, hierarchy, _cache(location, cache), read_block=read_block)
-    judged = beliefs
+    judged, opened = beliefs, [_fold(store, fold, hierarchy, cache) for fold in folds]
     if folds:
-        opened = [_fold(store, fold, hierarchy, cache) for fold in folds]
         rows = np.concatenate([each for each, _ in opened])
         if len(np.unique(rows)) < len(rows):
             raise StoreMismatchError(
@@ -202,6 +205,7 @@ def open_inspection(
         tree=ClassTree(hierarchy),
         beliefs=beliefs,
         judged=judged,
+        folds={location: fold for location, (_, fold) in zip(folds, opened, strict=True)},
         rules=rules,
         cache=_cache(location, cache),
     )
@@ -223,8 +227,27 @@ def _fold(
 
 
 def _cache(location: str, folder: Path | None) -> Cache:
-    """Beside a store on a disk; a bucket has no place for memory-mapped files."""
+    """Beside a store on a disk; of a bucket, or where one may not write, the user's own."""
     if folder is None:
-        local = "://" not in location
-        folder = Path(f"{location.rstrip('/')}.inspect" if local else "~/.cache/distill")
+        beside = Path(f"{location.rstrip('/')}.inspect")
+        place = beside if beside.exists() else beside.parent
+        ours = "://" not in location and os.access(place, os.W_OK)
+        folder = beside if ours else Path("~/.cache/distill")
     return Cache(folder.expanduser())
+
+
+def _gaps(location: str, beliefs: Beliefs) -> list[str]:
+    gaps, blocks = [], len(beliefs.blocks)
+    missing, damaged = beliefs.blocks_that(Known.NOTHING), beliefs.blocks_that(Known.BAD)
+    if missing:
+        gaps.append(
+            f"{len(missing)} of {blocks} blocks are not computed yet: run the same `distill "
+            "precompute` again, it goes on where it stopped"
+        )
+    if damaged:
+        named = ", ".join(map(str, damaged[:8])) + (" …" if len(damaged) > 8 else "")
+        gaps.append(
+            f"{len(damaged)} of {blocks} blocks are damaged ({named}): `distill store repair "
+            f"{location}` computes them again"
+        )
+    return gaps

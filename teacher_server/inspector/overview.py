@@ -8,7 +8,8 @@ from distill.hierarchy import SemanticHierarchy
 from teacher_server.inspector.beliefs import CONFIDENCE_BINS, Beliefs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-NO_QUANTILES = (0.0,) * len(QUANTILES)
+SUMMED = ("confidence_sum", "entries", "mass", "sq_norm", "labelled", "same_top", "change")
+NO_QUANTILES = (None,) * len(QUANTILES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +21,19 @@ class HierarchyFigures:
     kept_entries: mean number of stored entries; kept_mass: their mean share of the probability.
     effective_classes: 1 / mean ΣT², how many classes an answer spreads over.
     same_top: share of successive views of one image with the same most probable class;
-    confidence_change: mean |ΔP_k| between them. None where images have one view.
+    confidence_change: mean |ΔP_k| between them. None where images have one view. Where there is no
+    answer at all, None stands for every figure of answers.
     """
 
     hierarchy: int
     classes: int
-    confidence_mean: float
-    confidence_quantiles: tuple[float, ...]
+    confidence_mean: float | None
+    confidence_quantiles: tuple[float | None, ...]
     confidence_histogram: tuple[int, ...]  # of 50 equal parts, answers in each
-    labelled: float
-    kept_entries: float
-    kept_mass: float
-    effective_classes: float
+    labelled: float | None
+    kept_entries: float | None
+    kept_mass: float | None
+    effective_classes: float | None
     same_top: float | None
     confidence_change: float | None
 
@@ -39,32 +41,32 @@ class HierarchyFigures:
 def figures_by_hierarchy(beliefs: Beliefs, hierarchy: SemanticHierarchy) -> list[HierarchyFigures]:
     """Over all blocks that could be read, and all views."""
     answers, pairs = int(beliefs.total("answers")), int(beliefs.total("pairs"))
-    images = max(1, int(beliefs.total("images")))
-    mean = {
-        name: beliefs.total(name) / max(1, answers)
-        for name in ("confidence_sum", "entries", "mass", "sq_norm")
-    }
-    counts, labelled = beliefs.total("confidence"), beliefs.total("labelled") / images
-    same_top, change = (beliefs.total(name) / max(1, pairs) for name in ("same_top", "change"))
+    images = int(beliefs.total("images"))
+    counts = beliefs.total("confidence")
+    total = {name: beliefs.total(name) for name in SUMMED}
+
+    def mean(name: str, k: int, of: int) -> float | None:
+        return float(total[name][k] / of) if of else None
+
     return [
         HierarchyFigures(
             hierarchy=k,
             classes=classes,
-            confidence_mean=float(mean["confidence_sum"][k]),
+            confidence_mean=mean("confidence_sum", k, answers),
             confidence_quantiles=_quantiles(counts[k], answers),
             confidence_histogram=_in_parts(counts[k]),
-            labelled=float(labelled[k]),
-            kept_entries=float(mean["entries"][k]),
-            kept_mass=float(mean["mass"][k]),
-            effective_classes=float(1 / mean["sq_norm"][k]) if mean["sq_norm"][k] else 0.0,
-            same_top=float(same_top[k]) if pairs else None,
-            confidence_change=float(change[k]) if pairs else None,
+            labelled=mean("labelled", k, images),
+            kept_entries=mean("entries", k, answers),
+            kept_mass=mean("mass", k, answers),
+            effective_classes=float(answers / total["sq_norm"][k]) if answers else None,
+            same_top=mean("same_top", k, pairs),
+            confidence_change=mean("change", k, pairs),
         )
         for k, classes in enumerate(hierarchy.classes_per_hierarchy)
     ]
 
 
-def _quantiles(counts: np.ndarray, answers: int) -> tuple[float, ...]:
+def _quantiles(counts: np.ndarray, answers: int) -> tuple[float | None, ...]:
     if not answers:
         return NO_QUANTILES
     at = np.searchsorted(np.cumsum(counts), [q * answers for q in QUANTILES])

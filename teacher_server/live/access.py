@@ -1,6 +1,7 @@
 """Who may ask: by a key, or from this machine alone where there are none.
 
-Programs send `Authorization: Bearer KEY`; a browser asks its user, and sends the key as password.
+Programs send `Authorization: Bearer KEY`. For pages a browser asks its user, and sends the key as
+password; it would do so for any site that links here, so what programs ask takes no password.
 """
 
 import re
@@ -27,9 +28,10 @@ def admitted(headers: Mapping[bytes, str], path: str, keys: ApiKeys | None) -> s
         NoEntry: no valid key, or without keys a name of this machine that is not of loopback.
     """
     if keys:
-        owner = keys.owner(headers.get(b"authorization", ""))
+        for_programs = path.startswith(FOR_PROGRAMS)
+        owner = keys.owner(headers.get(b"authorization", ""), passwords=not for_programs)
         if owner is None:
-            if path.startswith(FOR_PROGRAMS):
+            if for_programs:
                 text = "no valid API key found, expected Authorization: Bearer KEY"
                 raise NoEntry(text, {"www-authenticate": "Bearer"})
             text = "no valid API key found, expected one as password, with any user name"

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from teacher_server.inspector.pages.routes import add_pages
+from teacher_server.inspector.pages.routes import add_pages, error_page, wants_page
 from teacher_server.inspector.pages.site import Student
 from teacher_server.live.body import announced_bytes, read_request
 from teacher_server.live.front import GONE, STATE, Front
@@ -130,6 +130,8 @@ def make_app(
         redirect_slashes=False,
         responses=errors(401, 405, 412),
     )
+    site = site_of(service, student)
+    service.closers.append(site.close)
     metadata = model_metadata(service)
     hierarchy = service.hierarchy.to_json()
 
@@ -202,8 +204,10 @@ def make_app(
         return JSONResponse({"error": error.text}, error.status, wait)
 
     @api.exception_handler(HTTPException)
-    async def of_framework(request: Request, error: HTTPException) -> JSONResponse:
+    async def of_framework(request: Request, error: HTTPException) -> Response:
         text = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        if wants_page(request):
+            return error_page(site, error.status_code, text)
         return JSONResponse({"error": text}, error.status_code, error.headers)
 
     @api.exception_handler(Exception)
@@ -211,12 +215,14 @@ def make_app(
         return JSONResponse({"error": "an error of this server; its log has more"}, 500)
 
     @api.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         text = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        if wants_page(request):
+            return error_page(site, 400, text)
         return JSONResponse({"error": text}, 400)
 
-    add_pages(api, site_of(service, student))
+    add_pages(api, site)
     _describe_request(api)
     return Front(api, service, keys)
 

@@ -47,20 +47,20 @@ class ApiKeys:
             raise ConfigError(f"{path}: no key found; make one with `distill api-key NAME`")
         return cls(digests)
 
-    def owner(self, authorization: str) -> str | None:
+    def owner(self, authorization: str, *, passwords: bool = False) -> str | None:
         """Whose key an Authorization header bears. Takes as long for a wrong key as for any.
 
-        Bearer KEY, or Basic with the key as password and any user name, as browsers send it.
+        Bearer KEY; passwords: or Basic with the key as password and any user name, as browsers do.
         """
         kind, _, key = authorization.partition(" ")
-        if kind.lower() == "basic":
-            key = _password(key)
+        if passwords and kind.lower() == "basic":
+            kind, key = "bearer", _password(key)
         digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         owner = None
         for name, own in self.digests.items():
             if hmac.compare_digest(own, digest):
                 owner = name
-        return owner if kind.lower() in ("bearer", "basic") else None
+        return owner if kind.lower() == "bearer" else None
 
 
 def _password(credentials: str) -> str:

@@ -1,18 +1,17 @@
 """The inspector's pages over a running service: its store, its images, and it itself to ask."""
 
-import asyncio
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from distill.errors import DistillError
-from distill.views import squish
 from teacher_server.inspector.findings import Rules
-from teacher_server.inspector.pages.site import Later, Look, Said, Site, Student, read_apart
+from teacher_server.inspector.pages.site import Later, Look, ReaderApart, Said, Site, Student
 from teacher_server.inspector.tag_lists import Pictures
-from teacher_server.live.refusal import too_late, unavailable
+from teacher_server.live.refusal import Refused, unavailable
 from teacher_server.live.service import Asked, Service
 
 NO_IMAGES = "This server was started without --data, so there are no images to show."
@@ -23,10 +22,10 @@ def site_of(service: Service, student: Student | None = None) -> Site:
     samples = service.samples
     store = None
     if samples and samples.store:
-        location = samples.store.location
+        reader = ReaderApart(samples.store.location, Rules())
 
         def look() -> Look:
-            inspection = read_apart(location, Rules(), None)
+            inspection = reader.read()
             if samples.source is None:
                 return Look(inspection, None, NO_IMAGES).prepared()
             try:
@@ -34,7 +33,7 @@ def site_of(service: Service, student: Student | None = None) -> Site:
             except DistillError as error:
                 return Look(inspection, None, str(error)).prepared()
 
-        store = Later(look, lambda look: not look.inspection.summary.complete)
+        store = Later(look, stale=Look.may_grow, close=reader.close)
     return Site(
         hierarchy=service.hierarchy,
         teacher=service.teacher.identity.name,
@@ -51,28 +50,33 @@ class OwnTeacher:
         self.service = service
         self.max_upload_bytes = service.options.max_body_bytes
         self.max_image_pixels = service.options.max_image_pixels
+        self.deadline_s = service.options.deadline_s
+        self.size = max(service.teacher.sizes)
 
-    def admitted(self, client: str, body_bytes: int) -> AbstractContextManager[object]:
-        """See `LiveTeacher`."""
-        if reason := self.service.why_not_ready():
-            raise unavailable(reason)
-        return self.service.admission.admit(client, body_bytes)
+    @contextmanager
+    def admitted(self, client: str, body_bytes: int) -> Iterator[None]:
+        """See `LiveTeacher`. Refusals are counted as those of other requests."""
+        try:
+            if reason := self.service.why_not_ready():
+                raise unavailable(reason)
+            with self.service.admission.admit(client, body_bytes):
+                yield
+        except Refused as error:
+            self.service.metrics.rejected.labels(error.reason).inc()
+            raise
 
-    async def ask(self, image: Image.Image, client: str) -> Said:
+    async def ask(self, pixels: NDArray[np.uint8], client: str) -> Said:
         """See `LiveTeacher`."""
-        patience = self.service.options.deadline_s
-        largest = max(self.service.teacher.sizes)
+        gone = False
         asked = Asked(
-            tensors={"image": np.asarray(squish(image, largest))[None]},
+            tensors={"image": pixels[None]},
             outputs=("probs", "confidence"),
             client=client,
-            deadline=time.monotonic() + patience,
-            useless=lambda: False,
+            deadline=time.monotonic() + self.deadline_s,
+            useless=lambda: gone,
         )
         try:
-            async with asyncio.timeout(patience):
-                answered = await self.service.infer(asked)
-        except TimeoutError as error:
-            raise too_late(f"no answer within {patience:g} s") from error
-        outputs = answered.outputs
+            outputs = (await self.service.infer(asked)).outputs
+        finally:
+            gone = True
         return Said(outputs["probs"][0].astype(np.float32), outputs["confidence"][0])

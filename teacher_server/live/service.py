@@ -116,6 +116,7 @@ class Service:
             options.budgets, fair=options.fair, retry_after_s=self._retry_after_s
         )
         self.draining = False
+        self.closers: list[Callable[[], None]] = []  # of what stands on the service
         self._warm = self._warming = False
         self._sick_since: float | None = None
         self.metrics.queue_images.set_function(lambda: self.queue.images)
@@ -194,6 +195,8 @@ class Service:
         Whether all threads came to their end; those that hang end with the process.
         """
         self.draining = True
+        for close in self.closers:
+            close()
         self.queue.close()
         ends = time.monotonic() + within_s
         ended = [lane.join(max(0.0, ends - time.monotonic())) for lane in self.lanes]

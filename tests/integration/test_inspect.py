@@ -119,11 +119,47 @@ def test_incomplete_store_shows_what_is_there(tmp_path: Path, distill: Distill) 
     assert "INCOMPLETE, 3 of 4 blocks" in distill("inspect", store.location).out
 
 
+def test_store_that_grows_or_is_mended_is_read_where_it_is_new(tmp_path: Path) -> None:
+    store, cache = create(tmp_path / "store"), Cache(tmp_path / "cache")
+    told: list[int] = []
+    write_blocks(store, [0, 2])
+    names = {open_beliefs(store, HIERARCHY, cache, read_block=told.append).name}
+    assert sum(told) == 4  # of which two are missing
+    write_blocks(store, [1])
+    names.add(open_beliefs(store, HIERARCHY, cache, read_block=told.append).name)
+    assert sum(told) == 4 + 1
+    chunk = Path(store.location) / "prob" / "c" / "3" / "0" / "0"
+    write_blocks(store, [3])
+    whole = chunk.read_bytes()
+    chunk.write_bytes(b"nothing")
+    damaged = open_beliefs(store, HIERARCHY, cache, read_block=told.append)
+    assert damaged.blocks_that(Known.BAD) == [3]
+    assert sum(told) == 4 + 1 + 1
+    chunk.write_bytes(whole)
+    mended = open_beliefs(store, HIERARCHY, cache, read_block=told.append)
+    assert mended.whole
+    assert sum(told) == 4 + 1 + 1 + 1
+    assert len({*names, damaged.name, mended.name}) == 3  # damaged is as if missing
+    assert len(list(cache.folder.glob("*-beliefs.rows"))) == 1
+    fresh = open_beliefs(store, HIERARCHY, Cache(tmp_path / "fresh"))
+    assert (fresh.blocks == mended.blocks).all()
+    told.clear()
+    open_beliefs(store, HIERARCHY, cache, read_block=told.append)
+    assert told == []
+
+
 def test_store_without_a_block_has_figures_of_nothing(tmp_path: Path, distill: Distill) -> None:
     store = create(tmp_path / "store")
     report = json.loads(distill("inspect", store.location, "--json").out)
-    assert [row["confidence_mean"] for row in report["per_hierarchy"]] == [0, 0, 0, 0]
+    assert [row["confidence_mean"] for row in report["per_hierarchy"]] == [None] * 4
     assert report["tags"]["judged"] == 0
+    assert report["bytes_per_view"] == 0
+    ran = distill("inspect", store.location, "--plot", tmp_path / "plots")
+    assert "–" in ran.out
+    assert [path.name for path in sorted((tmp_path / "plots").iterdir())] == [
+        "classes.png",
+        "classes.svg",
+    ]
 
 
 def test_images_that_could_not_be_read_have_no_belief(
@@ -330,7 +366,9 @@ def test_fold_of_other_images_is_refused(store: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--by-class", "--sample", "x"], "expected one"),
+        (["--by-class", "--sample", "x"], "--by-class and --sample found, expected one"),
+        (["--csv", "--json"], "--csv and --json found"),
+        (["--suspect-above", "1e400"], "expected a number above 0"),
         (["--missing", "m.csv"], "found without --data"),
         (["--cleaned", "c.csv", "--data", "FIGURES"], "--cleaned found without --missing"),
         (["--sample", "nobody"], "holds no sample 'nobody'"),

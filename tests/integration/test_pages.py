@@ -21,7 +21,7 @@ from served_pages import HOSTILE, Browsed, make_hostile, pages, site_of
 from distill.data import open_source
 from distill.hierarchy import SemanticHierarchy
 from store.logit_store import LogitStore
-from teacher_server.inspector import gallery
+from teacher_server.inspector import beliefs, gallery
 from teacher_server.inspector.findings import Rules
 from teacher_server.inspector.gallery import Gallery, Wanted
 from teacher_server.inspector.inspection import open_inspection
@@ -71,14 +71,17 @@ def test_teacher_server_has_the_same_pages(served: Browsed) -> None:
 
 
 def test_store_is_read_by_another_process_while_the_server_answers(
-    serving: Callable[..., Any], store: Path
+    serving: Callable[..., Any], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(beliefs, "_read_block", lambda *block: read.append(block[3]))
     with serving(store) as (server, client):
         found = Browsed(f"http://{server.address}", {})
         assert "being read for the first time" in found.text("/")
         assert "comes by itself" in found.text("/gallery", 503)
-        assert client.ask_images(np.zeros((1, 32, 32, 3), np.uint8)).valid is not None
+        assert client.ask_images(np.zeros((1, 32, 32, 3), np.uint8)).prob.sum() > 3
         wait_until(lambda: "96 × 2" in found.text("/"), 60)
+        assert read == []
         assert (store.parent / "store.inspect").is_dir()
 
 
@@ -314,6 +317,14 @@ def test_pages_need_the_key_that_the_server_needs(
         assert found.get("/").status == 200
 
 
+def test_passwords_open_pages_alone(hierarchy: SemanticHierarchy, tmp_path: Path) -> None:
+    key = new_key("ann", tmp_path / "keys")
+    with live(echo_teacher(hierarchy), keys=ApiKeys.read(tmp_path / "keys")) as server:
+        found = Browsed(f"http://{server.address}", urllib3.make_headers(basic_auth=f"me:{key}"))
+        assert found.get("/").status == 200
+        assert found.get("/v2").status == 401  # a browser would send it for any site that asks
+
+
 def test_pages_without_keys_are_for_this_machine(browsed: Browsed) -> None:
     assert browsed.get("/", host="evil.example").status == 401
     assert browsed.get("/", host="localhost").status == 200
@@ -362,6 +373,7 @@ def test_uploaded_image_is_answered(
             (400, upload(found, b"")),
             (400, upload(found, content, name="other")),
             (403, upload(found, content, **{"sec-fetch-site": "cross-site"})),
+            (403, upload(found, content, origin="http://evil.example")),
         ):
             assert reply.status == status, reply.data
             assert b"That did not work" in reply.data
@@ -372,6 +384,23 @@ def test_uploaded_image_is_answered(
             line.sendall(head.encode())
             assert line.recv(1000).startswith(b"HTTP/1.1 413")
         assert server.service.admission.idle
+
+
+def test_upload_that_stalls_gives_its_room_back(serving: Callable[..., Any]) -> None:
+    head = "POST /ask HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n"
+    head += "content-type: multipart/form-data; boundary=x\r\n\r\n--x"
+    with serving(data=False, deadline_s=0.5) as (server, _):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as line:
+            line.sendall(head.encode())
+            wait_until(lambda: server.service.admission.in_flight["bytes"] == 1000)
+            assert line.recv(1000).startswith(b"HTTP/1.1 504")
+        wait_until(lambda: server.service.admission.idle)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as line:
+            line.sendall(head.encode())
+            wait_until(lambda: server.service.admission.in_flight["bytes"] == 1000)
+        wait_until(lambda: server.service.admission.idle)
+        wait_until(lambda: [e["status"] for e in server.named("request")][-2:] == [504, 499])
+        assert not server.named("error")
 
 
 def test_huge_pictures_are_refused_before_they_are_decoded(
@@ -419,6 +448,53 @@ def test_command_serves_until_it_is_interrupted(knowing: LogitStore, figures: Pa
     assert "Traceback" not in said[1]
 
 
+def test_server_ends_in_time_while_it_reads_a_store(
+    tmp_path: Path, store: Path, teacher_weights: Path
+) -> None:
+    words = ["serve", "--teacher", "test_vit", "--weights", teacher_weights, "--device", "cpu"]
+    words += ["--label-set", "plane-figures", "--store", store, "--port", 0]
+    process = started([str(word) for word in [*words, "--cache", tmp_path / "cache"]])
+    assert process.stderr
+    event: dict[str, Any] = {}
+    while event.get("event") != "ready":
+        line = process.stderr.readline()
+        assert line
+        event = json.loads(line) if line.startswith("{") else {}
+    base = f"http://127.0.0.1:{event['port']}"
+    assert b"being read" in urllib3.request("GET", base + "/").data
+    wait_until(lambda: bool(children_of(process.pid)))
+    child = children_of(process.pid)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=40)
+    assert process.returncode == 0, said
+    assert "Traceback" not in said[1]
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in child))
+
+
+def test_reading_ends_with_a_server_that_is_killed(
+    tmp_path: Path, store: Path, teacher_weights: Path
+) -> None:
+    words = ["serve", "--teacher", "test_vit", "--weights", teacher_weights, "--device", "cpu"]
+    words += ["--label-set", "plane-figures", "--store", store, "--port", 0]
+    process = started([str(word) for word in [*words, "--cache", tmp_path / "cache"]])
+    assert process.stderr
+    event: dict[str, Any] = {}
+    while event.get("event") != "ready":
+        event = json.loads(process.stderr.readline())
+    urllib3.request("GET", f"http://127.0.0.1:{event['port']}/")
+    wait_until(lambda: bool(children_of(process.pid)))
+    child = children_of(process.pid)
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in child), 30)
+
+
+def children_of(pid: int) -> list[int]:
+    """Whichever of its threads started them."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(each) for task in tasks for each in task.read_text().split()]
+
+
 def test_command_tells_what_is_wrong_in_a_line(
     fails: Callable[..., str],
     knowing: LogitStore,
@@ -426,6 +502,8 @@ def test_command_tells_what_is_wrong_in_a_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     serve = ("inspect", knowing.location, "--serve", "--port", 0)
+    assert "--serve found with --html" in fails(*serve, "--html", tmp_path / "x")
+    assert "--ask found without --serve" in fails("inspect", knowing.location, "--ask", "http://x")
     assert "found without keys" in fails(*serve, "--host", "0.0.0.0")
     assert "no student.safetensors" in fails(*serve, "--student", tmp_path)
     monkeypatch.setattr("distill.cli.inspection_serving.PATIENCE_S", 0.5)

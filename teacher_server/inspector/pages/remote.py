@@ -4,11 +4,10 @@ import asyncio
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from distill.errors import StoreMismatchError
 from distill.hierarchy import SemanticHierarchy
-from distill.views import squish
 from teacher_server.client import TeacherClient
 from teacher_server.inspector.answer import dense
 from teacher_server.inspector.pages.site import Said
@@ -27,15 +26,15 @@ class RemoteTeacher:
                 f"expects {hierarchy.digest[:12]}; ask a teacher of the store's classes"
             )
         self.client, self.hierarchy = client, hierarchy
+        self.size, self.deadline_s = client.input_size, client.deadline_s
 
     def admitted(self, client: str, body_bytes: int) -> AbstractContextManager[object]:
         """The server itself refuses what it has no room for."""
         return nullcontext()
 
-    async def ask(self, image: Image.Image, client: str) -> Said:
+    async def ask(self, pixels: NDArray[np.uint8], client: str) -> Said:
         """See `LiveTeacher`."""
-        pixels = np.asarray(squish(image, self.client.input_size))[None]
-        targets = await asyncio.to_thread(self.client.ask_images, pixels)
+        targets = await asyncio.to_thread(self.client.ask_images, pixels[None])
         answers = targets.to_answers()
         probs = dense(answers, targets.slots, self.hierarchy.classes_per_hierarchy)
         return Said(probs, answers.confidence[0])

@@ -5,6 +5,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -34,6 +35,7 @@ def page_headers() -> dict[str, str]:
         "content-security-policy": POLICY,
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
+        "cross-origin-resource-policy": "same-origin",
         "cache-control": "private, no-cache",
     }
 
@@ -47,7 +49,11 @@ def write_overview(path: Path, inspection: Inspection) -> None:
     """The overview as one file that needs no other."""
     look = Look(inspection)
     summary = inspection.summary
-    site = Site(hierarchy=inspection.hierarchy, teacher=summary.teacher, store=Later(lambda: look))
+    site = Site(
+        hierarchy=inspection.hierarchy,
+        teacher=summary.teacher,
+        store=Later(lambda: look, value=look),
+    )
     html = render(
         "overview.html",
         site=site,
@@ -83,6 +89,11 @@ def charts_of(site: Site, look: Look | None) -> dict[str, Any]:
     }
 
 
+def class_url(wnid: str) -> str:
+    """Of a class's page; whoever made the label set may have called it anything."""
+    return f"/tree/{quote(wnid, safe='')}"
+
+
 def shown_id(sample_id: NDArray[np.uint64]) -> str:
     """32 hexadecimal digits."""
     return f"{int(sample_id[0]):016x}{int(sample_id[1]):016x}"
@@ -98,6 +109,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "prob": _prob, "count": _count, "text": _text}
+    environment.filters["class_url"] = class_url
     environment.globals |= {"QUANTILES": QUANTILES, "alone": None, "wait": False}
     return environment
 

@@ -1,24 +1,26 @@
 """The pages' routes: what a browser asks for → what a template is given.
 
-GET pages are plain functions, which run in threads: they read a block or decode an image at most,
-and nothing of them is ever computed over the whole store.
+GET pages are plain functions, which run in threads: they read a block a view at most, and nothing
+of them is ever computed over the whole store. Images are decoded a few at a time.
 """
 
 import asyncio
 import base64
 import io
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from numpy.typing import NDArray
 from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
 
 from distill.data import FORMATS, decode_image, read_image
 from distill.errors import ConfigError, DistillError
@@ -29,16 +31,19 @@ from teacher_server.inspector.gallery import KINDS, Kind, Wanted
 from teacher_server.inspector.pages.rendering import (
     STATIC,
     charts_of,
+    class_url,
     page_headers,
     render,
     shown_id,
     static_text,
 )
-from teacher_server.inspector.pages.site import LiveTeacher, Look, Site
+from teacher_server.inspector.pages.site import LiveTeacher, Look, Said, Site, Student
+from teacher_server.live.access import FOR_PROGRAMS
+from teacher_server.live.front import GONE
 from teacher_server.live.refusal import Refused, malformed, too_large
 
 THUMBNAIL, LARGE = 160, 512  # longer side in pixels
-RENDERERS = threading.BoundedSemaphore(4)  # images decoded at once, each some hundred megabytes
+DECODED_AT_ONCE = 4  # images, each of which may take some hundred megabytes
 EXAMPLES = 6
 
 SampleId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
@@ -48,11 +53,23 @@ FormNumber = Annotated[str, Query(max_length=20)]
 
 
 class PageError(Exception):
-    """status: of HTTP. text: for people. wait: the page may be there soon."""
+    """status: of HTTP. text: for people. wait: the page may be there soon. choices: class indices.
 
-    def __init__(self, status: int, text: str, *, wait: bool = False) -> None:
+    retry_after_s: when to ask again.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        text: str,
+        *,
+        wait: bool = False,
+        choices: Sequence[int] = (),
+        retry_after_s: int | None = None,
+    ) -> None:
         super().__init__(text)
-        self.status, self.text, self.wait = status, text, wait
+        self.status, self.text, self.wait, self.choices = status, text, wait, choices
+        self.retry_after_s = retry_after_s
 
 
 def add_pages(app: FastAPI, site: Site) -> None:
@@ -61,17 +78,30 @@ def add_pages(app: FastAPI, site: Site) -> None:
 
     @app.exception_handler(PageError)
     async def failed(request: Request, error: PageError) -> HTMLResponse:
-        return error_page(site, error.status, error.text, wait=error.wait)
+        page = error_page(site, error.status, error.text, wait=error.wait, choices=error.choices)
+        if error.retry_after_s:
+            page.headers["retry-after"] = str(error.retry_after_s)
+        return page
 
 
-def error_page(site: Site, status: int, text: str, *, wait: bool = False) -> HTMLResponse:
+def error_page(
+    site: Site, status: int, text: str, *, wait: bool = False, choices: Sequence[int] = ()
+) -> HTMLResponse:
     """What went wrong, for people."""
-    return _page(site, "error.html", status=status, text=text, wait=wait, title="Error")
+    context = {"text": text, "wait": wait, "choices": choices, "title": "Error"}
+    return _page(site, "error.html", status=status, **context)
+
+
+def wants_page(request: Request) -> bool:
+    """Whether a person asks, who has no use for JSON."""
+    for_programs = request.url.path.startswith(FOR_PROGRAMS)
+    return not for_programs and "text/html" in request.headers.get("accept", "")
 
 
 def pages_of(site: Site) -> APIRouter:
     """All routes."""
     router = APIRouter(include_in_schema=False)
+    decoders = asyncio.Semaphore(DECODED_AT_ONCE)
 
     def look(*, required: bool = True) -> Look | None:
         """The store, where it has been read."""
@@ -104,14 +134,14 @@ def pages_of(site: Site) -> APIRouter:
     def roots() -> HTMLResponse:
         return _tree(site, look(required=False), None)
 
-    @router.get("/tree/{wnid}")
+    @router.get("/tree/{wnid:path}")
     def subtree(wnid: Wnid) -> HTMLResponse:
         return _tree(site, look(required=False), _class_named(site, wnid))
 
     @router.get("/class")
     def find_class(word: Word = "") -> Response:
         c = _class_named(site, word.strip())
-        return RedirectResponse(f"/tree/{site.hierarchy.synsets[c]}", 303)
+        return RedirectResponse(class_url(site.hierarchy.synsets[c]), 303)
 
     @router.get("/gallery")
     def gallery(
@@ -161,15 +191,16 @@ def pages_of(site: Site) -> APIRouter:
         return _page(site, "sample.html", title="Sample", **_sample(site, found, row, chosen))
 
     @router.get("/image/{sample_id}")
-    def image(sample_id: SampleId, view: FormNumber = "", large: FormNumber = "") -> Response:
+    async def image(sample_id: SampleId, view: FormNumber = "", large: FormNumber = "") -> Response:
         found = required()
-        row = _row_of(found, sample_id)
+        row = await asyncio.to_thread(_row_of, found, sample_id)
         views = found.inspection.store.manifest.views.count
         number = _number("view", view, None, int, 0, views - 1)
-        with RENDERERS:
-            drawn = _drawn(found, row, number, LARGE if large else THUMBNAIL)
+        async with decoders:
+            side = LARGE if large else THUMBNAIL
+            jpeg = await asyncio.to_thread(_shown, found, row, number, side)
         headers = {**page_headers(), "cache-control": "private, max-age=300"}
-        return Response(_jpeg(drawn), media_type="image/jpeg", headers=headers)
+        return Response(jpeg, media_type="image/jpeg", headers=headers)
 
     @router.get("/ask")
     def ask_form() -> HTMLResponse:
@@ -177,27 +208,26 @@ def pages_of(site: Site) -> APIRouter:
         return _page(site, "ask.html", title="Ask the teacher", said=None)
 
     @router.post("/ask")
-    async def ask(request: Request) -> HTMLResponse:
+    async def ask(request: Request) -> Response:
         live = _require_live(site)
+        client = _client(request)
         try:
             body_bytes = _announced(request, live.max_upload_bytes)
-            with live.admitted(_client(request), body_bytes):
-                content = await _uploaded(request)
-                picture = await asyncio.to_thread(_decoded, content, live.max_image_pixels)
-                said = await live.ask(picture, _client(request))
-                said_too = None
-                if site.student:
-                    said_too = await asyncio.to_thread(site.student.probs, picture)
+            with live.admitted(client, body_bytes):
+                async with asyncio.timeout(live.deadline_s):
+                    content = await _uploaded(request)
+                    async with decoders:
+                        picture = await asyncio.to_thread(_received, content, live, site.student)
+                    said = await live.ask(picture.pixels, client)
         except Refused as error:
-            raise PageError(error.status, error.text) from error
+            raise PageError(error.status, error.text, retry_after_s=error.retry_after_s) from error
+        except TimeoutError as error:
+            raise PageError(504, f"no answer within {live.deadline_s:g} s") from error
+        except ClientDisconnect:
+            return Response(status_code=GONE)
         except DistillError as error:
             raise PageError(503, str(error)) from error
-        answers = in_words(said.probs, site.hierarchy, tag=-1, confidence=said.confidence)
-        beside = None if said_too is None else in_words(said_too, site.hierarchy, tag=-1)
-        shown = base64.b64encode(_jpeg(_fitted(picture, LARGE))).decode()
-        return _page(
-            site, "ask.html", title="Ask the teacher", said=answers, beside=beside, shown=shown
-        )
+        return await asyncio.to_thread(_asked, site, picture, said)
 
     @router.get("/static/{name}")
     def static(name: Annotated[str, Path(max_length=40)]) -> Response:
@@ -226,9 +256,12 @@ def _not_there(site: Site) -> PageError:
 
 def _class_named(site: Site, word: str) -> int:
     try:
-        return site.tree.named(word)
+        named = [site.hierarchy.index(synset) for synset in site.hierarchy.find(word)]
     except DistillError as error:
         raise PageError(404, str(error)) from error
+    if len(named) > 1:
+        raise PageError(404, f"{word!r} names {len(named)} classes; choose one.", choices=named)
+    return named[0]
 
 
 def _row_of(look: Look, sample_id: str) -> int:
@@ -314,14 +347,13 @@ def _sample(site: Site, look: Look, row: int, view: int | None) -> dict[str, Any
     )
     answers, why_not = None, ""
     try:
-        said = inspection.answers(row)
-        chosen = said if view is None else said.taken(np.array([view]))
-        if chosen.valid.any():
+        said = inspection.answers(row, view)
+        if said.valid.any():
             answers = in_words(
-                dense(chosen, manifest.slots, hierarchy.classes_per_hierarchy),
+                dense(said, manifest.slots, hierarchy.classes_per_hierarchy),
                 hierarchy,
                 tag=tag,
-                confidence=chosen.confidence[chosen.valid].mean(0),
+                confidence=said.confidence[said.valid].mean(0),
             )
         else:
             why_not = "Its image could not be read when the store was computed."
@@ -330,11 +362,9 @@ def _sample(site: Site, look: Look, row: int, view: int | None) -> dict[str, Any
     beside, picture_error = None, look.blind
     if site.student and look.pictures:
         try:
-            with RENDERERS:
-                probs = site.student.probs(_image_of(look, row))
-            beside = in_words(probs, hierarchy, tag=tag)
-        except DistillError as error:
-            picture_error = str(error)
+            beside = in_words(site.student.probs(_drawn(look, row, view)), hierarchy, tag=tag)
+        except PageError as error:
+            picture_error = error.text
     return {
         **_tile(look, row),
         "look": look,
@@ -358,28 +388,31 @@ def _image_of(look: Look, row: int) -> Image.Image:
     return read_image(look.pictures.sample(row))
 
 
-def _drawn(look: Look, row: int, view: int | None, side: int) -> Image.Image:
+def _drawn(look: Look, row: int, view: int | None) -> Image.Image:
     """The image itself, or one of its views as the teacher saw it."""
     try:
         image = _image_of(look, row)
         if view is None:
-            return _fitted(image, side)
-        manifest = look.inspection.store.manifest
+            return image
+        store = look.inspection.store
+        manifest, sample_id = store.manifest, store.sample_ids[row]
         policy = ViewPolicy.from_json(manifest.views.policy)
-        params = draw_view(
-            policy, look.inspection.store.sample_ids[row], manifest.views.drawn[view]
-        )
+        params = draw_view(policy, sample_id, manifest.views.drawn[view])
         size = manifest.teacher.input_size
         return Image.fromarray(render_pixels(squish(image, size), params, size))
     except DistillError as error:
         raise PageError(404, str(error)) from error
 
 
+def _shown(look: Look, row: int, view: int | None, side: int) -> bytes:
+    """A JPEG no longer than `side`."""
+    return _jpeg(_fitted(_drawn(look, row, view), side))
+
+
 def _fitted(image: Image.Image, side: int) -> Image.Image:
     """No longer than `side`; small ones as they are."""
-    fitted = image.copy()
-    fitted.thumbnail((side, side))
-    return fitted
+    scale = min(1.0, side / max(image.size))
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
 def _jpeg(image: Image.Image) -> bytes:
@@ -405,7 +438,7 @@ def _announced(request: Request, most: int) -> int:
     Raises:
         Refused: it is of another site, or too large.
     """
-    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+    if not _of_this_site(request):
         raise Refused(403, "a form of another site found, expected this one's", "malformed")
     announced = request.headers.get("content-length", "")
     if not announced.isdecimal():
@@ -432,12 +465,46 @@ async def _uploaded(request: Request) -> bytes:
     return content
 
 
-def _decoded(content: bytes, max_pixels: int) -> Image.Image:
-    with RENDERERS:
-        try:
-            return decode_image(content, formats=FORMATS, max_pixels=max_pixels)
-        except DistillError as error:
-            raise malformed(str(error)) from error
+def _of_this_site(request: Request) -> bool:
+    """A browser says where a form comes from, in one of two ways."""
+    told = request.headers.get("sec-fetch-site")
+    if told is not None:
+        return told in ("same-origin", "none")
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An upload, decoded and made small. student: its probabilities, where there is one."""
+
+    pixels: NDArray[np.uint8]
+    jpeg: bytes
+    student: NDArray[Any] | None
+
+
+def _received(content: bytes, live: LiveTeacher, student: Student | None) -> Picture:
+    try:
+        image = decode_image(content, formats=FORMATS, max_pixels=live.max_image_pixels)
+    except DistillError as error:
+        raise malformed(str(error)) from error
+    return Picture(
+        pixels=np.asarray(squish(image, live.size)),
+        jpeg=_jpeg(_fitted(image, LARGE)),
+        student=None if student is None else student.probs(image),
+    )
+
+
+def _asked(site: Site, picture: Picture, said: Said) -> HTMLResponse:
+    beside = None if picture.student is None else in_words(picture.student, site.hierarchy, tag=-1)
+    return _page(
+        site,
+        "ask.html",
+        title="Ask the teacher",
+        said=in_words(said.probs, site.hierarchy, tag=-1, confidence=said.confidence),
+        beside=beside,
+        shown=base64.b64encode(picture.jpeg).decode(),
+    )
 
 
 def _client(request: Request) -> str:
