@@ -79,12 +79,15 @@ HOSTILE = (
 )
 
 
+HOSTILE_SYNSET = "n/../x?y=1&z#<i>"
+
+
 def make_hostile(folder: Path) -> tuple[LogitStore, Path]:
     """Files and classes whose names mean harm."""
     synsets = [f"n{i:08d}" for i in range(len(HOSTILE))]
     hierarchy = SemanticHierarchy.from_chains(
-        synsets,
-        {synsets[-1]: [synsets[0]]},
+        [*synsets, HOSTILE_SYNSET],
+        {synsets[-1]: [synsets[0]], synsets[1]: [HOSTILE_SYNSET]},
         names=dict(
             zip(synsets, (name.replace("\udcff\udcfe", "?") for name in HOSTILE), strict=True)
         ),

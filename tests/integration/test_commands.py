@@ -74,3 +74,6 @@ def test_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
         sources = (ROOT / package).rglob("*.py")
         assert {p.relative_to(ROOT).as_posix() for p in sources} <= {*names}
     assert "distill/hierarchies/imagenet21k-p-fall11.json" in names
+    pages = ROOT / "teacher_server" / "inspector" / "pages"
+    files = [p for p in pages.rglob("*") if p.suffix in (".html", ".css", ".js", ".md")]
+    assert {p.relative_to(ROOT).as_posix() for p in files} <= {*names}

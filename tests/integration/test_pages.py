@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from knowing_store import BLOCK, make_knowing, make_store
 from live import echo_teacher, live, wait_until
 from PIL import Image
 from processes import started
-from served_pages import HOSTILE, Browsed, make_hostile, pages, site_of
+from served_pages import HOSTILE, HOSTILE_SYNSET, Browsed, make_hostile, pages, site_of
 
 from distill.data import open_source
 from distill.hierarchy import SemanticHierarchy
@@ -26,6 +27,7 @@ from teacher_server.inspector.findings import Rules
 from teacher_server.inspector.gallery import Gallery, Wanted
 from teacher_server.inspector.inspection import open_inspection
 from teacher_server.inspector.pages.remote import RemoteTeacher
+from teacher_server.inspector.pages.rendering import write_overview
 from teacher_server.live.keys import ApiKeys, new_key
 
 PAGES = ("/", "/tree", "/tree/n13866144", "/gallery", "/gallery?kind=missing", "/ask")
@@ -295,9 +297,13 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
             assert "<img src=x" not in page
             assert ">49" not in page
             assert page.count("<script") == 0
+        below = set(re.findall(r'href="(/tree/[^"]+)"', found.get("/tree").data.decode()))
+        assert len(below) == len(HOSTILE) - 1
+        assert any(quote(HOSTILE_SYNSET, safe="") in link for link in below)
+        assert all(found.get(link).status == 200 for link in below)
+        moved = found.get(f"/class?word={quote(HOSTILE_SYNSET, safe='')}").headers["location"]
+        assert moved in below
         assert overview.count("<script") == 3
-    from teacher_server.inspector.pages.rendering import write_overview
-
     write_overview(tmp_path / "page.html", open_inspection(store.location, rules=Rules()))
     alone = (tmp_path / "page.html").read_text()
     assert "<script>alert" not in alone

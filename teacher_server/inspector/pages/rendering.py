@@ -1,5 +1,6 @@
 """Templates → HTML, and what the charts draw. All is escaped, nothing is fetched elsewhere."""
 
+import hashlib
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -72,6 +73,12 @@ def static_text(name: str) -> str:
     return (resources.files(__package__) / "static" / name).read_text(encoding="utf-8")
 
 
+@cache
+def static_url(name: str) -> str:
+    """Another one for every content, so that browsers may keep it."""
+    return f"/static/{name}?{hashlib.sha256(static_text(name).encode()).hexdigest()[:16]}"
+
+
 def charts_of(site: Site, look: Look | None) -> dict[str, Any]:
     """What `charts.js` draws: figures by hierarchy."""
     classes = list(site.hierarchy.classes_per_hierarchy)
@@ -109,7 +116,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "prob": _prob, "count": _count, "text": _text}
-    environment.filters["class_url"] = class_url
+    environment.filters |= {"class_url": class_url, "static_url": static_url}
     environment.globals |= {"QUANTILES": QUANTILES, "alone": None, "wait": False}
     return environment
 

@@ -103,21 +103,19 @@ def pages_of(site: Site) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     decoders = asyncio.Semaphore(DECODED_AT_ONCE)
 
-    def look(*, required: bool = True) -> Look | None:
+    def look() -> Look | None:
         """The store, where it has been read."""
-        found = site.store.get() if site.store else None
-        if found is None and required:
-            raise _not_there(site)
-        return found
+        return site.store.get() if site.store else None
 
     def required() -> Look:
         found = look()
-        assert found is not None
+        if found is None:
+            raise _not_there(site)
         return found
 
     @router.get("/")
     def overview() -> HTMLResponse:
-        found = look(required=False)
+        found = look()
         failure = site.store.failure if site.store else ""
         reading = site.store is not None and found is None and not failure
         return _page(
@@ -132,11 +130,11 @@ def pages_of(site: Site) -> APIRouter:
 
     @router.get("/tree")
     def roots() -> HTMLResponse:
-        return _tree(site, look(required=False), None)
+        return _tree(site, look(), None)
 
     @router.get("/tree/{wnid:path}")
     def subtree(wnid: Wnid) -> HTMLResponse:
-        return _tree(site, look(required=False), _class_named(site, wnid))
+        return _tree(site, look(), _class_named(site, wnid))
 
     @router.get("/class")
     def find_class(word: Word = "") -> Response:
@@ -233,7 +231,7 @@ def pages_of(site: Site) -> APIRouter:
     def static(name: Annotated[str, Path(max_length=40)]) -> Response:
         if name not in STATIC:
             raise PageError(404, "no such file")
-        headers = {**page_headers(), "cache-control": "public, max-age=3600"}
+        headers = {**page_headers(), "cache-control": "private, max-age=31536000, immutable"}
         return Response(static_text(name), media_type=STATIC[name], headers=headers)
 
     return router
