@@ -126,11 +126,12 @@ class Report:
         self._json["against_truth"] = {"missing": missing, "suspect": suspect}
         self._after += [
             f"missing tags against the truth: {missing['added']} added on {missing['images']} "
-            f"images, precision {missing['precision']:.1%}, recall {missing['recall']:.1%} of "
-            f"{missing['missing']}",
+            f"images, precision {_percent(missing['precision'])}, recall "
+            f"{_percent(missing['recall'])} of {missing['missing']}",
             f"suspect tags against the truth: {suspect['images']} listed, precision "
-            f"{suspect['precision']:.1%}, recall {suspect['recall']:.1%} of {suspect['wrong']} "
-            f"wrong ones, average precision {suspect['average_precision']:.3f}",
+            f"{_percent(suspect['precision'])}, recall {_percent(suspect['recall'])} of "
+            f"{suspect['wrong']} wrong ones, average precision "
+            f"{_shown(suspect['average_precision'])}",
         ]
 
     def files(self, what: str, paths: Sequence[Path]) -> None:
@@ -210,3 +211,7 @@ def _shown(cell: Cell) -> str:
     if cell is None:
         return "–"
     return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"

@@ -123,11 +123,12 @@ def write_cleaned(
 # -- against the truth ----------------------------------------------------------------------------
 
 
-def score_missing(inspection: Inspection, truth: NDArray[np.int64]) -> dict[str, float | int]:
+def score_missing(inspection: Inspection, truth: NDArray[np.int64]) -> dict[str, float | None]:
     """Precision and recall of single tags. truth: [rows], the true class of each image.
 
     A tag is missing where the true path goes on below a right tag, in hierarchies that have a
     softmax. Precision: share of added tags on the true path; recall: of missing ones, supplied.
+    None of nothing.
     """
     hierarchy, labels, found = inspection.hierarchy, inspection.labels, inspection.tags.missing
     proposed = labels.copy()
@@ -141,12 +142,12 @@ def score_missing(inspection: Inspection, truth: NDArray[np.int64]) -> dict[str,
         "images": len(found),
         "added": int(new.sum()),
         "missing": int(wanted.sum()),
-        "precision": float(right.sum() / max(1, new.sum())),
-        "recall": float((right & wanted).sum() / max(1, wanted.sum())),
+        "precision": _share(right, new),
+        "recall": _share(right & wanted, wanted),
     }
 
 
-def score_suspect(inspection: Inspection, truth: NDArray[np.int64]) -> dict[str, float | int]:
+def score_suspect(inspection: Inspection, truth: NDArray[np.int64]) -> dict[str, float | None]:
     """Precision and recall of the list, average precision of all judged images by their score.
 
     A tag is wrong where it is neither the true class nor one of its ancestors.
@@ -159,15 +160,15 @@ def score_suspect(inspection: Inspection, truth: NDArray[np.int64]) -> dict[str,
     wrong = ((tagged >= 0) & (tagged != true)).any(1) & judged
     listed = np.zeros(len(labels), np.bool_)
     listed[found.rows] = True
-    ranking = 0.0
+    ranking = None
     if wrong.any():
         scores = torch.from_numpy(contradictions(inspection)[judged])
         ranking = float(binary_average_precision(scores, torch.from_numpy(wrong[judged]).int()))
     return {
         "images": len(found),
         "wrong": int(wrong.sum()),
-        "precision": float((listed & wrong).sum() / max(1, listed.sum())),
-        "recall": float((listed & wrong).sum() / max(1, wrong.sum())),
+        "precision": _share(listed & wrong, listed),
+        "recall": _share(listed & wrong, wrong),
         "average_precision": ranking,
     }
 
@@ -181,6 +182,10 @@ def contradictions(inspection: Inspection) -> NDArray[np.float64]:
         known = images["known"] == Known.ANSWER
         scores[first : first + len(images)] = np.where(known, contradiction(images, tagged), 0.0)
     return scores
+
+
+def _share(some: NDArray[np.bool_], of: NDArray[np.bool_]) -> float | None:
+    return float(some.sum() / of.sum()) if of.any() else None
 
 
 # -- in words -------------------------------------------------------------------------------------
