@@ -19,6 +19,8 @@ from distill.errors import ConfigError
 from distill.hierarchy import SemanticHierarchy
 from teacher_server.inspector.beliefs import UNITS, Beliefs, Images, Known
 
+FORMAT = "verdicts 1"  # of what is kept; another one where the rules below change
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:

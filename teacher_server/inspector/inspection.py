@@ -18,7 +18,14 @@ from store.cache import Cache, Put
 from store.logit_store import LogitStore
 from store.summary import StoreSummary, summarise
 from teacher_server.inspector.beliefs import UNITS, Beliefs, Known, digest_of, open_beliefs
-from teacher_server.inspector.findings import VERDICTS, Rules, TagFindings, Verdict, find_tags
+from teacher_server.inspector.findings import (
+    FORMAT,
+    VERDICTS,
+    Rules,
+    TagFindings,
+    Verdict,
+    find_tags,
+)
 from teacher_server.inspector.overview import HierarchyFigures, figures_by_hierarchy
 from teacher_server.inspector.subtrees import SUMS, Subtrees, sums_by_subtree
 from teacher_server.inspector.tree import ClassTree
@@ -69,8 +76,7 @@ class Inspection:
     @cached_property
     def judged_rows(self) -> NDArray[np.bool_]:
         """[rows]: the images that have a tag and an answer to judge it by."""
-        known = [images["known"] == Known.ANSWER for _, images in self.judged.by_block()]
-        judged: NDArray[np.bool_] = np.concatenate(known) & (self.labels >= 0)
+        judged: NDArray[np.bool_] = self.tags.verdicts["verdict"] != Verdict.NOT_JUDGED
         return judged
 
     @cached_property
@@ -97,7 +103,7 @@ class Inspection:
     ) -> NDArray[Any]:
         """In the cache, where it will be of use: a store that grows soon says something else."""
         if self.beliefs.whole:
-            name = digest_of([self.beliefs.name, self.judged.name, repr(self.rules)])
+            name = digest_of([FORMAT, self.beliefs.name, self.judged.name, repr(self.rules)])
             return self.cache.open(f"{name}-{what}", dtype, rows, fill)
         made = np.zeros(rows, dtype)
 

@@ -6,28 +6,22 @@ of them is ever computed over the whole store. Images are decoded a few at a tim
 
 import asyncio
 import base64
-import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Annotated, Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
-from numpy.typing import NDArray
-from PIL import Image
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
 
-from distill.data import FORMATS, decode_image, read_image
 from distill.errors import ConfigError, DistillError
 from distill.sample_id import sample_ids
-from distill.views import ViewPolicy, draw_view, render_pixels, squish
 from teacher_server.inspector.answer import dense, in_words
-from teacher_server.inspector.gallery import KINDS, Kind, Wanted
+from teacher_server.inspector.gallery import KINDS, Wanted
+from teacher_server.inspector.pages.error import PageError
+from teacher_server.inspector.pages.forms import class_named, number, wanted_by
+from teacher_server.inspector.pages.images import as_jpeg, image_of
 from teacher_server.inspector.pages.rendering import (
     STATIC,
     charts_of,
@@ -37,10 +31,11 @@ from teacher_server.inspector.pages.rendering import (
     shown_id,
     static_text,
 )
-from teacher_server.inspector.pages.site import LiveTeacher, Look, Said, Site, Student
+from teacher_server.inspector.pages.site import LiveTeacher, Look, Said, Site
+from teacher_server.inspector.pages.uploads import Upload, announced_bytes, received, uploaded
 from teacher_server.live.access import FOR_PROGRAMS
 from teacher_server.live.front import GONE
-from teacher_server.live.refusal import Refused, malformed, too_large
+from teacher_server.live.refusal import Refused
 
 THUMBNAIL, LARGE = 160, 512  # longer side in pixels
 DECODED_AT_ONCE = 4  # images, each of which may take some hundred megabytes
@@ -50,26 +45,6 @@ SampleId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
 Wnid = Annotated[str, Path(max_length=100)]
 Word = Annotated[str, Query(max_length=200)]
 FormNumber = Annotated[str, Query(max_length=20)]
-
-
-class PageError(Exception):
-    """status: of HTTP. text: for people. wait: the page may be there soon. choices: class indices.
-
-    retry_after_s: when to ask again.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        text: str,
-        *,
-        wait: bool = False,
-        choices: Sequence[int] = (),
-        retry_after_s: int | None = None,
-    ) -> None:
-        super().__init__(text)
-        self.status, self.text, self.wait, self.choices = status, text, wait, choices
-        self.retry_after_s = retry_after_s
 
 
 def add_pages(app: FastAPI, site: Site) -> None:
@@ -134,11 +109,11 @@ def pages_of(site: Site) -> APIRouter:
 
     @router.get("/tree/{wnid:path}")
     def subtree(wnid: Wnid) -> HTMLResponse:
-        return _tree(site, look(), _class_named(site, wnid))
+        return _tree(site, look(), class_named(site, wnid))
 
     @router.get("/class")
     def find_class(word: Word = "") -> Response:
-        c = _class_named(site, word.strip())
+        c = class_named(site, word.strip())
         return RedirectResponse(class_url(site.hierarchy.synsets[c]), 303)
 
     @router.get("/gallery")
@@ -151,9 +126,9 @@ def pages_of(site: Site) -> APIRouter:
         start: FormNumber = "",
     ) -> HTMLResponse:
         found = required()
-        wanted = _wanted(site, tag.strip(), kind, hierarchy, low, high)
+        wanted = wanted_by(site, tag.strip(), kind, hierarchy, low, high)
         try:
-            page = found.gallery.page(wanted, _number("start", start, 0, int, 0, 2**40))
+            page = found.gallery.page(wanted, number("start", start, 0, int, 0, 2**40))
         except ConfigError as error:
             raise PageError(400, str(error)) from error
         form = {"tag": tag, "kind": kind, "hierarchy": hierarchy, "low": low, "high": high}
@@ -185,7 +160,7 @@ def pages_of(site: Site) -> APIRouter:
         found = required()
         row = _row_of(found, sample_id)
         views = found.inspection.store.manifest.views.count
-        chosen = _number("view", view, None, int, 0, views - 1)
+        chosen = number("view", view, None, int, 0, views - 1)
         return _page(site, "sample.html", title="Sample", **_sample(site, found, row, chosen))
 
     @router.get("/image/{sample_id}")
@@ -193,10 +168,10 @@ def pages_of(site: Site) -> APIRouter:
         found = required()
         row = await asyncio.to_thread(_row_of, found, sample_id)
         views = found.inspection.store.manifest.views.count
-        number = _number("view", view, None, int, 0, views - 1)
+        chosen = number("view", view, None, int, 0, views - 1)
         async with decoders:
             side = LARGE if large else THUMBNAIL
-            jpeg = await asyncio.to_thread(_shown, found, row, number, side)
+            jpeg = await asyncio.to_thread(_thumbnail, found, row, chosen, side)
         headers = {**page_headers(), "cache-control": "private, max-age=300"}
         return Response(jpeg, media_type="image/jpeg", headers=headers)
 
@@ -210,12 +185,12 @@ def pages_of(site: Site) -> APIRouter:
         live = _require_live(site)
         client = _client(request)
         try:
-            body_bytes = _announced(request, live.max_upload_bytes)
+            body_bytes = announced_bytes(request, live.max_upload_bytes)
             with live.admitted(client, body_bytes):
                 async with asyncio.timeout(live.deadline_s):
-                    content = await _uploaded(request)
+                    content = await uploaded(request)
                     async with decoders:
-                        picture = await asyncio.to_thread(_received, content, live, site.student)
+                        picture = await asyncio.to_thread(received, content, live, site.student)
                     said = await live.ask(picture.pixels, client)
         except Refused as error:
             raise PageError(error.status, error.text, retry_after_s=error.retry_after_s) from error
@@ -252,54 +227,12 @@ def _not_there(site: Site) -> PageError:
     )
 
 
-def _class_named(site: Site, word: str) -> int:
-    try:
-        named = [site.hierarchy.index(synset) for synset in site.hierarchy.find(word)]
-    except DistillError as error:
-        raise PageError(404, str(error)) from error
-    if len(named) > 1:
-        raise PageError(404, f"{word!r} names {len(named)} classes; choose one.", choices=named)
-    return named[0]
-
-
 def _row_of(look: Look, sample_id: str) -> int:
     words = np.array([[int(sample_id[:16], 16), int(sample_id[16:], 16)]], np.uint64)
     try:
         return look.inspection.row_of(words, sample_id)
     except DistillError as error:
         raise PageError(404, str(error)) from error
-
-
-def _number(
-    name: str, text: str, default: Any, kind: Callable[[str], Any], low: float, high: float
-) -> Any:
-    """A field of a form; empty is the default."""
-    if not text.strip():
-        return default
-    try:
-        number = kind(text)
-        if not low <= number <= high:
-            raise ValueError
-    except ValueError as error:
-        raise PageError(400, f"{name} {text!r} found, expected {low:g} to {high:g}") from error
-    return number
-
-
-def _wanted(site: Site, tag: str, kind: str, hierarchy: str, low: str, high: str) -> Wanted:
-    if kind not in KINDS:
-        raise PageError(400, f"kind {kind!r} found, expected {', '.join(KINDS)}")
-    chosen: Kind = next(each for each in KINDS if each == kind)
-    least = _number("least confidence", low, 0.0, float, 0, 1)
-    most = _number("most confidence", high, 1.0, float, 0, 1)
-    level = _number("hierarchy", hierarchy, None, int, 0, site.hierarchy.num_hierarchies - 1)
-    if level is None and (least, most) != (0.0, 1.0):
-        level = 0
-    return Wanted(
-        kind=chosen,
-        tag=_class_named(site, tag) if tag else None,
-        hierarchy=level,
-        confidence=(least, most),
-    )
 
 
 def _tree(site: Site, look: Look | None, c: int | None) -> HTMLResponse:
@@ -360,7 +293,7 @@ def _sample(site: Site, look: Look, row: int, view: int | None) -> dict[str, Any
     beside, picture_error = None, look.blind
     if site.student and look.pictures:
         try:
-            beside = in_words(site.student.probs(_drawn(look, row, view)), hierarchy, tag=tag)
+            beside = in_words(site.student.probs(image_of(look, row, view)), hierarchy, tag=tag)
         except PageError as error:
             picture_error = error.text
     return {
@@ -377,49 +310,8 @@ def _sample(site: Site, look: Look, row: int, view: int | None) -> dict[str, Any
     }
 
 
-# -- images ---------------------------------------------------------------------------------------
-
-
-def _image_of(look: Look, row: int) -> Image.Image:
-    if look.pictures is None:
-        raise PageError(404, look.blind or "There are no images here.")
-    return read_image(look.pictures.sample(row))
-
-
-def _drawn(look: Look, row: int, view: int | None) -> Image.Image:
-    """The image itself, or one of its views as the teacher saw it."""
-    try:
-        image = _image_of(look, row)
-        if view is None:
-            return image
-        store = look.inspection.store
-        manifest, sample_id = store.manifest, store.sample_ids[row]
-        policy = ViewPolicy.from_json(manifest.views.policy)
-        params = draw_view(policy, sample_id, manifest.views.drawn[view])
-        size = manifest.teacher.input_size
-        return Image.fromarray(render_pixels(squish(image, size), params, size))
-    except DistillError as error:
-        raise PageError(404, str(error)) from error
-
-
-def _shown(look: Look, row: int, view: int | None, side: int) -> bytes:
-    """A JPEG no longer than `side`."""
-    return _jpeg(_fitted(_drawn(look, row, view), side))
-
-
-def _fitted(image: Image.Image, side: int) -> Image.Image:
-    """No longer than `side`; small ones as they are."""
-    scale = min(1.0, side / max(image.size))
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
-
-
-# -- uploads --------------------------------------------------------------------------------------
+def _thumbnail(look: Look, row: int, view: int | None, side: int) -> bytes:
+    return as_jpeg(image_of(look, row, view), side)
 
 
 def _require_live(site: Site) -> LiveTeacher:
@@ -430,70 +322,7 @@ def _require_live(site: Site) -> LiveTeacher:
     return site.live
 
 
-def _announced(request: Request, most: int) -> int:
-    """The bytes of a form that is to come.
-
-    Raises:
-        Refused: it is of another site, or too large.
-    """
-    if not _of_this_site(request):
-        raise Refused(403, "a form of another site found, expected this one's", "malformed")
-    announced = request.headers.get("content-length", "")
-    if not announced.isdecimal():
-        raise Refused(411, "no Content-Length found, expected a form with an image", "malformed")
-    if int(announced) > most:
-        raise too_large(f"{announced} bytes found, expected at most {most}; send a smaller image")
-    return int(announced)
-
-
-async def _uploaded(request: Request) -> bytes:
-    """The file of the form.
-
-    Raises:
-        Refused: it is no form with a file.
-    """
-    try:
-        async with request.form(max_files=1, max_fields=4) as form:
-            file = form.get("image")
-            content = await file.read() if isinstance(file, UploadFile) else b""
-    except (MultiPartException, HTTPException) as error:
-        raise malformed("not a form with one image") from error
-    if not content:
-        raise malformed("no image found in the form; choose a file")
-    return content
-
-
-def _of_this_site(request: Request) -> bool:
-    """A browser says where a form comes from, in one of two ways."""
-    told = request.headers.get("sec-fetch-site")
-    if told is not None:
-        return told in ("same-origin", "none")
-    origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """An upload, decoded and made small. student: its probabilities, where there is one."""
-
-    pixels: NDArray[np.uint8]
-    jpeg: bytes
-    student: NDArray[Any] | None
-
-
-def _received(content: bytes, live: LiveTeacher, student: Student | None) -> Picture:
-    try:
-        image = decode_image(content, formats=FORMATS, max_pixels=live.max_image_pixels)
-    except DistillError as error:
-        raise malformed(str(error)) from error
-    return Picture(
-        pixels=np.asarray(squish(image, live.size)),
-        jpeg=_jpeg(_fitted(image, LARGE)),
-        student=None if student is None else student.probs(image),
-    )
-
-
-def _asked(site: Site, picture: Picture, said: Said) -> HTMLResponse:
+def _asked(site: Site, picture: Upload, said: Said) -> HTMLResponse:
     beside = None if picture.student is None else in_words(picture.student, site.hierarchy, tag=-1)
     return _page(
         site,
