@@ -128,16 +128,16 @@ def test_filter_the_gallery_and_open_a_sample(show: Callable[..., Page], browsed
     page.get_by_label("Show").select_option("missing tags")
     page.get_by_label("Tagged as, or below").fill("polygon")
     page.get_by_role("button", name="Filter").click()
+    expect(page).to_have_url(re.compile("kind=missing"))
     expect(page.get_by_label("Tagged as, or below")).to_have_value("polygon")
-    assert tiles.count() > 0
+    expect(tiles.first).to_contain_text("lacks")
     for tile in tiles.all():
         expect(tile).to_contain_text("lacks")
-    picture = tiles.first.get_by_role("img")
-    assert picture.evaluate("image => image.complete && image.naturalWidth") == 32
+    expect(tiles.first.get_by_role("img")).to_have_js_property("naturalWidth", 32)
     tiles.first.get_by_role("link").click()
     expect(page.get_by_text("the teacher would add")).to_be_visible()
     for image in page.get_by_role("img").all():
-        assert image.evaluate("image => image.complete && image.naturalWidth") == 32
+        expect(image).to_have_js_property("naturalWidth", 32)
     first = page.get_by_role("meter").first
     assert 0 < float(first.get_attribute("value") or 0) <= 1
     page.get_by_role("link", name="view 1", exact=True).click()
@@ -156,7 +156,7 @@ def test_upload_an_image(show: Callable[..., Page], found: Browsed, figures: Pat
     page.get_by_role("button", name="Ask").click()
     expect(page.get_by_role("heading", name="What the teacher says")).to_be_visible()
     shown = page.get_by_role("img", name="The image you sent")
-    assert shown.evaluate("image => image.naturalWidth") == 32
+    expect(shown).to_have_js_property("naturalWidth", 32)
     expect(page.get_by_role("heading", level=3)).to_have_count(4)
     is_accessible(page)
     page.get_by_label("Image").set_input_files(
