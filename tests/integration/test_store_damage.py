@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,15 +192,20 @@ def test_full_disk_loses_nothing_and_the_same_command_goes_on(tmp_path: Path) ->
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """One that every user may enter; pytest keeps its own to itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_folder_that_may_not_be_written_is_named(open_folder: Path) -> None:
     """As root nothing is forbidden, so the writer becomes another user."""
     if os.getuid() != 0:
         pytest.skip("needs to be root to become somebody else")
-    store = create(tmp_path / "store")
+    store = create(open_folder / "store")
     write(store, [0])
-    for path in (tmp_path, *tmp_path.parents):
-        if path.stat().st_uid == 0 and path.is_relative_to("/tmp") and path != Path("/tmp"):
-            path.chmod(0o755)
     script = (
         "import os, sys; sys.path.insert(0, sys.argv[2])\n"
         "from distill.errors import StoreError\n"
@@ -213,14 +219,14 @@ def test_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
         "except StoreError as error: print(error)\n"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "store"), str(CHILD.parent)],
+        [sys.executable, "-c", script, str(open_folder / "store"), str(CHILD.parent)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert "Permission denied" in ran.stdout, ran.stderr
     assert "fix the permission, then run the same command again" in ran.stdout
-    assert LogitStore.open(tmp_path / "store").pending_blocks() == [2, 3]
+    assert LogitStore.open(open_folder / "store").pending_blocks() == [2, 3]
 
 
 def test_verify_lists_every_problem_and_its_json_says_the_same(
