@@ -255,7 +255,7 @@ def test_silent_device_turns_ready_off(
         assert "silent" in json.loads(get(server, "/v2/health/ready").data)["error"]
         echo_of(teacher).go_on.set()
         assert asked.result().status == 200
-        assert get(server, "/v2/health/ready").status == 200
+        wait_until(lambda: get(server, "/v2/health/ready").status == 200)
 
 
 # -- clients that fail ----------------------------------------------------------------------------
