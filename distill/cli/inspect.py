@@ -8,6 +8,7 @@ import click
 from distill.cli import options
 from distill.cli.gathered import gathered
 from distill.cli.inspection_serving import Serving, serving
+from distill.cli.listening import Listening, listening
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,6 +90,7 @@ rules = gathered(
 )
 @rules
 @serving
+@listening(port=8080)
 @click.option("--plot", type=click.Path(path_type=Path), help="Folder to draw charts into.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the overview as one file.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
@@ -118,6 +120,7 @@ def inspect(
     as_json: bool,
     cache: Path | None,
     serving: "Serving",
+    listening: Listening,
 ) -> None:
     """Show what the teacher of STORE believes: per hierarchy, class, subtree or image.
 
@@ -158,7 +161,7 @@ def inspect(
             "say what is filled in and what is left out"
         )
     if serving.wanted:
-        serving.run(lambda: opened(path, rules, folds, cache, shown=True), data, split)
+        serving.run(lambda: opened(path, rules, folds, cache, shown=True), data, split, listening)
         return
     inspection = opened(path, rules, folds, cache, shown=not (as_json or as_csv))
     report = Report(inspection)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from distill.cli.gathered import gathered
+from distill.cli.listening import Listening
 from distill.errors import ConfigError
 
 PATIENCE_S = 20.0  # of somebody who looks at a page
@@ -22,11 +23,6 @@ class Serving:
     """What was chosen. wanted: that pages be served at all."""
 
     wanted: bool
-    host: str
-    port: int
-    api_key_file: Path | None
-    tls_certificate: Path | None
-    tls_key: Path | None
     student: str | None
     device: str
     ask: str | None
@@ -43,7 +39,13 @@ class Serving:
             if value and not self.wanted:
                 raise ConfigError(f"{name} found without --serve, expected it for pages alone")
 
-    def run(self, opened: Callable[[], "Inspection"], data: Path | None, split: str) -> None:
+    def run(
+        self,
+        opened: Callable[[], "Inspection"],
+        data: Path | None,
+        split: str,
+        listening: Listening,
+    ) -> None:
         """Serve pages until a signal comes.
 
         Raises:
@@ -52,23 +54,14 @@ class Serving:
         from contextlib import closing
 
         from teacher_server.inspector.pages.server import serve_pages
-        from teacher_server.live.keys import ApiKeys
-        from teacher_server.live.server import Address
 
-        address = Address(
-            host=self.host,
-            port=self.port,
-            certificate=self.tls_certificate,
-            private_key=self.tls_key,
-        )
-        keys = ApiKeys.read(self.api_key_file) if self.api_key_file else None
-        address.require_safe(keys)
-        with closing(address.bound()) as listener:
+        address, keys, listener = listening.bound()
+        with closing(listener):
             site = self._site(opened, data, split)
-            scheme = "https" if self.tls_certificate else "http"
+            scheme = "https" if listening.tls_certificate else "http"
             port = listener.getsockname()[1]
             listener.listen()  # from here on nobody is turned away
-            click.echo(f"pages: {scheme}://{self.host}:{port}/ (Ctrl-C ends them)", err=True)
+            click.echo(f"pages: {scheme}://{listening.host}:{port}/ (Ctrl-C ends them)", err=True)
             serve_pages(site, keys, address, listener)
 
     def _site(self, opened: Callable[[], "Inspection"], data: Path | None, split: str) -> "Site":
@@ -118,15 +111,6 @@ serving = gathered(
     "serving",
     (
         click.option("--serve", "wanted", is_flag=True, help="Show all of it as pages."),
-        click.option("--host", default="127.0.0.1", show_default=True, help="Of the pages."),
-        click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True),
-        click.option(
-            "--api-key-file",
-            type=click.Path(path_type=Path),
-            help="Who may see them; without it they are open to this machine alone.",
-        ),
-        click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM."),
-        click.option("--tls-key", type=click.Path(path_type=Path), help="PEM."),
         click.option("--student", help="A trained model to show beside the teacher."),
         click.option("--device", default="cpu", show_default=True, help="Of --student."),
         click.option("--ask", metavar="URL", help="A teacher server to ask about other images."),

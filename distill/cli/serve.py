@@ -4,20 +4,12 @@ from pathlib import Path
 
 import click
 
-from distill.cli import teaching, viewing
+from distill.cli import listening, teaching, viewing
 
 
 @click.command()
 @teaching.teacher()
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
-@click.option(
-    "--api-key-file",
-    type=click.Path(path_type=Path),
-    help="Who may ask; without it the server is open to this machine alone.",
-)
-@click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM.")
-@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM.")
+@listening.listening(port=8000)
 @click.option(
     "--device",
     "devices",
@@ -71,11 +63,7 @@ from distill.cli import teaching, viewing
 def serve(
     choice: teaching.TeacherChoice,
     viewing: viewing.ViewChoice,
-    host: str,
-    port: int,
-    api_key_file: Path | None,
-    tls_certificate: Path | None,
-    tls_key: Path | None,
+    listening: listening.Listening,
     devices: tuple[str, ...],
     store: str | None,
     data: Path | None,
@@ -107,19 +95,15 @@ def serve(
 
     from distill.encoding import EncodingSpec
     from teacher_server.live.admission import Budgets
-    from teacher_server.live.keys import ApiKeys
     from teacher_server.live.lane import devices_of
     from teacher_server.live.sampling import open_samples
-    from teacher_server.live.server import Address, json_log, make_server, run
+    from teacher_server.live.server import json_log, make_server, run
     from teacher_server.live.service import ServeOptions, Service
     from teacher_server.precompute import PrecomputeOptions
     from teacher_server.tuning import UNTUNED
     from trainers.opinion import StudentOpinion
 
-    address = Address(host=host, port=port, certificate=tls_certificate, private_key=tls_key)
-    keys = ApiKeys.read(api_key_file) if api_key_file else None
-    address.require_safe(keys)
-    listener = address.bound()  # before the teacher is loaded, which takes a while
+    address, keys, listener = listening.bound()  # before the teacher is loaded, which takes a while
     journal = json_log()
     with closing(listener):
         lanes = devices_of(devices)

@@ -4,8 +4,11 @@ Programs send `Authorization: Bearer KEY`. For pages a browser asks its user, an
 password; it would do so for any site that links here, so what programs ask takes no password.
 """
 
+import json
 import re
 from collections.abc import Mapping
+
+from starlette.types import Send
 
 from teacher_server.live.keys import ApiKeys
 
@@ -42,3 +45,12 @@ def admitted(headers: Mapping[bytes, str], path: str, keys: ApiKeys | None) -> s
         text = "Host found that is not of loopback, expected localhost; or start it with keys"
         raise NoEntry(text, {})
     return ""
+
+
+async def tell(send: Send, status: int, text: str, headers: Mapping[str, str]) -> None:
+    """An error as JSON, where nothing behind the door is asked."""
+    body = json.dumps({"error": text}).encode()
+    fields = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+    pairs = [(name.encode(), value.encode()) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})

@@ -5,7 +5,6 @@ every request but a probe is logged.
 """
 
 import asyncio
-import json
 import re
 import time
 import uuid
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from teacher_server.live.access import NoEntry, admitted
+from teacher_server.live.access import NoEntry, admitted, tell
 from teacher_server.live.keys import ApiKeys
 from teacher_server.live.refusal import Refused
 from teacher_server.live.service import Service
@@ -60,18 +59,18 @@ class Front:
         try:
             refusal = self._refusal(scope["path"], headers, state)
             if refusal:
-                await _tell(told, *refusal)
+                await tell(told, *refusal)
             else:
                 await self.app(scope, receive, told)
         except asyncio.CancelledError:  # the server's own deadline, at its end
             if not state.status:
-                await _tell(told, 503, "this server ends", {"retry-after": "1"})
+                await tell(told, 503, "this server ends", {"retry-after": "1"})
         except Exception as error:  # whatever it is, the client gets an answer
             self.service.journal.event(
                 "error", request_id=state.request_id, error=type(error).__name__, text=str(error)
             )
             if not state.status:
-                await _tell(told, 500, "an error of this server; its log has more", {})
+                await tell(told, 500, "an error of this server; its log has more", {})
         finally:
             if scope["path"] not in PROBES:
                 self._log(scope, state, time.monotonic() - started)
@@ -118,11 +117,3 @@ def etag(service: Service) -> str:
 
 def _request_id(given: str) -> str:
     return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-async def _tell(send: Send, status: int, text: str, headers: dict[str, str]) -> None:
-    body = json.dumps({"error": text}).encode()
-    fields = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-    pairs = [(name.encode(), value.encode()) for name, value in fields.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})

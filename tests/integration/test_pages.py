@@ -454,9 +454,9 @@ def test_command_serves_until_it_is_interrupted(knowing: LogitStore, figures: Pa
     assert "Traceback" not in said[1]
 
 
-def test_server_ends_in_time_while_it_reads_a_store(
-    tmp_path: Path, store: Path, teacher_weights: Path
-) -> None:
+@pytest.fixture
+def reading(store: Path, teacher_weights: Path, tmp_path: Path) -> Any:
+    """A server as a process, which reads its store in a child for a first page."""
     words = ["serve", "--teacher", "test_vit", "--weights", teacher_weights, "--device", "cpu"]
     words += ["--label-set", "plane-figures", "--store", store, "--port", 0]
     process = started([str(word) for word in [*words, "--cache", tmp_path / "cache"]])
@@ -469,29 +469,22 @@ def test_server_ends_in_time_while_it_reads_a_store(
     base = f"http://127.0.0.1:{event['port']}"
     assert b"being read" in urllib3.request("GET", base + "/").data
     wait_until(lambda: bool(children_of(process.pid)))
-    child = children_of(process.pid)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=40)
-    assert process.returncode == 0, said
+    return process
+
+
+def test_server_ends_in_time_while_it_reads_a_store(reading: Any) -> None:
+    child = children_of(reading.pid)
+    reading.send_signal(signal.SIGTERM)
+    said = reading.communicate(timeout=40)
+    assert reading.returncode == 0, said
     assert "Traceback" not in said[1]
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in child))
 
 
-def test_reading_ends_with_a_server_that_is_killed(
-    tmp_path: Path, store: Path, teacher_weights: Path
-) -> None:
-    words = ["serve", "--teacher", "test_vit", "--weights", teacher_weights, "--device", "cpu"]
-    words += ["--label-set", "plane-figures", "--store", store, "--port", 0]
-    process = started([str(word) for word in [*words, "--cache", tmp_path / "cache"]])
-    assert process.stderr
-    event: dict[str, Any] = {}
-    while event.get("event") != "ready":
-        event = json.loads(process.stderr.readline())
-    urllib3.request("GET", f"http://127.0.0.1:{event['port']}/")
-    wait_until(lambda: bool(children_of(process.pid)))
-    child = children_of(process.pid)
-    process.kill()
-    process.communicate()
+def test_reading_ends_with_a_server_that_is_killed(reading: Any) -> None:
+    child = children_of(reading.pid)
+    reading.kill()
+    reading.communicate()
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in child), 30)
 
 

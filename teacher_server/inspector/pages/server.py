@@ -1,6 +1,5 @@
 """`distill inspect --serve`: the pages alone, without a teacher in this process."""
 
-import json
 import socket
 
 import uvicorn
@@ -12,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from teacher_server.inspector.pages.routes import add_pages, error_page
 from teacher_server.inspector.pages.site import Site
-from teacher_server.live.access import NoEntry, admitted
+from teacher_server.live.access import NoEntry, admitted, tell
 from teacher_server.live.keys import ApiKeys
 from teacher_server.live.server import Address, configured
 
@@ -30,11 +29,7 @@ class Guarded:
             try:
                 admitted(headers, scope["path"], self.keys)
             except NoEntry as error:
-                body = json.dumps({"error": error.text}).encode()
-                fields = {"content-type": "application/json", **error.headers}
-                pairs = [(name.encode(), value.encode()) for name, value in fields.items()]
-                await send({"type": "http.response.start", "status": 401, "headers": pairs})
-                await send({"type": "http.response.body", "body": body})
+                await tell(send, 401, error.text, error.headers)
                 return
         await self.app(scope, receive, send)
 
