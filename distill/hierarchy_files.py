@@ -1,4 +1,4 @@
-"""Files that hold chains of ancestors: our JSON, label sets as JSON, and the authors' tree."""
+"""Files that hold chains of ancestors: our JSON, label sets and taxonomies, the authors' tree."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -56,6 +56,8 @@ def parse_json(document: Any, name: str) -> ChainSource:
     try:
         if "classes" in document:
             return _parse_saved(document, name)
+        if "parents" in document:
+            return _parse_parents(document, name)
         ancestors = {
             str(synset): [str(a) for a in chain]
             for synset, chain in document["ancestors_nearest_first"].items()
@@ -69,7 +71,7 @@ def parse_json(document: Any, name: str) -> ChainSource:
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise HierarchyError(
             f"not a hierarchy ({type(error).__name__}: {error}); expected what `distill hierarchy "
-            "build` writes, or JSON with synsets and ancestors_nearest_first"
+            "build` writes, or JSON with parents, or with synsets and ancestors_nearest_first"
         ) from error
 
 
@@ -108,6 +110,17 @@ def _parse_saved(document: Any, name: str) -> ChainSource:
         ancestors={synset: _follow(synset, parent) for synset, _, _ in rows},
         names={synset: n for synset, n, _ in rows},
         num_hierarchies=int(document["num_hierarchies"]),
+    )
+
+
+def _parse_parents(document: Any, name: str) -> ChainSource:
+    """A taxonomy of one's own: each class's parent, null at the top; names for people if wanted."""
+    parent = {str(c): None if p is None else str(p) for c, p in document["parents"].items()}
+    return ChainSource(
+        name=str(document.get("name", name)),
+        synsets=list(parent),
+        ancestors={c: _follow(c, parent) for c in parent},
+        names={str(c): str(n) for c, n in document.get("names", {}).items()},
     )
 
 

@@ -6,7 +6,7 @@ image never stops a batch: it comes back as its reason.
 
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distill.data import ImageSource, read_image
+from distill.data import ImageSource
 from distill.errors import DataError, DataUnavailableError, dead_decoder, is_dead_decoder
+from distill.images import decode_image, read_all
 from distill.views import Size, ViewPolicy, draw_view, render_view, squish, view_proof
 
 
@@ -78,14 +79,20 @@ class _Views(Dataset[_Item]):
     def __init__(self, source: ImageSource, policy: ViewPolicy, sizes: Sequence[Size]) -> None:
         self.source, self.policy, self.sizes = source, policy, sizes
 
-    def __getitem__(self, request: ViewRequest) -> _Item:
+    def __getitems__(self, requests: list[ViewRequest]) -> list[_Item]:
+        """A batch; torch asks for it so. A bucket answers slowly, but many requests at once."""
+        samples = self.source.samples
+        contents = read_all([samples[request.row] for request in requests])
+        return [self._item(*each) for each in zip(requests, contents, strict=True)]
+
+    def _item(self, request: ViewRequest, read: Callable[[], bytes]) -> _Item:
         started = time.perf_counter()
         try:
-            image = read_image(self.source.samples[request.row])
+            image = decode_image(read())
         except DataError as error:
             passing = isinstance(error, DataUnavailableError)
             return _Item(request, [], str(error), passing, [], time.perf_counter() - started, 0.0)
-        read = time.perf_counter()
+        decoded = time.perf_counter()
         sample_id = self.source.ids[request.row]
         drawn = [draw_view(self.policy, sample_id, view) for view in request.views]
         pixels = []
@@ -95,7 +102,8 @@ class _Views(Dataset[_Item]):
         rendered = time.perf_counter()
         proved = drawn if request.prove else []
         proofs = [view_proof(image, params, self.sizes[0]) for params in proved]
-        return _Item(request, pixels, "", False, proofs, read - started, rendered - read)
+        spent = decoded - started, rendered - decoded
+        return _Item(request, pixels, "", False, proofs, *spent)
 
 
 class _Batches(Sampler[list[ViewRequest]]):

@@ -15,6 +15,7 @@ ROW = np.dtype(
     [
         ("key_start", np.int64),
         ("key_bytes", np.int32),
+        ("name_bytes", np.uint16),
         ("label", np.int32),
         ("place", np.int32),
         ("suffix", np.uint8),
@@ -32,8 +33,8 @@ class Sample:
 
     label: a wnid, or a class index from a .cls file; None without one.
     guessed: the label was read off the file's name, so it may lie outside the label set.
-    place: a tar that holds `size` bytes of it at `offset`; or a folder, where `size` is -1 and the
-    file's name is the key and `suffix`.
+    place: a file that holds `size` bytes of it at `offset`, as a tar; or a folder, where `size` is
+    -1 and the file's name is `name`, or else the key and `suffix`.
     """
 
     key: str
@@ -43,11 +44,15 @@ class Sample:
     offset: int = 0
     size: int = -1
     guessed: bool = False
+    name: str = ""
 
     @property
     def path(self) -> str:
         """The file to open."""
-        return self.place if self.size >= 0 else f"{self.place}/{self.key}{self.suffix}"
+        if self.size >= 0:
+            return self.place
+        name = self.name or f"{self.key}{self.suffix}"
+        return f"{self.place}/{name}" if self.place else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +60,7 @@ class SampleTable(Sequence[Sample]):
     """A sequence of samples. labels, places, suffixes: the distinct ones, which rows point at."""
 
     rows: NDArray[Any]  # of dtype ROW
-    keys: bytes
+    keys: bytes  # each followed by the sample's name, where it has one
     labels: tuple[str | int | None, ...]
     places: tuple[str, ...]
     suffixes: tuple[str, ...]
@@ -71,9 +76,11 @@ class SampleTable(Sequence[Sample]):
             if filled % ROWS_AT_ONCE == 0:
                 parts.append(np.empty(ROWS_AT_ONCE, ROW))
             key = sample.key.encode("utf-8", "surrogatepass")
+            name = sample.name.encode("utf-8", "surrogatepass")
             parts[-1][filled % ROWS_AT_ONCE] = (
                 len(keys),
                 len(key),
+                len(name),
                 labels.setdefault(sample.label, len(labels)),
                 places.setdefault(sample.place, len(places)),
                 suffixes.setdefault(sample.suffix, len(suffixes)),
@@ -81,7 +88,7 @@ class SampleTable(Sequence[Sample]):
                 sample.offset,
                 sample.size,
             )
-            keys += key
+            keys += key + name
             filled += 1
         rows = np.concatenate(parts)[:filled]
         return cls(rows, bytes(keys), tuple(labels), tuple(places), tuple(suffixes))
@@ -96,17 +103,48 @@ class SampleTable(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> "Sample | SampleTable":
         if isinstance(index, slice):
             return self.taken(index)
-        start, size, label, place, suffix, guessed, offset, stored = self.rows[index].item()
+        row = self.rows[index].item()
+        start, size, named, label, place, suffix, guessed, offset, stored = row
+        text = self.keys[start : start + size + named]
         return Sample(
-            self.keys[start : start + size].decode("utf-8", "surrogatepass"),
+            text[:size].decode("utf-8", "surrogatepass"),
             self.labels[label],
             self.places[place],
             self.suffixes[suffix],
             offset,
             stored,
             guessed,
+            text[size:].decode("utf-8", "surrogatepass"),
         )
+
+    @classmethod
+    def joined(cls, tables: Sequence["SampleTable"]) -> "SampleTable":
+        """The samples of all, one table after another."""
+        if len(tables) == 1:
+            return tables[0]
+        labels: dict[str | int | None, int] = {}
+        places: dict[str, int] = {}
+        suffixes: dict[str, int] = {}
+        parts, keys = [np.empty(0, ROW)], bytearray()
+        for table in tables:
+            rows = table.rows.copy()
+            rows["key_start"] += len(keys)
+            rows["label"] = _renumbered(rows["label"], table.labels, labels)
+            rows["place"] = _renumbered(rows["place"], table.places, places)
+            rows["suffix"] = _renumbered(rows["suffix"], table.suffixes, suffixes)
+            parts.append(rows)
+            keys += table.keys
+        rows = np.concatenate(parts)
+        return cls(rows, bytes(keys), tuple(labels), tuple(places), tuple(suffixes))
 
     def taken(self, which: slice | NDArray[np.int64]) -> "SampleTable":
         """Those rows, in that order."""
         return replace(self, rows=self.rows[which])
+
+
+def _renumbered(
+    numbers: NDArray[Any], values: Sequence[Any], known: dict[Any, int]
+) -> NDArray[np.int64]:
+    """What numbers of `values` are among `known`, which grows."""
+    table = np.array([known.setdefault(value, len(known)) for value in values], np.int64)
+    return table[numbers] if len(numbers) else np.empty(0, np.int64)

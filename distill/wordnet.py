@@ -45,6 +45,23 @@ def lemmas(synsets: Sequence[str]) -> dict[str, str]:
     return {wnid: str(_synset(wnid).lemma_names()[0]) for wnid in synsets}
 
 
+def wnid_of(name: str) -> str:
+    """The wnid of WordNet's name of a synset, such as swan.n.01; "" where there is none.
+
+    Raises:
+        HierarchyError: WordNet is not installed.
+    """
+    from nltk.corpus import wordnet
+    from nltk.corpus.reader.wordnet import WordNetError
+
+    try:
+        return f"n{wordnet.synset(name).offset():08d}"
+    except LookupError as error:
+        raise _not_installed() from error
+    except (WordNetError, ValueError, KeyError):
+        return ""
+
+
 def _path_to_root(wnid: str) -> list[str]:
     path: list[str] = []
     synset = _synset(wnid)
@@ -63,11 +80,15 @@ def _synset(wnid: str) -> Any:
     try:
         return wordnet.synset_from_pos_and_offset("n", int(wnid[1:]))
     except LookupError as error:
-        raise HierarchyError(
-            "WordNet 3.0 is not installed; set NLTK_DATA to a folder that holds "
-            "corpora/wordnet.zip, or run `python -m nltk.downloader wordnet`"
-        ) from error
+        raise _not_installed() from error
     except (WordNetError, ValueError, AssertionError) as error:
         raise HierarchyError(
             f"{wnid} is not a noun of WordNet 3.0; expected a wnid of it"
         ) from error
+
+
+def _not_installed() -> HierarchyError:
+    return HierarchyError(
+        "WordNet 3.0 is not installed; set NLTK_DATA to a folder that holds "
+        "corpora/wordnet.zip, or run `python -m nltk.downloader wordnet`"
+    )

@@ -19,18 +19,18 @@ def data() -> None:
 @click.option("--folds", type=click.IntRange(2, 1000), default=10, show_default=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the lists.")
 @options.as_json
-def folds(data: Path, split: str, folds: int, out: Path, as_json: bool) -> None:
+def folds(data: str, split: str, folds: int, out: Path, as_json: bool) -> None:
     """Cut DATA into folds: for each, the keys held out and the keys to train on.
 
     A teacher that was trained on train-N.csv is asked about held-out-N.csv, which it never saw;
     `distill inspect --folds` judges tags by such stores. Which fold a sample is in depends on its
     key alone.
     """
-    from distill.data import open_source
+    from distill.cli.images import open_images
     from distill.files import write_csv
     from distill.sample_list import fold_of
 
-    source = open_source(data, split)
+    source = open_images(data, split)
     fold = fold_of(source.ids, folds)
     keys = [sample.key for sample in source.samples]
     for number in range(folds):

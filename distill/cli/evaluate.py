@@ -25,7 +25,7 @@ SHARES = (
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option("--data", type=click.Path(path_type=Path), help="Labelled images; by split or not.")
+@click.option("--data", help="Labelled images; by split or not.")
 @click.option("--split", default="val", show_default=True, help="Of --data, to be judged on.")
 @click.option("--label-set", help="Name or JSON; what the model was trained on by default.")
 @click.option(
@@ -50,7 +50,7 @@ SHARES = (
 @options.as_json
 def evaluate(
     models: tuple[str, ...],
-    data: Path | None,
+    data: str | None,
     split: str,
     label_set: str | None,
     scheme: "Scheme | None",
@@ -68,7 +68,7 @@ def evaluate(
     Semantic top-1 per hierarchy and in total; top-1 and top-5 among the classes that occur; mean
     average precision over labels with their ancestors. --plot alone needs no --data.
     """
-    from distill.data import open_source
+    from distill.cli.images import open_images
     from distill.errors import ConfigError
     from distill.hierarchy import resolve
     from distill.models import pick_device
@@ -86,10 +86,10 @@ def evaluate(
         _plot(dict(zip(models, opened, strict=True)), plot)
     judged: dict[str, dict[str, Any]] = {}
     if data is not None:
-        source = open_source(data, split).limited(limit)
+        source = open_images(data, split).limited(limit)
         tag_file = read_tags(tags) if tags and not real else None
         recovers = truth and not (real or tags)
-        tagged = open_source(data, "train").limited(limit) if recovers else None
+        tagged = open_images(data, "train").limited(limit) if recovers else None
 
         def figures(where: str, trained: "TrainedModel") -> dict[str, Any]:
             if real:

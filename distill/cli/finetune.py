@@ -26,7 +26,7 @@ EPOCHS = 40
     type=click.Path(path_type=Path),
     help="Of images with any number: CSV (key, tags with ; between), COCO's JSON, VOC's folder.",
 )
-@click.option("--val-data", type=click.Path(path_type=Path), help="Where --data has no val split.")
+@click.option("--val-data", help="Where --data has no val split.")
 @click.option("--val-tags", type=click.Path(path_type=Path), help="Where --tags has not them all.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
 @targeting.targets
@@ -49,9 +49,9 @@ EPOCHS = 40
 @options.as_json
 def finetune(
     choice: recipes.RecipeChoice,
-    data: Path,
+    data: str,
     tags: Path | None,
-    val_data: Path | None,
+    val_data: str | None,
     val_tags: Path | None,
     out: Path,
     targeting: targeting.TargetsChoice,
@@ -72,7 +72,8 @@ def finetune(
     from distill.cli.training import report_training, train_as_command
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
-        from distill.data import has_split, open_source
+        from distill.cli.images import open_images
+        from distill.data import has_split
         from distill.errors import ConfigError
         from distill.hierarchy import SemanticHierarchy
         from distill.sample_list import SampleList
@@ -89,16 +90,16 @@ def finetune(
                 source=source, tags=own.present(source, classes.synsets) if own else None
             )
 
-        source = open_source(data).limited(limit)
+        source = open_images(data).limited(limit)
         classes = (
-            SemanticHierarchy.from_chains(tag_file.classes, {}, name=data.name)
+            SemanticHierarchy.from_chains(tag_file.classes, {}, name=Path(data).name)
             if tag_file
             else classes_of(source)
         )
         val_at = val_data or (data if has_split(data, "val") else None)
         what: dict[str, Any] = {
             "training": labelled(source, None),
-            "validation": labelled(open_source(val_at, "val"), val_tags) if val_at else None,
+            "validation": labelled(open_images(val_at, "val"), val_tags) if val_at else None,
             "classes": classes,
             "targets": targeting.open(
                 str(machine.device), lambda: classes, yes_or_no=tag_file is not None

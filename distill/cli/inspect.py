@@ -60,7 +60,7 @@ rules = gathered(
 @click.option("--by-class", is_flag=True, help="A line for every class of the label set.")
 @click.option("--by-subtree", metavar="SYNSET", help="This class and those right below it.")
 @click.option("--sample", metavar="KEY", help="What the teacher says of this image.")
-@click.option("--data", type=click.Path(path_type=Path), help="The images of STORE.")
+@click.option("--data", help="The images of STORE.")
 @click.option("--split", default="train", show_default=True, help="Split of --data.")
 @click.option(
     "--missing",
@@ -107,7 +107,7 @@ def inspect(
     by_class: bool,
     by_subtree: str | None,
     sample: str | None,
-    data: Path | None,
+    data: str | None,
     split: str,
     missing: Path | None,
     suspect: Path | None,
@@ -212,11 +212,11 @@ def opened(
         return open_inspection(path, rules=rules, folds=folds, cache=cache, read_block=read_block)
 
 
-def _pictures(inspection: "Inspection", data: Path, split: str) -> "Pictures":
-    from distill.data import open_source
+def _pictures(inspection: "Inspection", data: str, split: str) -> "Pictures":
+    from distill.cli.images import open_images
     from teacher_server.inspector.tag_lists import Pictures
 
-    return Pictures.of(inspection, open_source(data, split))
+    return Pictures.of(inspection, open_images(data, split))
 
 
 def _truth(inspection: "Inspection", pictures: "Pictures", truth: Path) -> "NDArray[np.int64]":

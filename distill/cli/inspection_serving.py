@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -42,7 +41,7 @@ class Serving:
     def run(
         self,
         opened: Callable[[], "Inspection"],
-        data: Path | None,
+        data: str | None,
         split: str,
         listening: Listening,
     ) -> None:
@@ -64,7 +63,7 @@ class Serving:
             click.echo(f"pages: {scheme}://{listening.host}:{port}/ (Ctrl-C ends them)", err=True)
             serve_pages(site, keys, address, listener)
 
-    def _site(self, opened: Callable[[], "Inspection"], data: Path | None, split: str) -> "Site":
+    def _site(self, opened: Callable[[], "Inspection"], data: str | None, split: str) -> "Site":
         from teacher_server.client import TeacherClient
         from teacher_server.inspector.pages.remote import RemoteTeacher
         from teacher_server.inspector.pages.site import Later, Look, Site
@@ -91,9 +90,9 @@ class Serving:
         )
 
 
-def _look(inspection: "Inspection", data: Path | None, split: str) -> "Look":
+def _look(inspection: "Inspection", data: str | None, split: str) -> "Look":
     """With the images; where they are not to be had, the pages say so and show the rest."""
-    from distill.data import open_source
+    from distill.cli.images import open_images
     from distill.errors import DistillError
     from teacher_server.inspector.pages.site import Look
     from teacher_server.inspector.tag_lists import Pictures
@@ -101,7 +100,7 @@ def _look(inspection: "Inspection", data: Path | None, split: str) -> "Look":
     if data is None:
         return Look(inspection, None, "Started without --data, so there are no images to show.")
     try:
-        return Look(inspection, Pictures.of(inspection, open_source(data, split)))
+        return Look(inspection, Pictures.of(inspection, open_images(data, split)))
     except DistillError as error:
         click.echo(f"distill: {error}", err=True)
         return Look(inspection, None, str(error))

@@ -13,8 +13,8 @@ def data(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--data",
         required=True,
-        type=click.Path(path_type=Path),
-        help="ImageFolder directory, WebDataset tar, or a folder of either by split.",
+        help="Folder a class, WebDataset tars, Hugging Face data set, CSV or Parquet of paths; a "
+        "path or s3://….",
     )(command)
 
 

@@ -1,7 +1,6 @@
 """`distill plan`: time, bytes and fidelity before the GPUs are booked."""
 
 import json
-from pathlib import Path
 
 import click
 
@@ -29,7 +28,7 @@ from distill.cli import options, teaching, viewing
 def plan(
     choice: teaching.TeacherChoice,
     viewing: viewing.ViewChoice,
-    data: Path,
+    data: str,
     split: str,
     rows: int | None,
     views: str,
@@ -45,7 +44,7 @@ def plan(
 
     Time is that of this machine alone.
     """
-    from distill.data import open_source
+    from distill.cli.images import open_images
     from distill.encoding import PRESETS
     from distill.errors import ConfigError
     from teacher_server.plan import make_plan
@@ -56,7 +55,7 @@ def plan(
     except ValueError as error:
         raise ConfigError(f"--views {views!r} found, expected numbers as 1,2,4") from error
     made = make_plan(
-        source=open_source(data, split),
+        source=open_images(data, split),
         teacher=choice.load(device),
         policy=policy,
         encodings=encodings or tuple(PRESETS),

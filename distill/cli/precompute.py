@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 def precompute(
     choice: teaching.TeacherChoice,
     viewing: viewing.ViewChoice,
-    data: Path,
+    data: str,
     store: str,
     split: str,
     views: int,
@@ -100,9 +100,9 @@ def precompute(
 
     import numpy as np
 
+    from distill.cli.images import absolute, open_images
     from distill.cli.interrupts import finishing_first
     from distill.cli.share import share_of_work
-    from distill.data import open_source
     from distill.errors import ConfigError
     from distill.journal import journal_file
     from distill.sample_list import SampleList
@@ -120,9 +120,9 @@ def precompute(
     launched = share_of_work(worker_index, num_workers, os.environ)
     share = Share(index=launched.index, count=launched.count)
     if engine == "ray":  # workers run in other folders
-        data, choice = data.absolute(), choice.with_absolute_paths()
+        data, choice = absolute(data), choice.with_absolute_paths()
         store = store if "://" in store else str(Path(store).absolute())
-    source = open_source(data, split)
+    source = open_images(data, split)
     if samples:
         source = source.taken(np.sort(SampleList.read(samples).rows(source)))
     source = source.limited(limit)
@@ -179,7 +179,7 @@ def precompute(
         raise KeyboardInterrupt
 
 
-def _lines(report: "PrecomputeReport", data: Path, store: str) -> list[str]:
+def _lines(report: "PrecomputeReport", data: str, store: str) -> list[str]:
     done = report.store
     lines = [state_line(done), size_line(done)]
     if report.images:

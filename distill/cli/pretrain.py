@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @options.as_json
 def pretrain(
     choice: recipes.RecipeChoice,
-    data: Path,
+    data: str,
     out: Path,
     targeting: targeting.TargetsChoice,
     label_set: str | None,
@@ -45,7 +45,8 @@ def pretrain(
     from distill.cli.training import report_training, train_as_command
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
-        from distill.data import has_split, open_source
+        from distill.cli.images import open_images
+        from distill.data import has_split
         from distill.hierarchy import resolve
         from distill.sample_list import SampleList
         from trainers.pretrain import pretrain
@@ -57,8 +58,8 @@ def pretrain(
         hierarchy = answers.hierarchy if answers and not label_set else stated()
         report = pretrain(
             recipe=choice.read(**({"image_size": answers.input_size[0]} if answers else {})),
-            source=open_source(data).limited(limit),
-            validation=open_source(data, "val") if has_split(data, "val") else None,
+            source=open_images(data).limited(limit),
+            validation=open_images(data, "val") if has_split(data, "val") else None,
             hierarchy=hierarchy,
             targets=answers,
             samples=SampleList.read(samples) if samples else None,

@@ -17,7 +17,7 @@ from distill.cli import listening, teaching, viewing
     help="cpu, cuda or cuda:N, several times for several GPUs; all GPUs by default, or the CPU.",
 )
 @click.option("--store", help="Store to answer sample ids from, and to write through to.")
-@click.option("--data", type=click.Path(path_type=Path), help="Images of those samples.")
+@click.option("--data", help="Images of those samples.")
 @click.option("--split", default="train", show_default=True, help="Split of --data.")
 @click.option("--views", type=click.IntRange(1, 1024), default=1, show_default=True)
 @click.option(
@@ -66,7 +66,7 @@ def serve(
     listening: listening.Listening,
     devices: tuple[str, ...],
     store: str | None,
-    data: Path | None,
+    data: str | None,
     split: str,
     views: int,
     encoding: str,
@@ -93,6 +93,7 @@ def serve(
     import os
     from contextlib import closing
 
+    from distill.cli.images import open_images
     from distill.encoding import EncodingSpec
     from teacher_server.live.admission import Budgets
     from teacher_server.live.lane import devices_of
@@ -126,8 +127,7 @@ def serve(
                     workers=0,
                 ),
                 store=store,
-                data=data,
-                split=split,
+                source=open_images(data, split) if data else None,
                 cache=cache.expanduser(),
                 journal=journal,
             )

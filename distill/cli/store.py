@@ -35,7 +35,7 @@ def info(location: str, as_json: bool) -> None:
 @store.command()
 @location
 @teaching.teacher(required=False)
-@click.option("--data", type=click.Path(path_type=Path), help="With --teacher: the images.")
+@click.option("--data", help="With --teacher: the images.")
 @click.option("--split", default="train", show_default=True, help="Split of --data.")
 @click.option("--sample", type=click.IntRange(1), default=256, show_default=True, help="Images.")
 @options.machine
@@ -43,7 +43,7 @@ def info(location: str, as_json: bool) -> None:
 def verify(
     location: str,
     choice: teaching.TeacherChoice | None,
-    data: Path | None,
+    data: str | None,
     split: str,
     sample: int,
     device: str,
@@ -55,7 +55,7 @@ def verify(
     With --teacher and --data it also asks the teacher about a sample again. Exit code 2 where
     anything is wrong.
     """
-    from distill.data import open_source
+    from distill.cli.images import open_images
     from distill.errors import ConfigError
     from store.verify import verify
 
@@ -68,7 +68,7 @@ def verify(
 
         again = ask_again(
             location,
-            source=open_source(data, split),
+            source=open_images(data, split),
             teacher=choice.load(device),
             sample=sample,
             workers=workers,
@@ -98,7 +98,7 @@ def verify(
 @store.command()
 @location
 @teaching.teacher(required=False)
-@click.option("--data", type=click.Path(path_type=Path), help="The images it was made of.")
+@click.option("--data", help="The images it was made of.")
 @click.option("--split", default="train", show_default=True, help="Split of --data.")
 @click.option("--batch-size", type=click.IntRange(1), help="Views; as before, by default.")
 @options.limit
@@ -107,7 +107,7 @@ def verify(
 def repair(
     location: str,
     choice: teaching.TeacherChoice | None,
-    data: Path | None,
+    data: str | None,
     split: str,
     batch_size: int | None,
     limit: int | None,
@@ -122,7 +122,7 @@ def repair(
     """
     from dataclasses import asdict
 
-    from distill.data import open_source
+    from distill.cli.images import open_images
     from distill.errors import ConfigError
     from teacher_server.repair import repair
 
@@ -130,7 +130,7 @@ def repair(
         raise ConfigError("one of --teacher and --data found, expected both or neither")
     report = repair(
         location,
-        source=open_source(data, split).limited(limit) if data else None,
+        source=open_images(data, split).limited(limit) if data else None,
         teacher=choice.load(device) if choice else None,
         batch_size=batch_size,
         workers=workers,

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.data import ImageSource, decode_image, read_image
+from distill.data import ImageSource
 from distill.errors import DataError, DataUnavailableError
+from distill.images import decode_image, read_image
 from distill.views import Size, ViewParams, ViewPolicy, draw_view, render_pixels, squish
 
 IMAGES_A_TASK = 8  # so that a large request does not keep small ones out of the pool

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.answers import Answers
-from distill.data import ImageSource, label_indices, open_source
+from distill.data import ImageSource, label_indices
 from distill.encoding import EncodingSpec
 from distill.errors import ConfigError, StoreError
 from distill.journal import Journal
@@ -51,8 +51,7 @@ def open_samples(
     options: PrecomputeOptions,
     *,
     store: str | None,
-    data: Path | None,
-    split: str,
+    source: ImageSource | None,
     cache: Path,
     journal: Journal,
 ) -> "SampleAnswers":
@@ -62,7 +61,6 @@ def open_samples(
         StoreMismatchError: the store is of another teacher, hierarchy or data set.
         ConfigError: there is no store yet, and no data to fill one from.
     """
-    source = open_source(data, split) if data else None
     opened = None
     if store and has_store(store):
         opened = LogitStore.open(store)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.answers import Answers
-from distill.data import ImageSource, read_image
+from distill.data import ImageSource
 from distill.errors import DataError, first_line, printable
+from distill.images import read_image
 from distill.journal import Journal
 from store.logit_store import LogitStore
 from store.spool import Spool

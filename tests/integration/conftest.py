@@ -1,5 +1,6 @@
 """A small teacher and a store that it filled, made once for all tests that only read them."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from buckets import make_bucket, s3_server
 from live import Live, live
 
+from distill.data import open_source
 from distill.hierarchy import SemanticHierarchy
 from distill.models import ModelCard, ModelInput, create_model
 from distill.views import ViewPolicy
@@ -115,8 +118,7 @@ def serving(teacher: Teacher, figures: Path, tmp_path: Path) -> Callable[..., An
                 teacher,
                 options,
                 store=None if store is None else str(store),
-                data=figures if data else None,
-                split="train",
+                source=open_source(figures) if data else None,
                 cache=tmp_path / "cache",
                 journal=journal,
             )
@@ -150,3 +152,21 @@ def dying_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
             yield
 
     return dying
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """An S3 server process; its URL."""
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket, and the environment that leads to it; s3://… of it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    return make_bucket(server, f"bucket-{uuid.uuid4().hex}")

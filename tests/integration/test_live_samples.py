@@ -117,11 +117,11 @@ def test_store_of_another_teacher_or_data_set_is_refused(
     from distill.journal import Journal
 
     options = PrecomputeOptions(policy=ViewPolicy())
-    more: Any = {"split": "train", "cache": tmp_path, "journal": Journal()}
+    more: Any = {"cache": tmp_path, "journal": Journal()}
     with pytest.raises(StoreMismatchError, match="teacher"):
-        open_samples(echo_teacher(hierarchy), options, store=str(store), data=None, **more)
+        open_samples(echo_teacher(hierarchy), options, store=str(store), source=None, **more)
     with pytest.raises(ConfigError, match="no store found; expected one, or --data"):
-        open_samples(teacher, options, store=str(tmp_path / "none"), data=None, **more)
+        open_samples(teacher, options, store=str(tmp_path / "none"), source=None, **more)
 
 
 # -- computed and written through -----------------------------------------------------------------

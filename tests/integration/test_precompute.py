@@ -28,7 +28,7 @@ def test_store_holds_what_the_teacher_says_of_each_view(
     store: Path, figures: Path, hierarchy: SemanticHierarchy, teacher_weights: Path
 ) -> None:
     """One image and one view at a time, by the slow way round, against the stored rows."""
-    from distill.data import read_image
+    from distill.images import read_image
 
     choice = MemberChoice(name="test_vit", weights=teacher_weights)
     teacher = load_teacher([choice], hierarchy, device=torch.device("cpu"))

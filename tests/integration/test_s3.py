@@ -1,23 +1,20 @@
 """The store in a bucket: a real S3 server process, and a proxy that throttles and hangs up."""
 
 import os
-import random
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
 import zarr
+from buckets import Unreliable
 from small_store import CERTIFICATE, ROWS, create, make_complete, write
 
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
@@ -28,107 +25,6 @@ from store.resident import open_resident_view
 from store.verify import verify
 
 Command = Callable[..., list[str]]
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """moto's server process; its URL."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(url, timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """An empty bucket, and the environment that leads to it; s3://… of it."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    name = f"bucket-{abs(hash(request.node.name))}"
-    with closing(boto3.client("s3", endpoint_url=server)) as client:
-        client.create_bucket(Bucket=name)
-    return f"s3://{name}"
-
-
-class Unreliable:
-    """A TCP proxy: some connections are answered 503 Slow Down, some are cut in the middle."""
-
-    def __init__(self, upstream: str, *, slow_down: float, cut: float) -> None:
-        host, port = upstream.removeprefix("http://").split(":")
-        self.upstream, self.slow_down, self.cut = (host, int(port)), slow_down, cut
-        self.refused = self.hung_up = 0
-        self.chance = random.Random(1)
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
-
-    def serve(self, client: socket.socket) -> None:
-        fate = self.chance.random()
-        with closing(client):
-            try:
-                if fate < self.slow_down:
-                    self.refused += 1
-                    client.recv(65536)
-                    client.sendall(
-                        b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-                    )
-                    return
-                with closing(socket.create_connection(self.upstream)) as server:
-                    allowed = 2000 if fate < self.slow_down + self.cut else 10**9
-                    up = threading.Thread(target=self.pump, args=(client, server, 10**9))
-                    up.daemon = True
-                    up.start()
-                    if self.pump(server, client, allowed) >= allowed:
-                        self.hung_up += 1
-            except OSError:
-                pass
-
-    def pump(self, source: socket.socket, target: socket.socket, allowed: int) -> int:
-        passed = 0
-        try:
-            while passed < allowed and (content := source.recv(4096)):
-                target.sendall(content)
-                passed += len(content)
-        except OSError:
-            pass
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        return passed
-
-    def close(self) -> None:
-        self.listener.close()
 
 
 def test_store_in_a_bucket_is_the_one_on_disk(bucket: str, tmp_path: Path) -> None:

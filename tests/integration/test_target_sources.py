@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.data import ImageSource, label_indices, open_source, read_image
+from distill.data import ImageSource, label_indices, open_source
 from distill.hierarchy import SemanticHierarchy
+from distill.images import read_image
 from distill.losses import semantic_kd_loss
 from distill.targets import DenseTargets, TargetSource, TeacherTargets, densify
 from distill.training_targets import TrainingTargets

@@ -15,9 +15,10 @@ from PIL import Image
 from timm.data import RealLabelsImagenet
 
 from distill.baselines import present_classes
-from distill.data import label_indices, open_source, read_image
+from distill.data import label_indices, open_source
 from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
+from distill.images import read_image
 from distill.models import ModelCard, ModelInput, create_model
 from distill.softmax import class_log_probs, hierarchy_logits
 from distill.views import ViewParams, render_view

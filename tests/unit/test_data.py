@@ -11,44 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from small_images import SQUARE, jpeg, write_folder, write_tar
 
-from distill.data import (
-    decode_image,
-    has_split,
-    label_indices,
-    open_source,
-    read_image,
-)
+from distill.data import has_split, label_indices, open_source
 from distill.errors import DataError, DataUnavailableError
 from distill.hierarchy import SemanticHierarchy
+from distill.images import decode_image, read_image
 from distill.sample_id import samples_digest
 from distill.samples import Sample, SampleTable
-
-SQUARE, CIRCLE = "n13878634", "n13873502"
-
-
-def jpeg(shade: int = 0, side: int = 16) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (side, side), (shade, 0, 0)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def write_folder(root: Path, wnids: tuple[str, ...] = (SQUARE, CIRCLE), images: int = 3) -> Path:
-    for wnid in wnids:
-        (root / wnid).mkdir(parents=True)
-        for i in range(images):
-            (root / wnid / f"{wnid}_{i}.JPEG").write_bytes(jpeg(i))
-    return root
 
 
 def test_folder_and_tars_of_the_same_keys_are_the_same_dataset(

@@ -4,8 +4,8 @@ import io
 
 from PIL import Image
 
-from distill.data import read_image
 from distill.errors import DistillError
+from distill.images import read_image
 from distill.views import ViewPolicy, draw_view, render_pixels, squish
 from teacher_server.inspector.pages.error import PageError
 from teacher_server.inspector.pages.site import Look

@@ -11,8 +11,8 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from distill.data import FORMATS, decode_image
 from distill.errors import DistillError
+from distill.images import FORMATS, decode_image
 from distill.views import squish
 from teacher_server.inspector.pages.images import as_jpeg
 from teacher_server.inspector.pages.site import LiveTeacher, Student
