@@ -1,7 +1,7 @@
 """Images: their bytes, and the pixels in them.
 
-Owns decoding of bytes that may be hostile: one reason for each that is no whole image. Does not
-resize or augment.
+Owns decoding of bytes that may be hostile, with one reason for each that is no whole image, and the
+squish-resize. Does not augment, and knows no torch.
 """
 
 import io
@@ -101,6 +101,14 @@ def decode_image(
         raise DataError(f"not an image: {known}") from error
     except Exception as error:  # decoders raise whatever hostile bytes provoke
         raise DataError(f"not a whole image: {first_line(error)}") from error
+
+
+def squish(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at `size`: bilinear with antialiasing, aspect ratio not kept, as the authors do."""
+    height, width = size
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _in_rgb(image: Image.Image) -> Image.Image:

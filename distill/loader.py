@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distill.data import ImageSource
 from distill.errors import DataError, DataUnavailableError, dead_decoder, is_dead_decoder
-from distill.images import decode_image, read_all
-from distill.views import Size, ViewPolicy, draw_view, render_view, squish, view_proof
+from distill.images import decode_image, read_all, squish
+from distill.views import Size, ViewPolicy, draw_view, render_view, view_proof
 
 
 @dataclass(frozen=True, slots=True)

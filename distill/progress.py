@@ -25,7 +25,10 @@ class Ticker(Protocol):
 def progress(
     title: str, total: int, unit: str, *, done: int = 0, shown: bool = True
 ) -> Iterator[Ticker]:
-    """Show `done` of `total` units, and the rate of those done since the start; or nothing."""
+    """Show `done` of `total` units, and the rate of those done since the start; or nothing.
+
+    total: 0 where nobody knows.
+    """
     if not shown:
         yield lambda units, note="": None
         return
@@ -40,13 +43,13 @@ def _bar(console: Console, title: str, total: int, unit: str, done: int) -> Iter
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} " + unit),
+        TextColumn("{task.completed}" + (f"/{total} " if total else " ") + unit),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total, completed=done, rate="", note="")
+        task = bar.add_task(title, total=total or None, completed=done, rate="", note="")
         started, fresh = time.monotonic(), 0
 
         def tick(units: int, note: str = "") -> None:
@@ -67,13 +70,13 @@ def _lines(console: Console, title: str, total: int, unit: str, done: int) -> It
         nonlocal fresh, last
         fresh += units
         now = time.monotonic()
-        if now - last >= LINE_EVERY_S or done + fresh >= total:
+        if now - last >= LINE_EVERY_S or (total and done + fresh >= total):
             last = now
             rate = fresh / max(now - started, 1e-9)
-            left = (total - done - fresh) / max(rate, 1e-9)
+            count = f"{done + fresh}/{total}" if total else str(fresh)
+            left = f", {(total - done - fresh) / max(rate, 1e-9):.0f} s left" if total else ""
             print(
-                f"{title}: {done + fresh}/{total} {unit}, {rate:.0f} {unit}/s, "
-                f"{left:.0f} s left{', ' + note if note else ''}",
+                f"{title}: {count} {unit}, {rate:.0f} {unit}/s{left}{', ' + note if note else ''}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -20,6 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from distill.errors import ConfigError
+from distill.images import squish
 
 Pixels = UInt8[Tensor, "3 height width"]
 Size = tuple[int, int]  # height, width
@@ -112,14 +113,6 @@ def draw_view(policy: ViewPolicy, sample_id: NDArray[np.uint64], view: int) -> V
     flip = uniform() < 0.5
     cutout = (uniform(), uniform(), policy.cutout) if policy.cutout else None
     return ViewParams(flip=flip, operations=tuple(operations), cutout=cutout)
-
-
-def squish(image: Image.Image, size: Size) -> Image.Image:
-    """The image at `size`: bilinear with antialiasing, aspect ratio not kept, as the authors do."""
-    height, width = size
-    if image.size == (width, height):
-        return image
-    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def view_steps(

@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": ("distill.cli.demo", "the whole path on built-in figures, in a few minutes"),
     "hierarchy": ("distill.cli.hierarchy", "build, show and import hierarchies"),
     "data": ("distill.cli.data", "lists of a data set's samples"),
+    "prepare": ("distill.cli.prepare", "raw ImageNet-21K → ImageNet-21K-P"),
     "plan": ("distill.cli.plan", "time, bytes and fidelity before a precompute"),
     "precompute": ("distill.cli.precompute", "data × teacher → store"),
     "store": ("distill.cli.store", "look at, check, mend and remake stores"),

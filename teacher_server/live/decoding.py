@@ -17,8 +17,8 @@ from PIL import Image
 
 from distill.data import ImageSource
 from distill.errors import DataError, DataUnavailableError
-from distill.images import decode_image, read_image
-from distill.views import Size, ViewParams, ViewPolicy, draw_view, render_pixels, squish
+from distill.images import decode_image, read_image, squish
+from distill.views import Size, ViewParams, ViewPolicy, draw_view, render_pixels
 
 IMAGES_A_TASK = 8  # so that a large request does not keep small ones out of the pool
 

@@ -5,8 +5,8 @@ import io
 from PIL import Image
 
 from distill.errors import DistillError
-from distill.images import read_image
-from distill.views import ViewPolicy, draw_view, render_pixels, squish
+from distill.images import read_image, squish
+from distill.views import ViewPolicy, draw_view, render_pixels
 from teacher_server.inspector.pages.error import PageError
 from teacher_server.inspector.pages.site import Look
 

@@ -12,8 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from distill.errors import DistillError
-from distill.images import FORMATS, decode_image
-from distill.views import squish
+from distill.images import FORMATS, decode_image, squish
 from teacher_server.inspector.pages.images import as_jpeg
 from teacher_server.inspector.pages.site import LiveTeacher, Student
 from teacher_server.live.refusal import Refused, malformed, too_large

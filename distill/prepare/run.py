@@ -1,0 +1,250 @@
+"""The raw release → ImageNet-21K-P: list, choose, shrink in parallel, report.
+
+Nothing of the release is unpacked, and each image is read once. Killed at any moment, the same
+command goes on; the finished folder is the same bytes.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.errors import ConfigError
+from distill.files import write_atomically, write_csv
+from distill.hierarchy import resolve
+from distill.prepare.ledger import Ledger, finished_units
+from distill.prepare.raw import RawImages, list_raw
+from distill.prepare.report import PrepareReport, compare
+from distill.prepare.selection import Selection, SelectionRules, select
+from distill.prepare.shrink import ShrinkRules
+from distill.prepare.work import PARTIAL, Form, Unit, UnitDone, do_unit
+from distill.processes import in_processes
+from distill.progress import Ticker, progress
+from distill.sample_id import sample_ids, samples_digest
+
+SPLITS = ("train", "val")
+REPORT = "report.json"
+LISTED_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """unit_images: of a shard; of class folders, how many count as done together."""
+
+    selection: SelectionRules = field(default_factory=SelectionRules)
+    shrink: ShrinkRules = field(default_factory=ShrinkRules)
+    form: Form = "folder"
+    unit_images: int = 5000
+    workers: int = 1
+
+
+def prepare(
+    raw: str,
+    out: Path,
+    options: PrepareOptions,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+    dry_run: bool = False,
+    shown: bool = True,
+) -> PrepareReport:
+    """Fill `out`, or go on filling it; with `dry_run` say what would be written.
+
+    Beside the images it leaves report.json, classes.csv, bad_images.csv and classes.txt, the wnids
+    that were kept.
+
+    Raises:
+        DataError: the release is of no known form, or not whole.
+        ConfigError: `out` holds something else.
+    """
+    started = time.monotonic()
+    recipe = _recipe(options)
+    if not dry_run and (before := finished_units(out, recipe)):
+        return _report_of(out, before)
+    images, chosen = _chosen(raw, options, shown)
+    if dry_run:
+        return _report(out, images, chosen, {}, options, started)
+    ledger = Ledger(out, {**recipe, **_identity(images, chosen)})
+    try:
+        complete = _fill(ledger, images, chosen, options, stopping, shown)
+        report = _report(out, images, chosen, ledger.done, options, started)
+        report = replace(report, complete=complete)
+        if complete:
+            _write_lists(out, images, chosen, ledger.done, report)
+            ledger.finish()
+        return report
+    finally:
+        ledger.close()
+
+
+def _chosen(raw: str, options: PrepareOptions, shown: bool) -> tuple[RawImages, Selection]:
+    with progress("listing", 0, "images", shown=shown) as tick:
+        images = list_raw(raw, _now_and_then(tick))
+    rules = options.selection
+    return images, select(images.samples, rules)
+
+
+def _now_and_then(tick: Ticker) -> Ticker:
+    """A call for every image would take as long as to list it."""
+    waiting = 0
+
+    def some(units: int, note: str = "") -> None:
+        nonlocal waiting
+        waiting += units
+        if waiting >= LISTED_AT_ONCE:
+            tick(waiting, note)
+            waiting = 0
+
+    return some
+
+
+def _recipe(options: PrepareOptions) -> dict[str, Any]:
+    """What is done to any release."""
+    rules = asdict(options.selection)
+    kept = rules.pop("label_set")
+    return {
+        "form": options.form,
+        "images_per_shard": options.unit_images,
+        **asdict(options.shrink),
+        **rules,
+        "label_set": kept and hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest(),
+    }
+
+
+def _identity(images: RawImages, chosen: Selection) -> dict[str, Any]:
+    """Which images were chosen, by names and sizes."""
+    table = images.samples.taken(np.concatenate([chosen.train, chosen.val]))
+    ids = sample_ids(sample.key for sample in table)
+    return {
+        "images": {split: len(chosen.rows(split)) for split in SPLITS},
+        "digest": samples_digest(ids, table.rows["size"].astype(np.int64)),
+    }
+
+
+def _report_of(out: Path, units: Sequence[UnitDone]) -> PrepareReport:
+    """What was reported when the last unit was done."""
+    try:
+        return PrepareReport(**json.loads((out / REPORT).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{out}: {len(units)} units are finished, but {REPORT} cannot be read ({error}); "
+            "expected it beside them: restore it, or give another --out"
+        ) from error
+
+
+def _fill(
+    ledger: Ledger,
+    images: RawImages,
+    chosen: Selection,
+    options: PrepareOptions,
+    stopping: Callable[[], bool],
+    shown: bool,
+) -> bool:
+    """Do the units that are not done; whether all are."""
+    out = ledger.out
+    shutil.rmtree(out / PARTIAL, ignore_errors=True)
+    total = sum(len(chosen.rows(split)) for split in SPLITS)
+    before = sum(unit.images + len(unit.bad) for unit in ledger.done.values())
+    todo = _units(out, images, chosen, options, ledger.done)
+    with progress("prepare", total, "images", done=before, shown=shown) as tick:
+        for done in in_processes(do_unit, todo, options.workers, stopping=stopping):
+            ledger.record(done)
+            tick(done.images + len(done.bad))
+    shutil.rmtree(out / PARTIAL, ignore_errors=True)
+    return sum(unit.images + len(unit.bad) for unit in ledger.done.values()) == total
+
+
+def _units(
+    out: Path,
+    images: RawImages,
+    chosen: Selection,
+    options: PrepareOptions,
+    done: Mapping[str, UnitDone],
+) -> Iterator[Unit]:
+    known = frozenset(done)
+    for split in SPLITS:
+        rows = chosen.rows(split)
+        for number, start in enumerate(range(0, len(rows), options.unit_images)):
+            some = rows[start : start + options.unit_images]
+            unit = Unit(
+                out=str(out),
+                split=split,
+                number=number,
+                form=options.form,
+                samples=[],
+                rules=options.shrink,
+            )
+            if unit.name not in known:
+                unit.samples.extend(images.samples[int(row)] for row in some)
+                yield unit
+
+
+def _report(
+    out: Path,
+    images: RawImages,
+    chosen: Selection,
+    done: Mapping[str, UnitDone],
+    options: PrepareOptions,
+    started: float,
+) -> PrepareReport:
+    units = done.values()
+    planned = {split: len(chosen.rows(split)) for split in SPLITS}
+    written = {
+        split: sum(unit.images for unit in units if unit.name.startswith(f"{split}-"))
+        for split in SPLITS
+    }
+    counts = written if done else planned
+    bad = {key: reason for unit in units for key, reason in unit.bad.items()}
+    return PrepareReport(
+        out=str(out),
+        classes_found=len(chosen.images),
+        classes_kept=len(chosen.kept),
+        images_found=len(images.samples),
+        images=counts,
+        bytes_in=sum(unit.bytes_in for unit in units),
+        bytes_out=sum(unit.bytes_out for unit in units),
+        bad=len(bad) + len(chosen.twice),
+        skipped=len(images.skipped),
+        complete=False,
+        seconds=time.monotonic() - started,
+        against=compare(
+            found=chosen.images,
+            kept=chosen.kept,
+            images=counts,
+            bad=bad,
+            min_images=options.selection.min_images,
+            val_images=options.selection.val_images,
+        ),
+    )
+
+
+def _write_lists(
+    out: Path,
+    images: RawImages,
+    chosen: Selection,
+    done: Mapping[str, UnitDone],
+    report: PrepareReport,
+) -> None:
+    bad = {key: reason for unit in done.values() for key, reason in unit.bad.items()}
+    twice = {images.samples[int(row)].key: "its name stands twice" for row in chosen.twice}
+    rows = [*images.skipped.items(), *twice.items(), *sorted(bad.items())]
+    write_csv(out / "bad_images.csv", ["name", "reason"], rows)
+    kept = frozenset(chosen.kept)
+    write_csv(
+        out / "classes.csv",
+        ["wnid", "images", "kept"],
+        [[name, count, int(name in kept)] for name, count in chosen.images.items()],
+    )
+    write_atomically(out / "classes.txt", "".join(f"{c}\n" for c in chosen.kept).encode())
+    write_atomically(out / REPORT, json.dumps(report.to_json(), indent=1).encode() + b"\n")
+
+
+def rules_for(label_set: str | None, **rules: Any) -> SelectionRules:
+    """With the synsets of a label set, by name or path."""
+    kept = frozenset(resolve(label_set).synsets) if label_set else None
+    return SelectionRules(label_set=kept, **rules)

@@ -1,0 +1,79 @@
+"""Work shared by processes: units in, results out as they come."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import active_children, get_context, parent_process
+from typing import TypeVar
+
+from distill.errors import DataError, dead_decoder
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+AHEAD = 2  # units in hand for each process, so that none waits
+
+
+def in_processes(
+    work: Callable[[Unit], Result],
+    units: Iterable[Unit],
+    workers: int,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[Result]:
+    """`work` of each unit, in the order in which they are done.
+
+    The processes are started fresh, so nothing of this one is copied into them; they end when it
+    does. workers: 0 works in this one. stopping: asked before a unit is begun; what is in hand is
+    finished.
+
+    Raises:
+        DataError: a process was killed. Whatever `work` raises.
+    """
+    if workers == 0:
+        for unit in units:
+            if stopping():
+                return
+            yield work(unit)
+        return
+    pool = ProcessPoolExecutor(workers, get_context("forkserver"), _end_with_parent)
+    waiting: set[Future[Result]] = set()
+    todo = iter(units)
+    try:
+        while True:
+            while len(waiting) < AHEAD * workers and not stopping():
+                if not (begun := list(islice(todo, 1))):
+                    break
+                waiting.add(pool.submit(work, *begun))
+            if stopping():
+                waiting = {future for future in waiting if not future.cancel()}
+            if not waiting:
+                return
+            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise DataError(dead_decoder(error)) from error
+    except KeyboardInterrupt:  # at once
+        for process in active_children():
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """In each process: signals are the parent's, and nothing is worked on without one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
