@@ -114,6 +114,9 @@ def squish(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _in_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow would clip at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "RGB":  # which `convert` would copy
+        image.load()
+        return image
     return image.convert("RGB")
 
 

@@ -1,6 +1,6 @@
 """Judging a trained model: one pass over labelled images, squish-resized, into any meters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from distill.errors import ConfigError, DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.loader import in_batches, load_views
 from distill.models import ModelInput
+from distill.real_labels import Label
 from distill.truth import read_truth
 from distill.views import ViewPolicy
 from trainers.meters import (
@@ -26,6 +27,7 @@ from trainers.meters import (
     label_meter,
     tag_meter,
 )
+from trainers.reassessed import classes_by_row, published_classes
 from trainers.tags import TagFile
 from trainers.trained import TrainedModel
 from trainers.world import Machine
@@ -181,12 +183,26 @@ def evaluate_recovery(
 
 
 def evaluate_real(
-    trained: TrainedModel, *, source: ImageSource, machine: Machine
+    trained: TrainedModel,
+    *,
+    labels: Mapping[str, Sequence[Label]] | None,
+    hierarchy: SemanticHierarchy | None,
+    reading: Reading,
+    source: ImageSource,
+    machine: Machine,
 ) -> dict[str, Any]:
-    """Accuracy of an ImageNet-1K model by the reassessed labels."""
-    _require_classes(trained, 1000)
-    keys = [sample.key for sample in source.samples]
-    return _judged(trained, [Real(keys, machine.device)], source, machine)
+    """Accuracy by reassessed labels; by the published ones of ImageNet-1K without `labels`.
+
+    Raises:
+        DataError: the images are not those that the labels are of.
+    """
+    if labels is None:
+        _require_classes(trained, 1000)
+        allowed = published_classes(source)
+    else:
+        allowed = classes_by_row(labels, source, hierarchy, trained.num_classes)
+    meter = Real(allowed, hierarchy, reading, machine.device)
+    return _judged(trained, [meter], source, machine)
 
 
 def _judged(

@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from timm.data import RealLabelsImagenet
 from torch import Tensor
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from distill.baselines import present_classes
-from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.metrics import SemanticAccuracyMeter
 from distill.softmax import class_log_probs, subtree_probs
@@ -230,36 +228,36 @@ def tag_meter(
 
 
 class Real:
-    """Top-1 against reassessed labels (Beyer et al. 2020, arXiv 2006.07159) of ImageNet-1K.
+    """Whether a model's one answer is among the reassessed labels of the image.
 
-    keys: of the images by row, ILSVRC2012_val_… in any folder; those with an empty set are skipped.
+    Beyer et al. 2020 (arXiv 2006.07159). allowed: classes by row; images without any are skipped.
     """
 
-    def __init__(self, keys: Sequence[str], device: torch.device) -> None:
-        names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001)]
-        known = RealLabelsImagenet(names).real_labels
-        allowed = np.zeros((len(keys), 1000), np.bool_)
-        for row, key in enumerate(keys):
-            name = key.rpartition("/")[2] + ".JPEG"
-            if name not in known:
-                raise DataError(
-                    f"sample {key!r} found, expected ILSVRC2012_val_00000001 to _00050000; --real "
-                    "is for ImageNet-1K's validation images"
-                )
-            allowed[row, known[name]] = True
-        self._allowed = torch.from_numpy(allowed).to(device)
+    def __init__(
+        self,
+        allowed: Sequence[Sequence[int]],
+        hierarchy: SemanticHierarchy | None,
+        reading: Reading,
+        device: torch.device,
+    ) -> None:
+        table = np.full((len(allowed), max(1, *map(len, allowed))), -1, np.int64)
+        for row, classes in enumerate(allowed):
+            table[row, : len(classes)] = classes
+        self._allowed = torch.from_numpy(table).to(device)
+        self._hierarchy, self._reading = hierarchy, reading
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
+        scores = class_scores(logits, self._hierarchy, self._reading) if self._hierarchy else logits
         allowed = self._allowed[rows]
-        hits = allowed.gather(1, logits.argmax(1, keepdim=True))
-        self.counts += torch.stack([hits.sum(), allowed.any(1).sum()])
+        hits = (allowed == scores.argmax(1, keepdim=True)).any(1)
+        self.counts += torch.stack([hits.sum(), (allowed >= 0).any(1).sum()])
 
     def result(self, world: World) -> dict[str, Any]:
         """Figures are missing where no image was judged."""
         right, judged = world.sum(self.counts).tolist()
-        return {"real_top1": right / judged} if judged else {}
+        return {"real_top1": right / judged, "real_images": judged} if judged else {}
 
 
 def class_scores(

@@ -1,4 +1,4 @@
-"""`distill data`: about a data set itself, without a teacher."""
+"""`distill data`: about a data set itself."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,17 @@ from pathlib import Path
 import click
 
 from distill.cli import options
+from distill.cli.data_check import check
+from distill.cli.real_labels import real_labels
 
 
 @click.group()
 def data() -> None:
-    """Lists of a data set's samples."""
+    """What a data set is like, folds of it, and reassessed labels."""
+
+
+data.add_command(check)
+data.add_command(real_labels)
 
 
 @data.command()

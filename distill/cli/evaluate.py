@@ -43,7 +43,13 @@ SHARES = (
     type=click.Path(path_type=Path),
     help="Of a model fine-tuned on tags: CSV, COCO's JSON or VOC's folder, as finetune takes it.",
 )
-@click.option("--real", is_flag=True, help="ReaL accuracy, on ImageNet-1K's validation images.")
+@click.option(
+    "--labels",
+    default="tags",
+    show_default=True,
+    help="tags, as in --data; real: the published reassessed labels of ImageNet-1K's validation "
+    "images; or a file of such labels.",
+)
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw accuracy over epochs here.")
 @options.limit
 @options.machine
@@ -56,7 +62,7 @@ def evaluate(
     scheme: "Scheme | None",
     truth: Path | None,
     tags: Path | None,
-    real: bool,
+    labels: str,
     plot: Path | None,
     limit: int | None,
     device: str,
@@ -72,6 +78,7 @@ def evaluate(
     from distill.errors import ConfigError
     from distill.hierarchy import resolve
     from distill.models import pick_device
+    from distill.real_labels import read_labels
     from trainers.evaluate import evaluate, evaluate_real, evaluate_recovery, evaluate_tags
     from trainers.meters import Reading
     from trainers.tags import read_tags
@@ -87,16 +94,26 @@ def evaluate(
     judged: dict[str, dict[str, Any]] = {}
     if data is not None:
         source = open_images(data, split).limited(limit)
+        real = labels != "tags"
+        reassessed = read_labels(Path(labels)) if real and labels != "real" else None
         tag_file = read_tags(tags) if tags and not real else None
         recovers = truth and not (real or tags)
         tagged = open_images(data, "train").limited(limit) if recovers else None
 
         def figures(where: str, trained: "TrainedModel") -> dict[str, Any]:
-            if real:
-                return evaluate_real(trained, source=source, machine=machine)
             if tag_file:
                 return evaluate_tags(trained, tags=tag_file, source=source, machine=machine)
             hierarchy = resolve(label_set) if label_set else trained.hierarchy
+            if real:
+                flat = Reading(scheme or trained.scheme or "single-label", trained.taught)
+                return evaluate_real(
+                    trained,
+                    labels=reassessed,
+                    hierarchy=hierarchy,
+                    reading=flat,
+                    source=source,
+                    machine=machine,
+                )
             if hierarchy is None:
                 raise ConfigError(
                     f"{where}: nothing says which classes its logits are of, expected a "

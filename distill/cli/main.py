@@ -12,7 +12,7 @@ from distill.errors import DistillError, dead_decoder, is_dead_decoder
 COMMANDS = {
     "demo": ("distill.cli.demo", "the whole path on built-in figures, in a few minutes"),
     "hierarchy": ("distill.cli.hierarchy", "build, show and import hierarchies"),
-    "data": ("distill.cli.data", "lists of a data set's samples"),
+    "data": ("distill.cli.data", "check a data set, cut it into folds, reassess its labels"),
     "prepare": ("distill.cli.prepare", "raw ImageNet-21K → ImageNet-21K-P"),
     "plan": ("distill.cli.plan", "time, bytes and fidelity before a precompute"),
     "precompute": ("distill.cli.precompute", "data × teacher → store"),

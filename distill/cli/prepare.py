@@ -13,7 +13,7 @@ from distill.cli.options import in_bytes
 if TYPE_CHECKING:
     from distill.prepare.report import PrepareReport
 
-FOLDER_UNIT = 5000  # images of class folders that count as done together
+FOLDER_UNIT = 500  # images of class folders that count as done together
 
 
 @click.command()

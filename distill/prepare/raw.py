@@ -6,12 +6,13 @@ is unpacked: an image in a tar within a tar is a range of bytes of the outermost
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import PurePosixPath
 
 from distill.errors import DataError
+from distill.processes import in_processes
 from distill.progress import Ticker
 from distill.samples import Sample, SampleTable
 from distill.sources.folders import list_folders, split_image_name
@@ -20,6 +21,9 @@ from distill.sources.places import Disk
 
 CLASS = re.compile(r"[^/\0.][^/\0]*")
 GZIP = b"\x1f\x8b"
+TARS_A_UNIT = 8
+TARS_FOR_PROCESSES = 200  # fewer are listed before processes have started
+LISTED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +38,28 @@ class RawImages:
     skipped: dict[str, str]
 
 
+@dataclass(frozen=True)
+class ClassTar:
+    """The tar of one class: from `start` to `end` of a file; of all of it where `end` is None."""
+
+    of_class: str
+    path: str
+    start: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class ClassTars:
+    """A unit of work, by its number."""
+
+    number: int
+    tars: tuple[ClassTar, ...]
+
+
 @dataclass
 class _Listing:
-    tick: Ticker
+    """The images found so far, and what was skipped."""
+
     skipped: dict[str, str] = field(default_factory=dict)
 
     def sample(
@@ -50,13 +73,12 @@ class _Listing:
         if not CLASS.fullmatch(of_class) or "\0" in name:
             self.skipped[path] = "its name or its class cannot be the name of a file"
             return
-        self.tick(1)
         stem = parts[0].replace(".", "_")  # in WebDataset a key ends at the first dot
         yield Sample(f"{of_class}/{stem}", of_class, place, parts[1], offset, size)
 
 
-def list_raw(location: str, tick: Ticker) -> RawImages:
-    """All images of a release; `tick` is told of each.
+def list_raw(location: str, tick: Ticker, workers: int = 0) -> RawImages:
+    """All images of a release; `tick` is told of them. Class tars are listed by processes.
 
     A class tar that ends early gives the images before its end, and is named among the skipped.
 
@@ -70,27 +92,57 @@ def list_raw(location: str, tick: Ticker) -> RawImages:
             f"{location}: no such file or folder of this machine; expected fall11_whole.tar, a tar "
             "or folder of class directories, or a folder of class tars"
         )
-    listing = _Listing(tick)
+    listing, tars = _Listing(), list[ClassTar]()
     if kind == "file":
         with disk.open(location) as file:
-            samples = SampleTable.of(_of_tar(file, location, listing))
+            own = SampleTable.of(_counted(_of_tar(file, location, listing, tars.append), tick))
+    elif names := [name for name in disk.entries(location).files if name.endswith(".tar")]:
+        own = SampleTable.of(())
+        tars += [ClassTar(PurePosixPath(name).stem, f"{location}/{name}") for name in names]
     else:
-        tars = [name for name in disk.entries(location).files if name.endswith(".tar")]
-        samples = (
-            SampleTable.of(_of_class_tars(location, tars, listing))
-            if tars
-            else SampleTable.of(_of_folders(location, listing))
-        )
+        own = SampleTable.of(_counted(_of_folders(location, listing), tick))
+    found = {-1: (own, listing.skipped)}
+    few = len(tars) < TARS_FOR_PROCESSES
+    for number, table, skipped in in_processes(
+        list_class_tars, _units(tars), 0 if few else workers
+    ):
+        found[number] = table, skipped
+        tick(len(table))
+    parts = [found[number] for number in sorted(found)]
+    samples = SampleTable.joined([table for table, _ in parts])
     if not len(samples):
         raise DataError(
             f"{location}: no images of classes found; expected class tars as n01440764.tar, or "
             "directories of images as n01440764/"
         )
-    return RawImages(location, samples, listing.skipped)
+    skipped = {name: reason for _, some in parts for name, reason in some.items()}
+    return RawImages(location, samples, skipped)
 
 
-def _of_tar(file: BufferedReader, path: str, listing: _Listing) -> Iterator[Sample]:
-    """A tar of class tars or of class directories, or of both."""
+def list_class_tars(unit: ClassTars) -> tuple[int, SampleTable, dict[str, str]]:
+    """The number of the unit, its images, and what was skipped."""
+    listing = _Listing()
+    images = (sample for tar in unit.tars for sample in _of_class_tar(tar, listing))
+    return unit.number, SampleTable.of(images), listing.skipped
+
+
+def _units(tars: list[ClassTar]) -> Iterator[ClassTars]:
+    for number, start in enumerate(range(0, len(tars), TARS_A_UNIT)):
+        yield ClassTars(number, tuple(tars[start : start + TARS_A_UNIT]))
+
+
+def _counted(samples: Iterable[Sample], tick: Ticker) -> Iterator[Sample]:
+    """A call for each would take as long as to list it."""
+    for number, sample in enumerate(samples, 1):
+        yield sample
+        if number % LISTED_AT_ONCE == 0:
+            tick(LISTED_AT_ONCE)
+
+
+def _of_tar(
+    file: BufferedReader, path: str, listing: _Listing, found: Callable[[ClassTar], None]
+) -> Iterator[Sample]:
+    """The images in class directories; class tars are `found`."""
     if file.peek(2)[:2] == GZIP:
         raise DataError(
             f"{path}: compressed by gzip, expected a plain tar to read at random; gunzip it"
@@ -98,33 +150,24 @@ def _of_tar(file: BufferedReader, path: str, listing: _Listing) -> Iterator[Samp
     for member in members(file, path):
         inner = PurePosixPath(member.name)
         if inner.suffix == ".tar":
-            here, end = file.tell(), member.offset + member.size
-            yield from _of_class_tar(file, path, inner.stem, member.offset, end, listing)
-            file.seek(here)
+            found(ClassTar(inner.stem, path, member.offset, member.offset + member.size))
         else:
             yield from listing.sample(
                 inner.parent.name, member.name, path, member.offset, member.size
             )
 
 
-def _of_class_tars(folder: str, names: list[str], listing: _Listing) -> Iterator[Sample]:
-    for name in names:
-        path = f"{folder}/{name}"
-        with Disk().open(path) as file:
-            end = file.seek(0, 2)
-            yield from _of_class_tar(file, path, PurePosixPath(name).stem, 0, end, listing)
-
-
-def _of_class_tar(
-    file: BufferedReader, path: str, of_class: str, start: int, end: int, listing: _Listing
-) -> Iterator[Sample]:
-    found = 0
+def _of_class_tar(tar: ClassTar, listing: _Listing) -> Iterator[Sample]:
+    found, name = 0, f"{tar.of_class}.tar"
     try:
-        for member in members(file, f"{of_class}.tar", start=start, end=end):
-            found += 1
-            yield from listing.sample(of_class, member.name, path, member.offset, member.size)
+        with Disk().open(tar.path) as file:
+            for member in members(file, name, start=tar.start, end=tar.end):
+                found += 1
+                yield from listing.sample(
+                    tar.of_class, member.name, tar.path, member.offset, member.size
+                )
     except DataError as error:
-        listing.skipped[f"{of_class}.tar"] = f"damaged after {found} files: {error}"
+        listing.skipped[name] = f"damaged after {found} files: {error}"
 
 
 def _of_folders(root: str, listing: _Listing) -> Iterator[Sample]:

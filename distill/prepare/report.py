@@ -70,15 +70,15 @@ def compare(
     found: images of each class of the release. images: written, by split. bad: keys left out.
     """
     mine = set(kept)
-    shares = {}
-    for name, published in PUBLISHED.items():
-        theirs = set(SemanticHierarchy.bundled(published.hierarchy).synsets)
-        shares[name] = len(mine & theirs) / len(mine | theirs)
+    sets = {
+        name: set(SemanticHierarchy.bundled(published.hierarchy).synsets)
+        for name, published in PUBLISHED.items()
+    }
+    shares = {name: len(mine & theirs) / len(mine | theirs) for name, theirs in sets.items()}
     name = max(shares, key=lambda each: shares[each])
     if shares[name] < RESEMBLES:
         return None
-    published = PUBLISHED[name]
-    theirs = set(SemanticHierarchy.bundled(published.hierarchy).synsets)
+    published, theirs = PUBLISHED[name], sets[name]
     counts = {
         "classes": (len(kept), published.classes),
         "train": (images["train"], published.train),

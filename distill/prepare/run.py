@@ -25,12 +25,11 @@ from distill.prepare.selection import Selection, SelectionRules, select
 from distill.prepare.shrink import ShrinkRules
 from distill.prepare.work import PARTIAL, Form, Unit, UnitDone, do_unit
 from distill.processes import in_processes
-from distill.progress import Ticker, progress
+from distill.progress import progress
 from distill.sample_id import sample_ids, samples_digest
 
 SPLITS = ("train", "val")
 REPORT = "report.json"
-LISTED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class PrepareOptions:
     selection: SelectionRules = field(default_factory=SelectionRules)
     shrink: ShrinkRules = field(default_factory=ShrinkRules)
     form: Form = "folder"
-    unit_images: int = 5000
+    unit_images: int = 1000
     workers: int = 1
 
 
@@ -84,23 +83,9 @@ def prepare(
 
 def _chosen(raw: str, options: PrepareOptions, shown: bool) -> tuple[RawImages, Selection]:
     with progress("listing", 0, "images", shown=shown) as tick:
-        images = list_raw(raw, _now_and_then(tick))
+        images = list_raw(raw, tick, options.workers)
     rules = options.selection
     return images, select(images.samples, rules)
-
-
-def _now_and_then(tick: Ticker) -> Ticker:
-    """A call for every image would take as long as to list it."""
-    waiting = 0
-
-    def some(units: int, note: str = "") -> None:
-        nonlocal waiting
-        waiting += units
-        if waiting >= LISTED_AT_ONCE:
-            tick(waiting, note)
-            waiting = 0
-
-    return some
 
 
 def _recipe(options: PrepareOptions) -> dict[str, Any]:

@@ -27,5 +27,7 @@ def shrink(content: bytes, rules: ShrinkRules) -> bytes:
     if max(image.size) < rules.size:
         return content
     buffer = io.BytesIO()
-    squish(image, (rules.size, rules.size)).save(buffer, "JPEG", quality=rules.quality)
+    small = squish(image, (rules.size, rules.size))
+    small.info.clear()  # of which Pillow would write some
+    small.save(buffer, "JPEG", quality=rules.quality)
     return buffer.getvalue()

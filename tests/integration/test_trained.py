@@ -188,7 +188,7 @@ def test_real_accuracy_is_membership_in_the_reassessed_labels(
     state["head.bias"].zero_()[answer] = 1.0
     safetensors.torch.save_file(state, weights)
     ModelCard(model="test_vit", num_classes=1000, input=ModelInput(size=(32, 32))).write(weights)
-    data = ("--data", images.parent, "--real", *MACHINE)
+    data = ("--data", images.parent, "--labels", "real", *MACHINE)
     (found,) = json.loads(distill("evaluate", weights, *data, "--json").out).values()
     judged = [name for name in chosen if known[name]]
     assert judged

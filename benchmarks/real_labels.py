@@ -1,0 +1,102 @@
+"""Do our reassessed labels agree with the published ones?
+
+    python benchmarks/real_labels.py FOLDER
+
+FOLDER holds raters.npz, scores.npz and real.json of github.com/google-research/reassessed-imagenet.
+From the raters' answers we compute scores with each way of counting "maybe", and compare them with
+the published scores and labels: of questions, and of images whose whole set of labels is the same.
+The first row is what `distill data real-labels from-raters` does.
+
+A minute, no GPU. Takes --quick, which is the same. Prints a table in Markdown, and as its last line
+one JSON object of the figures.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.real_labels import (
+    MAYBE,
+    NO,
+    THRESHOLD,
+    YES,
+    RaterAnswers,
+    labels_by_key,
+    read_labels,
+    read_raters,
+    scores,
+)
+
+
+def counted(answers: RaterAnswers, maybe: int | None) -> RaterAnswers:
+    """With "maybe" as another answer, or left out."""
+    if maybe is None:
+        kept = answers.answers != MAYBE
+        return replace(
+            answers,
+            questions=answers.questions[kept],
+            raters=answers.raters[kept],
+            answers=answers.answers[kept],
+        )
+    return replace(answers, answers=np.where(answers.answers == MAYBE, maybe, answers.answers))
+
+
+def compared(
+    answers: RaterAnswers,
+    scored: NDArray[np.float64],
+    published: NDArray[np.float64],
+    real: dict[str, list[str | int]],
+) -> dict[str, float]:
+    """Correlation, and agreement with real.json."""
+    scored = np.nan_to_num(scored)
+    mine = labels_by_key(answers, scored)
+    right = [label in real[key] for key, label in zip(answers.keys, answers.labels, strict=True)]
+    return {
+        "correlation": float(np.corrcoef(scored, published)[0, 1]),
+        "questions": float(((scored > THRESHOLD) == np.array(right)).mean()),
+        "images": float(np.mean([{*labels} == {*real[key]} for key, labels in mine.items()])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    folder = parser.parse_args().folder
+    answers = read_raters(folder / "raters.npz")
+    real = read_labels(folder / "real.json")
+    with np.load(folder / "scores.npz") as found:
+        published = found["tensor"]
+    ways = {
+        "half a yes, half a no (ours)": answers,
+        "yes": counted(answers, YES),
+        "no": counted(answers, NO),
+        "left out": counted(answers, None),
+    }
+    figures = {
+        "the published scores themselves": compared(answers, published, published, real),
+        **{
+            f"maybe is {way}": compared(answers, scores(each), published, real)
+            for way, each in ways.items()
+        },
+    }
+    print("# Reassessed labels of ImageNet-1K's validation images\n")
+    print(f"{len(answers.keys):,} questions, {len({*answers.keys}):,} images rated\n")
+    print("| scores | correlation | same decision, % of questions | same labels, % of images |")
+    print("| --- | ---: | ---: | ---: |")
+    for name, row in figures.items():
+        shares = " | ".join(f"{100 * row[each]:.1f}" for each in ("questions", "images"))
+        print(f"| {name} | {row['correlation']:.3f} | {shares} |")
+    print(
+        json.dumps(
+            {name: {k: round(v, 4) for k, v in row.items()} for name, row in figures.items()}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Pictures that a data set holds more than once: the same bytes, or looking alike."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+HASH_BITS = 64
+PAIRS_AT_ONCE = 2**22
+
+
+def equal_groups(digests: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
+    """The rows of each digest that more than one row has. digests: [n, 2]."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))
+    ordered = digests[order]
+    new = (ordered[1:] != ordered[:-1]).any(axis=1)
+    groups = np.split(order, np.flatnonzero(new) + 1)
+    return [np.sort(rows) for rows in groups if len(rows) > 1]
+
+
+def near_groups(
+    hashes: NDArray[np.uint64], rows: NDArray[np.int64], bits: int
+) -> list[NDArray[np.int64]]:
+    """Rows whose hashes are joined by steps of at most `bits` differing bits.
+
+    hashes: perceptual ones, of `rows`. Two hashes that differ in at most b bits agree in one of
+    b + 1 bands of bits (pigeonholes), so only those that share a band are compared.
+    """
+    values, inverse = np.unique(hashes, return_inverse=True)
+    joined = np.arange(len(values))
+    for left, right in _near_pairs(values, bits):
+        _join(joined, left, right)
+    roots = np.array([_root(joined, i) for i in range(len(values))], np.int64)
+    groups = roots[inverse]
+    order = np.argsort(groups, kind="stable")
+    return [np.sort(rows[some]) for some in _runs(order, groups) if len(some) > 1]
+
+
+def _runs(order: NDArray[np.int64], values: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """`order`, which sorts `values`, cut wherever the value changes."""
+    ordered = values[order]
+    return np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
+
+
+def _near_pairs(values: NDArray[np.uint64], bits: int) -> Iterator[tuple[int, int]]:
+    edges = np.linspace(0, HASH_BITS, bits + 2).astype(int)
+    for low, high in pairwise(edges.tolist()):
+        mask = np.uint64((1 << (high - low)) - 1)
+        band = (values >> np.uint64(low)) & mask
+        for bucket in _runs(np.argsort(band, kind="stable"), band):
+            yield from _pairs_within(values, bucket, bits)
+
+
+def _pairs_within(
+    values: NDArray[np.uint64], bucket: NDArray[np.int64], bits: int
+) -> Iterator[tuple[int, int]]:
+    rows_at_once = max(1, PAIRS_AT_ONCE // max(1, len(bucket)))
+    for start in range(0, len(bucket) if len(bucket) > 1 else 0, rows_at_once):
+        some = bucket[start : start + rows_at_once]
+        differing = np.bitwise_count(values[some][:, None] ^ values[bucket][None, :])
+        for left, right in np.argwhere(differing <= bits):
+            if some[left] < bucket[right]:
+                yield int(some[left]), int(bucket[right])
+
+
+def _join(joined: NDArray[np.int64], left: int, right: int) -> None:
+    a, b = _root(joined, left), _root(joined, right)
+    joined[max(a, b)] = min(a, b)
+
+
+def _root(joined: NDArray[np.int64], i: int) -> int:
+    while joined[i] != i:
+        joined[i] = joined[joined[i]]
+        i = int(joined[i])
+    return i
+
+
+def pairs_of(groups: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """[pairs, 2]: the first row of each group with each other one of it."""
+    pairs = [(group[0], other) for group in groups for other in group[1:]]
+    return np.array(pairs, np.int64).reshape(-1, 2)
