@@ -87,7 +87,7 @@ def command(raw: Path, out: Path, form: str, workers: int) -> float:
     ran = subprocess.run(
         [
             *(sys.executable, "-m", "distill.cli.main", "prepare", raw, "--out", out, "--json"),
-            *("--format", form, "--workers", str(workers), "--shard-images", "500"),
+            *("--format", form, "--workers", str(workers), "--shard-images", "1500"),
         ],
         check=True,
         stdout=subprocess.PIPE,

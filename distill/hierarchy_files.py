@@ -114,13 +114,18 @@ def _parse_saved(document: Any, name: str) -> ChainSource:
 
 
 def _parse_parents(document: Any, name: str) -> ChainSource:
-    """A taxonomy of one's own: each class's parent, null at the top; names for people if wanted."""
+    """A taxonomy of one's own: each class's parent, null at the top; names for people if wanted.
+
+    Every level has a softmax: the deepest one is what its owner cares about.
+    """
     parent = {str(c): None if p is None else str(p) for c, p in document["parents"].items()}
+    ancestors = {c: _follow(c, parent) for c in parent}
     return ChainSource(
         name=str(document.get("name", name)),
         synsets=list(parent),
-        ancestors={c: _follow(c, parent) for c in parent},
+        ancestors=ancestors,
         names={str(c): str(n) for c, n in document.get("names", {}).items()},
+        num_hierarchies=1 + max(map(len, ancestors.values()), default=0),
     )
 
 

@@ -7,7 +7,7 @@ is called unfinished until the last unit is done; while it is, `open_source` ref
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,10 +49,14 @@ class Ledger:
             self._file.close()
             raise
 
-    def record(self, unit: UnitDone) -> None:
-        """It is done, and its files are on the disk."""
-        self._append(asdict(unit))
-        self.done[unit.name] = unit
+    def record(self, units: Sequence[UnitDone], parts: Path) -> None:
+        """They are done: flush what they wrote to the disk, move shards to their place, note it."""
+        os.sync()  # once for many units: to flush each file would take longer than to shrink it
+        for unit in units:
+            if unit.file_bytes:
+                (parts / f"{unit.name}.tar").replace(self.out / f"{unit.name}.tar")
+        self._append(*map(asdict, units))
+        self.done |= {unit.name: unit for unit in units}
 
     def finish(self) -> None:
         """All units are done."""
@@ -71,9 +75,9 @@ class Ledger:
                 "for it, or give another --out"
             ) from error
 
-    def _append(self, line: Mapping[str, Any]) -> None:
+    def _append(self, *lines: Mapping[str, Any]) -> None:
         # Keys may hold bytes that are no UTF-8; JSON escapes them.
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.writelines(json.dumps(line).encode() + b"\n" for line in lines)
         self._file.flush()
         os.fsync(self._file.fileno())
 

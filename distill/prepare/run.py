@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,13 +24,15 @@ from distill.prepare.raw import RawImages, list_raw
 from distill.prepare.report import PrepareReport, compare
 from distill.prepare.selection import Selection, SelectionRules, select
 from distill.prepare.shrink import ShrinkRules
-from distill.prepare.work import PARTIAL, Form, Unit, UnitDone, do_unit
+from distill.prepare.work import Form, Unit, UnitDone, do_unit
 from distill.processes import in_processes
 from distill.progress import progress
 from distill.sample_id import sample_ids, samples_digest
 
 SPLITS = ("train", "val")
 REPORT = "report.json"
+PARTS = "parts"  # folder of shards that are being written
+RECORD_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,20 +135,35 @@ def _fill(
 ) -> bool:
     """Do the units that are not done; whether all are."""
     out = ledger.out
-    shutil.rmtree(out / PARTIAL, ignore_errors=True)
     total = sum(len(chosen.rows(split)) for split in SPLITS)
-    before = sum(unit.images + len(unit.bad) for unit in ledger.done.values())
-    todo = _units(out, images, chosen, options, ledger.done)
-    with progress("prepare", total, "images", done=before, shown=shown) as tick:
-        for done in in_processes(do_unit, todo, options.workers, stopping=stopping):
-            ledger.record(done)
-            tick(done.images + len(done.bad))
-    shutil.rmtree(out / PARTIAL, ignore_errors=True)
-    return sum(unit.images + len(unit.bad) for unit in ledger.done.values()) == total
+    shutil.rmtree(out / PARTS, ignore_errors=True)
+    parts = out / PARTS / uuid.uuid4().hex  # processes of a run that was killed may still write
+    parts.mkdir(parents=True)
+    todo = _units(out, parts, images, chosen, options, ledger.done)
+    waiting: list[UnitDone] = []
+    recorded = 0.0
+    with progress("prepare", total, "images", done=_count(ledger), shown=shown) as tick:
+        try:
+            for done in in_processes(do_unit, todo, options.workers, stopping=stopping):
+                waiting.append(done)
+                tick(done.images + len(done.bad))
+                if time.monotonic() - recorded > RECORD_EVERY_S:
+                    ledger.record(waiting, parts)
+                    waiting, recorded = [], time.monotonic()
+        finally:
+            ledger.record(waiting, parts)
+            shutil.rmtree(out / PARTS, ignore_errors=True)
+    return _count(ledger) == total
+
+
+def _count(ledger: Ledger) -> int:
+    """Images that are done, bad ones included."""
+    return sum(unit.images + len(unit.bad) for unit in ledger.done.values())
 
 
 def _units(
     out: Path,
+    parts: Path,
     images: RawImages,
     chosen: Selection,
     options: PrepareOptions,
@@ -158,6 +176,7 @@ def _units(
             some = rows[start : start + options.unit_images]
             unit = Unit(
                 out=str(out),
+                parts=str(parts),
                 split=split,
                 number=number,
                 form=options.form,

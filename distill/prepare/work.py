@@ -1,11 +1,10 @@
 """A unit of work: some images, shrunk and written, by a process of its own.
 
 A unit counts when its result has been recorded (`ledger`), and is done anew if not. Shards are
-written under another name in OUT/partial and renamed, so one that has its right name is whole;
-class folders are refused as data until all units are done.
+written in a folder for the parts of this run and moved from there when they are on the disk, so one
+in its right place is whole; class folders are refused as data until all units are done.
 """
 
-import io
 import os
 import tarfile
 from collections.abc import Iterator
@@ -20,15 +19,15 @@ from distill.samples import Sample, SampleTable
 from distill.sources.tars import identity_of, index_of, index_path
 
 Form = Literal["folder", "webdataset"]
-PARTIAL = "partial"
 MAX_NAME_BYTES = 240  # of the 255 that a file name may have
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """The images of one shard, or of some class folders."""
+    """The images of one shard, or of some class folders. parts: where shards are written."""
 
     out: str
+    parts: str
     split: str
     number: int
     form: Form
@@ -111,37 +110,33 @@ def _write_files(unit: Unit, shrunk: _Shrunk) -> int:
         # Not renamed from another name: that would cost a tenth of shrinking it.
         with open(f"{unit.out}/{unit.split}/{sample.key}.JPEG", "wb", buffering=0) as file:
             file.write(content)
-    os.sync()  # once a unit; to flush each file alone would take longer than to shrink it
     return 0
 
 
 def _write_shard(unit: Unit, shrunk: _Shrunk) -> int:
-    path = Path(unit.out, f"{unit.name}.tar")
-    partial = Path(unit.out, PARTIAL, f"{path.name}-{os.getpid()}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    path, part = f"{unit.out}/{unit.name}.tar", Path(unit.parts, f"{unit.name}.tar")
     listed: list[Sample] = []
-    try:
-        with partial.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-                for sample, content in shrunk:
-                    offset = _add(tar, f"{sample.key}.jpg", content)
-                    _add(tar, f"{sample.key}.wnid", str(sample.label).encode())
-                    stored = replace(sample, place=str(path), suffix="", name="")
-                    listed.append(replace(stored, offset=offset, size=len(content)))
-            file.flush()
-            os.fsync(file.fileno())
-        with partial.open("rb") as whole:
-            index = index_of(SampleTable.of(listed), identity_of(whole))
-        Path(index_path(str(path))).write_bytes(index)  # one that is torn counts as none
-        partial.replace(path)
-        return path.stat().st_size
-    finally:
-        partial.unlink(missing_ok=True)
+    with part.open("wb") as file:
+        for sample, content in shrunk:
+            head = _head(f"{sample.key}.jpg", content)
+            stored = replace(sample, place=path, suffix="", name="", offset=file.tell() + len(head))
+            listed.append(replace(stored, size=len(content)))
+            label = str(sample.label).encode()
+            file.write(head + content + _padding(content))
+            file.write(_head(f"{sample.key}.wnid", label) + label + _padding(label))
+        file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end mark
+    with part.open("rb") as whole:
+        index = index_of(SampleTable.of(listed), identity_of(whole))
+    Path(index_path(path)).write_bytes(index)  # one that is torn counts as none
+    return part.stat().st_size
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Where its bytes begin."""
+def _head(name: str, content: bytes) -> bytes:
+    """The header of a member. `TarFile.addfile` takes twice as long for header and content."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
-    return tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def _padding(content: bytes) -> bytes:
+    return bytes(-len(content) % tarfile.BLOCKSIZE)

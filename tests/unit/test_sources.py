@@ -205,7 +205,7 @@ def test_a_taxonomy_of_ones_own_is_a_json_of_parents(tmp_path: Path) -> None:
     parents = {"fruit": None, "apple": "fruit", "sku-7": "apple", "pear": "fruit", "bread": None}
     path.write_text(json.dumps({"parents": parents, "names": {"sku-7": "Granny Smith"}}))
     built = SemanticHierarchy.load(path)
-    assert built.level_sizes == (2, 2, 1)
+    assert built.level_sizes == built.classes_per_hierarchy == (2, 2, 1)
     assert built.ancestors("sku-7") == ("apple", "fruit")
     assert built.display_name("sku-7") == "Granny Smith"
     write_folder(tmp_path / "data", ("granny smith", "pear", "bread"))
