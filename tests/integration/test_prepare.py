@@ -21,7 +21,7 @@ from raw_release import CLASSES, class_tars, photo, release, tar_of, write_relea
 from distill.data import label_indices, open_source
 from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
-from distill.images import decode_image, read_bytes
+from distill.images import decode_image, read_bytes, squish
 from distill.prepare.report import PUBLISHED, compare
 from distill.prepare.shrink import ShrinkRules, shrink
 from distill.sources import tars
@@ -97,6 +97,13 @@ def test_images_are_squished_with_antialiasing_and_small_ones_stay(tmp_path: Pat
     assert shrink(tiny, ShrinkRules(size=16)) == tiny
     square = photo(1, (16, 9))
     assert decode_image(shrink(square, ShrinkRules(size=16))).size == (16, 16)
+    large = Image.fromarray(np.uint8(np.random.default_rng(2).integers(0, 256, (30, 40, 3))))
+    buffer = io.BytesIO()
+    large.resize((1600, 1200), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    reduced = np.asarray(decode_image(shrink(buffer.getvalue(), ShrinkRules(size=64))), int)
+    whole = io.BytesIO()
+    squish(decode_image(buffer.getvalue()), (64, 64)).save(whole, "JPEG", quality=95)
+    assert np.abs(reduced - np.asarray(Image.open(whole), int)).mean() < 2
     coarse = [len(shrink(photo(2, (300, 200)), ShrinkRules(quality=q))) for q in (50, 95)]
     assert coarse[0] < coarse[1] / 2
 
