@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, forkserver, get_context, parent_process
 from typing import TypeVar
 
 from distill.errors import DataError, dead_decoder
@@ -15,6 +15,12 @@ from distill.errors import DataError, dead_decoder
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 AHEAD = 2  # units in hand for each process, so that none waits
+
+
+def warm_up(work: Callable[..., object]) -> None:
+    """Begin to start what processes for `work` will be forked from; returns at once."""
+    get_context("forkserver").set_forkserver_preload([work.__module__])
+    forkserver.ensure_running()
 
 
 def in_processes(

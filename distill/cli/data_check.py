@@ -1,7 +1,6 @@
 """`distill data check`: what a data set is like before a teacher reads it."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,13 +32,7 @@ SHOWN = 5  # of each list
     type=click.Path(path_type=Path),
     help="Folder for unreadable.csv, outside.csv, duplicates.csv, near.csv.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    default=len(os.sched_getaffinity(0)),
-    show_default=True,
-    help="Processes that read and decode.",
-)
+@options.processes
 @options.as_json
 def check(
     data: str,

@@ -32,6 +32,17 @@ def machine(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def processes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--workers, of commands that need no device."""
+    return click.option(
+        "--workers",
+        type=click.IntRange(0),
+        default=len(os.sched_getaffinity(0)),
+        show_default=True,
+        help="Processes; one a core by default, 0 for this one alone.",
+    )(command)
+
+
 def samples(command: Callable[..., Any]) -> Callable[..., Any]:
     """--samples."""
     return click.option(

@@ -1,7 +1,6 @@
 """`distill prepare`: the raw release of ImageNet-21K → ImageNet-21K-P."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,13 +43,7 @@ FOLDER_UNIT = 500  # images of class folders that count as done together
 @click.option(
     "--shard-images", type=click.IntRange(1), default=10_000, show_default=True, help="At most."
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    default=len(os.sched_getaffinity(0)),
-    show_default=True,
-    help="Processes; one a core by default.",
-)
+@options.processes
 @click.option("--dry-run", is_flag=True, help="List the release and report; write nothing.")
 @options.as_json
 def prepare(

@@ -25,7 +25,7 @@ from distill.prepare.report import PrepareReport, compare
 from distill.prepare.selection import Selection, SelectionRules, select
 from distill.prepare.shrink import ShrinkRules
 from distill.prepare.work import Form, Unit, UnitDone, do_unit
-from distill.processes import in_processes
+from distill.processes import in_processes, warm_up
 from distill.progress import progress
 from distill.sample_id import sample_ids, samples_digest
 
@@ -68,6 +68,8 @@ def prepare(
     recipe = _recipe(options)
     if not dry_run and (before := finished_units(out, recipe)):
         return _report_of(out, before)
+    if options.workers and not dry_run:
+        warm_up(do_unit)
     images, chosen = _chosen(raw, options, shown)
     if dry_run:
         return _report(out, images, chosen, {}, options, started)
