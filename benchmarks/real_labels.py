@@ -5,7 +5,7 @@
 FOLDER holds raters.npz, scores.npz and real.json of github.com/google-research/reassessed-imagenet.
 From the raters' answers we compute scores with each way of counting "maybe", and compare them with
 the published scores and labels: of questions, and of images whose whole set of labels is the same.
-The first row is what `distill data real-labels from-raters` does.
+The second row is what `distill data real-labels from-raters` does.
 
 A minute, no GPU. Takes --quick, which is the same. Prints a table in Markdown, and as its last line
 one JSON object of the figures.
@@ -33,7 +33,7 @@ from distill.real_labels import (
 
 
 def counted(answers: RaterAnswers, maybe: int | None) -> RaterAnswers:
-    """With "maybe" as another answer, or left out."""
+    """With "maybe" as another answer; left out where that is None."""
     if maybe is None:
         kept = answers.answers != MAYBE
         return replace(
@@ -50,14 +50,15 @@ def compared(
     scored: NDArray[np.float64],
     published: NDArray[np.float64],
     real: dict[str, list[str | int]],
+    threshold: float = THRESHOLD,
 ) -> dict[str, float]:
     """Correlation, and agreement with real.json."""
     scored = np.nan_to_num(scored)
-    mine = labels_by_key(answers, scored)
+    mine = labels_by_key(answers, scored, threshold)
     right = [label in real[key] for key, label in zip(answers.keys, answers.labels, strict=True)]
     return {
         "correlation": float(np.corrcoef(scored, published)[0, 1]),
-        "questions": float(((scored > THRESHOLD) == np.array(right)).mean()),
+        "questions": float(((scored > threshold) == np.array(right)).mean()),
         "images": float(np.mean([{*labels} == {*real[key]} for key, labels in mine.items()])),
     }
 
@@ -72,13 +73,15 @@ def main() -> None:
     with np.load(folder / "scores.npz") as found:
         published = found["tensor"]
     ways = {
-        "half a yes, half a no (ours)": answers,
+        "an answer, and half a yes in the score (ours)": answers,
         "yes": counted(answers, YES),
         "no": counted(answers, NO),
         "left out": counted(answers, None),
     }
     figures = {
-        "the published scores themselves": compared(answers, published, published, real),
+        "the published scores themselves, above 0.8": compared(
+            answers, published, published, real, 0.8
+        ),
         **{
             f"maybe is {way}": compared(answers, scores(each), published, real)
             for way, each in ways.items()

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +14,7 @@ def equal_groups(digests: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
     """The rows of each digest that more than one row has. digests: [n, 2]."""
     order = np.lexsort((digests[:, 1], digests[:, 0]))
     ordered = digests[order]
-    new = (ordered[1:] != ordered[:-1]).any(axis=1)
-    groups = np.split(order, np.flatnonzero(new) + 1)
-    return [np.sort(rows) for rows in groups if len(rows) > 1]
+    return _runs(order, (ordered[1:] != ordered[:-1]).any(axis=1))
 
 
 def near_groups(
@@ -35,13 +32,16 @@ def near_groups(
     roots = np.array([_root(joined, i) for i in range(len(values))], np.int64)
     groups = roots[inverse]
     order = np.argsort(groups, kind="stable")
-    return [np.sort(rows[some]) for some in _runs(order, groups) if len(some) > 1]
+    return [np.sort(rows[some]) for some in _runs(order, np.diff(groups[order]) != 0)]
 
 
-def _runs(order: NDArray[np.int64], values: NDArray[Any]) -> list[NDArray[np.int64]]:
-    """`order`, which sorts `values`, cut wherever the value changes."""
-    ordered = values[order]
-    return np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
+def _runs(order: NDArray[np.int64], new: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """The pieces of `order` of two and more, cut before element i + 1 wherever new[i]."""
+    if not len(order):
+        return []
+    edges = np.concatenate([[0], np.flatnonzero(new) + 1, [len(order)]])
+    long = np.flatnonzero(np.diff(edges) > 1)
+    return [np.sort(order[edges[i] : edges[i + 1]]) for i in long]
 
 
 def _near_pairs(values: NDArray[np.uint64], bits: int) -> Iterator[tuple[int, int]]:
@@ -49,7 +49,8 @@ def _near_pairs(values: NDArray[np.uint64], bits: int) -> Iterator[tuple[int, in
     for low, high in pairwise(edges.tolist()):
         mask = np.uint64((1 << (high - low)) - 1)
         band = (values >> np.uint64(low)) & mask
-        for bucket in _runs(np.argsort(band, kind="stable"), band):
+        order = np.argsort(band, kind="stable")
+        for bucket in _runs(order, np.diff(band[order]) != 0):
             yield from _pairs_within(values, bucket, bits)
 
 

@@ -9,7 +9,6 @@ published (real.json). Who proposes labels is `trainers.proposals`.
 import csv
 import json
 import warnings
-import zipfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,7 @@ Label = str | int
 FORMAT = "distill-real-labels/1"
 ANSWERS = ("no", "maybe", "yes")
 NO, MAYBE, YES = range(3)
-# real.json holds just the labels whose published score is above this.
-THRESHOLD = 0.8
+THRESHOLD = 0.5
 IMAGENET_VAL = "ILSVRC2012_val_{:08d}"
 
 
@@ -55,11 +53,12 @@ def read_raters(path: Path) -> RaterAnswers:
     """
     try:
         read = _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, csv.Error) as e:
+    except Exception as error:  # NumPy and zipfile raise whatever the bytes provoke
         raise DataError(
-            f"{path}: cannot be read as rater answers ({first_line(e)}), expected .npz with tensor "
-            "[raters, questions, 3] and info [questions, 2], or CSV with rater,key,label,answer"
-        ) from e
+            f"{path}: cannot be read as rater answers ({first_line(error)}), expected .npz with "
+            "tensor [raters, questions, 3] and info [questions, 2], or CSV with rater, key, label "
+            "and answer"
+        ) from error
     if not len(read.answers):
         raise DataError(f"{path}: no answers found, expected at least one")
     return read
@@ -68,9 +67,10 @@ def read_raters(path: Path) -> RaterAnswers:
 def scores(answers: RaterAnswers, iterations: int = 100) -> NDArray[np.float64]:
     """[questions]: the probability that the label is right, by Dawid & Skene; NaN without answers.
 
-    Raters have error rates of their own, which are estimated together with the labels. "maybe"
-    counts as half a yes and half a no: of the ways to count it, this comes nearest to the published
-    scores (benchmarks/real_labels.py).
+    Raters have error rates of their own, which are estimated together with the labels. The truth
+    may be no, maybe or yes, as the answers are; that of yes and half of that of maybe is the score:
+    of the ways to count maybe, this comes nearest to the published labels
+    (benchmarks/real_labels.py).
 
     Raises:
         DataError: crowd-kit is not installed.
@@ -82,20 +82,15 @@ def scores(answers: RaterAnswers, iterations: int = 100) -> NDArray[np.float64]:
         raise DataError(
             "Dawid–Skene needs crowd-kit, which is not installed; pip install 'distill[real]'"
         ) from error
-    # Halves as two answers for one: whoever said yes or no said it twice.
-    twice = np.concatenate([answers.answers >= MAYBE, answers.answers == YES]).astype(np.int64)
     table = pandas.DataFrame(
-        {
-            "task": np.tile(answers.questions, 2),
-            "worker": np.tile(answers.raters, 2),
-            "label": twice,
-        }
+        {"task": answers.questions, "worker": answers.raters, "label": answers.answers}
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # crowd-kit's, about pandas
         said = DawidSkene(n_iter=iterations).fit_predict_proba(table)
     found = np.full(len(answers.keys), np.nan)
-    found[said.index.to_numpy()] = said[1].to_numpy() if 1 in said else 0.0
+    shares = [said[a].to_numpy() * weight for a, weight in ((YES, 1.0), (MAYBE, 0.5)) if a in said]
+    found[said.index.to_numpy()] = sum(shares) if shares else 0.0
     return found
 
 
@@ -148,7 +143,7 @@ def read_agreed(path: Path) -> dict[str, list[Label]]:
     try:
         with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
             for row in csv.DictReader(file):
-                found[row["key"]].append(_label(row["label"]))
+                found[row["key"]].append(_label(row["label"] or ""))
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise DataError(
             f"{path}: cannot be read ({first_line(error)}), expected CSV with key and label"

@@ -124,13 +124,23 @@ def evaluate(
     device = machine.device
     meters: list[Meter] = [
         Semantic(labels, hierarchy, reading, device),
-        SingleLabel(labels, hierarchy, reading, _most_specific(labels, hierarchy), device),
+        SingleLabel(labels, hierarchy, reading, most_specific(labels, hierarchy), device),
         label_meter(labels, hierarchy, reading, device),
     ]
     return _judged(trained, meters, source, machine)
 
 
-def _most_specific(labels: NDArray[np.int64], hierarchy: SemanticHierarchy) -> list[int]:
+def exclusive_classes(labels: NDArray[np.int64], hierarchy: SemanticHierarchy) -> list[int]:
+    """Those among which one answer is looked for where any may be right: all of one level.
+
+    Of a hierarchy its leaves, and the most specific classes that occur as labels: what has others
+    below it is never less probable than they are.
+    """
+    leaves = set(range(hierarchy.num_classes)) - set(hierarchy.parents)
+    return sorted(leaves | set(most_specific(labels, hierarchy)))
+
+
+def most_specific(labels: NDArray[np.int64], hierarchy: SemanticHierarchy) -> list[int]:
     """The classes that occur and are no ancestors of others that do: a single answer is one."""
     occurring = set(labels[labels >= 0].tolist())
     ancestors = {
@@ -201,7 +211,11 @@ def evaluate_real(
         allowed = published_classes(source)
     else:
         allowed = classes_by_row(labels, source, hierarchy, trained.num_classes)
-    meter = Real(allowed, hierarchy, reading, machine.device)
+    answerable = None
+    if hierarchy:
+        right = np.array([c for classes in allowed for c in classes], np.int64)
+        answerable = exclusive_classes(right, hierarchy)
+    meter = Real(allowed, answerable, hierarchy, reading, machine.device)
     return _judged(trained, [meter], source, machine)
 
 

@@ -231,11 +231,14 @@ class Real:
     """Whether a model's one answer is among the reassessed labels of the image.
 
     Beyer et al. 2020 (arXiv 2006.07159). allowed: classes by row; images without any are skipped.
+    answerable: classes that the answer is among, all by default; of a hierarchy they must exclude
+    one another, because an ancestor is never less probable.
     """
 
     def __init__(
         self,
         allowed: Sequence[Sequence[int]],
+        answerable: Sequence[int] | None,
         hierarchy: SemanticHierarchy | None,
         reading: Reading,
         device: torch.device,
@@ -245,13 +248,17 @@ class Real:
             table[row, : len(classes)] = classes
         self._allowed = torch.from_numpy(table).to(device)
         self._hierarchy, self._reading = hierarchy, reading
+        self._answerable = None if answerable is None else torch.tensor(answerable, device=device)
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
         scores = class_scores(logits, self._hierarchy, self._reading) if self._hierarchy else logits
+        answers = scores.argmax(1, keepdim=True)
+        if self._answerable is not None:
+            answers = self._answerable[scores[:, self._answerable].argmax(1, keepdim=True)]
         allowed = self._allowed[rows]
-        hits = (allowed == scores.argmax(1, keepdim=True)).any(1)
+        hits = (allowed == answers).any(1)
         self.counts += torch.stack([hits.sum(), (allowed >= 0).any(1).sum()])
 
     def result(self, world: World) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from torch import Tensor
 from distill.data import ImageSource
 from distill.errors import ConfigError
 from distill.hierarchy import SemanticHierarchy
-from trainers.evaluate import judge
+from trainers.evaluate import exclusive_classes, judge
 from trainers.meters import Reading, class_scores
+from trainers.recipe import Scheme
 from trainers.trained import TrainedModel
 from trainers.world import Machine, World
 
@@ -47,15 +48,20 @@ def propose(
     hierarchy: SemanticHierarchy,
     per_image: float,
     machine: Machine,
+    scheme: Scheme | None = None,
 ) -> Proposals:
     """Ask every model about every image.
 
-    labels: [n] class of each tag, -1 for none. per_image: how many of a model's most confident
+    Of a hierarchy the answers are leaves, or the most specific classes that occur as tags.
+
+    labels: [n] class of each tag, -1 for none. scheme: how logits are to be read; as the models
+    were trained by default. per_image: how many of a model's most confident
     answers count, by logit and by probability, on average over images.
 
     Raises:
         ConfigError: a model has other classes.
     """
+    answerable = np.array(exclusive_classes(labels, hierarchy), np.int64)
     found: dict[int, dict[int, list[str]]] = {row: {} for row in range(len(source))}
     first: list[NDArray[np.int64]] = []
     for trained in models:
@@ -64,7 +70,11 @@ def propose(
                 f"{trained.name}: {trained.num_classes} classes found, expected those of "
                 f"{hierarchy.name} ({hierarchy.num_classes}); pass models of one --label-set"
             )
-        answers = _ask(trained, source, hierarchy, machine)
+        reading = Reading(scheme or trained.scheme or "single-label", trained.taught)
+        meter = _Highest(len(source), answerable, hierarchy, reading)
+        model = trained.model.to(machine.device)
+        judge(model, [meter], model_input=trained.input, source=source, machine=machine)
+        answers = _Answers(meter.classes, meter.scores, meter.probs, meter.seen)
         first.append(np.where(answers.seen, answers.classes[:, 0], -2))
         for row, c in answers.confident(int(per_image * len(source))):
             found[row].setdefault(c, []).append(trained.name)
@@ -101,22 +111,18 @@ class _Answers:
         return [(int(row), int(self.classes[row, i])) for row, i in np.argwhere(chosen & seen)]
 
 
-def _ask(
-    trained: TrainedModel, source: ImageSource, hierarchy: SemanticHierarchy, machine: Machine
-) -> _Answers:
-    meter = _Highest(
-        len(source), hierarchy, Reading(trained.scheme or "single-label", trained.taught)
-    )
-    model = trained.model.to(machine.device)
-    judge(model, [meter], model_input=trained.input, source=source, machine=machine)
-    return _Answers(meter.classes, meter.scores, meter.probs, meter.seen)
-
-
 class _Highest:
     """A meter that keeps the highest answers for each image."""
 
-    def __init__(self, rows: int, hierarchy: SemanticHierarchy, reading: Reading) -> None:
-        kept = min(KEPT, hierarchy.num_classes)
+    def __init__(
+        self,
+        rows: int,
+        answerable: NDArray[np.int64],
+        hierarchy: SemanticHierarchy,
+        reading: Reading,
+    ) -> None:
+        kept = min(KEPT, len(answerable))
+        self.answerable = torch.from_numpy(answerable)
         self.hierarchy, self.reading = hierarchy, reading
         self.classes = np.zeros((rows, kept), np.int64)
         self.scores = np.zeros((rows, kept), np.float32)
@@ -125,9 +131,10 @@ class _Highest:
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
-        scores = class_scores(logits, self.hierarchy, self.reading).float()
-        best, classes = scores.topk(self.classes.shape[1], dim=1)
-        self.classes[rows] = classes.cpu().numpy()
+        chosen = self.answerable.to(logits.device)
+        scores = class_scores(logits, self.hierarchy, self.reading).float()[:, chosen]
+        best, places = scores.topk(self.classes.shape[1], dim=1)
+        self.classes[rows] = chosen[places].cpu().numpy()
         self.scores[rows] = best.cpu().numpy()
         self.probs[rows] = torch.exp(best - scores.logsumexp(1, keepdim=True)).cpu().numpy()
         self.seen[rows] = True

@@ -24,7 +24,7 @@ SHOWN = 5  # of each list
 )
 @click.option(
     "--near",
-    type=click.IntRange(0, 12),
+    type=click.IntRange(0, 8),
     help="Also find images that look alike: most bits of 64 that perceptual hashes may differ in.",
 )
 @click.option(
@@ -50,21 +50,23 @@ def check(
     from distill.cli.images import open_images
     from distill.data import SPLITS, has_split
     from distill.data_check import check_images, report_of
+    from distill.errors import printable
     from distill.hierarchy import resolve
 
     hierarchy = resolve(label_set)
     names = [split] if split else [name for name in SPLITS if has_split(data, name)] or ["train"]
+    if out:
+        out.mkdir(parents=True, exist_ok=True)  # or one would learn of it when all is read
     sources = {name: open_images(data, name) for name in names}
     checked = check_images(sources, hierarchy, near_bits=near, workers=workers)
     report = report_of(data, checked)
-    if out:
-        _write_lists(out, checked)
     if as_json:
         click.echo(json.dumps(asdict(report)))
     else:
-        click.echo("\n".join(_lines(report, checked)))
-        if out:
-            click.echo(f"lists: {out}")
+        click.echo("\n".join(printable(line) for line in _lines(report, checked)))
+    if out:
+        _write_lists(out, checked)
+        click.echo(f"lists: {out}", err=as_json)
 
 
 def _lines(report: "DataReport", checked: "CheckedImages") -> list[str]:

@@ -67,10 +67,18 @@ def prepare(
     be read are listed. Running the same command again goes on where the last run stopped.
     """
     from distill.cli.interrupts import finishing_first
+    from distill.errors import ConfigError
     from distill.prepare.run import PrepareOptions, rules_for
     from distill.prepare.run import prepare as run
     from distill.prepare.shrink import ShrinkRules
 
+    if not raw:
+        raise ConfigError("RAW is empty, expected the path of a release")
+    if val_images >= min_images:
+        raise ConfigError(
+            f"--val-images {val_images} found, expected fewer than --min-images ({min_images}): a "
+            "class would have no images to train on"
+        )
     settings = PrepareOptions(
         selection=rules_for(label_set, min_images=min_images, val_images=val_images, seed=seed),
         shrink=ShrinkRules(size=size, quality=quality),
@@ -102,9 +110,9 @@ def _lines(report: "PrepareReport", dry_run: bool) -> list[str]:
             f"({report.bytes_in / report.bytes_out:.1f} times smaller)"
         )
     if report.bad or report.skipped:
+        listed = "" if dry_run else f" ({report.out}/bad_images.csv)"
         lines.append(
-            f"left out: {report.bad} images, {report.skipped} files of the release "
-            f"({report.out}/bad_images.csv)"
+            f"left out: {report.bad} images, {report.skipped} files of the release{listed}"
         )
     lines += _comparison(report.against)
     if report.complete:

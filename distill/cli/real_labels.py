@@ -10,6 +10,7 @@ from distill.cli import options
 
 if TYPE_CHECKING:
     from distill.hierarchy import SemanticHierarchy
+    from trainers.recipe import Scheme
 
 NAMES = "questions.csv", "agreed.csv"
 
@@ -24,6 +25,11 @@ def real_labels() -> None:
 @options.data
 @click.option("--split", default="val", show_default=True, help="Split of --data.")
 @click.option("--label-set", help="Name or JSON; the first model's by default.")
+@click.option(
+    "--scheme",
+    type=click.Choice(["single-label", "multi-label", "semantic"]),
+    help="How the logits are to be read; as the models were trained by default.",
+)
 @click.option(
     "--per-image",
     type=click.FloatRange(0, 16),
@@ -40,6 +46,7 @@ def propose(
     data: str,
     split: str,
     label_set: str | None,
+    scheme: "Scheme | None",
     per_image: float,
     out: Path,
     limit: int | None,
@@ -70,6 +77,7 @@ def propose(
         labels=label_indices(source, hierarchy),
         hierarchy=hierarchy,
         per_image=per_image,
+        scheme=scheme,
         machine=Machine(device=pick_device(device), workers=workers),
     )
 
@@ -135,9 +143,9 @@ def _label_set(
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    default=0.8,
+    default=0.5,
     show_default=True,
-    help="Labels whose probability is above it are right; the published labels have 0.8.",
+    help="Labels whose probability is above it are right.",
 )
 @click.option(
     "--scores", type=click.Path(path_type=Path), help="CSV of all probabilities to write."

@@ -27,12 +27,18 @@ class Ledger:
         ConfigError: another command holds it, or the folder was begun in another way.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, out: Path, settings: Mapping[str, Any], notes: Mapping[str, Any] | None = None
+    ) -> None:
+        """settings: must be those that the folder was begun with. notes: are kept beside them."""
         self.out, self.done = out, dict[str, UnitDone]()
         out.mkdir(parents=True, exist_ok=True)
-        path = out / UNFINISHED
+        path, broken = out / UNFINISHED, frozenset[str]()
         if not path.exists():
             if (out / FINISHED).exists():  # but something is missing
+                head, units = _read_file(out / FINISHED)
+                _require_same(out, head, settings)
+                broken = _broken_splits(out, units)
                 (out / FINISHED).replace(path)
             else:
                 _require_empty(out)
@@ -42,9 +48,9 @@ class Ledger:
             head, units = _read(self._file)
             if head:
                 _require_same(out, head, settings)
-                self.done = {unit.name: unit for unit in units if _is_there(out, unit)}
+                self.done = {u.name: u for u in units if _is_there(out, u, broken)}
             else:
-                self._append({"format": FORMAT, **settings})
+                self._append({"format": FORMAT, **settings, **(notes or {})})
         except BaseException:
             self._file.close()
             raise
@@ -91,28 +97,52 @@ def _require_empty(out: Path) -> None:
         )
 
 
-def finished_units(out: Path, recipe: Mapping[str, Any]) -> list[UnitDone]:
-    """The units of a folder that was finished and is whole; else none.
+def finished(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a folder was finished from that very release, and is whole.
 
     Raises:
-        ConfigError: it was made by another recipe.
+        ConfigError: it was made in another way.
     """
     if not (out / FINISHED).exists():
-        return []
-    with (out / FINISHED).open("r+b") as file:
-        head, units = _read(file)
-    _require_same(out, head, recipe)
-    return units if all(_is_there(out, unit) for unit in units) else []
+        return False
+    head, units = _read_file(out / FINISHED)
+    _require_same(out, head, {n: value for n, value in settings.items() if n != "raw"})
+    broken = _broken_splits(out, units)
+    same = head.get("raw") == settings["raw"]
+    return same and all(_is_there(out, unit, broken) for unit in units)
 
 
-def _is_there(out: Path, unit: UnitDone) -> bool:
-    """Whether its shard is; of class folders only that something is."""
-    if not unit.images:
-        return True
-    shard = out / f"{unit.name}.tar"
+def _read_file(path: Path) -> tuple[dict[str, Any], list[UnitDone]]:
+    with path.open("r+b") as file:
+        return _read(file)
+
+
+def _broken_splits(out: Path, units: Sequence[UnitDone]) -> frozenset[str]:
+    """Splits in class folders that do not hold as many files and bytes as were written."""
+    expected: dict[str, list[int]] = {}
+    for unit in units:
+        if not unit.file_bytes:
+            counts = expected.setdefault(unit.split, [0, 0])
+            counts[0] += unit.images
+            counts[1] += unit.bytes_out
+    return frozenset(split for split, wanted in expected.items() if _counts(out / split) != wanted)
+
+
+def _counts(folder: Path) -> list[int]:
+    """Files in class folders, and their bytes."""
+    sizes = [
+        entry.stat().st_size
+        for of_class in (folder.iterdir() if folder.is_dir() else ())
+        for entry in os.scandir(of_class)
+    ]
+    return [len(sizes), sum(sizes)]
+
+
+def _is_there(out: Path, unit: UnitDone, broken: frozenset[str]) -> bool:
     if unit.file_bytes:
+        shard = out / f"{unit.name}.tar"
         return shard.exists() and shard.stat().st_size == unit.file_bytes
-    return (out / unit.name.partition("-")[0]).is_dir()
+    return unit.split not in broken
 
 
 def _read(file: BinaryIO) -> tuple[dict[str, Any], list[UnitDone]]:
@@ -124,8 +154,11 @@ def _read(file: BinaryIO) -> tuple[dict[str, Any], list[UnitDone]]:
         file.truncate(len(whole))
     try:
         head, *lines = [json.loads(line) for line in whole.splitlines()] or [{}]
-        return dict(head), [UnitDone(**line) for line in lines]
-    except (ValueError, TypeError) as error:
+        units = [UnitDone(**line) for line in lines]
+        if not all(isinstance(unit.name, str) and isinstance(unit.bad, dict) for unit in units):
+            raise ValueError("a unit without a name")
+        return dict(head), units
+    except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{file.name}: damaged ({error}), expected JSON lines; remove the folder, begin anew"
         ) from error

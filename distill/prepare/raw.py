@@ -5,13 +5,12 @@ also lie unpacked, as class tars in a folder or as a folder a class. Only header
 is unpacked: an image in a tar within a tar is a range of bytes of the outermost file.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import PurePosixPath
 
-from distill.errors import DataError
+from distill.errors import DataError, DataUnavailableError
 from distill.processes import in_processes
 from distill.progress import Ticker
 from distill.samples import Sample, SampleTable
@@ -19,7 +18,7 @@ from distill.sources.folders import list_folders, split_image_name
 from distill.sources.members import members
 from distill.sources.places import Disk
 
-CLASS = re.compile(r"[^/\0.][^/\0]*")
+MAX_CLASS_BYTES = 240
 GZIP = b"\x1f\x8b"
 TARS_A_UNIT = 8
 TARS_FOR_PROCESSES = 200  # fewer are listed before processes have started
@@ -70,7 +69,7 @@ class _Listing:
         parts = split_image_name(name)
         if parts is None:
             return
-        if not CLASS.fullmatch(of_class) or "\0" in name:
+        if not _is_class(of_class) or "\0" in name:
             self.skipped[path] = "its name or its class cannot be the name of a file"
             return
         stem = parts[0].replace(".", "_")  # in WebDataset a key ends at the first dot
@@ -94,12 +93,11 @@ def list_raw(location: str, tick: Ticker, workers: int = 0) -> RawImages:
         )
     listing, tars = _Listing(), list[ClassTar]()
     if kind == "file":
-        with disk.open(location) as file:
+        with _opened(location) as file:
             own = SampleTable.of(_counted(_of_tar(file, location, listing, tars.append), tick))
-    elif names := [name for name in disk.entries(location).files if name.endswith(".tar")]:
-        own = SampleTable.of(())
-        tars += [ClassTar(PurePosixPath(name).stem, f"{location}/{name}") for name in names]
     else:
+        names = [n for n in disk.entries(location).files if n.lower().endswith(".tar")]
+        tars += [ClassTar(PurePosixPath(name).stem, f"{location}/{name}") for name in names]
         own = SampleTable.of(_counted(_of_folders(location, listing), tick))
     found = {-1: (own, listing.skipped)}
     few = len(tars) < TARS_FOR_PROCESSES
@@ -119,11 +117,26 @@ def list_raw(location: str, tick: Ticker, workers: int = 0) -> RawImages:
     return RawImages(location, samples, skipped)
 
 
+def _opened(path: str) -> BufferedReader:
+    try:
+        return Disk().open(path)
+    except DataUnavailableError:
+        raise
+    except DataError as error:
+        raise DataError(f"{path}: {error}; expected a tar that can be read") from error
+
+
 def list_class_tars(unit: ClassTars) -> tuple[int, SampleTable, dict[str, str]]:
     """The number of the unit, its images, and what was skipped."""
     listing = _Listing()
     images = (sample for tar in unit.tars for sample in _of_class_tar(tar, listing))
     return unit.number, SampleTable.of(images), listing.skipped
+
+
+def _is_class(name: str) -> bool:
+    """Whether a folder and a line of a list can be called so."""
+    plain = name.isprintable() and not name.startswith(".") and "/" not in name
+    return bool(name) and plain and len(name.encode()) <= MAX_CLASS_BYTES
 
 
 def _units(tars: list[ClassTar]) -> Iterator[ClassTars]:
@@ -149,7 +162,7 @@ def _of_tar(
         )
     for member in members(file, path):
         inner = PurePosixPath(member.name)
-        if inner.suffix == ".tar":
+        if inner.suffix.lower() == ".tar":
             found(ClassTar(inner.stem, path, member.offset, member.offset + member.size))
         else:
             yield from listing.sample(
@@ -166,6 +179,8 @@ def _of_class_tar(tar: ClassTar, listing: _Listing) -> Iterator[Sample]:
                 yield from listing.sample(
                     tar.of_class, member.name, tar.path, member.offset, member.size
                 )
+    except DataUnavailableError:
+        raise
     except DataError as error:
         listing.skipped[name] = f"damaged after {found} files: {error}"
 

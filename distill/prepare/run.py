@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from distill.errors import ConfigError
 from distill.files import write_atomically, write_csv
 from distill.hierarchy import resolve
-from distill.prepare.ledger import Ledger, finished_units
+from distill.prepare.ledger import Ledger, finished
 from distill.prepare.raw import RawImages, list_raw
 from distill.prepare.report import PrepareReport, compare
 from distill.prepare.selection import Selection, SelectionRules, select
@@ -66,14 +66,19 @@ def prepare(
     """
     started = time.monotonic()
     recipe = _recipe(options)
-    if not dry_run and (before := finished_units(out, recipe)):
-        return _report_of(out, before)
+    if out.resolve().is_relative_to(Path(raw).resolve()):
+        raise ConfigError(
+            f"{out}: inside the release {raw}, expected a folder apart from it; give another --out"
+        )
+    where = {"raw": _whereabouts(raw)}
+    if not dry_run and finished(out, {**recipe, **where}):
+        return _report_of(out)
     if options.workers and not dry_run:
         warm_up(do_unit)
     images, chosen = _chosen(raw, options, shown)
     if dry_run:
         return _report(out, images, chosen, {}, options, started)
-    ledger = Ledger(out, {**recipe, **_identity(images, chosen)})
+    ledger = Ledger(out, {**recipe, **_identity(images, chosen)}, where)
     try:
         complete = _fill(ledger, images, chosen, options, stopping, shown)
         report = _report(out, images, chosen, ledger.done, options, started)
@@ -107,7 +112,7 @@ def _recipe(options: PrepareOptions) -> dict[str, Any]:
 
 
 def _identity(images: RawImages, chosen: Selection) -> dict[str, Any]:
-    """Which images were chosen, by names and sizes."""
+    """Which images were chosen, by names, and by sizes where a tar tells them."""
     table = images.samples.taken(np.concatenate([chosen.train, chosen.val]))
     ids = sample_ids(sample.key for sample in table)
     return {
@@ -116,14 +121,24 @@ def _identity(images: RawImages, chosen: Selection) -> dict[str, Any]:
     }
 
 
-def _report_of(out: Path, units: Sequence[UnitDone]) -> PrepareReport:
+def _whereabouts(raw: str) -> list[Any]:
+    """Where a release is and what tells that it has changed: its size and time, as a file."""
+    path = Path(raw).resolve()
+    status = path.stat() if path.is_file() else None
+    return [str(path), *((status.st_size, status.st_mtime_ns) if status else ())]
+
+
+def _report_of(out: Path) -> PrepareReport:
     """What was reported when the last unit was done."""
     try:
-        return PrepareReport(**json.loads((out / REPORT).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        report = PrepareReport(**json.loads((out / REPORT).read_text()))
+        if not {*SPLITS} <= {*report.images}:
+            raise ValueError("no number of images")
+        return report
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f"{out}: {len(units)} units are finished, but {REPORT} cannot be read ({error}); "
-            "expected it beside them: restore it, or give another --out"
+            f"{out}: all is done, but {REPORT} cannot be read ({error}); expected it there: "
+            "restore it, or give another --out"
         ) from error
 
 

@@ -74,10 +74,16 @@ def select(samples: SampleTable, rules: SelectionRules) -> Selection:
         parts["val"].append(rows[chosen])
         parts["train"].append(rows[~chosen])
     if not kept:
-        most = max(images, key=lambda name: images[name])
+        of_set = {n: c for n, c in images.items() if n in (rules.label_set or images)}
+        if not of_set:
+            raise DataError(
+                f"none of {len(images)} classes (first: {min(images)!r}) is in the label set, "
+                "expected some; pass another --label-set"
+            )
+        most = max(of_set, key=lambda name: of_set[name])
         raise DataError(
-            f"no class is kept of {len(images)}: the largest, {most}, has {images[most]} images, "
-            f"expected {rules.min_images} or more and of the label set; lower --min-images"
+            f"no class is kept of {len(of_set)}: the largest, {most}, has {of_set[most]} images, "
+            f"expected {rules.min_images} or more; lower --min-images"
         )
     train, val = (np.concatenate(parts[split]) for split in ("train", "val"))
     return Selection(images, tuple(kept), train, val, np.concatenate(twice))
@@ -102,7 +108,7 @@ def _by_name(
 def _first(samples: SampleTable, rows: NDArray[np.int64], rules: SelectionRules) -> Sequence[int]:
     if rules.seed is None:
         return range(min(rules.val_images, len(rows)))
-    salt = str(rules.seed).encode()
+    salt = hashlib.sha256(str(rules.seed).encode()).digest()
     hashes = [
         hashlib.blake2b(_file_name(samples, row), key=salt, digest_size=16).digest() for row in rows
     ]

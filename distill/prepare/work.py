@@ -54,6 +54,11 @@ class UnitDone:
     file_bytes: int
     bad: dict[str, str]
 
+    @property
+    def split(self) -> str:
+        """Of the data."""
+        return self.name.partition("-")[0]
+
 
 def do_unit(unit: Unit) -> UnitDone:
     """Read, shrink and write the images of a unit.
@@ -108,7 +113,7 @@ def _write_files(unit: Unit, shrunk: _Shrunk) -> int:
             Path(folder).mkdir(parents=True, exist_ok=True)
             made = folder
         # Not renamed from another name: that would cost a tenth of shrinking it.
-        with open(f"{unit.out}/{unit.split}/{sample.key}.JPEG", "wb", buffering=0) as file:
+        with open(f"{unit.out}/{unit.split}/{sample.key}.JPEG", "wb") as file:
             file.write(content)
     return 0
 

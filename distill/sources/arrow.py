@@ -57,13 +57,13 @@ def list_arrow(root: str) -> SampleTable:
         if state.get("_indices_files"):
             raise DataError(f"{root}: rows are chosen by an index file; save_to_disk it again")
         found = [sample for name in names for sample in _list_file(root, name, columns)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{root}: not a whole data set ({error}), expected what datasets' save_to_disk writes; "
             "save it again"
         ) from error
     files = {key for key, _ in found if key}
-    by_name = len(files) == len(found)
+    by_name = bool(columns.key) or len(files) == len(found)
     return SampleTable.of(
         Sample(
             key if by_name else f"{number:09d}",
@@ -107,27 +107,28 @@ def _list_file(root: str, name: str, columns: _Columns) -> Iterator[tuple[str, S
         with pyarrow.memory_map(path) as mapped:
             whole = mapped.read_buffer()
             for batch in pyarrow.ipc.open_stream(whole):
-                yield from _list_batch(root, path, batch, whole.address, columns)
-    except pyarrow.ArrowException as error:
+                batch.validate(full=True)  # or hostile offsets would end the interpreter
+                yield from _list_batch(root, path, batch, whole, columns)
+    except (pyarrow.ArrowException, UnicodeDecodeError, SystemError) as error:
         raise DataError(f"{path}: not a whole Arrow file ({error}); save it again") from error
 
 
 def _list_batch(
-    root: str, path: str, batch: Any, base: int, columns: _Columns
+    root: str, path: str, batch: Any, whole: Any, columns: _Columns
 ) -> Iterator[tuple[str, Sample]]:
     images = batch.column(columns.image)
-    starts, ends = _ranges(images.field("bytes"), base)
+    starts, ends, null = _ranges(images.field("bytes"), whole.address)
+    if (~null & ((starts < 0) | (ends > whole.size))).any():
+        raise DataError(f"{path}: compressed, expected plain Arrow; save it with datasets again")
     names = images.field("path").to_pylist()
     keys = batch.column(columns.key).to_pylist() if columns.key else names
     labels = batch.column(columns.label).to_pylist() if columns.label else [None] * len(names)
     for row, name in enumerate(names):
-        key = str(keys[row] or "")
+        key = "" if keys[row] is None else str(keys[row])
         if not columns.key:
             key = key.rpartition("/")[2].rpartition(".")[0]
-        label = labels[row]
-        if isinstance(label, int):
-            label = None if label < 0 else columns.classes[label] if columns.classes else label
-        if ends[row] >= 0:
+        label = _label_of(labels[row], columns.classes, path)
+        if not null[row]:
             start, end = int(starts[row]), int(ends[row])
             yield key, Sample(key, label, path, offset=start, size=end - start)
         elif name:
@@ -137,8 +138,23 @@ def _list_batch(
             raise DataError(f"{path}: row {row} has neither bytes nor a path, expected an image")
 
 
-def _ranges(binary: Any, base: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each value's bytes begin and end in the file; ends are -1 of values that are null."""
+def _label_of(label: Any, classes: Sequence[str] | None, path: str) -> str | int | None:
+    if label is None or isinstance(label, str):
+        return label
+    if not isinstance(label, int) or (classes is not None and label >= len(classes)):
+        raise DataError(
+            f"{path}: label {label!r} found, expected a name or a number"
+            + (f" below {len(classes)}" if classes else "")
+        )
+    if label < 0:
+        return None
+    return str(classes[label]) if classes else label
+
+
+def _ranges(
+    binary: Any, base: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Where each value's bytes begin and end in the file, and which values are null."""
     import pyarrow
 
     wide = pyarrow.types.is_large_binary(binary.type)
@@ -147,6 +163,6 @@ def _ranges(binary: Any, base: int) -> tuple[NDArray[np.int64], NDArray[np.int64
     _, offsets, values = binary.buffers()
     at = np.frombuffer(offsets, np.int64 if wide else np.int32).astype(np.int64)
     at = at[binary.offset : binary.offset + len(binary) + 1]
-    null = np.asarray(binary.is_null())
+    null = np.array(binary.is_null().to_pylist(), np.bool_)
     first = values.address - base if values is not None else 0
-    return first + at[:-1], np.where(null, -1, first + at[1:])
+    return first + at[:-1], first + at[1:], null

@@ -25,7 +25,7 @@ def is_manifest(path: str) -> bool:
 
 def splits_of_manifest(path: str) -> set[str]:
     """What stands in its column split."""
-    return {str(row["split"]) for row in _rows_of(path) if row.get("split")}
+    return {str(row["split"]).lower() for row in _rows_of(path) if row.get("split")}
 
 
 def list_manifest(path: str, splits: Sequence[str]) -> Iterator[Sample]:
@@ -36,7 +36,7 @@ def list_manifest(path: str, splits: Sequence[str]) -> Iterator[Sample]:
     """
     folder = path.rpartition("/")[0] or "."
     for number, row in enumerate(_rows_of(path), 1):
-        if row.get("split") not in (None, "", *splits):
+        if str(row.get("split") or "").lower() not in ("", *splits):
             continue
         name = row.get("path")
         if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
@@ -63,7 +63,8 @@ def _sample_of(row: Mapping[str, Any], name: str, folder: str) -> Sample:
     if not dot or "/" in suffix:
         stem = name
     place = "" if name.startswith(("/", S3)) else folder
-    key = str(row.get("key") or stem.removeprefix(S3).lstrip("/"))
+    given = row.get("key")
+    key = stem.removeprefix(S3).lstrip("/") if given in (None, "") else str(given)
     return Sample(key, label, place, name=name)
 
 
@@ -99,5 +100,5 @@ def _parquet(path: str) -> Iterator[dict[str, Any]]:
             columns = [name for name in table.schema_arrow.names if name in wanted]
             for batch in table.iter_batches(columns=columns):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error}); write it again") from error

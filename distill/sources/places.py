@@ -18,7 +18,10 @@ from distill.errors import DataError, DataUnavailableError, first_line
 
 S3 = "s3://"
 # Errors that belong to one file and stay with it; any other is trouble that passes.
-DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO}
+DAMAGE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO),
+    *(errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTSUP),
+}
 ABSENT = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
 READ_AHEAD_BYTES = 8 * 2**20
 CONNECTIONS = 32
@@ -50,6 +53,10 @@ class Place(Protocol):
 
     def open(self, path: str) -> io.BufferedReader:
         """A file, to read and seek in."""
+        ...
+
+    def modified_ns(self, path: str) -> int:
+        """When a file was written; 0 where there is none."""
         ...
 
     def read(self, path: str, offset: int, size: int, *, at_most: int) -> bytes:
@@ -97,7 +104,7 @@ class Disk:
         folders, files = [], []
         try:
             for entry in os.scandir(folder):
-                if not entry.is_dir():
+                if not _is_folder(entry):
                     files.append(entry.name)
                 elif links or not entry.is_symlink():
                     folders.append(entry.name)
@@ -119,6 +126,13 @@ class Disk:
             os.close(number)
             raise DataError("cannot be read: not a regular file")
         return open(number, "rb")
+
+    def modified_ns(self, path: str) -> int:
+        """See `Place`."""
+        try:
+            return os.stat(path).st_mtime_ns  # noqa: PTH116
+        except OSError:
+            return 0
 
     def read(self, path: str, offset: int, size: int, *, at_most: int) -> bytes:
         """See `Place`."""
@@ -168,6 +182,18 @@ class Bucket:
     def open(self, path: str) -> io.BufferedReader:
         """See `Place`."""
         return io.BufferedReader(_Object(path), READ_AHEAD_BYTES)
+
+    def modified_ns(self, path: str) -> int:
+        """See `Place`."""
+        bucket, key = _parts(path)
+        try:
+            with _named(path):
+                written = _client().head_object(Bucket=bucket, Key=key)["LastModified"]
+        except DataUnavailableError:
+            raise
+        except DataError:
+            return 0
+        return int(written.timestamp() * 10**9)
 
     def read(self, path: str, offset: int, size: int, *, at_most: int) -> bytes:
         """See `Place`."""
@@ -250,6 +276,13 @@ def _parts(path: str) -> tuple[str, str]:
     if not bucket:
         raise DataError(f"{path}: no bucket found, expected s3://bucket/prefix")
     return bucket, key.rstrip("/")
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _require_few(size: int, at_most: int) -> None:

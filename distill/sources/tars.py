@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import re
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -91,13 +90,20 @@ def _table_of(tar: str, indexes: Path | None) -> SampleTable:
         identity = identity_of(file)
         name = hashlib.sha256(tar.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         kept = indexes / f"{name}.index" if indexes else None
-        for path in (index_path(tar), str(kept) if kept else ""):
-            if path and (known := _read_index(path, identity, tar)) is not None:
+        place, beside = place_of(tar), index_path(tar)
+        written = place.modified_ns(tar)
+        stamped = f"{identity} {written}"
+        if kept and (known := _read_index(str(kept), stamped, tar)) is not None:
+            return known
+        # A copy of a tar is written at another time than the tar, but not after its index.
+        if place.modified_ns(beside) >= written:
+            known = _read_index(beside, identity, tar)
+            if known is not None:
                 return known
         table = SampleTable.of(list_tar(file, tar))
     if kept:
         with suppress(OSError):  # no right to write there, or no room: listed again next time
-            write_atomically(kept, index_of(table, identity))
+            write_atomically(kept, index_of(table, stamped))
     return table
 
 
@@ -132,13 +138,14 @@ def _read_index(path: str, identity: str, tar: str) -> SampleTable | None:
         with np.load(io.BytesIO(content), allow_pickle=False) as found:
             head = json.loads(found["head"].tobytes())
             rows, keys = found["rows"], found["keys"].tobytes()
+        keys.decode("utf-8", "surrogatepass")
         if head["format"] != FORMAT or head["identity"] != identity or rows.dtype != ROW:
             return None
         table = SampleTable(rows, keys, tuple(head["labels"]), (tar,), tuple(head["suffixes"]))
         return table if _is_possible(table, int(identity.partition(" ")[0])) else None
     except DataUnavailableError:
         raise
-    except (DataError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except Exception:  # NumPy and zipfile raise whatever the bytes provoke
         return None
 
 
@@ -156,8 +163,8 @@ def _is_possible(table: SampleTable, tar_bytes: int) -> bool:
         and (named <= len(table.keys)).all()
         and (rows["place"] == 0).all()
         and (rows["label"] >= 0).all()
-        and (rows["label"] < max(1, len(table.labels))).all()
-        and (rows["suffix"] < max(1, len(table.suffixes))).all()
+        and (rows["label"] < len(table.labels)).all()
+        and (rows["suffix"] < len(table.suffixes)).all()
         and all(isinstance(label, str | int | None) for label in table.labels)
         and all(isinstance(suffix, str) for suffix in table.suffixes)
     )

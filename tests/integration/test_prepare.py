@@ -1,9 +1,11 @@
 """`distill prepare`: the raw release → ImageNet-21K-P."""
 
 import csv
+import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,8 +220,8 @@ def test_wrong_places_and_settings_are_one_line(tmp_path: Path, fails, prepare) 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     assert "'mine.txt' found in it" in fails("prepare", raw, "--out", tmp_path / "full", *SMALL)
-    none = fails("prepare", raw, "--out", tmp_path / "o", "--min-images", 10)
-    assert "the largest, n00000001, has 9 images, expected 10" in none
+    none = fails("prepare", raw, "--out", tmp_path / "o", "--min-images", 60)
+    assert "the largest, n00000001, has 9 images, expected 60" in none
     prepare(raw)
     again = fails("prepare", raw, "--out", tmp_path / "out", *SMALL, "--quality", 50)
     assert "begun with quality 95, this command has 50" in again
@@ -280,10 +282,10 @@ def test_a_finished_folder_is_left_as_it_is_unless_a_shard_is_missing(
     options = ("--format", "webdataset", "--shard-images", 4)
     report = prepare(raw, *options)
     whole = tree_bytes(tmp_path / "out")
-    moved = raw.rename(tmp_path / "away")
-    assert prepare(raw, *options) == report
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.prepare.run.list_raw", lambda *_: pytest.fail("listed again"))
+        assert prepare(raw, *options) == report
     assert tree_bytes(tmp_path / "out") == whole
-    moved.rename(raw)
     (tmp_path / "out" / "train-000001.tar").unlink()
     prepare(raw, *options)
     shards = {n: c for n, c in tree_bytes(tmp_path / "out").items() if n.endswith(".tar")}
@@ -412,3 +414,74 @@ def test_a_mismatch_is_explained() -> None:
 
 def test_another_data_set_is_compared_with_nothing(tmp_path: Path, prepare) -> None:  # type: ignore[no-untyped-def]
     assert prepare(write_release(tmp_path, "tree", release()))["against"] is None
+
+
+def test_a_finished_folder_of_another_release_is_not_taken_for_this_one(
+    tmp_path: Path,
+    prepare,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    tree_bytes,  # type: ignore[no-untyped-def]
+) -> None:
+    raw = write_release(tmp_path, "tree", release())
+    prepare(raw)
+    other = write_release(tmp_path, "winter21", release({"n00000001/x.JPEG": photo(77)}))
+    assert "begun with" in fails("prepare", other, "--out", tmp_path / "out", *SMALL)
+    whole = tree_bytes(tmp_path / "out" / "train")
+    shutil.rmtree(tmp_path / "out" / "train" / "n00000002")
+    (tmp_path / "out/train/n00000001/n00000001_5.JPEG").write_bytes(b"")
+    prepare(raw)
+    assert tree_bytes(tmp_path / "out" / "train") == whole
+
+
+def test_trouble_that_passes_is_no_damaged_class(
+    tmp_path: Path,
+    fails,  # type: ignore[no-untyped-def]
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stale mount while a class tar is listed."""
+    raw = write_release(tmp_path, "tars", release())
+    monkeypatch.setattr("os.open", _failing(os.open, "n00000002.tar", errno.ESTALE))
+    assert "cannot be read now" in fails("prepare", raw, "--out", tmp_path / "out", *SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def _failing(real: Callable[..., int], name: str, number: int) -> Callable[..., int]:
+    def open_file(path: object, *more: object, **named: object) -> int:
+        if str(path).endswith(name):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *more, **named)
+
+    return open_file
+
+
+def test_names_that_cannot_be_class_folders_are_listed(tmp_path: Path, prepare) -> None:  # type: ignore[no-untyped-def]
+    odd = ["x" * 300, "surro\udcffgate", "new\nline", "..", "."]
+    files = {f"{name}/{i}.JPEG": photo(i) for name in odd for i in range(6)}
+    (tmp_path / "raw.tar").write_bytes(tar_of(release() | files))
+    assert prepare(tmp_path / "raw.tar", "--format", "webdataset")["classes_kept"] == 3
+    assert len(listed(tmp_path / "out")) == 6 * len(odd)
+
+
+def test_class_tars_and_class_folders_count_beside_each_other(tmp_path: Path, prepare) -> None:  # type: ignore[no-untyped-def]
+    raw = write_release(tmp_path, "tree", {f"n00000009/{i}.JPEG": photo(i) for i in range(6)})
+    for name, content in class_tars(release()).items():
+        (raw / name.upper()).write_bytes(content)
+    assert prepare(raw)["classes_kept"] == 4
+
+
+def test_an_output_inside_the_release_is_refused(tmp_path: Path, fails) -> None:  # type: ignore[no-untyped-def]
+    raw = write_release(tmp_path, "tree", release())
+    assert "inside the release" in fails("prepare", raw, "--out", raw / "out", *SMALL)
+    assert "RAW is empty" in fails("prepare", "", "--out", tmp_path / "out", *SMALL)
+    few = fails("prepare", raw, "--out", tmp_path / "out", "--min-images", 3, "--val-images", 3)
+    assert "expected fewer than --min-images" in few
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="limits the size of files in a process of its own")
+def test_a_write_that_is_cut_short_is_no_whole_image(tmp_path: Path) -> None:
+    raw = write_release(tmp_path, "tree", release())
+    command = f"ulimit -f 1; exec {sys.executable} -m distill.cli.main prepare {raw}"
+    command += f" --out {tmp_path / 'out'} --min-images 5 --val-images 2 --workers 0"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert ran.returncode != 0
+    assert not (tmp_path / "out" / "prepare.jsonl").exists()

@@ -74,7 +74,7 @@ def test_dawid_skene_trusts_careful_raters_more_than_the_majority(
 def test_labels_are_the_scores_above_the_threshold_and_may_be_none() -> None:
     none = np.zeros(0, np.int64)
     answers = RaterAnswers("", ("a", "a", "b", "c"), (1, "n2", 3, 4), none, none, none)
-    scored = np.array([0.9, 0.81, 0.8, np.nan])
+    scored = np.array([0.9, 0.51, 0.5, np.nan])
     assert labels_by_key(answers, scored) == {"a": [1, "n2"], "b": [], "c": []}
 
 
@@ -143,11 +143,11 @@ def test_label_files_of_both_forms(tmp_path: Path) -> None:
 
 def test_from_proposals_over_raters_to_accuracy(
     tmp_path: Path,
-    distill,
-    fails,
-    hierarchy: SemanticHierarchy,  # type: ignore[no-untyped-def]
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
 ) -> None:
     """Two models that answer classes 0 1 2 and 1 0 3; images tagged 0 and 5."""
+    hierarchy = SemanticHierarchy.from_chains([f"c{i}" for i in range(8)], {})
     tags = [hierarchy.synsets[c] for c in (0, 5)]
     write_folder(tmp_path / "data" / "val", tuple(tags), images=2)
     models = [
@@ -228,3 +228,22 @@ def test_models_of_other_classes_are_one_line(
     models = [constant_model(tmp_path / n, h, [0]) for n, h in (("x", hierarchy), ("y", few))]
     command = ("data", "real-labels", "propose", *models, "--data", tmp_path / "data", *MACHINE)
     assert "2 classes found, expected those of plane-figures" in fails(*command, "--out", tmp_path)
+
+
+def test_a_semantic_model_answers_below_the_ancestors_of_its_answer(
+    tmp_path: Path,
+    distill,  # type: ignore[no-untyped-def]
+    hierarchy: SemanticHierarchy,
+) -> None:
+    """An ancestor is never less probable, so among all classes it would always be the answer."""
+    leaf = int(np.flatnonzero(hierarchy.levels == 2)[0])
+    synset = hierarchy.synsets[leaf]
+    above = [hierarchy.index(each) for each in hierarchy.ancestors(synset)]
+    model = constant_model(tmp_path / "model", hierarchy, [leaf, *above])
+    write_folder(tmp_path / "data" / "val", (synset,), images=3)
+    write_labels(tmp_path / "own.json", {f"{synset}_{i}": [synset] for i in range(3)})
+    common = ("--data", tmp_path / "data", "--scheme", "semantic", "--json", *MACHINE)
+    judged = distill("evaluate", model, "--labels", tmp_path / "own.json", *common)
+    assert json.loads(judged.out)[str(model)]["real_top1"] == 1.0
+    command = ("data", "real-labels", "propose", model, "--out", tmp_path / "rate", *common)
+    assert json.loads(distill(*command).out)["agreed"] == 3

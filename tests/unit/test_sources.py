@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
@@ -234,7 +235,7 @@ def test_an_index_of_another_tar_does_not_count(tmp_path: Path) -> None:
     stamp = path.stat()
     write_tar(path, {f"{i}.jpg": jpeg(i + 1) for i in range(5)})
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert path.stat().st_size == stamp.st_size
+    assert path.stat().st_size == stamp.st_size  # and time
     assert contents(open_source(path, indexes=tmp_path / "indexes"))["0"] == jpeg(1)
 
 
@@ -265,7 +266,7 @@ def test_a_tar_without_an_end_mark_is_not_whole(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", {"a.jpg": jpeg()})
     whole = path.read_bytes()
     path.write_bytes(whole[: 512 + -(-len(jpeg()) // 512) * 512])
-    with pytest.raises(DataError, match="ends without a tar's end mark"):
+    with pytest.raises(DataError, match="without a tar's end mark"):
         open_source(path)
 
 
@@ -276,3 +277,116 @@ def test_csv_of_strange_names_finds_its_files(tmp_path: Path) -> None:
         csv.writer(file).writerows([["path"], [odd]])
     (sample,) = open_source(tmp_path / "t.csv").samples
     assert read_bytes(sample) == jpeg(3)
+
+
+# -- hostile bytes ---------------------------------------------------------------------------------
+
+
+def test_a_damaged_header_in_the_middle_is_not_the_end(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {f"{i}.jpg": jpeg(i) for i in range(9)})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"5.jpg") + 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged at byte"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("size", [-512, -1024, -1])
+def test_a_member_of_negative_size_is_not_read_for_ever(tmp_path: Path, size: int) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": jpeg(), "a.wnid": b"n1", "b.jpg": jpeg()})
+    content = bytearray(path.read_bytes())
+    at = content.index(b"a.wnid")
+    content[at + 124 : at + 136] = b"\xff" + size.to_bytes(11, "big", signed=True)
+    content[at + 148 : at + 156] = b" " * 8
+    content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="copy"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
+def test_a_header_that_promises_gigabytes_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": jpeg(), "b.jpg": jpeg()})
+    content = bytearray(path.read_bytes())
+    at = content.index(b"b.jpg")
+    content[at + 124 : at + 136] = b"\x80" + (50 * 2**30).to_bytes(11, "big")
+    content[at + 156 : at + 157] = kind
+    content[at + 148 : at + 156] = b" " * 8
+    content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="copy"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_flipped_bytes_in_arrow_and_parquet_are_one_line_or_nothing(
+    tmp_path: Path, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    hugging_face(image=rows(5), label=[0] * 5).save_to_disk(tmp_path / "data")
+    listed = pyarrow.Table.from_pylist([{"path": f"{i}.jpg", "wnid": "n1"} for i in range(50)])
+    pyarrow.parquet.write_table(listed, tmp_path / "t.parquet")
+    for path in (tmp_path / "data" / "data-00000-of-00001.arrow", tmp_path / "t.parquet"):
+        content = bytearray(path.read_bytes())
+        for at in random.integers(0, len(content), 6):
+            content[at] = random.integers(0, 256)
+        path.write_bytes(content)
+    for place in (tmp_path / "data", tmp_path / "t.parquet"):
+        with suppress(DataError):
+            open_source(place)
+
+
+def test_arrow_labels_that_are_no_classes_are_one_line(tmp_path: Path) -> None:
+    made = hugging_face(image=rows(2), label=[0, 1])
+    made.save_to_disk(tmp_path / "data")
+    info = tmp_path / "data" / "dataset_info.json"
+    document = json.loads(info.read_text())
+    document["features"]["label"]["names"] = ["n1"]
+    info.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="label 1 found, expected a name or a number below 1"):
+        open_source(tmp_path / "data")
+
+
+def test_compressed_arrow_is_one_line(tmp_path: Path) -> None:
+    made = hugging_face(image=rows(5), label=[0] * 5)
+    made.save_to_disk(tmp_path / "data")
+    (path,) = (tmp_path / "data").glob("*.arrow")
+    with pyarrow.memory_map(str(path)) as file:
+        content = pyarrow.ipc.open_stream(file).read_all().combine_chunks()
+        options = pyarrow.ipc.IpcWriteOptions(compression="lz4")
+        with pyarrow.ipc.new_stream(str(path) + ".new", content.schema, options=options) as writer:
+            writer.write_table(content)
+    Path(f"{path}.new").replace(path)
+    with pytest.raises(DataError, match="compressed, expected plain Arrow"):
+        open_source(tmp_path / "data")
+
+
+def test_arrow_keys_that_are_numbers_begin_at_0_and_stand_once(tmp_path: Path) -> None:
+    hugging_face(image=rows(3), label=[0] * 3, key=["0", "1", "2"]).save_to_disk(tmp_path / "a")
+    assert {s.key for s in open_source(tmp_path / "a").samples} == {"0", "1", "2"}
+    hugging_face(image=rows(2), label=[0] * 2, key=["x", "x"]).save_to_disk(tmp_path / "b")
+    with pytest.raises(DataError, match="the key 'x' stands twice"):
+        open_source(tmp_path / "b")
+
+
+def test_a_link_to_itself_does_not_stop_the_listing(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / SQUARE / "loop.jpg").symlink_to(tmp_path / SQUARE / "loop.jpg")
+    source = open_source(tmp_path)
+    (loop,) = (sample for sample in source.samples if sample.key.endswith("loop"))
+    with pytest.raises(DataError, match="cannot be read: Too many levels"):
+        read_bytes(loop)
+
+
+def test_an_index_is_made_again_when_the_tar_was_written_later(tmp_path: Path) -> None:
+    """A correction of a wnid in the middle changes neither size nor beginning nor end."""
+    members = {
+        f"{i:03d}.{kind}": jpeg() if kind == "jpg" else b"n00000001"
+        for i in range(200)
+        for kind in ("jpg", "wnid")
+    }
+    path = write_tar(tmp_path / "x.tar", members)
+    open_source(path, indexes=tmp_path / "indexes")
+    write_tar(path, members | {"100.wnid": b"n00000002"})
+    source = open_source(path, indexes=tmp_path / "indexes")
+    assert {s.key: s.label for s in source.samples}["100"] == "n00000002"
