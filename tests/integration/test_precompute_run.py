@@ -66,8 +66,7 @@ def test_worker_leaves_the_blocks_of_others(
 # -- interruptions --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "number"), [(0, signal.SIGTERM), (2, signal.SIGINT)])
 def test_interrupted_it_finishes_the_block_in_hand(
     number: signal.Signals, workers: int, precompute_command: Command, tmp_path: Path
 ) -> None:
