@@ -75,7 +75,7 @@ def prepare(
         return _report_of(out)
     if options.workers and not dry_run:
         warm_up(do_unit)
-    images, chosen = _chosen(raw, options, shown)
+    images, chosen = _chosen(raw, options, stopping, shown)
     if dry_run:
         return _report(out, images, chosen, {}, options, started)
     ledger = Ledger(out, {**recipe, **_identity(images, chosen)}, where)
@@ -91,9 +91,17 @@ def prepare(
         ledger.close()
 
 
-def _chosen(raw: str, options: PrepareOptions, shown: bool) -> tuple[RawImages, Selection]:
+def _chosen(
+    raw: str, options: PrepareOptions, stopping: Callable[[], bool], shown: bool
+) -> tuple[RawImages, Selection]:
     with progress("listing", 0, "images", shown=shown) as tick:
-        images = list_raw(raw, tick, options.workers)
+
+        def told(units: int, note: str = "") -> None:
+            if stopping():  # nothing is in hand yet
+                raise KeyboardInterrupt
+            tick(units, note)
+
+        images = list_raw(raw, told, options.workers)
     rules = options.selection
     return images, select(images.samples, rules)
 

@@ -112,7 +112,7 @@ def _write_files(unit: Unit, shrunk: _Shrunk) -> int:
         if folder != made:
             Path(folder).mkdir(parents=True, exist_ok=True)
             made = folder
-        # Not renamed from another name: that would cost a tenth of shrinking it.
+        # Not renamed from another name: that doubles what the file system has to do.
         with open(f"{unit.out}/{unit.split}/{sample.key}.JPEG", "wb") as file:
             file.write(content)
     return 0

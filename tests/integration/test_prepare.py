@@ -25,6 +25,8 @@ from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.images import decode_image, read_bytes, squish
 from distill.prepare.report import PUBLISHED, compare
+from distill.prepare.run import PrepareOptions
+from distill.prepare.run import prepare as prepare_release
 from distill.prepare.shrink import ShrinkRules, shrink
 from distill.sources import tars
 
@@ -340,6 +342,13 @@ def test_ctrl_c_finishes_the_shards_in_hand(tmp_path: Path) -> None:
     assert b"run the same command again to go on" in err
     done = ledger.read_bytes().count(b"\n") - 1
     assert len([*(tmp_path / "out").glob("*.tar")]) == done < 16
+
+
+def test_listing_is_stopped_at_once(tmp_path: Path) -> None:
+    raw = write_release(tmp_path, "fall11", release())
+    with pytest.raises(KeyboardInterrupt):
+        prepare_release(str(raw), tmp_path / "out", PrepareOptions(), stopping=lambda: True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_dry_run_reports_and_writes_nothing(tmp_path: Path, distill) -> None:  # type: ignore[no-untyped-def]
