@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from distill.data import UNFINISHED
 from distill.errors import ConfigError
+from distill.files import write_atomically
 from distill.prepare.work import UnitDone
 
 FINISHED = "prepare.jsonl"
@@ -33,13 +34,10 @@ class Ledger:
         """settings: must be those that the folder was begun with. notes: are kept beside them."""
         self.out, self.done = out, dict[str, UnitDone]()
         out.mkdir(parents=True, exist_ok=True)
-        path, broken = out / UNFINISHED, frozenset[str]()
+        path = out / UNFINISHED
         if not path.exists():
             if (out / FINISHED).exists():  # but something is missing
-                head, units = _read_file(out / FINISHED)
-                _require_same(out, head, settings)
-                broken = _broken_splits(out, units)
-                (out / FINISHED).replace(path)
+                self._reopen(settings)
             else:
                 _require_empty(out)
         self._file = path.open("a+b")
@@ -48,7 +46,7 @@ class Ledger:
             head, units = _read(self._file)
             if head:
                 _require_same(out, head, settings)
-                self.done = {u.name: u for u in units if _is_there(out, u, broken)}
+                self.done = {unit.name: unit for unit in units if _is_there(out, unit)}
             else:
                 self._append({"format": FORMAT, **settings, **(notes or {})})
         except BaseException:
@@ -81,11 +79,24 @@ class Ledger:
                 "for it, or give another --out"
             ) from error
 
+    def _reopen(self, settings: Mapping[str, Any]) -> None:
+        """Unfinished again, without the units of splits in class folders that lost something."""
+        head, units = _read_file(self.out / FINISHED)
+        _require_same(self.out, head, settings)
+        broken = _broken_splits(self.out, units)
+        kept = [asdict(unit) for unit in units if unit.split not in broken]
+        write_atomically(self.out / UNFINISHED, _lines(head, *kept))
+        (self.out / FINISHED).unlink()
+
     def _append(self, *lines: Mapping[str, Any]) -> None:
-        # Keys may hold bytes that are no UTF-8; JSON escapes them.
-        self._file.writelines(json.dumps(line).encode() + b"\n" for line in lines)
+        self._file.write(_lines(*lines))
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _lines(*lines: Mapping[str, Any]) -> bytes:
+    """JSON, a line each. Keys may hold bytes that are no UTF-8; JSON escapes them."""
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
 def _require_empty(out: Path) -> None:
@@ -107,14 +118,13 @@ def finished(out: Path, settings: Mapping[str, Any]) -> bool:
         return False
     head, units = _read_file(out / FINISHED)
     _require_same(out, head, {n: value for n, value in settings.items() if n != "raw"})
-    broken = _broken_splits(out, units)
     same = head.get("raw") == settings["raw"]
-    return same and all(_is_there(out, unit, broken) for unit in units)
+    return same and not _broken_splits(out, units) and all(_is_there(out, u) for u in units)
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], list[UnitDone]]:
-    with path.open("r+b") as file:
-        return _read(file)
+    with path.open("rb") as file:
+        return _read(file, mend=False)
 
 
 def _broken_splits(out: Path, units: Sequence[UnitDone]) -> frozenset[str]:
@@ -138,19 +148,18 @@ def _counts(folder: Path) -> list[int]:
     return [len(sizes), sum(sizes)]
 
 
-def _is_there(out: Path, unit: UnitDone, broken: frozenset[str]) -> bool:
-    if unit.file_bytes:
-        shard = out / f"{unit.name}.tar"
-        return shard.exists() and shard.stat().st_size == unit.file_bytes
-    return unit.split not in broken
+def _is_there(out: Path, unit: UnitDone) -> bool:
+    """Whether its shard is; what is in class folders is counted when all is done."""
+    shard = out / f"{unit.name}.tar"
+    return not unit.file_bytes or (shard.exists() and shard.stat().st_size == unit.file_bytes)
 
 
-def _read(file: BinaryIO) -> tuple[dict[str, Any], list[UnitDone]]:
-    """The head and the units; a last line that was cut off is taken away."""
+def _read(file: BinaryIO, *, mend: bool = True) -> tuple[dict[str, Any], list[UnitDone]]:
+    """The head and the units; a last line that was cut off does not count, and is taken away."""
     file.seek(0)
     content = file.read()
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
+    if mend and len(whole) < len(content):
         file.truncate(len(whole))
     try:
         head, *lines = [json.loads(line) for line in whole.splitlines()] or [{}]

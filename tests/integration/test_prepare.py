@@ -24,6 +24,7 @@ from distill.data import label_indices, open_source
 from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.images import decode_image, read_bytes, squish
+from distill.prepare.ledger import Ledger
 from distill.prepare.report import PUBLISHED, compare
 from distill.prepare.run import PrepareOptions
 from distill.prepare.run import prepare as prepare_release
@@ -438,6 +439,13 @@ def test_a_finished_folder_of_another_release_is_not_taken_for_this_one(
     whole = tree_bytes(tmp_path / "out" / "train")
     shutil.rmtree(tmp_path / "out" / "train" / "n00000002")
     (tmp_path / "out/train/n00000001/n00000001_5.JPEG").write_bytes(b"")
+    # Killed while it mends, it still knows what is missing.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "record", lambda *_: os._exit(9))
+        if not os.fork():
+            prepare(raw)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
     prepare(raw)
     assert tree_bytes(tmp_path / "out" / "train") == whole
 
