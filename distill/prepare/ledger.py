@@ -55,6 +55,8 @@ class Ledger:
 
     def record(self, units: Sequence[UnitDone], parts: Path) -> None:
         """They are done: flush what they wrote to the disk, move shards to their place, note it."""
+        if not units:
+            return
         os.sync()  # once for many units: to flush each file would take longer than to shrink it
         for unit in units:
             if unit.file_bytes:

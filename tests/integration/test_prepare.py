@@ -83,7 +83,7 @@ def test_validation_images_are_the_first_by_bytes_or_by_seed(tmp_path: Path, pre
     prepare(raw, "--seed", 3, "--format", "webdataset", out="b")
     assert val("a") == val("b")
     chosen = {tuple(val("a"))}
-    for seed in (4, 5, 6):
+    for seed in (4, 5):
         prepare(raw, "--seed", seed, out=f"s{seed}")
         chosen.add(tuple(val(f"s{seed}")))
     assert len(chosen) > 1
@@ -250,7 +250,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(
         start = [sys.executable, "-m", "distill.cli.main"]
     ledger = tmp_path / "out" / "prepare-unfinished.jsonl"
     kills = 0
-    while kills < 3:
+    while kills < 2:
         running = subprocess.Popen(
             [*start, *map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -24,7 +24,7 @@ from store.resident import open_resident_view
 from store.verify import verify
 
 CHILD = Path(__file__).parents[1] / "child.py"
-FLIPS = 240
+FLIPS = 160
 KILLS = 50
 
 
