@@ -99,6 +99,14 @@ def has_split(location: str | Path, split: str) -> bool:
     return bool({*_names_of(split)} & {*found.folders} or _tars_of(found, split))
 
 
+def split_names(location: str | Path) -> list[str]:
+    """The splits that are there apart from each other; "train" where all is one."""
+    path = _path_of(location)
+    if is_manifest(path) and place_of(path).kind(path) == "file":
+        return sorted(splits_of_manifest(path)) or ["train"]
+    return [name for name in SPLITS if has_split(path, name)] or ["train"]
+
+
 def label_indices(source: ImageSource, hierarchy: SemanticHierarchy) -> NDArray[np.int64]:
     """[n]: each sample's class index, -1 where it has none.
 

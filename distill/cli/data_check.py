@@ -48,13 +48,13 @@ def check(
     Judges the data alone; what a teacher thinks of the tags is `distill inspect`.
     """
     from distill.cli.images import open_images
-    from distill.data import SPLITS, has_split
+    from distill.data import split_names
     from distill.data_check import check_images, report_of
     from distill.errors import printable
     from distill.hierarchy import resolve
 
     hierarchy = resolve(label_set)
-    names = [split] if split else [name for name in SPLITS if has_split(data, name)] or ["train"]
+    names = [split] if split else split_names(data)
     if out:
         out.mkdir(parents=True, exist_ok=True)  # or one would learn of it when all is read
     sources = {name: open_images(data, name) for name in names}

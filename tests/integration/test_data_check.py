@@ -12,6 +12,7 @@ from raw_release import photo
 from small_images import CIRCLE, SQUARE, jpeg
 
 from distill.duplicates import equal_groups, near_groups
+from distill.files import write_csv
 from distill.hierarchy import SemanticHierarchy
 
 
@@ -174,3 +175,13 @@ def test_images_of_a_data_set_without_labels(tmp_path: Path, distill) -> None:  
     report = check(distill, tmp_path)
     assert report["unlabelled"] == 2
     assert report["classes_present"] == 0
+
+
+def test_every_split_of_a_table_counts_whatever_it_is_called(tmp_path: Path, distill) -> None:  # type: ignore[no-untyped-def]
+    rows = [
+        [f"{i}.jpg", SQUARE, split] for i, split in enumerate(("train", "VAL", "Extra", "extra"))
+    ]
+    for name, *_ in rows:
+        (tmp_path / name).write_bytes(jpeg(int(name[0])))
+    write_csv(tmp_path / "t.csv", ["path", "wnid", "split"], rows)
+    assert check(distill, tmp_path / "t.csv")["images"] == {"extra": 2, "train": 1, "val": 1}
