@@ -123,7 +123,7 @@ def _require_imagehash() -> None:
         import imagehash  # noqa: F401
     except ImportError as error:
         raise DataError(
-            "--near needs imagehash, which is not installed; pip install 'distill[near]'"
+            "--near needs imagehash, which is not installed; pip install '.[near]'"
         ) from error
 
 

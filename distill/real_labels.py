@@ -80,7 +80,7 @@ def scores(answers: RaterAnswers, iterations: int = 100) -> NDArray[np.float64]:
         from crowdkit.aggregation import DawidSkene
     except ImportError as error:
         raise DataError(
-            "Dawid–Skene needs crowd-kit, which is not installed; pip install 'distill[real]'"
+            "Dawid–Skene needs crowd-kit, which is not installed; pip install '.[real]'"
         ) from error
     table = pandas.DataFrame(
         {"task": answers.questions, "worker": answers.raters, "label": answers.answers}

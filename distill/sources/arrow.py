@@ -98,7 +98,7 @@ def _list_file(root: str, name: str, columns: _Columns) -> Iterator[tuple[str, S
     except ImportError as error:
         raise DataError(
             f"{root}: a Hugging Face data set found, which needs pyarrow; "
-            "pip install 'distill[arrow]', or make WebDataset tars of it"
+            "pip install '.[arrow]', or make WebDataset tars of it"
         ) from error
     path = f"{root}/{name}"
     if "/" in name or name.startswith("."):

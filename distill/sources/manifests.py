@@ -91,7 +91,7 @@ def _parquet(path: str) -> Iterator[dict[str, Any]]:
         import pyarrow.parquet
     except ImportError as error:
         raise DataError(
-            f"{path}: Parquet needs pyarrow; pip install 'distill[arrow]', or write CSV"
+            f"{path}: Parquet needs pyarrow; pip install '.[arrow]', or write CSV"
         ) from error
     try:
         with place_of(path).open(path) as file:
