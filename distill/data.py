@@ -6,7 +6,6 @@ on all of them. A sample's key is its name without split, shard or extension, so
 not change it.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,61 +116,45 @@ def label_indices(source: ImageSource, hierarchy: SemanticHierarchy) -> NDArray[
     Raises:
         DataError: a label lies outside the label set.
     """
-    samples = source.samples
-    class_of = _class_of(hierarchy)
-    known = np.array([class_of(label) for label in samples.labels], np.int64)
-    labels: NDArray[np.int64] = known[samples.rows["label"]]
-    outside = np.flatnonzero((labels == OUTSIDE) & ~samples.rows["guessed"])
+    labels = labels_or_outside(source, hierarchy)
+    outside = np.flatnonzero(labels == OUTSIDE)
     if len(outside):
-        sample = samples[int(outside[0])]
+        sample = source.samples[int(outside[0])]
         raise DataError(
             f"{source.location}: sample {sample.key!r} has label {sample.label!r}, expected a "
             f"synset or an index of label set {hierarchy.name} ({hierarchy.num_classes} classes), "
             "or a name that one of them alone has; pass the --label-set that the data was tagged "
             "with; `distill data check` lists all such labels"
         )
-    return np.maximum(labels, -1)
+    return labels
 
 
-def classes_of_labels(source: ImageSource, hierarchy: SemanticHierarchy) -> NDArray[np.int64]:
-    """[distinct labels]: the class index of each of `source.samples.labels`.
+def labels_or_outside(source: ImageSource, hierarchy: SemanticHierarchy) -> NDArray[np.int64]:
+    """`label_indices`, but -2 where a label lies outside the label set."""
+    samples = source.samples
+    known = np.array([_class_of(label, hierarchy) for label in samples.labels], np.int64)
+    labels: NDArray[np.int64] = known[samples.rows["label"]]
+    return np.where((labels == OUTSIDE) & samples.rows["guessed"], -1, labels)
 
-    -1 for no label, -2 for one outside the label set.
-    """
-    class_of = _class_of(hierarchy)
-    return np.array([class_of(label) for label in source.samples.labels], np.int64)
 
+def _class_of(label: str | int | None, hierarchy: SemanticHierarchy) -> int:
+    if label is None:
+        return -1
+    if isinstance(label, int) or (label not in hierarchy and label.isdecimal()):
+        return int(label) if 0 <= int(label) < hierarchy.num_classes else OUTSIDE
+    synsets: tuple[str, ...] = (label,)
+    if label not in hierarchy and ".n." in label:
+        from distill.wordnet import wnid_of
 
-def _class_of(hierarchy: SemanticHierarchy) -> Callable[[str | int | None], int]:
-    named: dict[str, list[int]] = defaultdict(list)
-    for index, name in enumerate(hierarchy.names):
-        named[_plain(name)].append(index)
-
-    def class_of(label: str | int | None) -> int:
-        if label is None:
-            return -1
-        if isinstance(label, int) or (label not in hierarchy and label.isdecimal()):
-            return int(label) if 0 <= int(label) < hierarchy.num_classes else OUTSIDE
-        if label in hierarchy:
-            return hierarchy.index(label)
-        if ".n." in label:
-            from distill.wordnet import wnid_of
-
-            wnid = wnid_of(label)
-            return hierarchy.index(wnid) if wnid in hierarchy else OUTSIDE
-        found = named.get(_plain(label), [])
-        return found[0] if len(found) == 1 else OUTSIDE
-
-    return class_of
+        synsets = (wnid_of(label),)
+    elif label not in hierarchy:
+        synsets = hierarchy.named(label)
+    return hierarchy.index(*synsets) if len(synsets) == 1 and synsets[0] in hierarchy else OUTSIDE
 
 
 def _path_of(location: str | Path) -> str:
     text = str(location)
     return text if text.endswith("://") else text.rstrip("/") or "/"
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ").strip().lower()
 
 
 # -- recognising -----------------------------------------------------------------------------------
@@ -194,7 +177,7 @@ def _of_file(path: str, split: str, indexes: Path | None) -> _Found:
 def _of_folder(path: str, split: str, indexes: Path | None) -> _Found:
     place = place_of(path)
     found = place.entries(path)
-    parent = place_of(path).kind(f"{path}/../{UNFINISHED}") if "://" not in path else None
+    parent = place.kind(f"{path}/../{UNFINISHED}") if "://" not in path else None
     if UNFINISHED in found.files or parent:
         raise DataError(
             f"{path}: `distill prepare` has not finished here, expected a whole data set; run the "

@@ -5,20 +5,20 @@ tags is `distill inspect`.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data import OUTSIDE, ImageSource, classes_of_labels
+from distill.data import OUTSIDE, ImageSource, labels_or_outside
 from distill.duplicates import equal_groups, near_groups, pairs_of
 from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
 from distill.looking import Look, look_at
 from distill.processes import in_processes
 from distill.progress import progress
+from distill.samples import Sample
 
 UNIT_IMAGES = 500
 
@@ -39,19 +39,11 @@ class CheckedImages:
     groups: Sequence[NDArray[np.int64]]
     near: Sequence[NDArray[np.int64]] | None
 
-    def split_and_key(self, row: int) -> tuple[str, str]:
-        """Of a row."""
+    def sample(self, row: int) -> tuple[str, Sample]:
+        """The split and the sample of a row."""
         for split, source in self.sources.items():
             if row < len(source):
-                return split, source.samples[row].key
-            row -= len(source)
-        raise IndexError(row)
-
-    def label_of(self, row: int) -> str | int | None:
-        """As found in the data."""
-        for source in self.sources.values():
-            if row < len(source):
-                return source.samples[row].label
+                return split, source.samples[row]
             row -= len(source)
         raise IndexError(row)
 
@@ -93,7 +85,7 @@ def check_images(
     return CheckedImages(
         sources=sources,
         hierarchy=hierarchy,
-        labels=np.concatenate([_labels_of(source, hierarchy) for source in sources.values()]),
+        labels=np.concatenate([labels_or_outside(each, hierarchy) for each in sources.values()]),
         reasons=dict(sorted(reasons.items())),
         bytes_total=size,
         groups=[readable[rows] for rows in equal_groups(digests[readable])],
@@ -101,14 +93,7 @@ def check_images(
     )
 
 
-def _labels_of(source: ImageSource, hierarchy: SemanticHierarchy) -> NDArray[np.int64]:
-    known = classes_of_labels(source, hierarchy)
-    labels: NDArray[np.int64] = known[source.samples.rows["label"]]
-    guessed = source.samples.rows["guessed"]
-    return np.where((labels == OUTSIDE) & guessed, -1, labels)
-
-
-def _units(sources: Mapping[str, ImageSource], hashed: bool) -> Any:
+def _units(sources: Mapping[str, ImageSource], hashed: bool) -> Iterator[Look]:
     first = 0
     for source in sources.values():
         for start in range(0, len(source), UNIT_IMAGES):
@@ -179,8 +164,6 @@ def report_of(location: str, checked: CheckedImages) -> DataReport:
     present = per_class[per_class > 0]
     table = hierarchy.label_table[tagged]
     levels = hierarchy.levels[tagged]
-    inner = np.zeros(hierarchy.num_classes, np.bool_)
-    inner[[parent for parent in hierarchy.parents if parent >= 0]] = True
     quantiles = np.quantile(present, [0, 0.5, 1]) if len(present) else np.zeros(3)
     kinds = Counter(reason.partition(":")[0] for reason in checked.reasons.values())
     return DataReport(
@@ -202,7 +185,7 @@ def report_of(location: str, checked: CheckedImages) -> DataReport:
             }
             for k in range(hierarchy.num_hierarchies)
         ],
-        inner=int(inner[tagged].sum()),
+        inner=int(hierarchy.inner[tagged].sum()),
         unreadable=len(checked.reasons),
         unreadable_by_kind=dict(kinds.most_common()),
         duplicates=_tagging(checked, checked.groups),
@@ -212,7 +195,7 @@ def report_of(location: str, checked: CheckedImages) -> DataReport:
 
 def _outside(checked: CheckedImages) -> dict[str, int]:
     rows = np.flatnonzero(checked.labels == OUTSIDE)
-    return dict(Counter(str(checked.label_of(int(row))) for row in rows).most_common())
+    return dict(Counter(str(checked.sample(int(row))[1].label) for row in rows).most_common())
 
 
 def _tagging(checked: CheckedImages, groups: Sequence[NDArray[np.int64]]) -> Tagging:

@@ -189,6 +189,13 @@ class SemanticHierarchy:
         return np.array([len(self._ancestor_indices(c)) for c in range(self.num_classes)], np.int64)
 
     @cached_property
+    def inner(self) -> NDArray[np.bool_]:
+        """[num_classes]: whether other classes are below."""
+        found = np.zeros(self.num_classes, np.bool_)
+        found[[parent for parent in self.parents if parent >= 0]] = True
+        return found
+
+    @cached_property
     def level_sizes(self) -> tuple[int, ...]:
         """Classes of every level, the dropped one included."""
         return tuple(int(n) for n in np.bincount(self.levels))
@@ -306,16 +313,17 @@ class SemanticHierarchy:
         """The synsets that are `word`, or are named so (case and underscores do not matter)."""
         if word in self._index:
             return (word,)
-        wanted = _plain(word)
-        found = tuple(
-            s for s, n in zip(self.synsets, self.names, strict=True) if _plain(n) == wanted
-        )
+        found = self.named(word)
         if not found:
             raise HierarchyError(
                 f"{word!r} is neither a synset nor a name in {self.name}; near are "
-                f"{near_names(wanted, [_plain(n) for n in self.names])}"
+                f"{near_names(_plain(word), self._by_name)}"
             )
         return found
+
+    def named(self, word: str) -> tuple[str, ...]:
+        """The synsets that are named so; case, underscores and spaces around do not matter."""
+        return tuple(self._by_name.get(_plain(word), ()))
 
     def ancestors(self, synset: str) -> tuple[str, ...]:
         """A synset's ancestors in the label set, nearest first."""
@@ -330,6 +338,13 @@ class SemanticHierarchy:
     @cached_property
     def _index(self) -> dict[str, int]:
         return {synset: c for c, synset in enumerate(self.synsets)}
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for synset, name in zip(self.synsets, self.names, strict=True):
+            found.setdefault(_plain(name), []).append(synset)
+        return found
 
     @cached_property
     def _moved(self) -> dict[str, HierarchyTensors]:
@@ -381,4 +396,4 @@ def _path(chain: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", " ").lower()
+    return name.replace("_", " ").strip().lower()

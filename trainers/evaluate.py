@@ -136,8 +136,8 @@ def exclusive_classes(labels: NDArray[np.int64], hierarchy: SemanticHierarchy) -
     Of a hierarchy its leaves, and the most specific classes that occur as labels: what has others
     below it is never less probable than they are.
     """
-    leaves = set(range(hierarchy.num_classes)) - set(hierarchy.parents)
-    return sorted(leaves | set(most_specific(labels, hierarchy)))
+    leaves = np.flatnonzero(~hierarchy.inner).tolist()
+    return sorted({*leaves, *most_specific(labels, hierarchy)})
 
 
 def most_specific(labels: NDArray[np.int64], hierarchy: SemanticHierarchy) -> list[int]:

@@ -254,8 +254,9 @@ class Real:
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
         scores = class_scores(logits, self._hierarchy, self._reading) if self._hierarchy else logits
-        answers = scores.argmax(1, keepdim=True)
-        if self._answerable is not None:
+        if self._answerable is None:
+            answers = scores.argmax(1, keepdim=True)
+        else:
             answers = self._answerable[scores[:, self._answerable].argmax(1, keepdim=True)]
         allowed = self._allowed[rows]
         hits = (allowed == answers).any(1)

@@ -71,10 +71,9 @@ def propose(
                 f"{hierarchy.name} ({hierarchy.num_classes}); pass models of one --label-set"
             )
         reading = Reading(scheme or trained.scheme or "single-label", trained.taught)
-        meter = _Highest(len(source), answerable, hierarchy, reading)
+        answers = _Highest(len(source), answerable, hierarchy, reading)
         model = trained.model.to(machine.device)
-        judge(model, [meter], model_input=trained.input, source=source, machine=machine)
-        answers = _Answers(meter.classes, meter.scores, meter.probs, meter.seen)
+        judge(model, [answers], model_input=trained.input, source=source, machine=machine)
         first.append(np.where(answers.seen, answers.classes[:, 0], -2))
         for row, c in answers.confident(int(per_image * len(source))):
             found[row].setdefault(c, []).append(trained.name)
@@ -88,31 +87,11 @@ def propose(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Answers:
-    """The highest answers of one model: classes, scores and probabilities [n, KEPT], best first.
-
-    seen: [n] images that could be read.
-    """
-
-    classes: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    probs: NDArray[np.float32]
-    seen: NDArray[np.bool_]
-
-    def confident(self, count: int) -> list[tuple[int, int]]:
-        """(row, class): each image's first, and the `count` highest by score and by probability."""
-        chosen = np.zeros(self.classes.shape, np.bool_)
-        chosen[:, 0] = True
-        seen = self.seen[:, None]
-        for values in (self.scores, self.probs):
-            order = np.argsort(np.where(seen, -values, np.inf), axis=None, kind="stable")
-            chosen.reshape(-1)[order[:count]] = True
-        return [(int(row), int(self.classes[row, i])) for row, i in np.argwhere(chosen & seen)]
-
-
 class _Highest:
-    """A meter that keeps the highest answers for each image."""
+    """A meter that keeps the highest answers for each image.
+
+    classes, scores, probs: [n, KEPT], best first. seen: [n] images that could be read.
+    """
 
     def __init__(
         self,
@@ -142,6 +121,16 @@ class _Highest:
     def result(self, world: World) -> dict[str, Any]:
         """None."""
         return {}
+
+    def confident(self, count: int) -> list[tuple[int, int]]:
+        """(row, class): each image's first, and the `count` highest by score and by probability."""
+        chosen = np.zeros(self.classes.shape, np.bool_)
+        chosen[:, 0] = True
+        seen = self.seen[:, None]
+        for values in (self.scores, self.probs):
+            order = np.argsort(np.where(seen, -values, np.inf), axis=None, kind="stable")
+            chosen.reshape(-1)[order[:count]] = True
+        return [(int(row), int(self.classes[row, i])) for row, i in np.argwhere(chosen & seen)]
 
 
 def in_questions(classes: Sequence[int]) -> list[list[int]]:

@@ -87,7 +87,7 @@ def _lines(report: "DataReport", checked: "CheckedImages") -> list[str]:
         f"unreadable: {report.unreadable} images"
         + "".join(f"; {count} {kind}" for kind, count in report.unreadable_by_kind.items()),
         *(
-            f"  {checked.split_and_key(row)[1]}: {reason}"
+            f"  {checked.sample(row)[1].key}: {reason}"
             for row, reason in list(checked.reasons.items())[:SHOWN]
         ),
         _pairs_line("duplicates", "are the same bytes", report.duplicates),
@@ -135,16 +135,18 @@ def _write_lists(out: Path, checked: "CheckedImages") -> None:
     from distill.data import OUTSIDE
     from distill.files import write_csv
 
-    reasons = [[*checked.split_and_key(row), why] for row, why in checked.reasons.items()]
+    def named(row: int) -> list[object]:
+        split, sample = checked.sample(row)
+        return [split, sample.key, sample.label]
+
+    reasons = [[*named(row)[:2], why] for row, why in checked.reasons.items()]
     write_csv(out / "unreadable.csv", ["split", "key", "reason"], reasons)
-    outside = [int(row) for row in (checked.labels == OUTSIDE).nonzero()[0]]
-    rows = [[*checked.split_and_key(row), checked.label_of(row)] for row in outside]
+    outside = (checked.labels == OUTSIDE).nonzero()[0]
+    rows = [named(int(row)) for row in outside]
     write_csv(out / "outside.csv", ["split", "key", "label"], rows)
     for name, groups in (("duplicates", checked.groups), ("near", checked.near)):
         if groups is not None:
             members = [
-                [number, *checked.split_and_key(int(row)), checked.label_of(int(row))]
-                for number, group in enumerate(groups)
-                for row in group
+                [number, *named(int(row))] for number, group in enumerate(groups) for row in group
             ]
             write_csv(out / f"{name}.csv", ["group", "split", "key", "label"], members)

@@ -28,11 +28,7 @@ SHARES = (
 @click.option("--data", help="Labelled images; by split or not.")
 @click.option("--split", default="val", show_default=True, help="Of --data, to be judged on.")
 @click.option("--label-set", help="Name or JSON; what the model was trained on by default.")
-@click.option(
-    "--scheme",
-    type=click.Choice(["single-label", "multi-label", "semantic"]),
-    help="How the logits are to be read; as the run was trained by default.",
-)
+@options.scheme
 @click.option(
     "--truth",
     type=click.Path(path_type=Path),

@@ -52,6 +52,15 @@ def samples(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def scheme(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--scheme, of commands that ask trained models."""
+    return click.option(
+        "--scheme",
+        type=click.Choice(["single-label", "multi-label", "semantic"]),
+        help="How the logits are to be read; as the run was trained by default.",
+    )(command)
+
+
 def limit(command: Callable[..., Any]) -> Callable[..., Any]:
     """--limit."""
     return click.option(

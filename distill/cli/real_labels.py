@@ -25,11 +25,7 @@ def real_labels() -> None:
 @options.data
 @click.option("--split", default="val", show_default=True, help="Split of --data.")
 @click.option("--label-set", help="Name or JSON; the first model's by default.")
-@click.option(
-    "--scheme",
-    type=click.Choice(["single-label", "multi-label", "semantic"]),
-    help="How the logits are to be read; as the models were trained by default.",
-)
+@options.scheme
 @click.option(
     "--per-image",
     type=click.FloatRange(0, 16),

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from distill.cli import listening, teaching, viewing
+from distill.cli.images import CACHE
 
 
 @click.command()
@@ -55,7 +56,7 @@ from distill.cli import listening, teaching, viewing
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
-    default=Path("~/.cache/distill"),
+    default=Path(CACHE),
     show_default=True,
     help="Folder of decoded views, and of answers that wait for the rest of their block.",
 )

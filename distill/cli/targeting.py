@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from distill.cli.gathered import gathered
+from distill.cli.images import CACHE
 
 if TYPE_CHECKING:
     from distill.hierarchy import SemanticHierarchy
@@ -108,7 +109,7 @@ targets = gathered(
         click.option(
             "--cache",
             type=click.Path(path_type=Path),
-            default=Path("~/.cache/distill"),
+            default=Path(CACHE),
             show_default=True,
             help="Folder of decoded views.",
         ),

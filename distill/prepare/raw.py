@@ -15,7 +15,7 @@ from distill.processes import in_processes
 from distill.progress import Ticker
 from distill.samples import Sample, SampleTable
 from distill.sources.folders import list_folders, split_image_name
-from distill.sources.members import members
+from distill.sources.members import members, open_tar
 from distill.sources.places import Disk
 
 MAX_CLASS_BYTES = 240
@@ -93,7 +93,7 @@ def list_raw(location: str, tick: Ticker, workers: int = 0) -> RawImages:
         )
     listing, tars = _Listing(), list[ClassTar]()
     if kind == "file":
-        with _opened(location) as file:
+        with open_tar(location) as file:
             own = SampleTable.of(_counted(_of_tar(file, location, listing, tars.append), tick))
     else:
         names = [n for n in disk.entries(location).files if n.lower().endswith(".tar")]
@@ -115,15 +115,6 @@ def list_raw(location: str, tick: Ticker, workers: int = 0) -> RawImages:
         )
     skipped = {name: reason for _, some in parts for name, reason in some.items()}
     return RawImages(location, samples, skipped)
-
-
-def _opened(path: str) -> BufferedReader:
-    try:
-        return Disk().open(path)
-    except DataUnavailableError:
-        raise
-    except DataError as error:
-        raise DataError(f"{path}: {error}; expected a tar that can be read") from error
 
 
 def list_class_tars(unit: ClassTars) -> tuple[int, SampleTable, dict[str, str]]:

@@ -81,10 +81,11 @@ def prepare(
     ledger = Ledger(out, {**recipe, **_identity(images, chosen)}, where)
     try:
         complete = _fill(ledger, images, chosen, options, stopping, shown)
-        report = _report(out, images, chosen, ledger.done, options, started)
-        report = replace(report, complete=complete)
+        report = replace(
+            _report(out, images, chosen, ledger.done, options, started), complete=complete
+        )
         if complete:
-            _write_lists(out, images, chosen, ledger.done, report)
+            _write_lists(out, images, chosen, _bad(ledger.done), report)
             ledger.finish()
         return report
     finally:
@@ -194,23 +195,26 @@ def _units(
     options: PrepareOptions,
     done: Mapping[str, UnitDone],
 ) -> Iterator[Unit]:
-    known = frozenset(done)
     for split in SPLITS:
         rows = chosen.rows(split)
         for number, start in enumerate(range(0, len(rows), options.unit_images)):
-            some = rows[start : start + options.unit_images]
-            unit = Unit(
-                out=str(out),
-                parts=str(parts),
-                split=split,
-                number=number,
-                form=options.form,
-                samples=[],
-                rules=options.shrink,
-            )
-            if unit.name not in known:
-                unit.samples.extend(images.samples[int(row)] for row in some)
-                yield unit
+            name = f"{split}-{number:06d}"
+            if name not in done:
+                some = rows[start : start + options.unit_images]
+                yield Unit(
+                    out=str(out),
+                    parts=str(parts),
+                    split=split,
+                    name=name,
+                    form=options.form,
+                    samples=[images.samples[int(row)] for row in some],
+                    rules=options.shrink,
+                )
+
+
+def _bad(done: Mapping[str, UnitDone]) -> dict[str, str]:
+    """The reason for each image that was left out, by key."""
+    return {key: reason for unit in done.values() for key, reason in unit.bad.items()}
 
 
 def _report(
@@ -223,12 +227,9 @@ def _report(
 ) -> PrepareReport:
     units = done.values()
     planned = {split: len(chosen.rows(split)) for split in SPLITS}
-    written = {
-        split: sum(unit.images for unit in units if unit.name.startswith(f"{split}-"))
-        for split in SPLITS
-    }
+    written = {split: sum(unit.images for unit in units if unit.split == split) for split in SPLITS}
     counts = written if done else planned
-    bad = {key: reason for unit in units for key, reason in unit.bad.items()}
+    bad = _bad(done)
     return PrepareReport(
         out=str(out),
         classes_found=len(chosen.images),
@@ -256,10 +257,9 @@ def _write_lists(
     out: Path,
     images: RawImages,
     chosen: Selection,
-    done: Mapping[str, UnitDone],
+    bad: Mapping[str, str],
     report: PrepareReport,
 ) -> None:
-    bad = {key: reason for unit in done.values() for key, reason in unit.bad.items()}
     twice = {images.samples[int(row)].key: "its name stands twice" for row in chosen.twice}
     rows = [*images.skipped.items(), *twice.items(), *sorted(bad.items())]
     write_csv(out / "bad_images.csv", ["name", "reason"], rows)

@@ -24,20 +24,18 @@ MAX_NAME_BYTES = 240  # of the 255 that a file name may have
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """The images of one shard, or of some class folders. parts: where shards are written."""
+    """The images of one shard, or of some class folders.
+
+    parts: where shards are written. name: of the shard, without its suffix.
+    """
 
     out: str
     parts: str
     split: str
-    number: int
+    name: str
     form: Form
     samples: list[Sample]
     rules: ShrinkRules
-
-    @property
-    def name(self) -> str:
-        """Of the shard, without its suffix."""
-        return f"{self.split}-{self.number:06d}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 
 from distill.errors import DataError, DataUnavailableError
+from distill.sources.places import place_of, unavailable
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_HEADER_BYTES = 2**20  # of long names and PAX records, which are read whole
@@ -21,6 +22,21 @@ class Member:
     name: str
     offset: int
     size: int
+
+
+def open_tar(path: str) -> BufferedReader:
+    """A tar, to list its members.
+
+    Raises:
+        DataError: it cannot be read.
+        DataUnavailableError: not now.
+    """
+    try:
+        return place_of(path).open(path)
+    except DataUnavailableError:
+        raise
+    except DataError as error:
+        raise DataError(f"{path}: {error}; expected a readable tar") from error
 
 
 def members(
@@ -57,10 +73,7 @@ def members(
                     "copy the tar again"
                 )
     except OSError as error:
-        raise DataUnavailableError(
-            f"{path}: cannot be read now ({error.strerror or error}), expected a disk in order; "
-            "mend it, and run the same command again"
-        ) from error
+        raise unavailable(path, str(error.strerror or error)) from error
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a whole uncompressed tar ({error}); copy it again") from error
 

@@ -266,9 +266,9 @@ def _named(path: str) -> Iterator[None]:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in ABSENT:
             raise DataError(f"cannot be read: {path} is not there") from error
-        raise _unavailable(path, first_line(error)) from error
+        raise unavailable(path, first_line(error)) from error
     except (BotoCoreError, OSError) as error:
-        raise _unavailable(path, first_line(error)) from error
+        raise unavailable(path, first_line(error)) from error
 
 
 def _parts(path: str) -> tuple[str, str]:
@@ -295,10 +295,11 @@ def _unreadable(path: str, error: OSError | ValueError) -> DataError:
         return DataError(f"cannot be read: {error}")
     if error.errno in DAMAGE:
         return DataError(f"cannot be read: {error.strerror}")
-    return _unavailable(path, str(error.strerror))
+    return unavailable(path, str(error.strerror))
 
 
-def _unavailable(path: str, cause: str) -> DataUnavailableError:
+def unavailable(path: str, cause: str) -> DataUnavailableError:
+    """What to raise of trouble that passes."""
     return DataUnavailableError(
         f"{path}: cannot be read now ({cause}), expected a disk, a network and a machine in "
         "order; finished work is kept: mend it, and run the same command again"

@@ -20,7 +20,7 @@ from distill.errors import DataError, DataUnavailableError
 from distill.files import write_atomically
 from distill.images import IMAGE_SUFFIXES
 from distill.samples import ROW, Sample, SampleTable
-from distill.sources.members import Member, members
+from distill.sources.members import Member, members, open_tar
 from distill.sources.places import place_of
 
 MAX_LABEL_BYTES = 256
@@ -86,7 +86,7 @@ def _read_label(file: BufferedReader, member: Member, suffix: str, path: str) ->
 
 
 def _table_of(tar: str, indexes: Path | None) -> SampleTable:
-    with _opened(tar) as file:
+    with open_tar(tar) as file:
         identity = identity_of(file)
         name = hashlib.sha256(tar.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         kept = indexes / f"{name}.index" if indexes else None
@@ -178,12 +178,3 @@ def identity_of(file: BufferedReader) -> str:
         file.seek(at)
         digest.update(file.read(PROBE_BYTES if at == 0 else 4 * PROBE_BYTES))
     return f"{size} {digest.hexdigest()}"
-
-
-def _opened(tar: str) -> BufferedReader:
-    try:
-        return place_of(tar).open(tar)
-    except DataUnavailableError:
-        raise
-    except DataError as error:
-        raise DataError(f"{tar}: {error}; expected a readable tar") from error

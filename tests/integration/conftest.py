@@ -10,10 +10,11 @@ import pytest
 import torch
 from buckets import make_bucket, s3_server
 from live import Live, live
+from small_models import write_test_vit
 
 from distill.data import open_source
 from distill.hierarchy import SemanticHierarchy
-from distill.models import ModelCard, ModelInput, create_model
+from distill.models import create_model
 from distill.views import ViewPolicy
 from teacher_server.client import TeacherClient
 from teacher_server.live.sampling import open_samples
@@ -25,19 +26,11 @@ from teacher_server.teacher import Teacher
 @pytest.fixture(scope="session")
 def teacher_weights(tmp_path_factory: pytest.TempPathFactory, hierarchy: SemanticHierarchy) -> Path:
     """A test_vit for the figures with fixed weights, sharpened so that answers differ."""
-    import safetensors.torch
-
     torch.manual_seed(5)
     model = create_model("test_vit", hierarchy.num_classes)
     state = {name: tensor * 3 for name, tensor in model.state_dict().items()}
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    safetensors.torch.save_file(state, path)
-    ModelCard(
-        model="test_vit",
-        num_classes=hierarchy.num_classes,
-        input=ModelInput(size=(32, 32)),
-        hierarchy_digest=hierarchy.digest,
-    ).write(path)
+    write_test_vit(path, state, hierarchy)
     return path
 
 

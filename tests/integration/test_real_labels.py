@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from small_images import write_folder
+from small_models import write_test_vit
 
 from distill.errors import DataError
 from distill.hierarchy import SemanticHierarchy
-from distill.models import ModelCard, ModelInput, create_model
+from distill.models import create_model
 from distill.real_labels import (
     NO,
     YES,
@@ -36,14 +36,7 @@ def constant_model(folder: Path, hierarchy: SemanticHierarchy, order: list[int])
     state["head.bias"].fill_(-9)
     for place, c in enumerate(order):
         state["head.bias"][c] = 8.0 - place
-    path = folder / "student.safetensors"
-    safetensors.torch.save_file(state, path)
-    ModelCard(
-        model="test_vit",
-        num_classes=hierarchy.num_classes,
-        input=ModelInput(size=(32, 32)),
-        hierarchy_digest=hierarchy.digest,
-    ).write(path)
+    write_test_vit(folder / "student.safetensors", state, hierarchy)
     hierarchy.save(folder / "hierarchy.json")
     return folder
 

@@ -1,0 +1,20 @@
+"""Files of small models with weights that a test chooses."""
+
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from distill.hierarchy import SemanticHierarchy
+from distill.models import ModelCard, ModelInput
+
+
+def write_test_vit(path: Path, state: dict[str, Tensor], hierarchy: SemanticHierarchy) -> None:
+    """Weights of a test_vit for 32 × 32 pixels, and their card."""
+    safetensors.torch.save_file(state, path)
+    ModelCard(
+        model="test_vit",
+        num_classes=hierarchy.num_classes,
+        input=ModelInput(size=(32, 32)),
+        hierarchy_digest=hierarchy.digest,
+    ).write(path)
