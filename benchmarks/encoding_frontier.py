@@ -8,8 +8,8 @@ Two teachers on augmented views of tiny-imagenet-h:
 
 Payload is what index, prob, confidence and sq_norm take in chunks of 8192 rows (4096 of the wide
 teacher). The angle is that of the dense and the sparse KD gradient, for a fresh student and for one
-near the teacher (`distill.fidelity`). In the end whole stores are precomputed with the presets and
-weighed.
+near the teacher (`distill.targets.fidelity`). In the end whole stores are precomputed with the
+presets and weighed.
 
 Prints tables in Markdown, writes encoding_frontier.svg, and ends with one JSON object on a line.
 """
@@ -32,13 +32,13 @@ from frontier_report import Point, draw, print_points
 from torch import Tensor
 from wide_teacher import TEACHER, run_trained, write_wide_teacher
 
-from distill.encoding import PRESETS, EncodingSpec
-from distill.fidelity import fidelity_errors
-from distill.hierarchy import SemanticHierarchy
-from distill.softmax import top_mass
-from distill.targets import DenseTargets, SparseTargets
-from store.blocks import encode_chunk
-from store.codes import Coding
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.hierarchy.softmax import top_mass
+from distill.targets.encoding import PRESETS, EncodingSpec
+from distill.targets.fidelity import fidelity_errors
+from distill.targets.tensors import DenseTargets, SparseTargets
+from store.format.chunks import encode_chunk
+from store.format.codes import Coding
 
 BLOCK = 8192
 

@@ -29,11 +29,11 @@ import urllib3
 from store_read import manifest_of_samples, synthetic_manifest, synthetic_samples
 from whole_path import processor
 
-from distill.hierarchy import SemanticHierarchy
-from distill.targets import encode
-from store import commits
-from store.blocks import chunk_key
-from store.codes import ANSWER_ARRAYS
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.tensors import encode
+from store.format import commits
+from store.format.chunks import chunk_key
+from store.format.codes import ANSWER_ARRAYS
 from store.logit_store import LogitStore
 
 BLOCK_ROWS, DIFFERENT = 8192, 4
@@ -42,8 +42,8 @@ BLOCKS = 1465  # 12,001,280 images
 LOOK = r"""
 import re, sys, time
 from store.logit_store import LogitStore
-from teacher_server.inspector.findings import Rules
-from teacher_server.inspector.inspection import open_inspection
+from teacher_server.inspect.findings import Rules
+from teacher_server.inspect.inspection import open_inspection
 started = time.perf_counter()
 inspection = open_inspection(sys.argv[1], rules=Rules())
 opened = time.perf_counter() - started

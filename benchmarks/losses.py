@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill.encoding import EncodingSpec
-from distill.hierarchy import SemanticHierarchy
-from distill.losses import semantic_kd_loss, semantic_softmax_loss
-from distill.targets import dense_targets, encode
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.losses.semantic import semantic_kd_loss, semantic_softmax_loss
+from distill.targets.encoding import EncodingSpec
+from distill.targets.tensors import dense_targets, encode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from plain_losses import plain_kd_loss, plain_softmax_loss

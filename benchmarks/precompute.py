@@ -39,13 +39,13 @@ import torch
 from PIL import Image
 from whole_path import processor
 
-from distill.data import open_source
-from distill.encoding import EncodingSpec
-from distill.hierarchy import resolve
+from distill.data.source import open_source
+from distill.hierarchy.semantic import resolve
 from distill.models import pick_device
-from teacher_server.forward import Forward
-from teacher_server.load import MemberChoice, load_teacher
-from teacher_server.teacher import Teacher
+from distill.targets.encoding import EncodingSpec
+from teacher_server.teacher.forward_pass import Forward
+from teacher_server.teacher.loading import MemberChoice, load_teacher
+from teacher_server.teacher.teacher import Teacher
 
 RUNS = 5
 

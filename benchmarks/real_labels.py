@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.real_labels import (
+from distill.curate.real_labels import (
     MAYBE,
     NO,
     THRESHOLD,

@@ -40,19 +40,19 @@ import urllib3
 from PIL import Image
 from whole_path import processor
 
-from distill.encoding import EncodingSpec
-from distill.hierarchy import SemanticHierarchy, resolve
+from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.models import ModelInput, pick_device
-from store.manifest import TeacherIdentity
-from teacher_server.forward import Forward
-from teacher_server.live.admission import Budgets
-from teacher_server.live.lane import devices_of
-from teacher_server.live.server import Address, make_server, run
-from teacher_server.live.service import ServeOptions, Service
-from teacher_server.live.work import Work
-from teacher_server.load import MemberChoice, load_teacher
-from teacher_server.teacher import Member, Teacher
-from teacher_server.tuning import measure
+from distill.targets.encoding import EncodingSpec
+from store.format.manifest import TeacherIdentity
+from teacher_server.serve.admission import Budgets
+from teacher_server.serve.lane import devices_of
+from teacher_server.serve.queue import Work
+from teacher_server.serve.server import Address, make_server, run
+from teacher_server.serve.service import ServeOptions, Service
+from teacher_server.teacher.batch_size import measure
+from teacher_server.teacher.forward_pass import Forward
+from teacher_server.teacher.loading import MemberChoice, load_teacher
+from teacher_server.teacher.teacher import Member, Teacher
 
 INFER = "/v2/models/teacher/infer"
 HERE = Path(__file__).resolve().parent

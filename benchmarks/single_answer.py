@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill.data import label_indices, open_source
-from distill.hierarchy import SemanticHierarchy, resolve
-from distill.loader import in_batches, load_views
+from distill.data.loader import in_batches, load_views
+from distill.data.source import label_indices, open_source
+from distill.data.views import ViewPolicy
+from distill.hierarchy.semantic import SemanticHierarchy, resolve
+from distill.hierarchy.softmax import class_log_probs, hierarchy_log_probs
 from distill.models import ModelInput, create_model, load_weights, read_weights
-from distill.softmax import class_log_probs, hierarchy_log_probs
-from distill.views import ViewPolicy
 
 
 def main() -> None:

@@ -30,24 +30,24 @@ import numpy as np
 import torch
 import zarr
 
-from distill.encoding import EncodingSpec
-from distill.hierarchy import SemanticHierarchy
-from distill.order import SampleOrder
-from distill.sample_id import samples_digest
-from distill.targets import encode
-from store.cache import Cache
-from store.codes import ANSWER_ARRAYS
-from store.logit_store import LogitStore
-from store.lookup import open_row_index
-from store.manifest import (
+from distill.data.order import SampleOrder
+from distill.data.sample_ids import samples_digest
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.encoding import EncodingSpec
+from distill.targets.tensors import encode
+from store.format.codes import ANSWER_ARRAYS
+from store.format.manifest import (
     DatasetIdentity,
     HierarchyIdentity,
     Manifest,
     TeacherIdentity,
     ViewIdentity,
 )
-from store.resident import open_resident_view
-from store.stream import StreamedView
+from store.logit_store import LogitStore
+from store.views.cache import Cache
+from store.views.lookup import open_row_index
+from store.views.resident import open_resident_view
+from store.views.stream import StreamedView
 
 BATCH = 512
 RECORD_BYTES = 404
@@ -194,7 +194,7 @@ def manifest_of_samples(manifest: Manifest, ids: np.ndarray, labels: np.ndarray)
 
 def open_big(scratch: Path, rows: int) -> dict[str, float]:
     """Documents, ids and commits of a store of many rows; no chunk is needed to open it."""
-    from store import commits
+    from store.format import commits
 
     hierarchy = SemanticHierarchy.bundled("imagenet21k-p-fall11")
     ids, labels = synthetic_samples(rows)

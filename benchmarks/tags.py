@@ -39,13 +39,13 @@ from torch import from_numpy
 from torchmetrics.functional.classification import binary_average_precision
 from whole_path import processor
 
-from distill.data import open_source
-from distill.sample_id import find_rows
-from distill.targets import SparseTargets, densify
+from distill.data.sample_ids import find_rows
+from distill.data.source import open_source
+from distill.targets.tensors import SparseTargets, densify
 from store.logit_store import LogitStore
-from teacher_server.inspector.beliefs import UNITS
-from teacher_server.inspector.findings import Rules
-from teacher_server.inspector.inspection import Inspection, open_inspection
+from teacher_server.inspect.findings import Rules
+from teacher_server.inspect.inspection import Inspection, open_inspection
+from teacher_server.inspect.statistics import UNITS
 
 WRONG_SHARE = 0.05
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)

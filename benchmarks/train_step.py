@@ -34,24 +34,24 @@ from timm.optim import create_optimizer_v2
 from timm.task import LogitDistillationTask
 from whole_path import processor
 
-from distill.data import ImageSource, label_indices, open_source
-from distill.hierarchy import resolve
+from distill.data.order import SampleOrder
+from distill.data.source import ImageSource, label_indices, open_source
+from distill.data.views import ViewPolicy
+from distill.hierarchy.semantic import resolve
 from distill.models import pick_device
-from distill.order import SampleOrder
-from distill.targets import TargetSource
-from distill.views import ViewPolicy
-from store.cache import Cache
+from distill.targets.tensors import TargetSource
 from store.logit_store import LogitStore
-from teacher_server.in_process import InProcessTargets
-from teacher_server.load import MemberChoice, load_teacher
-from teacher_server.precompute import PrecomputeOptions, precompute
-from trainers.batches import TrainingSet
-from trainers.objectives import Objective, objective_of
-from trainers.pretrain import pretrain
+from store.views.cache import Cache
+from teacher_server.precompute.run import PrecomputeOptions, precompute
+from teacher_server.teacher.loading import MemberChoice, load_teacher
+from trainers.models.student import create_student, student_input
+from trainers.process_group import Machine, World
 from trainers.recipe import Recipe
-from trainers.store_targets import StoreTargets
-from trainers.student import create_student, student_input
-from trainers.world import Machine, World
+from trainers.sources.in_process import InProcessTargets
+from trainers.sources.store import StoreTargets
+from trainers.training.batches import TrainingSet
+from trainers.training.objectives import Objective, objective_of
+from trainers.training.pretrain import pretrain
 
 LABELS, STORE, LIVE, TIMM = "labels alone", "store", "teacher in the process", "timm's task"
 
@@ -149,7 +149,7 @@ class Bench:
         return model, create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=1e-4)
 
     def step(self, targets: TargetSource | None) -> Callable[[], None]:
-        """What `trainers.loop` computes in one."""
+        """What `trainers.training.loop` computes in one."""
         model, optimizer = self.student()
 
         def once() -> None:

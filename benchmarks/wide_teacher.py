@@ -18,13 +18,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from distill.data import open_source
-from distill.hierarchy import SemanticHierarchy, resolve
-from distill.loader import in_batches, load_views
+from distill.data.loader import in_batches, load_views
+from distill.data.source import open_source
+from distill.data.views import ViewPolicy
+from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.models import ModelCard
-from distill.views import ViewPolicy
-from teacher_server.load import MemberChoice, load_teacher
-from teacher_server.teacher import Teacher
+from teacher_server.teacher.loading import MemberChoice, load_teacher
+from teacher_server.teacher.teacher import Teacher
 
 TEACHER = "resnet18d-64px-tiny-imagenet-h.safetensors"
 # Mean largest probability of the trained teacher by hierarchy; the last stands for the eleventh.

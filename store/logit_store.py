@@ -1,9 +1,9 @@
 """A logit store: create, write blocks, resume, certify, read blocks.
 
-Chunks are written first, then the block's commit record (`store.commits`); a block without one does
-not exist, whatever chunks lie there. When all are there, `finish` compacts the records and puts the
-certificate into the root document (`store.root`). A store lies on a disk or in a bucket
-(`store.objects`).
+Chunks are written first, then the block's commit record (`store.format.commits`); a block without
+one does not exist, whatever chunks lie there. When all are there, `finish` compacts the records and
+puts the certificate into the root document (`store.format.root`). A store lies on a disk or in a
+bucket (`store.format.objects`).
 """
 
 import socket
@@ -18,23 +18,23 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from distill.answers import Answers
+from distill.data.sample_ids import SampleIds, samples_digest
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
-from distill.sample_id import SampleIds, samples_digest
-from store import commits
-from store.blocks import block_digest, read_chunks, write_chunks
-from store.codes import ANSWER_ARRAYS, Codes, StoredBlock
-from store.damage import damage_named
-from store.documents import DOCUMENTS, document_digests, require_documents
-from store.layout import (
+from distill.targets.rows import Answers
+from store.format import commits
+from store.format.chunks import block_digest, read_chunks, write_chunks
+from store.format.codes import ANSWER_ARRAYS, Codes, StoredBlock
+from store.format.damage import damage_named
+from store.format.documents import DOCUMENTS, document_digests, require_documents
+from store.format.layout import (
     SAMPLE_ARRAYS,
     create_arrays,
     create_hierarchy,
     read_hierarchy,
 )
-from store.manifest import Manifest
-from store.objects import Objects, open_objects
-from store.root import CLAIM_KEY, COPY_KEY, ROOT_KEY, Root, claimed
+from store.format.manifest import Manifest
+from store.format.objects import Objects, open_objects
+from store.format.root import CLAIM_KEY, COPY_KEY, ROOT_KEY, Root, claimed
 
 Found = TypeVar("Found")
 SETTLING_ROUNDS = 5
@@ -338,7 +338,7 @@ class LogitStore:
 
     @cached_property
     def sample_ids(self) -> SampleIds:
-        """[rows, 2] uint64, ascending. 16 bytes a row in memory: `store.lookup` shares them."""
+        """[rows, 2] uint64, ascending. 16 bytes a row in memory; `RowIndex` shares them."""
         return self._samples[0]
 
     @cached_property

@@ -21,7 +21,7 @@ def main() -> None:
 
         write(LogitStore.open(where), map(int, rest))
     elif task == "build":
-        from store.cache import Cache, Put
+        from store.views.cache import Cache, Put
 
         def fill(put: Put) -> None:
             with Path(rest[0]).open("a") as log:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill.figures import FigureSet, write_figures
-from distill.hierarchy import SemanticHierarchy
+from distill.data.plane_figures import FigureSet, write_figures
+from distill.hierarchy.semantic import SemanticHierarchy
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRESS = ("precompute:", "reading:")

@@ -7,11 +7,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from live import echo_teacher
 
-from distill.encoding import EncodingSpec
-from distill.hierarchy import SemanticHierarchy
-from teacher_server.live.admission import Budgets
-from teacher_server.live.server import Address, json_log, make_server, run
-from teacher_server.live.service import ServeOptions, Service
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.encoding import EncodingSpec
+from teacher_server.http.json_log import json_log
+from teacher_server.http.listener import Address
+from teacher_server.serve.admission import Budgets
+from teacher_server.serve.server import make_server, run
+from teacher_server.serve.service import ServeOptions, Service
 
 if __name__ == "__main__":
     teacher = echo_teacher(SemanticHierarchy.bundled("plane-figures"))

@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill.data import label_indices, open_source
-from distill.encoding import EncodingSpec
-from distill.hierarchy import SemanticHierarchy
-from distill.sample_id import samples_digest
-from distill.targets import encode
-from distill.views import ViewPolicy
-from store.logit_store import LogitStore
-from store.manifest import (
+from distill.data.sample_ids import samples_digest
+from distill.data.source import label_indices, open_source
+from distill.data.views import ViewPolicy
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.encoding import EncodingSpec
+from distill.targets.tensors import encode
+from store.format.manifest import (
     DatasetIdentity,
     HierarchyIdentity,
     Manifest,
     TeacherIdentity,
     ViewIdentity,
 )
+from store.logit_store import LogitStore
 
 BLOCK, VIEWS = 16, 2
 ANGLES = {"median": 0.1, "p99": 0.2, "max": 0.3}

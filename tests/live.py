@@ -14,18 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.encoding import EncodingSpec
-from distill.hierarchy import SemanticHierarchy
-from distill.journal import Event, Journal
+from distill.data.views import Size
+from distill.events import Event, Journal
+from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models import ModelInput
-from distill.views import Size
-from store.manifest import TeacherIdentity
-from teacher_server.live.admission import Budgets
-from teacher_server.live.keys import ApiKeys
-from teacher_server.live.sampling import SampleAnswers
-from teacher_server.live.server import Address, make_server
-from teacher_server.live.service import ServeOptions, Service
-from teacher_server.teacher import Member, Teacher
+from distill.targets.encoding import EncodingSpec
+from store.format.manifest import TeacherIdentity
+from teacher_server.http.keys import ApiKeys
+from teacher_server.serve.admission import Budgets
+from teacher_server.serve.samples import SampleAnswers
+from teacher_server.serve.server import Address, make_server
+from teacher_server.serve.service import ServeOptions, Service
+from teacher_server.teacher.teacher import Member, Teacher
 
 SIZE = (8, 8)
 INFER = "/v2/models/teacher/infer"

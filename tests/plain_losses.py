@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from distill.hierarchy import SemanticHierarchy
+from distill.hierarchy.semantic import SemanticHierarchy
 
 
 def plain_softmax_loss(

@@ -5,8 +5,8 @@ from typing import Any
 
 import zarr
 
-from store.codes import ANSWER_ARRAYS
-from store.layout import SAMPLE_ARRAYS
+from store.format.codes import ANSWER_ARRAYS
+from store.format.layout import SAMPLE_ARRAYS
 from store.logit_store import LogitStore
 
 

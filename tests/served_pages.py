@@ -13,16 +13,16 @@ from knowing_store import make_store
 from live import wait_until
 from PIL import Image
 
-from distill.data import open_source
-from distill.hierarchy import SemanticHierarchy
+from distill.data.source import open_source
+from distill.hierarchy.semantic import SemanticHierarchy
 from store.logit_store import LogitStore
-from teacher_server.inspector.findings import Rules
-from teacher_server.inspector.inspection import open_inspection
-from teacher_server.inspector.pages.server import pages_server
-from teacher_server.inspector.pages.site import Later, Look, Site
-from teacher_server.inspector.tag_lists import Pictures
-from teacher_server.live.keys import ApiKeys
-from teacher_server.live.server import Address
+from teacher_server.http.keys import ApiKeys
+from teacher_server.inspect.findings import Rules
+from teacher_server.inspect.inspection import open_inspection
+from teacher_server.inspect.tag_lists import Pictures
+from teacher_server.pages.server import pages_server
+from teacher_server.pages.site import Later, Look, Site
+from teacher_server.serve.server import Address
 
 
 @dataclass

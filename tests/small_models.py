@@ -5,7 +5,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from distill.hierarchy import SemanticHierarchy
+from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models import ModelCard, ModelInput
 
 

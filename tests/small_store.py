@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.answers import Answers
-from distill.encoding import EncodingSpec
-from distill.hierarchy import SemanticHierarchy
-from distill.sample_id import ascending, sample_ids, samples_digest
-from distill.targets import encode
-from store.logit_store import LogitStore
-from store.manifest import (
+from distill.data.sample_ids import ascending, sample_ids, samples_digest
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.encoding import EncodingSpec
+from distill.targets.rows import Answers
+from distill.targets.tensors import encode
+from store.format.manifest import (
     DatasetIdentity,
     HierarchyIdentity,
     Manifest,
     TeacherIdentity,
     ViewIdentity,
 )
+from store.logit_store import LogitStore
 
 ROWS, VIEWS, BLOCK = 50, 2, 16
 HIERARCHY = SemanticHierarchy.bundled("plane-figures")

@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from distill.baselines import MultiLabelLoss
+from distill.data.views import ViewPolicy
 from distill.errors import ConfigError
-from distill.losses import Divergence, HierarchyWeights
-from distill.views import ViewPolicy
+from distill.losses.baselines import MultiLabelLoss
+from distill.losses.semantic import Divergence, HierarchyWeights
 
 Scheme = Literal["single-label", "multi-label", "semantic"]
 

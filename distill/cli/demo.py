@@ -28,8 +28,8 @@ def demo(out: Path) -> None:
 
     Downloads nothing. Interrupted, the same command goes on where it stopped.
     """
+    from distill.data.plane_figures import HIERARCHY, OUTLINES, FigureSet, write_figures
     from distill.errors import ConfigError
-    from distill.figures import HIERARCHY, OUTLINES, FigureSet, write_figures
 
     started = time.monotonic()
     data, store = out / "figures", out / "store.zarr"

@@ -11,19 +11,22 @@ from distill.errors import DistillError, dead_decoder, is_dead_decoder
 # Command → module of distill.cli that holds it, imported when it is asked for: --help is instant.
 COMMANDS = {
     "demo": ("distill.cli.demo", "the whole path on built-in figures, in a few minutes"),
-    "hierarchy": ("distill.cli.hierarchy", "build, show and import hierarchies"),
-    "data": ("distill.cli.data", "check a data set, cut it into folds, reassess its labels"),
-    "prepare": ("distill.cli.prepare", "raw ImageNet-21K → ImageNet-21K-P"),
-    "plan": ("distill.cli.plan", "time, bytes and fidelity before a precompute"),
-    "precompute": ("distill.cli.precompute", "data × teacher → store"),
+    "hierarchy": ("distill.cli.curate.hierarchy", "build, show and import hierarchies"),
+    "data": ("distill.cli.curate.data", "check a data set, cut it into folds, reassess its labels"),
+    "prepare": ("distill.cli.curate.prepare", "raw ImageNet-21K → ImageNet-21K-P"),
+    "plan": ("distill.cli.teacher.plan", "time, bytes and fidelity before a precompute"),
+    "precompute": ("distill.cli.teacher.precompute", "data × teacher → store"),
     "store": ("distill.cli.store", "look at, check, mend and remake stores"),
-    "serve": ("distill.cli.serve", "the live teacher server"),
-    "api-key": ("distill.cli.serve", "a key for the live teacher server"),
-    "pretrain": ("distill.cli.pretrain", "train a student on labels and a teacher's targets"),
-    "finetune": ("distill.cli.finetune", "train it on for another task"),
-    "evaluate": ("distill.cli.evaluate", "judge trained models"),
-    "export": ("distill.cli.export", "a trained model for timm and ONNX"),
-    "inspect": ("distill.cli.inspect", "the teacher's confidence per hierarchy"),
+    "serve": ("distill.cli.teacher.serve", "the live teacher server"),
+    "api-key": ("distill.cli.teacher.serve", "a key for the live teacher server"),
+    "pretrain": (
+        "distill.cli.student.pretrain",
+        "train a student on labels and a teacher's targets",
+    ),
+    "finetune": ("distill.cli.student.finetune", "train it on for another task"),
+    "evaluate": ("distill.cli.student.evaluate", "judge trained models"),
+    "export": ("distill.cli.student.export", "a trained model for timm and ONNX"),
+    "inspect": ("distill.cli.inspect.command", "the teacher's confidence per hierarchy"),
 }
 
 

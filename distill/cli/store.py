@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill.cli import options, teaching
-from distill.cli.report import store_lines
+from distill.cli.options import common, teacher
+from distill.cli.output import store_lines
 
 if TYPE_CHECKING:
     from store.logit_store import LogitStore
@@ -24,7 +24,7 @@ def store() -> None:
 
 @store.command()
 @location
-@options.as_json
+@common.as_json
 def info(location: str, as_json: bool) -> None:
     """Rows, views, bytes, identity and fidelity of STORE, without reading a row."""
     from store.logit_store import LogitStore
@@ -34,15 +34,15 @@ def info(location: str, as_json: bool) -> None:
 
 @store.command()
 @location
-@teaching.teacher(required=False)
+@teacher.teacher(required=False)
 @click.option("--data", help="With --teacher: the images.")
 @click.option("--split", default="train", show_default=True, help="Split of --data.")
 @click.option("--sample", type=click.IntRange(1), default=256, show_default=True, help="Images.")
-@options.machine
-@options.as_json
+@common.machine
+@common.as_json
 def verify(
     location: str,
-    choice: teaching.TeacherChoice | None,
+    choice: teacher.TeacherChoice | None,
     data: str | None,
     split: str,
     sample: int,
@@ -55,16 +55,16 @@ def verify(
     With --teacher and --data it also asks the teacher about a sample again. Exit code 2 where
     anything is wrong.
     """
-    from distill.cli.images import open_images
+    from distill.cli.options.images import open_images
     from distill.errors import ConfigError
-    from store.verify import verify
+    from store.upkeep.verify import verify
 
     if (choice is None) != (data is None):
         raise ConfigError("one of --teacher and --data found, expected both or neither")
     found = verify(location)
     report = found.to_json()
     if choice and data and found.ok:
-        from teacher_server.reask import ask_again
+        from teacher_server.precompute.spot_check import ask_again
 
         again = ask_again(
             location,
@@ -97,16 +97,16 @@ def verify(
 
 @store.command()
 @location
-@teaching.teacher(required=False)
+@teacher.teacher(required=False)
 @click.option("--data", help="The images it was made of.")
 @click.option("--split", default="train", show_default=True, help="Split of --data.")
 @click.option("--batch-size", type=click.IntRange(1), help="Views; as before, by default.")
-@options.limit
-@options.machine
-@options.as_json
+@common.limit
+@common.machine
+@common.as_json
 def repair(
     location: str,
-    choice: teaching.TeacherChoice | None,
+    choice: teacher.TeacherChoice | None,
     data: str | None,
     split: str,
     batch_size: int | None,
@@ -122,9 +122,9 @@ def repair(
     """
     from dataclasses import asdict
 
-    from distill.cli.images import open_images
+    from distill.cli.options.images import open_images
     from distill.errors import ConfigError
-    from teacher_server.repair import repair
+    from teacher_server.precompute.repair import repair
 
     if (choice is None) != (data is None):
         raise ConfigError("one of --teacher and --data found, expected both or neither")
@@ -146,11 +146,11 @@ def repair(
 @store.command()
 @click.argument("locations", metavar="STORE STORE...", nargs=-1, required=True)
 @out
-@options.as_json
+@common.as_json
 def merge(locations: tuple[str, ...], out: str, as_json: bool) -> None:
     """Join stores: blocks of one computed on several machines, further views, further samples."""
-    from store.algebra import merge
     from store.logit_store import LogitStore
+    from store.upkeep.algebra import merge
 
     _print_summary(merge(out, [LogitStore.open(each) for each in locations]), as_json)
 
@@ -161,8 +161,8 @@ def merge(locations: tuple[str, ...], out: str, as_json: bool) -> None:
 @click.option("--views", help="Drawn numbers, as 1 or 0-3; all by default.")
 @click.option("--keys", type=click.Path(path_type=Path), help="File with a sample's key a line.")
 @click.option("--class", "classes", multiple=True, help="wnid; its descendants come along.")
-@options.limit
-@options.as_json
+@common.limit
+@common.as_json
 def subset(
     location: str,
     out: str,
@@ -173,8 +173,8 @@ def subset(
     as_json: bool,
 ) -> None:
     """A store of some samples or views of STORE."""
-    from store.algebra import subset
     from store.logit_store import LogitStore
+    from store.upkeep.algebra import subset
 
     source = LogitStore.open(location)
     rows = _chosen_rows(source, keys, classes, limit)
@@ -185,16 +185,16 @@ def subset(
 @location
 @out
 @click.option("--encoding", required=True, help="small, standard, fine, or entries=N,steps=M.")
-@options.as_json
+@common.as_json
 def transcode(location: str, out: str, encoding: str, as_json: bool) -> None:
     """Move STORE to another encoding, and say what fidelity is left."""
-    from distill.answers import Answers
-    from distill.encoding import EncodingSpec
-    from distill.fidelity import reencoding_fidelity
-    from distill.hierarchy import SemanticHierarchy
-    from distill.targets import SparseTargets
-    from store.algebra import transcode
+    from distill.hierarchy.semantic import SemanticHierarchy
+    from distill.targets.encoding import EncodingSpec
+    from distill.targets.fidelity import reencoding_fidelity
+    from distill.targets.rows import Answers
+    from distill.targets.tensors import SparseTargets
     from store.logit_store import LogitStore
+    from store.upkeep.algebra import transcode
 
     source = LogitStore.open(location)
     hierarchy = SemanticHierarchy.from_json(source.hierarchy)
@@ -215,11 +215,11 @@ def transcode(location: str, out: str, encoding: str, as_json: bool) -> None:
 @store.command()
 @click.argument("first")
 @click.argument("second")
-@options.as_json
+@common.as_json
 def diff(first: str, second: str, as_json: bool) -> None:
     """How two stores differ, in what they say of themselves and in their answers."""
-    from store.diff import diff
     from store.logit_store import LogitStore
+    from store.upkeep.diff import diff
 
     found = diff(LogitStore.open(first), LogitStore.open(second))
     if as_json:
@@ -257,9 +257,9 @@ def _chosen_rows(
 ) -> Any:
     import numpy as np
 
+    from distill.data.sample_ids import find_rows, sample_ids
     from distill.errors import DataError
-    from distill.hierarchy import SemanticHierarchy
-    from distill.sample_id import find_rows, sample_ids
+    from distill.hierarchy.semantic import SemanticHierarchy
 
     kept = np.ones(source.manifest.dataset.rows, np.bool_)
     if keys:

@@ -12,15 +12,16 @@ from buckets import make_bucket, s3_server
 from live import Live, live
 from small_models import write_test_vit
 
-from distill.data import open_source
-from distill.hierarchy import SemanticHierarchy
+from distill.data.source import open_source
+from distill.data.views import ViewPolicy
+from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models import create_model
-from distill.views import ViewPolicy
-from teacher_server.client import TeacherClient
-from teacher_server.live.sampling import open_samples
-from teacher_server.load import MemberChoice, load_teacher
-from teacher_server.precompute import PrecomputeOptions
-from teacher_server.teacher import Teacher
+from distill.wire.client import TeacherClient
+from teacher_server.precompute.run import PrecomputeOptions
+from teacher_server.serve.samples import open_samples
+from teacher_server.teacher.loading import MemberChoice, load_teacher
+from teacher_server.teacher.teacher import Teacher
+from trainers.sources.server import ServerTargets
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +96,7 @@ def serving(teacher: Teacher, figures: Path, tmp_path: Path) -> Callable[..., An
     @contextmanager
     def start(
         store: Path | None = None, data: bool = True, views: int = 2, **more: Any
-    ) -> Iterator[tuple[Live, TeacherClient]]:
+    ) -> Iterator[tuple[Live, ServerTargets]]:
         options = PrecomputeOptions(
             policy=ViewPolicy(),
             views=views,
@@ -119,7 +120,7 @@ def serving(teacher: Teacher, figures: Path, tmp_path: Path) -> Callable[..., An
         asks = samples if store or data else None
         with (
             live(teacher, samples=asks, max_batch_size=8, **more) as server,
-            TeacherClient(f"http://{server.address}", deadline_s=20) as client,
+            ServerTargets(TeacherClient(f"http://{server.address}", deadline_s=20)) as client,
         ):
             yield server, client
 
@@ -129,9 +130,9 @@ def serving(teacher: Teacher, figures: Path, tmp_path: Path) -> Callable[..., An
 @pytest.fixture
 def dying_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
     """While it is entered, training is interrupted once the checkpoint of that step is saved."""
-    import trainers.loop
+    import trainers.training.loop
 
-    saved = trainers.loop.save_checkpoint
+    saved = trainers.training.loop.save_checkpoint
 
     @contextmanager
     def dying(step: int) -> Iterator[None]:
@@ -141,7 +142,7 @@ def dying_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(trainers.loop, "save_checkpoint", save_then_die)
+            patch.setattr(trainers.training.loop, "save_checkpoint", save_then_die)
             yield
 
     return dying

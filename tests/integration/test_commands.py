@@ -33,11 +33,11 @@ def test_demo_walks_the_whole_path_and_resumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The real demo with fewer and smaller figures and one epoch each."""
-    from distill import figures
     from distill.cli import demo
+    from distill.data import plane_figures
 
-    small = partial(figures.FigureSet, train=128, val=32, pixels=32)
-    monkeypatch.setattr(figures, "FigureSet", small)
+    small = partial(plane_figures.FigureSet, train=128, val=32, pixels=32)
+    monkeypatch.setattr(plane_figures, "FigureSet", small)
     monkeypatch.setattr(demo, "TEACHER_EPOCHS", 1)
     monkeypatch.setattr(demo, "STUDENT_EPOCHS", 1)
     ran = distill("demo", "--out", tmp_path / "out")
@@ -73,7 +73,7 @@ def test_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
         assert f"{package}/py.typed" in names
         sources = (ROOT / package).rglob("*.py")
         assert {p.relative_to(ROOT).as_posix() for p in sources} <= {*names}
-    assert "distill/hierarchies/imagenet21k-p-fall11.json" in names
-    pages = ROOT / "teacher_server" / "inspector" / "pages"
+    assert "distill/hierarchy/bundled/imagenet21k-p-fall11.json" in names
+    pages = ROOT / "teacher_server" / "pages"
     files = [p for p in pages.rglob("*") if p.suffix in (".html", ".css", ".js", ".md")]
     assert {p.relative_to(ROOT).as_posix() for p in files} <= {*names}

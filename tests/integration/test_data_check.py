@@ -11,9 +11,9 @@ from PIL import Image
 from raw_release import photo
 from small_images import CIRCLE, SQUARE, jpeg
 
-from distill.duplicates import equal_groups, near_groups
+from distill.curate.duplicates import equal_groups, near_groups
 from distill.files import write_csv
-from distill.hierarchy import SemanticHierarchy
+from distill.hierarchy.semantic import SemanticHierarchy
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 import datasets
 import pytest
 
-from distill.data import open_source
+from distill.data.images import read_bytes
+from distill.data.source import open_source
 from distill.files import write_csv
-from distill.hierarchy import SemanticHierarchy
-from distill.images import read_bytes
+from distill.hierarchy.semantic import SemanticHierarchy
 from store.logit_store import LogitStore
 
 MACHINE = ("--device", "cpu", "--workers", 0)

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.encoding import EncodingSpec
 from distill.errors import TeacherError, TeacherUnavailableError
-from distill.hierarchy import SemanticHierarchy
-from distill.journal import Event, Journal
-from distill.targets import SparseTargets, sparsify
-from teacher_server.forward import Encoded, Forward, is_out_of_memory
-from teacher_server.load import MemberChoice, load_teacher
-from teacher_server.stages import StageSeconds
-from teacher_server.teacher import Teacher
-from teacher_server.tuning import Speed, choose_speed
+from distill.events import Event, Journal
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.encoding import EncodingSpec
+from distill.targets.tensors import SparseTargets, sparsify
+from teacher_server.teacher.batch_size import Speed, choose_speed
+from teacher_server.teacher.forward_pass import Encoded, Forward, is_out_of_memory
+from teacher_server.teacher.loading import MemberChoice, load_teacher
+from teacher_server.teacher.stages import StageSeconds
+from teacher_server.teacher.teacher import Teacher
 
 CPU = torch.device("cpu")
 
@@ -166,11 +166,11 @@ OUT_OF_MEMORY = """
 import json, resource, sys
 import torch
 torch.set_num_threads(1)
-from distill.encoding import EncodingSpec
-from distill.hierarchy import SemanticHierarchy
-from distill.journal import Journal
-from teacher_server.forward import Forward
-from teacher_server.load import MemberChoice, load_teacher
+from distill.targets.encoding import EncodingSpec
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.events import Journal
+from teacher_server.teacher.forward_pass import Forward
+from teacher_server.teacher.loading import MemberChoice, load_teacher
 
 hierarchy = SemanticHierarchy.bundled("plane-figures")
 side = int(sys.argv[3])
@@ -334,11 +334,11 @@ def test_gpu_batches_are_halved_where_memory_runs_out(
 
 LOST = """
 import torch
-from distill.encoding import EncodingSpec
+from distill.targets.encoding import EncodingSpec
 from distill.errors import TeacherUnavailableError
-from distill.hierarchy import SemanticHierarchy
-from teacher_server.forward import Forward
-from teacher_server.load import MemberChoice, load_teacher
+from distill.hierarchy.semantic import SemanticHierarchy
+from teacher_server.teacher.forward_pass import Forward
+from teacher_server.teacher.loading import MemberChoice, load_teacher
 
 hierarchy = SemanticHierarchy.bundled("plane-figures")
 choice = MemberChoice(name="test_vit", random_weights=True, input_size=32)

@@ -26,16 +26,16 @@ from small_store import (
 )
 from small_store import write as write_blocks
 
-from distill.answers import Answers
-from distill.data import open_source
+from distill.data.sample_list import SampleList
+from distill.data.source import open_source
 from distill.errors import StoreMismatchError
-from distill.sample_list import SampleList
-from distill.targets import SparseTargets, densify
-from store.cache import Cache
+from distill.targets.rows import Answers
+from distill.targets.tensors import SparseTargets, densify
 from store.logit_store import LogitStore
-from teacher_server.inspector.beliefs import UNITS, Known, open_beliefs
-from teacher_server.inspector.findings import Rules
-from teacher_server.inspector.inspection import open_inspection
+from store.views.cache import Cache
+from teacher_server.inspect.findings import Rules
+from teacher_server.inspect.inspection import open_inspection
+from teacher_server.inspect.statistics import UNITS, Known, open_beliefs
 
 Distill = Callable[..., Any]
 

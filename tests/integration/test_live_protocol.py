@@ -19,9 +19,9 @@ from live import INFER, SIZE, Live, echo_teacher, images, live
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from distill.hierarchy import SemanticHierarchy
-from distill.targets import dense_targets
-from teacher_server.live.admission import Budgets
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.tensors import dense_targets
+from teacher_server.serve.admission import Budgets
 
 Asked = Callable[..., urllib3.BaseHTTPResponse]
 

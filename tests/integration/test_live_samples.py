@@ -12,7 +12,8 @@ import pytest
 import torch
 from live import Live, echo_teacher, images, live, wait_until
 
-from distill.data import open_source
+from distill.data.source import open_source
+from distill.data.views import ViewPolicy
 from distill.errors import (
     ConfigError,
     DataError,
@@ -21,18 +22,17 @@ from distill.errors import (
     TeacherRequestError,
     TeacherUnavailableError,
 )
-from distill.hierarchy import SemanticHierarchy
-from distill.targets import SparseTargets, TargetSource
-from distill.training_targets import TrainingTargets
-from distill.views import ViewPolicy
-from store.cache import Cache
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.protocol import TrainingTargets
+from distill.targets.tensors import SparseTargets, TargetSource
+from distill.wire.client import TeacherClient
 from store.logit_store import LogitStore
-from store.spool import Spool
-from teacher_server.client import TeacherClient
-from teacher_server.live.sampling import open_samples
-from teacher_server.precompute import PrecomputeOptions
-from teacher_server.teacher import Teacher
-from trainers.store_targets import StoreTargets
+from store.views.cache import Cache
+from store.views.spool import Spool
+from teacher_server.precompute.run import PrecomputeOptions
+from teacher_server.serve.samples import open_samples
+from teacher_server.teacher.teacher import Teacher
+from trainers.sources.store import StoreTargets
 
 Serving = Callable[..., Any]
 
@@ -106,7 +106,7 @@ def test_damaged_store_is_503_and_says_so(serving: Serving, store: Path) -> None
     chunk = next((store / "prob").rglob("c/0/*/*"))
     chunk.write_bytes(chunk.read_bytes()[:-9])
     with serving(store, data=False) as (_, client):
-        client.deadline_s = 1.0
+        client.client.deadline_s = 1.0
         with pytest.raises(TeacherUnavailableError, match="block 0"):
             [client.fetch(ids, view) for view in (0, 1)]
 
@@ -114,7 +114,7 @@ def test_damaged_store_is_503_and_says_so(serving: Serving, store: Path) -> None
 def test_store_of_another_teacher_or_data_set_is_refused(
     hierarchy: SemanticHierarchy, teacher: Teacher, store: Path, tmp_path: Path
 ) -> None:
-    from distill.journal import Journal
+    from distill.events import Journal
 
     options = PrecomputeOptions(policy=ViewPolicy())
     more: Any = {"cache": tmp_path, "journal": Journal()}
@@ -266,7 +266,7 @@ def test_too_many_bad_images_are_not_committed(
 def test_block_that_could_not_be_written_is_tried_again(
     serving: Serving, figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teacher_server.live.write_through.TRY_AGAIN_S", 0.1)
+    monkeypatch.setattr("teacher_server.serve.write_through.TRY_AGAIN_S", 0.1)
     ids, filled = open_source(figures).ids, tmp_path / "filled"
     write = LogitStore.write_codes
     with serving(filled, views=1) as (server, client):
@@ -320,7 +320,7 @@ def test_server_without_images_sees_blocks_that_come_later(
     precompute_command: Callable[..., list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("store.spool.LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr("store.views.spool.LOOK_AGAIN_S", 0.0)
     ids = open_source(figures).ids
     LogitStore.open(store).revoke([2])
     with serving(store, data=False) as (_, client):
@@ -337,9 +337,9 @@ def test_server_of_other_views_is_refused_by_a_client_that_goes_on(
     with serving(store, data=False) as (server, client):
         port = server.port
         client.fetch(ids[:4], 0)
-        digest = client._digest
+        digest = client.client._digest
     with serving(None, port=port) as (_, other):
-        other._digest = digest
+        other.client._digest = digest
         with pytest.raises(TeacherRequestError, match="412"):
             other.fetch(ids[:4], 0)
 
@@ -407,7 +407,7 @@ def test_torn_record_of_a_spool_is_not_there(
 def test_server_without_samples_is_sent_pixels(
     serving: Serving, store: Path, figures: Path, tmp_path: Path
 ) -> None:
-    from distill.loader import in_batches, load_views
+    from distill.data.loader import in_batches, load_views
 
     source, expected = open_source(figures), of_store(store, tmp_path)
     (batch,) = load_views(
@@ -435,8 +435,8 @@ def test_client_asks_for_jpegs_and_images(serving: Serving, random: np.random.Ge
         Image.fromarray(each).save(file, "JPEG")
         files.append(file.getvalue())
     with serving(None, data=False) as (_, client):
-        assert client.ask_images(pixels).prob.shape[0] == 2
-        said = client.ask_jpegs([*files, b"nonsense"])
+        assert client.client.infer_images(pixels).prob.shape[0] == 2
+        said = client.client.infer_jpegs([*files, b"nonsense"])
         assert said.valid is not None
         assert said.valid.tolist() == [True, True, False]
 
@@ -481,7 +481,9 @@ def test_client_retries_while_the_server_is_full(
         with budget.admit("other", 0) as permit:
             permit.reserve("images", budget.budgets.images - 1)
             said: list[SparseTargets] = []
-            asking = threading.Thread(target=lambda: said.append(client.ask_images(pixels)))
+            asking = threading.Thread(
+                target=lambda: said.append(client.client.infer_images(pixels))
+            )
             asking.start()
             wait_until(lambda: any(e["status"] == 429 for e in server.named("request")))
         asking.join(20)

@@ -19,16 +19,16 @@ from PIL import Image
 from processes import started
 from served_pages import HOSTILE, HOSTILE_SYNSET, Browsed, make_hostile, pages, site_of
 
-from distill.data import open_source
-from distill.hierarchy import SemanticHierarchy
+from distill.data.source import open_source
+from distill.hierarchy.semantic import SemanticHierarchy
 from store.logit_store import LogitStore
-from teacher_server.inspector import beliefs, gallery
-from teacher_server.inspector.findings import Rules
-from teacher_server.inspector.gallery import Gallery, Wanted
-from teacher_server.inspector.inspection import open_inspection
-from teacher_server.inspector.pages.remote import RemoteTeacher
-from teacher_server.inspector.pages.rendering import write_overview
-from teacher_server.live.keys import ApiKeys, new_key
+from teacher_server.http.keys import ApiKeys, new_key
+from teacher_server.inspect import gallery, statistics
+from teacher_server.inspect.findings import Rules
+from teacher_server.inspect.gallery import Gallery, Wanted
+from teacher_server.inspect.inspection import open_inspection
+from teacher_server.pages.remote import RemoteTeacher
+from teacher_server.pages.rendering import write_overview
 
 PAGES = ("/", "/tree", "/tree/n13866144", "/gallery", "/gallery?kind=missing", "/ask")
 
@@ -76,12 +76,12 @@ def test_store_is_read_by_another_process_while_the_server_answers(
     serving: Callable[..., Any], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    monkeypatch.setattr(beliefs, "_read_block", lambda *block: read.append(block[3]))
+    monkeypatch.setattr(statistics, "_read_block", lambda *block: read.append(block[3]))
     with serving(store) as (server, client):
         found = Browsed(f"http://{server.address}", {})
         assert "being read for the first time" in found.text("/")
         assert "comes by itself" in found.text("/gallery", 503)
-        assert client.ask_images(np.zeros((1, 32, 32, 3), np.uint8)).prob.sum() > 3
+        assert client.client.infer_images(np.zeros((1, 32, 32, 3), np.uint8)).prob.sum() > 3
         wait_until(lambda: "96 × 2" in found.text("/"), 60)
         assert read == []
         assert (store.parent / "store.inspect").is_dir()
@@ -367,7 +367,7 @@ def test_uploaded_image_is_answered(
     content = picture(figures)
     with serving(data=False) as (server, client):
         found = Browsed(f"http://{server.address}", {})
-        direct = client.ask_jpegs([content])
+        direct = client.client.infer_jpegs([content])
         page = upload(found, content).data.decode()
         first = hierarchy.slices[0]
         top = hierarchy.class_order[first][int(direct.index[0, 0])]
@@ -425,7 +425,7 @@ def test_pages_ask_a_server_elsewhere(
     serving: Callable[..., Any], knowing: LogitStore, figures: Path, hierarchy: SemanticHierarchy
 ) -> None:
     with serving(data=False) as (_, client):
-        site = site_of(knowing, figures, live=RemoteTeacher(client, hierarchy))
+        site = site_of(knowing, figures, live=RemoteTeacher(client.client, hierarchy))
         with pages(site) as found:
             assert "What the teacher says" in upload(found, picture(figures)).data.decode()
     with pages(site) as found:
@@ -505,5 +505,5 @@ def test_command_tells_what_is_wrong_in_a_line(
     assert "--ask found without --serve" in fails("inspect", knowing.location, "--ask", "http://x")
     assert "found without keys" in fails(*serve, "--host", "0.0.0.0")
     assert "no student.safetensors" in fails(*serve, "--student", tmp_path)
-    monkeypatch.setattr("distill.cli.inspection_serving.PATIENCE_S", 0.5)
+    monkeypatch.setattr("distill.cli.inspect.pages.PATIENCE_S", 0.5)
     assert "http://127.0.0.1:9" in fails(*serve, "--ask", "http://127.0.0.1:9")

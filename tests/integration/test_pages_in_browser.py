@@ -13,11 +13,11 @@ from knowing_store import make_knowing
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from served_pages import HOSTILE, Browsed, make_hostile, pages, site_of
 
-from distill.data import open_source
+from distill.data.source import open_source
 from store.logit_store import LogitStore
-from teacher_server.inspector.findings import Rules
-from teacher_server.inspector.inspection import open_inspection
-from teacher_server.inspector.pages.rendering import write_overview
+from teacher_server.inspect.findings import Rules
+from teacher_server.inspect.inspection import open_inspection
+from teacher_server.pages.rendering import write_overview
 
 CHROMIUM = shutil.which("chromium")
 

@@ -14,12 +14,12 @@ import safetensors.torch
 import torch
 from same_store import arrays, assert_same_arrays
 
-from distill.data import open_source
-from distill.hierarchy import SemanticHierarchy
-from distill.targets import SparseTargets, sparsify
-from distill.views import ViewPolicy, draw_view, render_view
+from distill.data.source import open_source
+from distill.data.views import ViewPolicy, draw_view, render_view
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.tensors import SparseTargets, sparsify
 from store.logit_store import LogitStore
-from teacher_server.load import MemberChoice, load_teacher
+from teacher_server.teacher.loading import MemberChoice, load_teacher
 
 Command = Callable[..., list[str]]
 
@@ -28,7 +28,7 @@ def test_store_holds_what_the_teacher_says_of_each_view(
     store: Path, figures: Path, hierarchy: SemanticHierarchy, teacher_weights: Path
 ) -> None:
     """One image and one view at a time, by the slow way round, against the stored rows."""
-    from distill.images import read_image
+    from distill.data.images import read_image
 
     choice = MemberChoice(name="test_vit", weights=teacher_weights)
     teacher = load_teacher([choice], hierarchy, device=torch.device("cpu"))

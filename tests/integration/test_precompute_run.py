@@ -17,8 +17,8 @@ from PIL import Image
 from processes import started
 from same_store import arrays, assert_same_arrays, assert_same_store
 
-from distill.data import open_source
-from distill.journal import journal_file, without_secrets
+from distill.data.source import open_source
+from distill.events import journal_file, without_secrets
 from store.logit_store import LogitStore
 
 Command = Callable[..., list[str]]

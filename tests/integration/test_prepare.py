@@ -20,16 +20,16 @@ import pytest
 from PIL import Image
 from raw_release import CLASSES, class_tars, photo, release, tar_of, write_release
 
-from distill.data import label_indices, open_source
+from distill.curate.prepare.ledger import Ledger
+from distill.curate.prepare.report import PUBLISHED, compare
+from distill.curate.prepare.run import PrepareOptions
+from distill.curate.prepare.run import prepare as prepare_release
+from distill.curate.prepare.shrink import ShrinkRules, shrink
+from distill.data.formats import tars
+from distill.data.images import decode_image, read_bytes, squish
+from distill.data.source import label_indices, open_source
 from distill.errors import DataError
-from distill.hierarchy import SemanticHierarchy
-from distill.images import decode_image, read_bytes, squish
-from distill.prepare.ledger import Ledger
-from distill.prepare.report import PUBLISHED, compare
-from distill.prepare.run import PrepareOptions
-from distill.prepare.run import prepare as prepare_release
-from distill.prepare.shrink import ShrinkRules, shrink
-from distill.sources import tars
+from distill.hierarchy.semantic import SemanticHierarchy
 
 SMALL = ("--min-images", 5, "--val-images", 2, "--size", 16, "--workers", 0)
 KEPT = [wnid for wnid, count in CLASSES.items() if count >= 5]
@@ -243,7 +243,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(
     options = ("--format", form, "--shard-images", 40, "--workers", 2)
     command = ["prepare", raw, "--out", tmp_path / "out", *SMALL[:-2], *options]
     if form == "folder":  # so that there are several units
-        code = "import distill.cli.prepare as p; p.FOLDER_UNIT = 40\n"
+        code = "import distill.cli.curate.prepare as p; p.FOLDER_UNIT = 40\n"
         code += "import distill.cli.main as m; m.run()"
         start = [sys.executable, "-c", code]
     else:
@@ -286,7 +286,7 @@ def test_a_finished_folder_is_left_as_it_is_unless_a_shard_is_missing(
     report = prepare(raw, *options)
     whole = tree_bytes(tmp_path / "out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill.prepare.run.list_raw", lambda *_: pytest.fail("listed again"))
+        patch.setattr("distill.curate.prepare.run.list_raw", lambda *_: pytest.fail("listed again"))
         assert prepare(raw, *options) == report
     assert tree_bytes(tmp_path / "out") == whole
     (tmp_path / "out" / "train-000001.tar").unlink()

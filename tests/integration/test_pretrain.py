@@ -11,15 +11,15 @@ import timm
 import torch
 from PIL import Image
 
-from distill import views
-from distill.data import open_source
+from distill.data import views
+from distill.data.source import open_source
+from distill.data.views import APPLY, OPERATIONS, ViewPolicy
 from distill.errors import StoreMismatchError
-from distill.hierarchy import SemanticHierarchy
-from distill.views import APPLY, OPERATIONS, ViewPolicy
-from store.cache import Cache
+from distill.hierarchy.semantic import SemanticHierarchy
 from store.logit_store import LogitStore
-from trainers.replay import check_replay
-from trainers.store_targets import StoreTargets, stored_proofs
+from store.views.cache import Cache
+from trainers.sources.replay import check_replay
+from trainers.sources.store import StoreTargets, stored_proofs
 
 Command = Callable[..., list[str]]
 

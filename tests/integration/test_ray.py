@@ -14,7 +14,7 @@ from processes import started
 from same_store import assert_same_store
 
 from store.logit_store import LogitStore
-from teacher_server.ray_engine import cpus_a_worker
+from teacher_server.precompute.ray_driver import cpus_a_worker
 
 ray: Any = pytest.importorskip("ray")
 

@@ -10,10 +10,7 @@ import torch
 from small_images import write_folder
 from small_models import write_test_vit
 
-from distill.errors import DataError
-from distill.hierarchy import SemanticHierarchy
-from distill.models import create_model
-from distill.real_labels import (
+from distill.curate.real_labels import (
     NO,
     YES,
     RaterAnswers,
@@ -23,6 +20,9 @@ from distill.real_labels import (
     scores,
     write_labels,
 )
+from distill.errors import DataError
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.models import create_model
 
 MACHINE = ("--device", "cpu", "--workers", 0)
 

@@ -13,14 +13,14 @@ import pytest
 from child import DTYPE
 from small_store import BLOCK, IDS, ROWS, answers_of, create, make_complete, make_manifest, write
 
+from distill.data.order import SampleOrder
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
-from distill.order import SampleOrder
-from store.cache import Cache, Put
-from store.codes import ANSWER_ARRAYS, Codes
+from store.format.codes import ANSWER_ARRAYS, Codes
 from store.logit_store import LogitStore
-from store.lookup import open_row_index
-from store.resident import open_resident_view, resident_bytes
-from store.stream import StreamedView
+from store.views.cache import Cache, Put
+from store.views.lookup import open_row_index
+from store.views.resident import open_resident_view, resident_bytes
+from store.views.stream import StreamedView
 
 CHILD = Path(__file__).parents[1] / "child.py"
 
@@ -262,6 +262,6 @@ def test_a_file_evicted_before_it_was_mapped_is_built_again(
             return True
         return path.exists()
 
-    monkeypatch.setattr("store.cache._is_whole", is_whole_but_evicted_at_once)
+    monkeypatch.setattr("store.views.cache._is_whole", is_whole_but_evicted_at_once)
     assert len(open_resident_view(complete, 0, cache).records) == ROWS
     assert evictions == 1

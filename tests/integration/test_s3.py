@@ -18,11 +18,11 @@ from buckets import Unreliable
 from small_store import CERTIFICATE, ROWS, create, make_complete, write
 
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
-from store.cache import Cache
+from store.format.objects import open_objects
 from store.logit_store import LogitStore
-from store.objects import open_objects
-from store.resident import open_resident_view
-from store.verify import verify
+from store.upkeep.verify import verify
+from store.views.cache import Cache
+from store.views.resident import open_resident_view
 
 Command = Callable[..., list[str]]
 

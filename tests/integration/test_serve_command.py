@@ -22,8 +22,9 @@ import urllib3
 from live import HANG, INFER, body_of, images
 from processes import started
 
-from distill.data import open_source
-from teacher_server.client import TeacherClient
+from distill.data.source import open_source
+from distill.wire.client import TeacherClient
+from trainers.sources.server import ServerTargets
 
 Ran = Callable[..., Any]
 
@@ -140,7 +141,8 @@ def test_killed_server_has_kept_what_it_answered(
     answers = []
     for part in range(3):
         server = serve(*more)
-        with TeacherClient(f"http://127.0.0.1:{server.port}", deadline_s=20) as client:
+        url = f"http://127.0.0.1:{server.port}"
+        with ServerTargets(TeacherClient(url, deadline_s=20)) as client:
             answers.append(client.fetch(ids[:80], 0).prob)
             time.sleep(0.2)
             metrics = urllib3.request("GET", f"{client.location}/metrics").data.decode()

@@ -9,13 +9,13 @@ import pytest
 from buckets import Unreliable
 from small_images import CIRCLE, SQUARE, jpeg, write_folder, write_tar
 
-from distill.data import has_split, open_source
+from distill.data.formats import tars
+from distill.data.images import read_bytes
+from distill.data.loader import in_batches, load_views
+from distill.data.source import has_split, open_source
+from distill.data.views import ViewPolicy
 from distill.errors import DataError, DataUnavailableError
 from distill.files import write_csv
-from distill.images import read_bytes
-from distill.loader import in_batches, load_views
-from distill.sources import tars
-from distill.views import ViewPolicy
 
 
 def upload(folder: Path, location: str) -> None:
@@ -88,16 +88,16 @@ def test_throttling_and_cut_connections_are_got_over(
     upload(data, bucket)
     proxy = Unreliable(os.environ["AWS_ENDPOINT_URL"], slow_down=0.2, cut=0.1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    from distill.sources import places
+    from distill import storage
 
-    places._client_of.cache_clear()
+    storage._client_of.cache_clear()
     try:
         source = open_source(f"{bucket}/tars")
         assert {read_bytes(s) for s in source.samples} == {jpeg(i, 8 + i) for i in range(20)}
         assert proxy.refused
     finally:
         proxy.close()
-        places._client_of.cache_clear()
+        storage._client_of.cache_clear()
 
 
 def test_what_is_not_there_and_what_does_not_answer_differ(
@@ -120,13 +120,13 @@ def test_what_is_not_there_and_what_does_not_answer_differ(
     (gone,) = (s for s in source.samples if s.key.endswith(f"{SQUARE}_0"))
     with pytest.raises(DataError, match="cannot be read: "):
         read_bytes(gone)
-    from distill.sources import places
+    from distill import storage
 
-    places._client_of.cache_clear()
+    storage._client_of.cache_clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr(places, "ATTEMPTS", 1)
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
     try:
         with pytest.raises(DataUnavailableError, match="cannot be read now"):
             read_bytes(source.samples[0])
     finally:
-        places._client_of.cache_clear()
+        storage._client_of.cache_clear()

@@ -22,21 +22,21 @@ from small_store import (
     write,
 )
 
-from distill.encoding import EncodingSpec
 from distill.errors import (
     CorruptStoreError,
     IncompleteStoreError,
     StoreError,
     StoreMismatchError,
 )
-from store.blocks import chunk_key, encode_chunk, write_chunks
-from store.codes import ANSWER_ARRAYS
+from distill.targets.encoding import EncodingSpec
+from store.format.chunks import chunk_key, encode_chunk, write_chunks
+from store.format.codes import ANSWER_ARRAYS
+from store.format.manifest import DatasetIdentity, Manifest, ViewIdentity
+from store.format.objects import Objects
+from store.format.root import digest_of_json
 from store.logit_store import LogitStore
-from store.manifest import DatasetIdentity, Manifest, ViewIdentity
-from store.objects import Objects
-from store.root import digest_of_json
 from store.summary import summarise
-from store.verify import verify
+from store.upkeep.verify import verify
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_of_two_writers_that_differ_the_record_tells_what_the_chunks_hold(tmp_pa
         return False
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("store.commits.write_record", commit_of_the_other)
+        patch.setattr("store.format.commits.write_record", commit_of_the_other)
         store.write_block(0, ours, {"bad": []})
     for view, digest in enumerate(store.content_digests()[0]):
         store.read_codes(0, view, digest)

@@ -12,18 +12,18 @@ import pytest
 from same_store import arrays, assert_same_arrays
 from small_store import VIEWS, answers_of, create, make_complete, make_manifest, write
 
-from distill.data import open_source
-from distill.encoding import EncodingSpec
+from distill.data.source import open_source
+from distill.data.views import ViewPolicy
 from distill.errors import StoreMismatchError
-from distill.hierarchy import SemanticHierarchy
-from distill.views import ViewPolicy
-from store.algebra import merge, subset
-from store.codes import Codes
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.encoding import EncodingSpec
+from store.format.codes import Codes
+from store.format.manifest import ViewIdentity
 from store.logit_store import LogitStore
-from store.manifest import ViewIdentity
-from store.verify import verify
-from trainers.replay import check_replay
-from trainers.store_targets import stored_proofs
+from store.upkeep.algebra import merge, subset
+from store.upkeep.verify import verify
+from trainers.sources.replay import check_replay
+from trainers.sources.store import stored_proofs
 
 Command = Callable[..., list[str]]
 

@@ -16,10 +16,10 @@ import pytest
 from small_store import CERTIFICATE, create, make_complete, write
 
 from distill.errors import StoreError
-from store.algebra import subset
 from store.logit_store import LogitStore, has_store
-from store.repair import restore, revoke_bad
-from store.verify import verify
+from store.upkeep.algebra import subset
+from store.upkeep.repair import restore, revoke_bad
+from store.upkeep.verify import verify
 
 
 class Stopped(BaseException):

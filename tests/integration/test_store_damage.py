@@ -17,11 +17,11 @@ import pytest
 from small_store import CERTIFICATE, create, make_complete, write
 
 from distill.errors import StoreError
-from store.algebra import RowReader
-from store.cache import Cache
 from store.logit_store import LogitStore
-from store.resident import open_resident_view
-from store.verify import verify
+from store.upkeep.algebra import RowReader
+from store.upkeep.verify import verify
+from store.views.cache import Cache
+from store.views.resident import open_resident_view
 
 CHILD = Path(__file__).parents[1] / "child.py"
 FLIPS = 160
@@ -210,7 +210,7 @@ def test_folder_that_may_not_be_written_is_named(open_folder: Path) -> None:
         "import os, sys; sys.path.insert(0, sys.argv[2])\n"
         "from distill.errors import StoreError\n"
         "from store.logit_store import LogitStore\n"
-        "from store.verify import verify\n"
+        "from store.upkeep.verify import verify\n"
         "from small_store import write\n"
         "write(LogitStore.open(sys.argv[1]), [1])  # whatever is imported late is imported\n"
         "os.setuid(65534)\n"

@@ -8,10 +8,10 @@ import pytest
 from format_reader import read_store
 from small_store import HIERARCHY, make_complete
 
-from distill.hierarchy import SemanticHierarchy
-from store.algebra import RowReader
+from distill.hierarchy.semantic import SemanticHierarchy
 from store.logit_store import LogitStore
-from store.verify import verify
+from store.upkeep.algebra import RowReader
+from store.upkeep.verify import verify
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("v*"))
 FIELDS = ("index", "prob", "confidence", "sq_norm", "valid")

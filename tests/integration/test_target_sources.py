@@ -11,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.data import ImageSource, label_indices, open_source
-from distill.hierarchy import SemanticHierarchy
-from distill.images import read_image
-from distill.losses import semantic_kd_loss
-from distill.targets import DenseTargets, TargetSource, TeacherTargets, densify
-from distill.training_targets import TrainingTargets
-from distill.views import ViewPolicy, draw_view, render_view
-from store.cache import Cache
+from distill.data.images import read_image
+from distill.data.source import ImageSource, label_indices, open_source
+from distill.data.views import ViewPolicy, draw_view, render_view
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.losses.semantic import semantic_kd_loss
+from distill.targets.protocol import TrainingTargets
+from distill.targets.tensors import DenseTargets, TargetSource, TeacherTargets, densify
 from store.logit_store import LogitStore
-from teacher_server.in_process import InProcessTargets
-from teacher_server.teacher import Teacher
-from trainers.store_targets import StoreTargets
+from store.views.cache import Cache
+from teacher_server.teacher.teacher import Teacher
+from trainers.sources.in_process import InProcessTargets
+from trainers.sources.store import StoreTargets
 
 
 @dataclass

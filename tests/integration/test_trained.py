@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 from timm.data import RealLabelsImagenet
 
-from distill.baselines import present_classes
-from distill.data import label_indices, open_source
+from distill.data.images import read_image
+from distill.data.source import label_indices, open_source
+from distill.data.views import ViewParams, render_view
 from distill.errors import DataError
-from distill.hierarchy import SemanticHierarchy
-from distill.images import read_image
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.hierarchy.softmax import class_log_probs, hierarchy_logits
+from distill.losses.baselines import present_classes
 from distill.models import ModelCard, ModelInput, create_model
-from distill.softmax import class_log_probs, hierarchy_logits
-from distill.views import ViewParams, render_view
-from trainers.finetune import crossing
-from trainers.meters import Reading, label_meter, tag_meter
-from trainers.tags import read_tags
-from trainers.world import World
+from trainers.evaluation.meters import Reading, label_meter, tag_meter
+from trainers.evaluation.tags import read_tags
+from trainers.process_group import World
+from trainers.training.finetune import crossing
 
 Command = Callable[..., list[str]]
 SCHEMES = ("single-label", "multi-label", "semantic")

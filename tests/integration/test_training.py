@@ -19,12 +19,12 @@ from PIL import Image
 from processes import started
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill.data import open_source
-from distill.encoding import EncodingSpec
-from distill.hierarchy import SemanticHierarchy
-from distill.targets import encode
-from trainers.objectives import objective_of
+from distill.data.source import open_source
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.encoding import EncodingSpec
+from distill.targets.tensors import encode
 from trainers.recipe import Recipe
+from trainers.training.objectives import objective_of
 
 Command = Callable[..., list[str]]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the tests themselves: the same bits
@@ -424,7 +424,7 @@ def test_an_epoch_is_saved_before_it_is_judged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever ends it while it judges loses no step, and it is judged later."""
-    import trainers.evaluate
+    import trainers.evaluation.evaluate
 
     common = ("--label-set", "plane-figures", "--image-size", 32)
 
@@ -432,9 +432,9 @@ def test_an_epoch_is_saved_before_it_is_judged(
         os.kill(os.getpid(), signal.SIGTERM)
         return judge(*arguments, **keywords)
 
-    judge = trainers.evaluate.judge
+    judge = trainers.evaluation.evaluate.judge
     with monkeypatch.context() as patch:
-        patch.setattr(trainers.evaluate, "judge", interrupted)
+        patch.setattr(trainers.evaluation.evaluate, "judge", interrupted)
         stopped = distill(*train("run", *common))
     assert stopped.code == 0
     assert "stopped after a checkpoint; to go on" in stopped.err
@@ -496,7 +496,7 @@ def test_one_process_that_fails_ends_the_others_in_one_line(
             image = Image.new("RGB", (32, 32), (i * 7, 0, 0))
             image.save(data / split / "n13878634" / f"{split}{i}.jpg")
     source = open_source(data)
-    from distill.order import SampleOrder
+    from distill.data.order import SampleOrder
 
     first = SampleOrder(32, 0).epoch(0)[:8]  # of the first process, in the first step
     for row in first[:7].tolist():

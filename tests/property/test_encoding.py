@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from distill.answers import Answers
-from distill.encoding import PRESETS, EncodingSpec
 from distill.errors import ConfigError
-from distill.hierarchy import SemanticHierarchy
-from distill.targets import SparseTargets, dense_targets, densify, encode
-from store.blocks import decode_chunk, encode_chunk
-from store.codes import ANSWER_ARRAYS, SQ_NORM_UNITS, Coding
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.encoding import PRESETS, EncodingSpec
+from distill.targets.rows import Answers
+from distill.targets.tensors import SparseTargets, dense_targets, densify, encode
+from store.format.chunks import decode_chunk, encode_chunk
+from store.format.codes import ANSWER_ARRAYS, SQ_NORM_UNITS, Coding
 
 HIERARCHY = SemanticHierarchy.bundled("plane-figures")
 SIZES = HIERARCHY.classes_per_hierarchy

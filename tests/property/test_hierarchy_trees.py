@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.hierarchy import SemanticHierarchy
+from distill.hierarchy.semantic import SemanticHierarchy
 
 
 @st.composite

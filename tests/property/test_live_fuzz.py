@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from live import INFER, SIZE, Live, echo_of, echo_teacher, live
 from PIL import Image
 
-from distill.hierarchy import SemanticHierarchy
+from distill.hierarchy.semantic import SemanticHierarchy
 
 EXAMPLES = int(os.environ.get("DISTILL_FUZZ", "300"))
 STATUSES = {200, 400, 401, 404, 405, 412, 413, 415, 429, 503, 504}

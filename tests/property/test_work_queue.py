@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.answers import Answers
-from teacher_server.live.admission import Admission, Budgets
-from teacher_server.live.lane import shapes_up_to
-from teacher_server.live.refusal import Refused
-from teacher_server.live.work import Piece, Said, Work, WorkQueue
+from distill.targets.rows import Answers
+from distill.wire.refusal import Refused
+from teacher_server.serve.admission import Admission, Budgets
+from teacher_server.serve.lane import shapes_up_to
+from teacher_server.serve.queue import Piece, Said, Work, WorkQueue
 
 IMAGES = st.integers(1, 20)
 

@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.baselines import (
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.hierarchy.softmax import class_log_probs, hierarchy_probs
+from distill.losses.baselines import (
     multi_label_kd_loss,
     multi_label_loss,
     present_classes,
     single_label_kd_loss,
     single_label_loss,
 )
-from distill.encoding import EncodingSpec
-from distill.hierarchy import SemanticHierarchy
-from distill.losses import Divergence, teacher_confidence
-from distill.softmax import class_log_probs, hierarchy_probs
-from distill.targets import DenseTargets, SparseTargets, dense_targets, densify, encode
+from distill.losses.semantic import Divergence, teacher_confidence
+from distill.targets.encoding import EncodingSpec
+from distill.targets.tensors import DenseTargets, SparseTargets, dense_targets, densify, encode
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image, ImageOps
 from small_images import SQUARE, jpeg, write_folder, write_tar
 
-from distill.data import has_split, label_indices, open_source
+from distill.data.formats.samples import Sample, SampleTable
+from distill.data.images import decode_image, read_image
+from distill.data.sample_ids import samples_digest
+from distill.data.source import has_split, label_indices, open_source
 from distill.errors import DataError, DataUnavailableError
-from distill.hierarchy import SemanticHierarchy
-from distill.images import decode_image, read_image
-from distill.sample_id import samples_digest
-from distill.samples import Sample, SampleTable
+from distill.hierarchy.semantic import SemanticHierarchy
 
 
 def test_folder_and_tars_of_the_same_keys_are_the_same_dataset(
@@ -240,7 +240,7 @@ def test_folder_that_cannot_be_listed_is_an_error_not_fewer_images(tmp_path: Pat
             folder.chmod(folder.stat().st_mode | 0o055)
     code = (
         "import os, sys\n"
-        "from distill.data import open_source\n"
+        "from distill.data.source import open_source\n"
         "from distill.errors import DataError\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
         "try: open_source(sys.argv[1])\n"

@@ -5,10 +5,10 @@ import pytest
 from numpy.typing import NDArray
 
 from distill.errors import ConfigError, HierarchyError
-from distill.hierarchy import SemanticHierarchy
-from teacher_server.inspector.beliefs import UNITS, Beliefs, Known, block_dtype
-from teacher_server.inspector.findings import Rules, TagFindings, find_tags
-from teacher_server.inspector.tree import ClassTree
+from distill.hierarchy.semantic import SemanticHierarchy
+from teacher_server.inspect.findings import Rules, TagFindings, find_tags
+from teacher_server.inspect.statistics import UNITS, Beliefs, Known, block_dtype
+from teacher_server.inspect.tree import ClassTree
 
 PATH = ("polygon", "quadrilateral", "parallelogram", "rectangle")
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from distill.errors import HierarchyError, TeacherError
-from distill.hierarchy import SemanticHierarchy
-from distill.hypernyms import FLAT_LABEL_SETS, flat_label_set, nearest, write_table
-from distill.softmax import top_mass
-from teacher_server.flat import FlatHead
-from teacher_server.load import ALIASES, MemberChoice, load_teacher
+from distill.hierarchy.hypernyms import FLAT_LABEL_SETS, flat_label_set, nearest, write_table
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.hierarchy.softmax import top_mass
+from teacher_server.teacher.flat_heads import FlatHead
+from teacher_server.teacher.loading import ALIASES, MemberChoice, load_teacher
 
 CPU = torch.device("cpu")
 TENCH, COONHOUND, DOG = "n01440764", "n02089078", "n02084071"
@@ -117,7 +117,7 @@ def test_flat_label_sets_are_timms() -> None:
 
 
 def test_table_of_hypernyms_is_what_wordnet_says(wordnet: Path, tmp_path: Path) -> None:
-    bundled = Path(__file__).resolve().parents[2] / "distill/hierarchies/hypernyms.txt"
+    bundled = Path(__file__).resolve().parents[2] / "distill/hierarchy/bundled/hypernyms.txt"
     assert write_table(tmp_path / "hypernyms.txt") > 23_000
     assert (tmp_path / "hypernyms.txt").read_bytes() == bundled.read_bytes()
 
@@ -201,7 +201,7 @@ def test_rows_with_logits_that_are_not_finite_are_nan(hierarchy: SemanticHierarc
     ],
 )
 def test_weights_of_timm_know_their_flat_label_set(name: str, label_set: str) -> None:
-    from teacher_server.load import _flat_synsets
+    from teacher_server.teacher.loading import _flat_synsets
 
     hierarchy = SemanticHierarchy.bundled("imagenet21k-p-fall11")
     found = _flat_synsets(MemberChoice(name=name), name, None, hierarchy)
@@ -210,7 +210,7 @@ def test_weights_of_timm_know_their_flat_label_set(name: str, label_set: str) ->
 
 @pytest.mark.parametrize("alias", ALIASES)
 def test_weights_of_the_papers_authors_are_semantic(alias: str) -> None:
-    from teacher_server.load import _flat_synsets
+    from teacher_server.teacher.loading import _flat_synsets
 
     hierarchy = SemanticHierarchy.bundled("imagenet21k-p-fall11")
     assert _flat_synsets(MemberChoice(name=alias), ALIASES[alias], None, hierarchy) == ()

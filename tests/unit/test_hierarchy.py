@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distill.errors import HierarchyError
-from distill.hierarchy import SemanticHierarchy, bundled_names, resolve
+from distill.hierarchy.semantic import SemanticHierarchy, bundled_names, resolve
 
 FALL11 = (294, 1280, 2080, 2573, 2193, 1377, 703, 303, 198, 154, 60, 6)
 WINTER21 = (292, 985, 1793, 2452, 2152, 1359, 697, 302, 198, 154, 60, 6)
@@ -49,7 +49,7 @@ def test_chains_are_those_of_the_paper() -> None:
 def test_bundled_files_are_what_build_writes_whatever_the_hash_seed(
     hash_seed: str, wordnet: Path, tmp_path: Path
 ) -> None:
-    labels = Path(__file__).resolve().parents[2] / "distill/hierarchies"
+    labels = Path(__file__).resolve().parents[2] / "distill/hierarchy/bundled"
     sources = {
         "imagenet21k-p-fall11": "imagenet21k-p-fall11",
         "imagenet21k-p-winter21": "imagenet21k-p-winter21",

@@ -9,11 +9,11 @@ import pytest
 import torch
 from plain_losses import plain_kd_loss, plain_softmax_loss
 
-from distill.encoding import EncodingSpec
-from distill.hierarchy import SemanticHierarchy
-from distill.losses import semantic_kd_loss, semantic_softmax_loss, teacher_confidence
-from distill.softmax import hierarchy_probs
-from distill.targets import DenseTargets, SparseTargets, dense_targets, densify, encode
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.hierarchy.softmax import hierarchy_probs
+from distill.losses.semantic import semantic_kd_loss, semantic_softmax_loss, teacher_confidence
+from distill.targets.encoding import EncodingSpec
+from distill.targets.tensors import DenseTargets, SparseTargets, dense_targets, densify, encode
 
 FALL11 = "imagenet21k-p-fall11"
 
@@ -224,10 +224,10 @@ def test_losses_compute_in_float32_under_autocast(
 
 COMPILED = """
 import torch
-from distill.encoding import EncodingSpec
-from distill.hierarchy import SemanticHierarchy
-from distill.losses import semantic_kd_loss, semantic_softmax_loss
-from distill.targets import encode
+from distill.targets.encoding import EncodingSpec
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.losses.semantic import semantic_kd_loss, semantic_softmax_loss
+from distill.targets.tensors import encode
 
 hierarchy = SemanticHierarchy.bundled("plane-figures")
 torch.manual_seed(0)

@@ -13,12 +13,12 @@ import pyarrow.parquet
 import pytest
 from small_images import CIRCLE, SQUARE, jpeg, write_folder, write_tar
 
-from distill.data import ImageSource, has_split, label_indices, open_source
+from distill.data.formats import tars
+from distill.data.images import read_bytes
+from distill.data.source import ImageSource, has_split, label_indices, open_source
 from distill.errors import DataError
 from distill.files import write_csv
-from distill.hierarchy import SemanticHierarchy
-from distill.images import read_bytes
-from distill.sources import tars
+from distill.hierarchy.semantic import SemanticHierarchy
 
 
 def contents(source: ImageSource) -> dict[str, bytes]:

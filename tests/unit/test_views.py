@@ -3,9 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.errors import ConfigError
-from distill.sample_id import sample_ids
-from distill.views import (
+from distill.data.sample_ids import sample_ids
+from distill.data.views import (
     APPLY,
     OPERATIONS,
     ViewParams,
@@ -15,6 +14,7 @@ from distill.views import (
     squish,
     view_proof,
 )
+from distill.errors import ConfigError
 
 IDS = sample_ids([f"key{i}" for i in range(50)])
 

@@ -1,0 +1,152 @@
+"""`distill data check`: what a data set is like before a teacher reads it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from distill.cli.options import common
+from distill.cli.options.common import in_bytes
+
+if TYPE_CHECKING:
+    from distill.curate.check import CheckedImages, DataReport, Tagging
+
+SHOWN = 5  # of each list
+
+
+@click.command()
+@common.data
+@click.option("--split", help="That alone; all of --data by default.")
+@click.option(
+    "--label-set", default="imagenet21k-p-fall11", show_default=True, help="Name or JSON."
+)
+@click.option(
+    "--near",
+    type=click.IntRange(0, 8),
+    help="Also find images that look alike: most bits of 64 that perceptual hashes may differ in.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for unreadable.csv, outside.csv, duplicates.csv, near.csv.",
+)
+@common.processes
+@common.as_json
+def check(
+    data: str,
+    split: str | None,
+    label_set: str,
+    near: int | None,
+    out: Path | None,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Read every image of DATA: counts, classes, damage, duplicates, how it is tagged.
+
+    Judges the data alone; what a teacher thinks of the tags is `distill inspect`.
+    """
+    from distill.cli.options.images import open_images
+    from distill.curate.check import check_images, report_of
+    from distill.data.source import split_names
+    from distill.errors import printable
+    from distill.hierarchy.semantic import resolve
+
+    hierarchy = resolve(label_set)
+    names = [split] if split else split_names(data)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)  # or one would learn of it when all is read
+    sources = {name: open_images(data, name) for name in names}
+    checked = check_images(sources, hierarchy, near_bits=near, workers=workers)
+    report = report_of(data, checked)
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+    else:
+        click.echo("\n".join(printable(line) for line in _lines(report, checked)))
+    if out:
+        _write_lists(out, checked)
+        click.echo(f"lists: {out}", err=as_json)
+
+
+def _lines(report: "DataReport", checked: "CheckedImages") -> list[str]:
+    splits = ", ".join(f"{count} {split}" for split, count in report.images.items())
+    each = report.images_per_class
+    return [
+        f"{report.location}: {sum(report.images.values())} images ({splits}), "
+        f"{in_bytes(report.bytes_total)}",
+        f"label set {report.label_set}: {report.classes_present} of {report.classes} classes have "
+        f"images ({each['min']:.0f} to {each['max']:.0f}, median {each['median']:.0f})",
+        "hierarchy  classes  labelled  tagged here",
+        *(
+            f"{level['hierarchy']:9d}  {level['classes']:7d}  {level['labelled']:8d}  "
+            f"{level['tagged_here']:11d}"
+            for level in report.per_hierarchy
+        ),
+        *_outside_lines(report),
+        f"unreadable: {report.unreadable} images"
+        + "".join(f"; {count} {kind}" for kind, count in report.unreadable_by_kind.items()),
+        *(
+            f"  {checked.sample(row)[1].key}: {reason}"
+            for row, reason in list(checked.reasons.items())[:SHOWN]
+        ),
+        _pairs_line("duplicates", "are the same bytes", report.duplicates),
+        *(
+            [_pairs_line("near duplicates", "look alike", report.near_duplicates)]
+            if report.near_duplicates
+            else []
+        ),
+        _tagging_line(report),
+    ]
+
+
+def _outside_lines(report: "DataReport") -> list[str]:
+    lines = [f"without a label: {report.unlabelled} images"] if report.unlabelled else []
+    if report.outside:
+        total = sum(report.outside.values())
+        lines.append(
+            f"NOT in the label set: {len(report.outside)} labels of {total} images, which "
+            "`distill precompute` will refuse"
+        )
+        lines += [f"  {label}: {n} images" for label, n in list(report.outside.items())[:SHOWN]]
+    return lines
+
+
+def _pairs_line(title: str, what: str, tagging: "Tagging") -> str:
+    if not tagging.pairs:
+        return f"{title}: none"
+    return (
+        f"{title}: {tagging.pairs} pairs {what}, {tagging.across_splits} of them in two splits; "
+        f"tagged alike {tagging.same}, one more generally {tagging.general}, contradicting "
+        f"{tagging.contradicting}"
+    )
+
+
+def _tagging_line(report: "DataReport") -> str:
+    tagged = sum(report.images.values()) - report.unlabelled - sum(report.outside.values())
+    share = report.inner / tagged if tagged else 0.0
+    return (
+        f"inconsistent tagging: {report.inner} images ({100 * share:.1f}%) are tagged with a class "
+        "that has subclasses in the label set, so a more precise tag may be missing"
+    )
+
+
+def _write_lists(out: Path, checked: "CheckedImages") -> None:
+    from distill.data.source import OUTSIDE
+    from distill.files import write_csv
+
+    def named(row: int) -> list[object]:
+        split, sample = checked.sample(row)
+        return [split, sample.key, sample.label]
+
+    reasons = [[*named(row)[:2], why] for row, why in checked.reasons.items()]
+    write_csv(out / "unreadable.csv", ["split", "key", "reason"], reasons)
+    outside = (checked.labels == OUTSIDE).nonzero()[0]
+    rows = [named(int(row)) for row in outside]
+    write_csv(out / "outside.csv", ["split", "key", "label"], rows)
+    for name, groups in (("duplicates", checked.groups), ("near", checked.near)):
+        if groups is not None:
+            members = [
+                [number, *named(int(row))] for number, group in enumerate(groups) for row in group
+            ]
+            write_csv(out / f"{name}.csv", ["group", "split", "key", "label"], members)

@@ -1,0 +1,103 @@
+"""`distill hierarchy build · show · import`."""
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def hierarchy() -> None:
+    """Build, show and import hierarchies."""
+
+
+@hierarchy.command()
+@click.argument("source")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON to write.")
+@click.option("--name", help="Name of the hierarchy; the file's by default.")
+@click.option("--keep-deepest", is_flag=True, help="Give the deepest level a softmax as well.")
+def build(source: str, out: Path, name: str | None, keep_deepest: bool) -> None:
+    """Build a hierarchy from WordNet 3.0.
+
+    SOURCE is a text file with one wnid a line, imagenet21k-p-fall11 or imagenet21k-p-winter21.
+    """
+    from distill.hierarchy import wordnet
+    from distill.hierarchy.semantic import SemanticHierarchy
+
+    built = SemanticHierarchy.from_wordnet(
+        wordnet.read_label_set(source), name=name or out.stem, drop_deepest=not keep_deepest
+    )
+    built.save(out)
+    click.echo(f"{out}: {_sizes(built)}")
+
+
+@hierarchy.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Table to write.")
+def hypernyms(out: Path) -> None:
+    """Write the table of hypernyms that ships with distill, from WordNet 3.0."""
+    from distill.hierarchy.hypernyms import write_table
+
+    click.echo(f"{out}: {write_table(out)} synsets with a hypernym")
+
+
+@hierarchy.command(name="import")
+@click.argument("tree", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON to write.")
+def import_(tree: Path, out: Path) -> None:
+    """Import the authors' imagenet21k_miil_tree.pth, TREE. Nothing in it is executed."""
+    from distill.hierarchy.semantic import SemanticHierarchy
+
+    built = SemanticHierarchy.from_miil_tree(tree)
+    built.save(out)
+    click.echo(f"{out}: {_sizes(built)}")
+
+
+@hierarchy.command()
+@click.argument("name")
+@click.argument("word", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(name: str, word: str | None, as_json: bool) -> None:
+    """Print the levels of NAME (bundled, or a JSON file), or the chains of WORD in it."""
+    import json
+
+    from distill.hierarchy.semantic import resolve
+
+    shown = resolve(name)
+    if word:
+        for synset in shown.find(word):
+            chain = (synset, *shown.ancestors(synset))
+            level = len(chain) - 1
+            path = " → ".join(f"{shown.display_name(s)} ({s})" for s in chain)
+            click.echo(
+                json.dumps({"synset": synset, "hierarchy": level, "chain": chain})
+                if as_json
+                else f"hierarchy {level}: {path}"
+            )
+        return
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "name": shown.name,
+                    "digest": shown.digest,
+                    "num_classes": shown.num_classes,
+                    "num_hierarchies": shown.num_hierarchies,
+                    "level_sizes": shown.level_sizes,
+                    "weights": shown.weights,
+                }
+            )
+        )
+        return
+    click.echo(f"{shown.name}: {_sizes(shown)}")
+    click.echo("hierarchy  classes  weight  such as")
+    for level, size in enumerate(shown.level_sizes):
+        weight = f"{shown.weights[level]:6.2f}" if level < shown.num_hierarchies else "  none"
+        members = [n for n, at in zip(shown.names, shown.levels, strict=True) if at == level]
+        examples = ", ".join(members[:: max(1, len(members) // 3)][:3]).replace("_", " ")
+        click.echo(f"{level:9d}  {size:7d}  {weight}  {examples}")
+
+
+def _sizes(built: "SemanticHierarchy") -> str:  # type: ignore[name-defined]
+    return (
+        f"{built.num_classes} classes in {built.num_hierarchies} hierarchies, "
+        f"digest {built.digest[:12]}"
+    )

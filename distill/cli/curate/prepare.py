@@ -1,0 +1,136 @@
+"""`distill prepare`: the raw release of ImageNet-21K → ImageNet-21K-P."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from distill.cli.options import common
+from distill.cli.options.common import in_bytes
+
+if TYPE_CHECKING:
+    from distill.curate.prepare.report import PrepareReport
+
+FOLDER_UNIT = 500  # images of class folders that count as done together
+
+
+@click.command()
+@click.argument("raw")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to fill.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["folder", "webdataset"]),
+    default="folder",
+    show_default=True,
+    help="A folder a class, or shards.",
+)
+@click.option("--min-images", type=click.IntRange(1), default=500, show_default=True)
+@click.option(
+    "--val-images", type=click.IntRange(0), default=50, show_default=True, help="Of each class."
+)
+@click.option(
+    "--seed", type=int, help="Choose validation images by it; the first by name otherwise."
+)
+@click.option("--label-set", help="Name or JSON: keep its classes alone.")
+@click.option(
+    "--size", type=click.IntRange(8, 4096), default=224, show_default=True, help="Pixels a side."
+)
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="JPEG's."
+)
+@click.option(
+    "--shard-images", type=click.IntRange(1), default=10_000, show_default=True, help="At most."
+)
+@common.processes
+@click.option("--dry-run", is_flag=True, help="List the release and report; write nothing.")
+@common.as_json
+def prepare(
+    raw: str,
+    out: Path,
+    form: Literal["folder", "webdataset"],
+    min_images: int,
+    val_images: int,
+    seed: int | None,
+    label_set: str | None,
+    size: int,
+    quality: int,
+    shard_images: int,
+    workers: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Make ImageNet-21K-P of RAW: fall11_whole.tar, winter21's tar, or either unpacked.
+
+    Drops small classes, sets validation images apart, squish-resizes the rest. Images that cannot
+    be read are listed. Running the same command again goes on where the last run stopped.
+    """
+    from distill.cli.signals import finishing_first
+    from distill.curate.prepare.run import PrepareOptions, rules_for
+    from distill.curate.prepare.run import prepare as run
+    from distill.curate.prepare.shrink import ShrinkRules
+    from distill.errors import ConfigError
+
+    if not raw:
+        raise ConfigError("RAW is empty, expected the path of a release")
+    if val_images >= min_images:
+        raise ConfigError(
+            f"--val-images {val_images} found, expected fewer than --min-images ({min_images}): a "
+            "class would have no images to train on"
+        )
+    settings = PrepareOptions(
+        selection=rules_for(label_set, min_images=min_images, val_images=val_images, seed=seed),
+        shrink=ShrinkRules(size=size, quality=quality),
+        form=form,
+        unit_images=shard_images if form == "webdataset" else FOLDER_UNIT,
+        workers=workers,
+    )
+    with finishing_first("prepare", "the shards") as stopping:
+        report = run(raw.rstrip("/") or "/", out, settings, stopping=stopping, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        click.echo("\n".join(_lines(report, dry_run)))
+    if not (report.complete or dry_run):
+        raise KeyboardInterrupt
+
+
+def _lines(report: "PrepareReport", dry_run: bool) -> list[str]:
+    would = "would be " if dry_run else ""
+    dropped = report.classes_found - report.classes_kept
+    lines = [
+        f"{report.out}: {report.classes_kept} classes {would}kept, {dropped} dropped, of "
+        f"{report.images_found} images found",
+        f"images {would}written: {report.images['train']} train, {report.images['val']} val",
+    ]
+    if report.bytes_in:
+        lines.append(
+            f"bytes: {in_bytes(report.bytes_in)} before, {in_bytes(report.bytes_out)} after "
+            f"({report.bytes_in / report.bytes_out:.1f} times smaller)"
+        )
+    if report.bad or report.skipped:
+        listed = "" if dry_run else f" ({report.out}/bad_images.csv)"
+        lines.append(
+            f"left out: {report.bad} images, {report.skipped} files of the release{listed}"
+        )
+    lines += _comparison(report.against)
+    if report.complete:
+        lines.append(
+            f"next: distill data check --data {report.out}, then distill precompute --data "
+            f"{report.out} …"
+        )
+    return lines
+
+
+def _comparison(against: Any) -> list[str]:
+    if against is None:
+        return ["compared with: nothing, it resembles neither published ImageNet-21K-P"]
+    counts = ", ".join(
+        f"{what} {against[what]['found']} of {against[what]['published']}"
+        for what in ("classes", "train", "val")
+    )
+    match = "as published" if against["matches"] else "NOT as published"
+    return [f"compared with {against['release']}: {match}: {counts}"] + [
+        f"  because {reason}" for reason in against["why"]
+    ]

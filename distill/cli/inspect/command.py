@@ -1,0 +1,249 @@
+"""`distill inspect`: what the teacher believes, per hierarchy, class, subtree and image."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from distill.cli.inspect.pages import Serving, serving
+from distill.cli.options import common
+from distill.cli.options.group import gathered
+from distill.cli.options.listening import Listening, listening
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from distill.cli.inspect.report import Report
+    from teacher_server.inspect.findings import Rules
+    from teacher_server.inspect.inspection import Inspection
+    from teacher_server.inspect.tag_lists import Pictures
+
+
+def _rules(**thresholds: float) -> "Rules":
+    from teacher_server.inspect.findings import Rules
+
+    return Rules(**thresholds)
+
+
+rules = gathered(
+    "rules",
+    (
+        click.option(
+            "--missing-above",
+            type=click.FloatRange(0, 1),
+            default=0.7,
+            show_default=True,
+            help="Least probability of every class below a tag that is to be added.",
+        ),
+        click.option(
+            "--suspect-above",
+            type=click.FloatRange(0, min_open=True),
+            default=2.5,
+            show_default=True,
+            help="Least contradiction of a tag: mean over its levels of ln(p teacher's / p tag's).",
+        ),
+        click.option(
+            "--sure-above",
+            type=click.FloatRange(0, 1),
+            default=0.3,
+            show_default=True,
+            help="Least probability of the teacher's class at a level where it contradicts.",
+        ),
+    ),
+    _rules,
+)
+
+
+@click.command()
+@click.argument("path", metavar="STORE")
+@click.option("--by-class", is_flag=True, help="A line for every class of the label set.")
+@click.option("--by-subtree", metavar="SYNSET", help="This class and those right below it.")
+@click.option("--sample", metavar="KEY", help="What the teacher says of this image.")
+@click.option("--data", help="The images of STORE.")
+@click.option("--split", default="train", show_default=True, help="Split of --data.")
+@click.option(
+    "--missing",
+    type=click.Path(path_type=Path),
+    help="Write tags that the teacher would add: CSV with key, tag, wnid, path, confidence.",
+)
+@click.option(
+    "--suspect",
+    type=click.Path(path_type=Path),
+    help="Write tags that the teacher contradicts: CSV with key, tag, what it sees, confidence.",
+)
+@click.option(
+    "--cleaned",
+    type=click.Path(path_type=Path),
+    help="Write the list for `distill pretrain --samples`: --suspect out, --missing filled in.",
+)
+@click.option(
+    "--folds",
+    multiple=True,
+    metavar="STORE",
+    help="Judge tags by stores of teachers that were not trained on the images in them.",
+)
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    help="CSV with key and true_wnid: how right missing and suspect tags are.",
+)
+@rules
+@serving
+@listening(port=8080)
+@click.option("--plot", type=click.Path(path_type=Path), help="Folder to draw charts into.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the overview as one file.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
+@common.as_json
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="Folder for what is read off the store; STORE.inspect by default, for a bucket "
+    "~/.cache/distill.",
+)
+def inspect(
+    path: str,
+    rules: "Rules",
+    by_class: bool,
+    by_subtree: str | None,
+    sample: str | None,
+    data: str | None,
+    split: str,
+    missing: Path | None,
+    suspect: Path | None,
+    cleaned: Path | None,
+    folds: tuple[str, ...],
+    truth: Path | None,
+    plot: Path | None,
+    html: Path | None,
+    as_csv: bool,
+    as_json: bool,
+    cache: Path | None,
+    serving: "Serving",
+    listening: Listening,
+) -> None:
+    """Show what the teacher of STORE believes: per hierarchy, class, subtree or image.
+
+    What is read off STORE is kept beside it, so only the first look takes long. With --data it
+    finds tags that are missing and tags that are wrong.
+    """
+    from distill.cli.inspect.report import Report
+    from distill.errors import ConfigError
+
+    asked = {
+        "--by-class": by_class,
+        "--by-subtree": by_subtree is not None,
+        "--sample": sample is not None,
+        "--csv": as_csv,
+        "--json": as_json,
+        "--missing": missing,
+        "--suspect": suspect,
+        "--cleaned": cleaned,
+        "--truth": truth,
+        "--plot": plot,
+        "--html": html,
+    }
+    given = {option for option, value in asked.items() if value}
+    for several in ({"--by-class", "--by-subtree", "--sample"}, {"--csv", "--json"}):
+        if len(given & several) > 1:
+            raise ConfigError(
+                f"{' and '.join(sorted(given & several))} found, expected one of them"
+            )
+    serving.require_alone(given)
+    if (missing or suspect or cleaned or truth) and not data:
+        raise ConfigError(
+            "--missing, --suspect, --cleaned or --truth found without --data, expected the images "
+            "of the store, whose keys it does not hold"
+        )
+    if cleaned and not (missing or suspect):
+        raise ConfigError(
+            "--cleaned found without --missing and --suspect, expected one of them or both: they "
+            "say what is filled in and what is left out"
+        )
+    if serving.wanted:
+        serving.run(lambda: opened(path, rules, folds, cache, shown=True), data, split, listening)
+        return
+    inspection = opened(path, rules, folds, cache, shown=not (as_json or as_csv))
+    report = Report(inspection)
+    if by_class:
+        report.by_class()
+    elif by_subtree is not None:
+        report.by_subtree(by_subtree)
+    elif sample is not None:
+        report.sample(sample)
+    else:
+        report.overview()
+    if data:
+        pictures = _pictures(inspection, data, split)
+        _write_lists(report, pictures, missing=missing, suspect=suspect, cleaned=cleaned)
+        if truth:
+            report.against_truth(_truth(inspection, pictures, truth))
+    if plot:
+        from distill.charts import draw_inspection
+
+        report.files("charts", draw_inspection(plot, inspection.summary.teacher, report.figures))
+    if html:
+        from teacher_server.pages.rendering import write_overview
+
+        write_overview(html, inspection)
+        report.files("page", [html])
+    report.show("json" if as_json else "csv" if as_csv else "text")
+
+
+def opened(
+    path: str, rules: "Rules", folds: tuple[str, ...], cache: Path | None, *, shown: bool
+) -> "Inspection":
+    """The store, with a bar while it is read for the first time."""
+    from contextlib import ExitStack
+
+    from distill.progress import Ticker, progress
+    from store.logit_store import LogitStore
+    from teacher_server.inspect.inspection import open_inspection
+
+    with ExitStack() as bar:
+        ticks: list[Ticker] = []
+
+        def read_block(blocks: int) -> None:
+            if not ticks:
+                total = LogitStore.open(path).manifest.num_blocks
+                ticks.append(bar.enter_context(progress("reading", total, "blocks", shown=shown)))
+            ticks[0](blocks)
+
+        return open_inspection(path, rules=rules, folds=folds, cache=cache, read_block=read_block)
+
+
+def _pictures(inspection: "Inspection", data: str, split: str) -> "Pictures":
+    from distill.cli.options.images import open_images
+    from teacher_server.inspect.tag_lists import Pictures
+
+    return Pictures.of(inspection, open_images(data, split))
+
+
+def _truth(inspection: "Inspection", pictures: "Pictures", truth: Path) -> "NDArray[np.int64]":
+    from distill.data.truth import read_truth
+
+    return read_truth(truth, pictures.source, inspection.hierarchy)[pictures.places]
+
+
+def _write_lists(
+    report: "Report",
+    pictures: "Pictures",
+    *,
+    missing: Path | None,
+    suspect: Path | None,
+    cleaned: Path | None,
+) -> None:
+    from teacher_server.inspect.tag_lists import write_cleaned, write_missing, write_suspect
+
+    inspection = report.inspection
+    if missing:
+        write_missing(missing, inspection, pictures)
+        report.files("missing tags", [missing])
+    if suspect:
+        write_suspect(suspect, inspection, pictures)
+        report.files("suspect tags", [suspect])
+    if cleaned:
+        counts = write_cleaned(
+            cleaned, inspection, pictures, missing=bool(missing), suspect=bool(suspect)
+        )
+        report.cleaned(cleaned, *counts)

@@ -1,0 +1,119 @@
+"""`distill inspect --serve`: its options, and the pages that they start."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import click
+
+from distill.cli.options.group import gathered
+from distill.cli.options.listening import Listening
+from distill.errors import ConfigError
+
+PATIENCE_S = 20.0  # of somebody who looks at a page
+
+if TYPE_CHECKING:
+    from teacher_server.inspect.inspection import Inspection
+    from teacher_server.pages.site import Look, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """What was chosen. wanted: that pages be served at all."""
+
+    wanted: bool
+    student: str | None
+    device: str
+    ask: str | None
+    api_key: str | None
+
+    def require_alone(self, others: set[str]) -> None:
+        """Raises ConfigError for options of a report with pages, or of pages without."""
+        if self.wanted and others:
+            raise ConfigError(
+                f"--serve found with {', '.join(sorted(others))}, expected pages or a report; run "
+                "the command twice"
+            )
+        for name, value in (("--student", self.student), ("--ask", self.ask)):
+            if value and not self.wanted:
+                raise ConfigError(f"{name} found without --serve, expected it for pages alone")
+
+    def run(
+        self,
+        opened: Callable[[], "Inspection"],
+        data: str | None,
+        split: str,
+        listening: Listening,
+    ) -> None:
+        """Serve pages until a signal comes.
+
+        Raises:
+            DistillError: one of the parts is not to be had.
+        """
+        from contextlib import closing
+
+        from teacher_server.pages.server import serve_pages
+
+        address, keys, listener = listening.bound()
+        with closing(listener):
+            site = self._site(opened, data, split)
+            scheme = "https" if listening.tls_certificate else "http"
+            port = listener.getsockname()[1]
+            listener.listen()  # from here on nobody is turned away
+            click.echo(f"pages: {scheme}://{listening.host}:{port}/ (Ctrl-C ends them)", err=True)
+            serve_pages(site, keys, address, listener)
+
+    def _site(self, opened: Callable[[], "Inspection"], data: str | None, split: str) -> "Site":
+        from distill.wire.client import TeacherClient
+        from teacher_server.pages.remote import RemoteTeacher
+        from teacher_server.pages.site import Later, Look, Site
+        from trainers.models.prediction import StudentOpinion
+
+        inspection = opened()
+        hierarchy = inspection.hierarchy
+        student = self.student and StudentOpinion.of(self.student, hierarchy, self.device)
+        live = None
+        if self.ask:
+            client = TeacherClient(self.ask, api_key=self.api_key, deadline_s=PATIENCE_S)
+            live = RemoteTeacher(client, hierarchy)
+        first = _look(inspection, data, split).prepared()
+
+        def again() -> Look:
+            return replace(first, inspection=opened()).prepared()
+
+        return Site(
+            hierarchy=hierarchy,
+            teacher=inspection.summary.teacher,
+            store=Later(again, value=first, stale=Look.may_grow),
+            student=student or None,
+            live=live,
+        )
+
+
+def _look(inspection: "Inspection", data: str | None, split: str) -> "Look":
+    """With the images; where they are not to be had, the pages say so and show the rest."""
+    from distill.cli.options.images import open_images
+    from distill.errors import DistillError
+    from teacher_server.inspect.tag_lists import Pictures
+    from teacher_server.pages.site import Look
+
+    if data is None:
+        return Look(inspection, None, "Started without --data, so there are no images to show.")
+    try:
+        return Look(inspection, Pictures.of(inspection, open_images(data, split)))
+    except DistillError as error:
+        click.echo(f"distill: {error}", err=True)
+        return Look(inspection, None, str(error))
+
+
+serving = gathered(
+    "serving",
+    (
+        click.option("--serve", "wanted", is_flag=True, help="Show all of it as pages."),
+        click.option("--student", help="A trained model to show beside the teacher."),
+        click.option("--device", default="cpu", show_default=True, help="Of --student."),
+        click.option("--ask", metavar="URL", help="A teacher server to ask about other images."),
+        click.option("--api-key", envvar="DISTILL_API_KEY", help="For --ask."),
+    ),
+    Serving,
+)

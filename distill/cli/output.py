@@ -1,0 +1,59 @@
+"""A store in lines for people, as several commands print it."""
+
+from typing import TYPE_CHECKING
+
+from distill.cli.options.common import in_bytes
+
+if TYPE_CHECKING:
+    from store.summary import StoreSummary
+
+
+def state_line(summary: "StoreSummary") -> str:
+    """Which teacher, how many images, how far."""
+    state = (
+        "complete" if summary.complete else "INCOMPLETE, {} of {} blocks".format(*summary.blocks)
+    )
+    return (
+        f"{summary.path}: teacher {summary.teacher} ({summary.teacher_fingerprint[:12]}), "
+        f"{summary.rows} images × {summary.views} views, {state}"
+    )
+
+
+def fidelity_line(summary: "StoreSummary") -> str:
+    """The certificate's angles."""
+    if not summary.fidelity:
+        return "fidelity: not certified yet"
+    fresh = summary.fidelity["gradient_angle_deg"]
+    near = summary.fidelity["near_teacher"]["gradient_angle_deg"]
+    return (
+        f"fidelity: the KD gradient is {fresh['median']:.2f}° median, {fresh['p99']:.2f}° p99 from "
+        f"the exact one for a fresh student, {near['median']:.2f}° and {near['p99']:.2f}° near the "
+        f"teacher ({summary.fidelity['rows']} views audited)"
+    )
+
+
+def size_line(summary: "StoreSummary") -> str:
+    """Bytes and bad images."""
+    return (
+        f"size: {in_bytes(summary.bytes_total)}, {summary.bytes_per_view:.0f} B a view; "
+        f"bad images: {summary.invalid_rows}"
+    )
+
+
+def store_lines(summary: "StoreSummary") -> list[str]:
+    """All that `store info` shows."""
+    policy = ", ".join(f"{name} {value}" for name, value in summary.view_policy.items())
+    entries = " ".join(map(str, summary.encoding["entries"]))
+    made = summary.lineage and (
+        f"made by: {summary.lineage['command']} of "
+        f"{', '.join(source['store'] for source in summary.lineage['sources'])}"
+    )
+    return [
+        state_line(summary),
+        f"{summary.hierarchies} hierarchies (digest {summary.hierarchy_digest[:12]}); "
+        f"entries kept {entries}, probabilities in {summary.encoding['prob_steps']} steps",
+        f"views from number {summary.first_view} on: {policy}",
+        fidelity_line(summary),
+        size_line(summary),
+        *([made] if made else []),
+    ]

@@ -1,0 +1,190 @@
+"""`distill evaluate`: judge trained models on labelled images."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from distill.cli.options import common
+
+if TYPE_CHECKING:
+    from trainers.models.trained import TrainedModel
+    from trainers.recipe import Scheme
+
+SHARES = (
+    ("semantic_top1", "semantic"),
+    ("top1", "top-1"),
+    ("top5", "top-5"),
+    ("micro_map", "micro mAP"),
+    ("macro_map", "macro mAP"),
+    ("real_top1", "ReaL"),
+    ("missing_tag_recovery", "missing tags"),
+)
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--data", help="Labelled images; by split or not.")
+@click.option("--split", default="val", show_default=True, help="Of --data, to be judged on.")
+@click.option("--label-set", help="Name or JSON; what the model was trained on by default.")
+@common.scheme
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    help="CSV with key and true_wnid: how many missing tags of the split train are supplied.",
+)
+@click.option(
+    "--tags",
+    type=click.Path(path_type=Path),
+    help="Of a model fine-tuned on tags: CSV, COCO's JSON or VOC's folder, as finetune takes it.",
+)
+@click.option(
+    "--labels",
+    default="tags",
+    show_default=True,
+    help="tags, as in --data; real: the published reassessed labels of ImageNet-1K's validation "
+    "images; or a file of such labels.",
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw accuracy over epochs here.")
+@common.limit
+@common.machine
+@common.as_json
+def evaluate(
+    models: tuple[str, ...],
+    data: str | None,
+    split: str,
+    label_set: str | None,
+    scheme: "Scheme | None",
+    truth: Path | None,
+    tags: Path | None,
+    labels: str,
+    plot: Path | None,
+    limit: int | None,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Judge MODELS: folders of runs, weight files with their card, or timm:NAME.
+
+    Semantic top-1 per hierarchy and in total; top-1 and top-5 among the classes that occur; mean
+    average precision over labels with their ancestors. --plot alone needs no --data.
+    """
+    from distill.cli.options.images import open_images
+    from distill.curate.real_labels import read_labels
+    from distill.errors import ConfigError
+    from distill.hierarchy.semantic import resolve
+    from distill.models import pick_device
+    from trainers.evaluation.evaluate import (
+        evaluate,
+        evaluate_real,
+        evaluate_recovery,
+        evaluate_tags,
+    )
+    from trainers.evaluation.meters import Reading
+    from trainers.evaluation.tags import read_tags
+    from trainers.models.trained import open_trained
+    from trainers.process_group import Machine
+
+    if data is None and not plot:
+        raise ConfigError("neither --data nor --plot found, expected one; pass images as --data")
+    machine = Machine(device=pick_device(device), workers=workers)
+    opened = [open_trained(model) for model in models]
+    if plot:
+        _plot(dict(zip(models, opened, strict=True)), plot)
+    judged: dict[str, dict[str, Any]] = {}
+    if data is not None:
+        source = open_images(data, split).limited(limit)
+        real = labels != "tags"
+        reassessed = read_labels(Path(labels)) if real and labels != "real" else None
+        tag_file = read_tags(tags) if tags and not real else None
+        recovers = truth and not (real or tags)
+        tagged = open_images(data, "train").limited(limit) if recovers else None
+
+        def figures(where: str, trained: "TrainedModel") -> dict[str, Any]:
+            if tag_file:
+                return evaluate_tags(trained, tags=tag_file, source=source, machine=machine)
+            hierarchy = resolve(label_set) if label_set else trained.hierarchy
+            if real:
+                flat = Reading(scheme or trained.scheme or "single-label", trained.taught)
+                return evaluate_real(
+                    trained,
+                    labels=reassessed,
+                    hierarchy=hierarchy,
+                    reading=flat,
+                    source=source,
+                    machine=machine,
+                )
+            if hierarchy is None:
+                raise ConfigError(
+                    f"{where}: nothing says which classes its logits are of, expected a "
+                    "hierarchy.json beside it; pass --label-set"
+                )
+            what: dict[str, Any] = {
+                "hierarchy": hierarchy,
+                "reading": Reading(scheme or trained.scheme or "semantic", trained.taught),
+                "machine": machine,
+            }
+            found = evaluate(trained, source=source, **what)
+            if truth and tagged:
+                recovery = evaluate_recovery(trained, source=tagged, truth=truth, **what)
+                found |= {name: v for name, v in recovery.items() if name.startswith("missing")}
+            return found
+
+        judged = {name: figures(name, each) for name, each in zip(models, opened, strict=True)}
+    if as_json:
+        click.echo(json.dumps(judged, allow_nan=False))
+    elif judged:
+        _print(judged)
+    if plot and not as_json:
+        click.echo(f"plot: {plot}")
+
+
+def _print(judged: dict[str, dict[str, Any]]) -> None:
+    shown = [(key, title) for key, title in SHARES if any(key in row for row in judged.values())]
+    wide = max(len("model"), *map(len, judged))
+    click.echo(f"{'model':{wide}s}" + "".join(f"{title:>14s}" for _, title in shown))
+    for where, row in judged.items():
+        cells = (
+            " " * 14 if row.get(key) is None else f"{100 * row[key]:13.2f}%" for key, _ in shown
+        )
+        click.echo(f"{where:{wide}s}" + "".join(cells))
+    for key, title in SHARES:
+        rows = {
+            w: row[f"{key}_per_hierarchy"] for w, row in judged.items() if f"{key}_counts" in row
+        }
+        if rows:
+            levels = range(len(next(iter(rows.values()))))
+            click.echo(f"\n{title + ' per hierarchy':{wide}s}" + "".join(f"{k:7d}" for k in levels))
+            for where, shares in rows.items():
+                cells = ("      -" if s is None else f"{100 * s:7.1f}" for s in shares)
+                click.echo(f"{where:{max(wide, len(title) + 14)}s}" + "".join(cells))
+    for where, row in judged.items():
+        if row["unreadable"]:
+            click.echo(f"{where}: {row['unreadable']} images cannot be read and were left out")
+
+
+def _plot(opened: "dict[str, TrainedModel]", path: Path) -> None:
+    from distill.charts import draw_curves
+    from distill.errors import ConfigError
+
+    curves = {}
+    for name, trained in opened.items():
+        points = [
+            (record["epoch"], record["validation"]["semantic_top1"])
+            for record in trained.run.get("history", ())
+            if record.get("validation", {}).get("semantic_top1") is not None
+        ]
+        if not points:
+            raise ConfigError(
+                f"{name}: no accuracy by epoch found in its run.json, expected a run that "
+                "had validation images; leave it out of --plot"
+            )
+        curves[name] = points
+    draw_curves(
+        path,
+        curves,
+        x="epoch",
+        y="semantic top-1 on validation images",
+        title="Students over epochs",
+    )

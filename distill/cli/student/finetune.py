@@ -1,0 +1,153 @@
+"""`distill finetune`: train a student on for another task."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from distill.cli.options import common, recipes, targets
+
+if TYPE_CHECKING:
+    from distill.data.source import ImageSource
+    from trainers.process_group import Machine
+    from trainers.training.finetune import LabelledImages
+    from trainers.training.loop import TrainReport
+
+EPOCHS = 40
+
+
+@click.command()
+@recipes.recipe
+@common.data
+@click.option(
+    "--tags",
+    type=click.Path(path_type=Path),
+    help="Of images with any number: CSV (key, tags with ; between), COCO's JSON, VOC's folder.",
+)
+@click.option("--val-data", help="Where --data has no val split.")
+@click.option("--val-tags", type=click.Path(path_type=Path), help="Where --tags has not them all.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@targets.targets
+@common.samples
+@click.option(
+    "--compare",
+    metavar="INIT,INIT",
+    help="Train from each of several starts, such as pretrained,random, and draw their curves.",
+)
+@click.option(
+    "--longer",
+    type=click.FloatRange(1, 100),
+    default=3,
+    show_default=True,
+    help="How many times the epochs random weights get in --compare.",
+)
+@recipes.run
+@common.limit
+@common.machine
+@common.as_json
+def finetune(
+    choice: recipes.RecipeChoice,
+    data: str,
+    tags: Path | None,
+    val_data: str | None,
+    val_tags: Path | None,
+    out: Path,
+    targeting: targets.TargetsChoice,
+    samples: Path | None,
+    compare: str | None,
+    longer: float,
+    run: recipes.RunChoice,
+    limit: int | None,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Train a student on DATA's own classes, from --init: a run's folder, a file, timm or random.
+
+    40 epochs of one class an image (--scheme single-label, or multi-label for one sigmoid a class)
+    unless a recipe says otherwise. Running the same command again goes on at the last checkpoint.
+    """
+    from distill.cli.student.training import report_training, train_as_command
+
+    def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
+        from distill.cli.options.images import open_images
+        from distill.data.sample_list import SampleList
+        from distill.data.source import has_split
+        from distill.errors import ConfigError
+        from distill.hierarchy.semantic import SemanticHierarchy
+        from trainers.evaluation.tags import read_tags
+        from trainers.training.finetune import LabelledImages, classes_of, finetune
+        from trainers.training.finetune import compare as run_each
+
+        tag_file = read_tags(tags) if tags else None
+        recipe = choice.read(scheme="multi-label" if tag_file else "single-label", epochs=EPOCHS)
+
+        def labelled(source: "ImageSource", file: Path | None) -> "LabelledImages":
+            own = read_tags(file) if file else tag_file
+            return LabelledImages(
+                source=source, tags=own.present(source, classes.synsets) if own else None
+            )
+
+        source = open_images(data).limited(limit)
+        classes = (
+            SemanticHierarchy.from_chains(tag_file.classes, {}, name=Path(data).name)
+            if tag_file
+            else classes_of(source)
+        )
+        val_at = val_data or (data if has_split(data, "val") else None)
+        what: dict[str, Any] = {
+            "training": labelled(source, None),
+            "validation": labelled(open_images(val_at, "val"), val_tags) if val_at else None,
+            "classes": classes,
+            "targets": targeting.open(
+                str(machine.device), lambda: classes, yes_or_no=tag_file is not None
+            ),
+            "samples": SampleList.read(samples) if samples else None,
+            "machine": machine,
+            **keywords,
+        }
+        if not compare:
+            return {"": finetune(recipe=recipe, out=out, **what)}
+        if val_at is None:
+            raise ConfigError(
+                "--compare found, but no validation images, expected some to compare by; pass "
+                "--val-data"
+            )
+        starts = [init.strip() for init in compare.split(",") if init.strip()]
+        one = lambda recipe, out: finetune(recipe=recipe, out=out, **what)  # noqa: E731
+        return run_each(starts, longer, recipe, out, one)
+
+    reports = train_as_command("finetune", run, out, device, workers, as_json, train)
+    if reports and compare:
+        _report_comparison(out, [*reports], as_json)
+    elif reports:
+        report_training(reports[""], as_json)
+
+
+def _report_comparison(out: Path, names: list[str], as_json: bool) -> None:
+    from trainers.training.finetune import draw_comparison
+
+    histories = {
+        name: json.loads((out / name / "run.json").read_text())["history"] for name in names
+    }
+    last = {name: history[-1]["validation"] for name, history in histories.items()}
+    figure = "top1" if "top1" in last[names[0]] else "macro_map"
+    plot = out / "comparison.png"
+    met = draw_comparison(plot, histories, figure)
+    if as_json:
+        crossing = asdict(met) if met else None
+        click.echo(json.dumps({"last": last, "crossing": crossing}, allow_nan=False))
+        return
+    for name, history in histories.items():
+        click.echo(
+            f"{name}: {figure.replace('_', ' ')} {100 * last[name][figure]:.2f}% after "
+            f"{len(history)} epochs"
+        )
+    click.echo(
+        f"random weights reach the other at epoch {met.epoch:.1f}, {100 * met.accuracy:.2f}%"
+        if met
+        else "random weights do not reach the other within their epochs"
+    )
+    click.echo(f"plot: {plot}")

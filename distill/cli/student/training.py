@@ -1,0 +1,114 @@
+"""What the commands that train share: joining torchrun's processes, signals, and the report."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from distill.cli.options.recipes import RunChoice
+from distill.cli.signals import finishing_first
+
+if TYPE_CHECKING:
+    from trainers.process_group import Machine
+    from trainers.training.loop import TrainReport
+
+
+def train_as_command(
+    title: str,
+    run_choice: RunChoice,
+    out: Path,
+    device: str,
+    workers: int,
+    as_json: bool,
+    train: "Callable[[Machine, dict[str, Any]], dict[str, TrainReport]]",
+) -> "dict[str, TrainReport]":
+    """What `train` makes with its machine and the trainers' other keywords: reports by run.
+
+    No report where it was stopped before its end, or in processes that are not to speak.
+    """
+    with finishing_first(title, "the step") as stop, ExitStack() as stack:
+        from distill.cli.launcher import share_of_work
+        from trainers.process_group import Machine, joined, own_device
+
+        asked = share_of_work(None, None, os.environ).device(device)
+        world = stack.enter_context(joined(os.environ))
+        if run_choice.wandb:
+            stack.enter_context(_wandb(run_choice.wandb, out, sends=world.leads))
+        machine = Machine(
+            device=own_device(asked),
+            world=world,
+            workers=workers,
+            compiled=run_choice.compiled,
+        )
+        shown = partial(click.echo, err=True) if as_json else click.echo
+        reports = train(
+            machine,
+            {
+                "checkpoint_every": run_choice.checkpoint_every,
+                "max_bad_fraction": run_choice.max_bad_fraction,
+                "stop": stop,
+                "say": shown if world.leads else _silent,
+            },
+        )
+        if any(report.stopped for report in reports.values()):
+            if world.leads:
+                stop.end()
+            return {}
+        return reports if world.leads else {}
+
+
+def report_training(report: "TrainReport", as_json: bool) -> None:
+    """Print what came of it."""
+    if as_json:
+        click.echo(json.dumps({**asdict(report), "student": str(report.student)}, allow_nan=False))
+        return
+    for name, value in (report.validation or {}).items():
+        shown = name.replace("_", " ")
+        if isinstance(value, float):
+            click.echo(f"{shown} {100 * value:.2f}%")
+        elif name.endswith("per_hierarchy"):
+            shares = ("-" if share is None else f"{100 * share:.1f}" for share in value)
+            click.echo(f"{shown} {' '.join(shares)}")
+    if report.unreadable:
+        key, reason = next(iter(report.unreadable.items()))
+        click.echo(
+            f"{len(report.unreadable)} images cannot be read and were left out (first: {key!r}, "
+            f"{reason})"
+        )
+    click.echo(
+        f"{report.steps} steps at {report.images_per_s:.1f} images/s; student: {report.student}"
+    )
+
+
+def _silent(text: str) -> None:
+    """Of several processes one speaks."""
+
+
+def _wandb(project: str, out: Path, *, sends: bool) -> Any:
+    from distill.errors import ConfigError
+
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            "--wandb found, but the package is not installed; run pip install '.[wandb]'"
+        ) from error
+    if not sends:
+        return nullcontext()
+    out.mkdir(parents=True, exist_ok=True)
+    number = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:12]  # goes on with the run
+    return wandb.init(
+        project=project,
+        name=out.name,
+        id=number,
+        resume="allow",
+        dir=str(out),
+        sync_tensorboard=True,
+    )

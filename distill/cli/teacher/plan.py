@@ -1,0 +1,91 @@
+"""`distill plan`: time, bytes and fidelity before the GPUs are booked."""
+
+import json
+
+import click
+
+from distill.cli.options import common, teacher, views
+
+
+@click.command()
+@teacher.teacher()
+@common.data
+@click.option("--split", default="train", show_default=True, help="Split of --data.")
+@click.option("--rows", type=click.IntRange(1, 10**11), help="Images; those of DATA if not.")
+@click.option("--views", default="1,2,4,8", show_default=True, help="Numbers of views.")
+@click.option(
+    "--encoding",
+    "encodings",
+    multiple=True,
+    help="small, standard, fine, or entries=N,steps=M; all three by default.",
+)
+@click.option("--images", type=click.IntRange(1), help="Pilot images; one block by default.")
+@views.views
+@click.option("--batch-size", type=click.IntRange(1), help="Views; measured by default.")
+@click.option("--block-rows", type=click.IntRange(1), default=8192, show_default=True)
+@common.machine
+@common.as_json
+def plan(
+    choice: teacher.TeacherChoice,
+    viewing: views.ViewChoice,
+    data: str,
+    split: str,
+    rows: int | None,
+    views: str,
+    encodings: tuple[str, ...],
+    images: int | None,
+    batch_size: int | None,
+    block_rows: int,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Run the teacher on a pilot of DATA and tell what stores of it would take.
+
+    Time is that of this machine alone.
+    """
+    from distill.cli.options.images import open_images
+    from distill.errors import ConfigError
+    from distill.targets.encoding import PRESETS
+    from teacher_server.precompute.plan import make_plan
+
+    policy = viewing.policy()
+    try:
+        counts = [1] if policy.name == "plain" else [int(count) for count in views.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--views {views!r} found, expected numbers as 1,2,4") from error
+    made = make_plan(
+        source=open_images(data, split),
+        teacher=choice.load(device),
+        policy=policy,
+        encodings=encodings or tuple(PRESETS),
+        views=counts,
+        rows=rows,
+        pilot_images=images,
+        block_rows=block_rows,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    if as_json:
+        click.echo(json.dumps(made.to_json()))
+        return
+    click.echo(
+        f"{made.rows} images; pilot of {made.pilot_images}: "
+        f"{1000 * made.seconds_per_image:.2f} ms an image and "
+        f"{1000 * made.seconds_per_view:.2f} ms a view on this machine"
+    )
+    if made.pilot_unreadable:
+        click.echo(f"{made.pilot_unreadable} pilot images could not be read")
+    click.echo(
+        "angle of the KD gradient: for a fresh student, and for one near the teacher\n"
+        "encoding              views     hours       size  B a view   median    p99     median"
+        "    p99"
+    )
+    for planned in made.stores:
+        fresh, near = planned.gradient_angle_deg, planned.near_teacher_angle_deg
+        click.echo(
+            f"{planned.encoding:20s} {planned.views:6d} {planned.hours:9.2f} "
+            f"{common.in_bytes(planned.bytes_total):>10} {planned.bytes_per_view:9.1f}   "
+            f"{fresh['median']:5.2f}° {fresh['p99']:5.2f}°     {near['median']:5.2f}° "
+            f"{near['p99']:5.2f}°"
+        )

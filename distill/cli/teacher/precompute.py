@@ -1,0 +1,203 @@
+"""`distill precompute`: data × teacher → store."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from distill.cli.options import common, teacher, views
+from distill.cli.output import fidelity_line, size_line, state_line
+
+if TYPE_CHECKING:
+    from teacher_server.precompute.run import PrecomputeReport
+
+
+@click.command()
+@teacher.teacher()
+@common.data
+@click.option("--store", required=True, help="Store to fill: a folder, or s3://bucket/prefix.")
+@click.option("--split", default="train", show_default=True, help="Split of --data.")
+@click.option("--views", type=click.IntRange(1, 1024), default=1, show_default=True)
+@click.option(
+    "--first-view",
+    type=click.IntRange(0, 2**31),
+    default=0,
+    help="Number of the first view.",
+)
+@click.option(
+    "--encoding",
+    default="standard",
+    show_default=True,
+    help="small, standard, fine, or entries=N,steps=M.",
+)
+@views.views
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Views; measured where the run is long enough."
+)
+@click.option(
+    "--compile/--no-compile", "compiled", default=None, help="Where it is faster, by default."
+)
+@click.option(
+    "--block-rows", type=click.IntRange(1), default=8192, show_default=True, help="Images."
+)
+@click.option("--max-bad-fraction", type=click.FloatRange(0, 1), default=0.001, show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="This process, or workers of a Ray cluster.",
+)
+@click.option(
+    "--ray-workers", type=click.IntRange(1), help="Of --engine ray; one a GPU by default."
+)
+@click.option("--worker-index", type=click.IntRange(0), help="This process's share, from 0 on.")
+@click.option("--num-workers", type=click.IntRange(1), help="Processes that share the blocks.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--log", type=click.Path(path_type=Path), help="File to append events to, as JSON.")
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    help="Only those: keys, one a line, or CSV with key. Labels stay the data's.",
+)
+@common.limit
+@common.machine
+@common.as_json
+def precompute(
+    choice: teacher.TeacherChoice,
+    viewing: views.ViewChoice,
+    data: str,
+    store: str,
+    split: str,
+    views: int,
+    first_view: int,
+    encoding: str,
+    batch_size: int | None,
+    compiled: bool | None,
+    block_rows: int,
+    max_bad_fraction: float,
+    engine: Literal["local", "ray"],
+    ray_workers: int | None,
+    worker_index: int | None,
+    num_workers: int | None,
+    dry_run: bool,
+    log: Path | None,
+    samples: Path | None,
+    limit: int | None,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Run the teacher once over DATA and keep what it says in STORE.
+
+    Running the same command again goes on where the last run stopped. Several processes share the
+    blocks with --worker-index and --num-workers, which torchrun, Slurm and Kubernetes tell.
+    """
+    from contextlib import nullcontext
+    from dataclasses import asdict
+
+    import numpy as np
+
+    from distill.cli.launcher import share_of_work
+    from distill.cli.options.images import absolute, open_images
+    from distill.cli.signals import finishing_first
+    from distill.data.sample_list import SampleList
+    from distill.errors import ConfigError
+    from distill.events import journal_file
+    from teacher_server.precompute import dry_run as dry
+    from teacher_server.precompute.ray_driver import cluster, precompute_on_ray
+    from teacher_server.precompute.run import PrecomputeOptions, Share
+    from teacher_server.precompute.run import precompute as run
+
+    policy = viewing.policy()
+    if policy.name == "plain" and views > 1:
+        raise ConfigError(
+            f"{views} views of policy plain found, expected 1: plain views are all alike; "
+            "use --view-policy augmented"
+        )
+    launched = share_of_work(worker_index, num_workers, os.environ)
+    share = Share(index=launched.index, count=launched.count)
+    if engine == "ray":  # workers run in other folders
+        data, choice = absolute(data), choice.with_absolute_paths()
+        store = store if "://" in store else str(Path(store).absolute())
+    source = open_images(data, split)
+    if samples:
+        source = source.taken(np.sort(SampleList.read(samples).rows(source)))
+    source = source.limited(limit)
+    settings = PrecomputeOptions(
+        policy=policy,
+        views=views,
+        first_view=first_view,
+        encoding=encoding,
+        batch_size=batch_size,
+        compiled=compiled,
+        block_rows=block_rows,
+        workers=workers,
+        max_bad_fraction=max_bad_fraction,
+    )
+    what: dict[str, Any] = {"source": source, "path": store, "options": settings}
+    if dry_run:
+        would = dry.dry_run(**what, teacher=choice.load(launched.device(device)), share=share)
+        click.echo(json.dumps(would.to_json()) if as_json else "\n".join(would.lines()))
+        return
+    if engine == "ray" and share.count > 1:
+        raise ConfigError(
+            f"--engine ray found in worker {share.index} of {share.count}, expected one process; "
+            "start it once, or use --engine local"
+        )
+    with (
+        journal_file(log, lambda text: click.echo(f"precompute: {text}", err=True)) as journal,
+        cluster(os.environ.get("RAY_ADDRESS")) if engine == "ray" else nullcontext() as ray,
+        # After Ray, which handles SIGTERM in its own way.
+        finishing_first("precompute") as stopping,
+    ):
+        if share.count > 1:
+            journal.note(
+                f"worker {share.index} of {share.count}, by {launched.launcher}",
+                "share",
+                index=share.index,
+                count=share.count,
+            )
+        what |= {"journal": journal, "stopping": stopping}
+        if ray:
+            report = precompute_on_ray(
+                ray, **what, load=choice.load, device=device, workers=ray_workers
+            )
+        else:
+            report = run(**what, teacher=choice.load(launched.device(device)), share=share)
+        interrupted = stopping() and report.blocks_left > 0
+        if interrupted:
+            journal.event("interrupted", blocks_left=report.blocks_left)
+        journal.event("summary", **asdict(report))
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+    else:
+        click.echo("\n".join(_lines(report, data, store)))
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _lines(report: "PrecomputeReport", data: str, store: str) -> list[str]:
+    done = report.store
+    lines = [state_line(done), size_line(done)]
+    if report.images:
+        batch = f", batches of {report.speed.batch_size}" if report.speed else ""
+        compiled = ", compiled" if report.speed and report.speed.compiled else ""
+        lines.append(
+            f"computed now: {report.images} images in {report.seconds:.1f} s, "
+            f"{report.images_per_s:.1f} images/s{batch}{compiled}"
+        )
+        lines += report.stages.lines()
+    lines.append(fidelity_line(done))
+    lines += [f"bad images: {count}: {kind}" for kind, count in sorted(report.bad.items())]
+    if report.blocks_left:
+        lines.append(
+            f"{report.blocks_left} blocks are left, for other workers or for the same command again"
+        )
+    else:
+        lines.append(
+            f"next: distill pretrain --student resnet18 --data {data} --targets {store} --out RUN"
+        )
+    return lines

@@ -1,0 +1,1 @@
+"""Making a better data set: prepare, check, duplicates, reassessed labels."""

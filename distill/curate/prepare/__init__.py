@@ -1,0 +1,1 @@
+"""The raw ImageNet-21K release → ImageNet-21K-P."""

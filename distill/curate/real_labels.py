@@ -1,0 +1,194 @@
+"""Reassessed labels: which labels are right for an image, by the answers of several raters.
+
+"Are we done with ImageNet?" (Beyer et al. 2020, arXiv 2006.07159) asked raters of each image and
+each label that a model proposed whether it is there, and weighed answers by Dawid & Skene (1979).
+Owns the files: rater answers as published (raters.npz) or as CSV, labels as JSON by key or as
+published (real.json). Who proposes labels is `distill.curate.proposals`.
+"""
+
+import csv
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.errors import DataError, first_line
+from distill.files import write_atomically
+
+Label = str | int
+FORMAT = "distill-real-labels/1"
+ANSWERS = ("no", "maybe", "yes")
+NO, MAYBE, YES = range(3)
+THRESHOLD = 0.5
+IMAGENET_VAL = "ILSVRC2012_val_{:08d}"
+
+
+@dataclass(frozen=True, eq=False)
+class RaterAnswers:
+    """Answer i: rater raters[i] said answers[i] of question questions[i], NO, MAYBE or YES.
+
+    keys, labels: of the questions, whether a label is right for an image.
+    """
+
+    location: str
+    keys: tuple[str, ...]
+    labels: tuple[Label, ...]
+    questions: NDArray[np.int64]
+    raters: NDArray[np.int64]
+    answers: NDArray[np.int64]
+
+
+def read_raters(path: Path) -> RaterAnswers:
+    """Published form, .npz: `tensor` [raters, questions, 3], 1 where a rater said no, maybe, yes;
+    `info` [questions, 2], file name and label. Or CSV with rater, key, label and answer.
+
+    Raises:
+        DataError: the file is of neither form, or holds no answers.
+    """
+    try:
+        read = _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
+    except Exception as error:  # NumPy and zipfile raise whatever the bytes provoke
+        raise DataError(
+            f"{path}: cannot be read as rater answers ({first_line(error)}), expected .npz with "
+            "tensor [raters, questions, 3] and info [questions, 2], or CSV with rater, key, label "
+            "and answer"
+        ) from error
+    if not len(read.answers):
+        raise DataError(f"{path}: no answers found, expected at least one")
+    return read
+
+
+def scores(answers: RaterAnswers, iterations: int = 100) -> NDArray[np.float64]:
+    """[questions]: the probability that the label is right, by Dawid & Skene; NaN without answers.
+
+    Raters have error rates of their own, which are estimated together with the labels. The truth
+    may be no, maybe or yes, as the answers are; that of yes and half of that of maybe is the score:
+    of the ways to count maybe, this comes nearest to the published labels
+    (benchmarks/real_labels.py).
+
+    Raises:
+        DataError: crowd-kit is not installed.
+    """
+    try:
+        import pandas
+        from crowdkit.aggregation import DawidSkene
+    except ImportError as error:
+        raise DataError(
+            "Dawid–Skene needs crowd-kit, which is not installed; pip install '.[real]'"
+        ) from error
+    table = pandas.DataFrame(
+        {"task": answers.questions, "worker": answers.raters, "label": answers.answers}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # crowd-kit's, about pandas
+        said = DawidSkene(n_iter=iterations).fit_predict_proba(table)
+    found = np.full(len(answers.keys), np.nan)
+    shares = [said[a].to_numpy() * weight for a, weight in ((YES, 1.0), (MAYBE, 0.5)) if a in said]
+    found[said.index.to_numpy()] = sum(shares) if shares else 0.0
+    return found
+
+
+def labels_by_key(
+    answers: RaterAnswers, scored: NDArray[np.float64], threshold: float = THRESHOLD
+) -> dict[str, list[Label]]:
+    """The labels of each image whose score is above the threshold; images may be left with none."""
+    found: dict[str, list[Label]] = defaultdict(list)
+    for key, label, score in zip(answers.keys, answers.labels, scored, strict=True):
+        labels = found[key]
+        if score > threshold:
+            labels.append(label)
+    return dict(found)
+
+
+def write_labels(path: Path, labels: Mapping[str, Sequence[Label]]) -> None:
+    """JSON: {"format": …, "labels": {key: [label, …]}}."""
+    document = {"format": FORMAT, "labels": {key: list(labels[key]) for key in sorted(labels)}}
+    write_atomically(path, json.dumps(document, indent=0).encode() + b"\n")
+
+
+def read_labels(path: Path) -> dict[str, list[Label]]:
+    """What `write_labels` wrote; or the published real.json, a list of lists in the order of
+    ImageNet-1K's validation images.
+
+    Raises:
+        DataError: the file is of neither form.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+        if isinstance(document, list):
+            return {IMAGENET_VAL.format(i): _labels(each) for i, each in enumerate(document, 1)}
+        if document["format"] != FORMAT:
+            raise ValueError(f"format {document['format']!r}")
+        return {str(key): _labels(each) for key, each in document["labels"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: cannot be read as reassessed labels ({first_line(error)}), expected what "
+            "`distill data real-labels` writes, or the published real.json"
+        ) from error
+
+
+def read_agreed(path: Path) -> dict[str, list[Label]]:
+    """Labels of images that need no rating: CSV with key and label, one row a label.
+
+    Raises:
+        DataError: the file is of another form.
+    """
+    found: dict[str, list[Label]] = defaultdict(list)
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
+            for row in csv.DictReader(file):
+                found[row["key"]].append(_label(row["label"] or ""))
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise DataError(
+            f"{path}: cannot be read ({first_line(error)}), expected CSV with key and label"
+        ) from error
+    return dict(found)
+
+
+def _labels(found: Any) -> list[Label]:
+    if not isinstance(found, list) or not all(isinstance(each, str | int) for each in found):
+        raise ValueError(f"{found!r} found as labels of an image, expected a list")
+    return found
+
+
+def _label(text: str) -> Label:
+    return int(text) if text.isascii() and text.isdecimal() else text
+
+
+def _read_npz(path: Path) -> RaterAnswers:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+        tensor, info = found["tensor"], found["info"]
+    if tensor.ndim != 3 or tensor.shape[1:] != (len(info), 3) or info.shape != (len(info), 2):
+        raise ValueError(f"tensor {tensor.shape} and info {info.shape} found")
+    raters, questions, said = np.nonzero(tensor)
+    return RaterAnswers(
+        str(path),
+        tuple(str(name).rpartition(".")[0] or str(name) for name in info[:, 0]),
+        tuple(_label(str(label)) for label in info[:, 1]),
+        questions,
+        raters,
+        said,
+    )
+
+
+def _read_csv(path: Path) -> RaterAnswers:
+    asked: dict[tuple[str, Label], int] = {}
+    people: dict[str, int] = {}
+    answers: list[tuple[int, int, int]] = []
+    with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), 2):
+            said = row["answer"].strip().lower()
+            if said not in ANSWERS:
+                raise ValueError(f"line {number} has answer {said!r}, expected no, maybe or yes")
+            question = asked.setdefault((row["key"], _label(row["label"])), len(asked))
+            rater = people.setdefault(row["rater"], len(people))
+            answers.append((question, rater, ANSWERS.index(said)))
+    columns = np.array(answers, np.int64).reshape(-1, 3).T
+    keys, labels = zip(*asked, strict=True) if asked else ((), ())
+    return RaterAnswers(str(path), keys, labels, *columns)

@@ -1,0 +1,1 @@
+"""Images, labels, views, and the order in which they are read."""

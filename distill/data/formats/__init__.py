@@ -1,0 +1,1 @@
+"""One module per data format; each lists samples as one table."""

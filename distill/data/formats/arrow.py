@@ -1,0 +1,168 @@
+"""Hugging Face data sets on a disk, as `datasets.Dataset.save_to_disk` leaves them.
+
+Their Arrow files are not compressed, so each image is a range of bytes in one, like that of a tar.
+pyarrow is needed to list them, nothing to read them. Data sets on the hub are Parquet; load one
+with `datasets` and save it to disk.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data.formats.samples import Sample, SampleTable
+from distill.errors import DataError
+from distill.storage import S3
+
+STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
+KEY_COLUMNS = ("key", "__key__")
+LABEL_COLUMNS = ("wnid", "label", "labels")
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns are what; names of the classes where labels are numbers of them."""
+
+    image: str
+    key: str | None
+    label: str | None
+    classes: Sequence[str] | None
+
+
+def is_arrow(files: Sequence[str]) -> bool:
+    """Whether a folder of those files is a data set, or one split of it."""
+    return STATE in files and INFO in files
+
+
+def list_arrow(root: str) -> SampleTable:
+    """The images of one split.
+
+    A sample's key is in column key or __key__; else it is the image's file name, where all have
+    different ones; else its number.
+
+    Raises:
+        DataError: it is damaged, has no column of images, or pyarrow is not installed.
+    """
+    if root.startswith(S3):
+        raise DataError(f"{root}: a Hugging Face data set found in a bucket, expected it on a disk")
+    try:
+        state = json.loads((Path(root) / STATE).read_text())
+        info = json.loads((Path(root) / INFO).read_text())
+        names = [str(each["filename"]) for each in state["_data_files"]]
+        columns = _columns_of(info["features"], root)
+        if state.get("_indices_files"):
+            raise DataError(f"{root}: rows are chosen by an index file; save_to_disk it again")
+        found = [sample for name in names for sample in _list_file(root, name, columns)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{root}: not a whole data set ({error}), expected what datasets' save_to_disk writes; "
+            "save it again"
+        ) from error
+    files = {key for key, _ in found if key}
+    by_name = bool(columns.key) or len(files) == len(found)
+    return SampleTable.of(
+        Sample(
+            key if by_name else f"{number:09d}",
+            sample.label,
+            sample.place,
+            sample.suffix,
+            sample.offset,
+            sample.size,
+            False,
+            sample.name,
+        )
+        for number, (key, sample) in enumerate(found)
+    )
+
+
+def _columns_of(features: Any, root: str) -> _Columns:
+    images = [name for name, feature in features.items() if feature.get("_type") == "Image"]
+    if len(images) != 1:
+        raise DataError(
+            f"{root}: {len(images)} columns of images found ({', '.join(features)}), expected one"
+        )
+    key = next((name for name in KEY_COLUMNS if name in features), None)
+    label = next((name for name in LABEL_COLUMNS if name in features), None)
+    classes = features[label].get("names") if label else None
+    return _Columns(images[0], key, label, classes)
+
+
+def _list_file(root: str, name: str, columns: _Columns) -> Iterator[tuple[str, Sample]]:
+    """Key, or "" for none, and the sample, of each row of one Arrow file."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise DataError(
+            f"{root}: a Hugging Face data set found, which needs pyarrow; "
+            "pip install '.[arrow]', or make WebDataset tars of it"
+        ) from error
+    path = f"{root}/{name}"
+    if "/" in name or name.startswith("."):
+        raise DataError(f"{root}: {name!r} found as a data file, expected a name in that folder")
+    try:
+        with pyarrow.memory_map(path) as mapped:
+            whole = mapped.read_buffer()
+            for batch in pyarrow.ipc.open_stream(whole):
+                batch.validate(full=True)  # or hostile offsets would end the interpreter
+                yield from _list_batch(root, path, batch, whole, columns)
+    except (pyarrow.ArrowException, UnicodeDecodeError, SystemError) as error:
+        raise DataError(f"{path}: not a whole Arrow file ({error}); save it again") from error
+
+
+def _list_batch(
+    root: str, path: str, batch: Any, whole: Any, columns: _Columns
+) -> Iterator[tuple[str, Sample]]:
+    images = batch.column(columns.image)
+    starts, ends, null = _ranges(images.field("bytes"), whole.address)
+    if (~null & ((starts < 0) | (ends > whole.size))).any():
+        raise DataError(f"{path}: compressed, expected plain Arrow; save it with datasets again")
+    names = images.field("path").to_pylist()
+    keys = batch.column(columns.key).to_pylist() if columns.key else names
+    labels = batch.column(columns.label).to_pylist() if columns.label else [None] * len(names)
+    for row, name in enumerate(names):
+        key = "" if keys[row] is None else str(keys[row])
+        if not columns.key:
+            key = key.rpartition("/")[2].rpartition(".")[0]
+        label = _label_of(labels[row], columns.classes, path)
+        if not null[row]:
+            start, end = int(starts[row]), int(ends[row])
+            yield key, Sample(key, label, path, offset=start, size=end - start)
+        elif name:
+            place = "" if str(name).startswith(("/", S3)) else root
+            yield key, Sample(key, label, place, name=str(name))
+        else:
+            raise DataError(f"{path}: row {row} has neither bytes nor a path, expected an image")
+
+
+def _label_of(label: Any, classes: Sequence[str] | None, path: str) -> str | int | None:
+    if label is None or isinstance(label, str):
+        return label
+    if not isinstance(label, int) or (classes is not None and label >= len(classes)):
+        raise DataError(
+            f"{path}: label {label!r} found, expected a name or a number"
+            + (f" below {len(classes)}" if classes else "")
+        )
+    if label < 0:
+        return None
+    return str(classes[label]) if classes else label
+
+
+def _ranges(
+    binary: Any, base: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Where each value's bytes begin and end in the file, and which values are null."""
+    import pyarrow
+
+    wide = pyarrow.types.is_large_binary(binary.type)
+    if not (wide or pyarrow.types.is_binary(binary.type)):
+        raise DataError(f"images are kept as {binary.type}, expected binary; save them again")
+    _, offsets, values = binary.buffers()
+    at = np.frombuffer(offsets, np.int64 if wide else np.int32).astype(np.int64)
+    at = at[binary.offset : binary.offset + len(binary) + 1]
+    null = np.array(binary.is_null().to_pylist(), np.bool_)
+    first = values.address - base if values is not None else 0
+    return first + at[:-1], first + at[1:], null

@@ -1,0 +1,88 @@
+"""The regular files in a tar, one after another: where they stand in it, not what they hold.
+
+Nothing is ever unpacked: links, devices and names that lead out of a folder have nowhere to lead.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+
+from distill.errors import DataError, DataUnavailableError
+from distill.storage import place_of, unavailable
+
+BLOCK = tarfile.BLOCKSIZE
+MAX_HEADER_BYTES = 2**20  # of long names and PAX records, which are read whole
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """offset: of its bytes in the outermost file."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def open_tar(path: str) -> BufferedReader:
+    """A tar, to list its members.
+
+    Raises:
+        DataError: it cannot be read.
+        DataUnavailableError: not now.
+    """
+    try:
+        return place_of(path).open(path)
+    except DataUnavailableError:
+        raise
+    except DataError as error:
+        raise DataError(f"{path}: {error}; expected a readable tar") from error
+
+
+def members(
+    file: BufferedReader, path: str, *, start: int = 0, end: int | None = None
+) -> Iterator[Member]:
+    """The members of the tar that stands from `start` to `end` in `file`; `path` names it.
+
+    Raises:
+        DataError: it is not a whole uncompressed tar.
+        DataUnavailableError: it cannot be read now.
+    """
+    try:
+        file.seek(0, 2)
+        end = file.tell() if end is None else min(end, file.tell())
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # millions of them would take gigabytes
+                if member.offset >= end:  # of a tar within another: what follows is the other's
+                    break
+                if member.offset_data + member.size > end:
+                    raise DataError(f"{path}: ends inside {member.name!r}; copy the tar again")
+                if member.size < 0 or tar.offset <= member.offset:
+                    raise DataError(
+                        f"{path}: {member.name!r} has size {member.size}; copy it again"
+                    )
+                if member.isreg() and not member.issparse():
+                    yield Member(member.name, member.offset_data, member.size)
+            file.seek(tar.offset)
+            # tarfile takes a damaged header for the end.
+            if file.read(max(0, min(BLOCK, end - tar.offset))) != bytes(BLOCK):
+                raise DataError(
+                    f"{path}: damaged at byte {tar.offset - start}, or without a tar's end mark; "
+                    "copy the tar again"
+                )
+    except OSError as error:
+        raise unavailable(path, str(error.strerror or error)) from error
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: not a whole uncompressed tar ({error}); copy it again") from error
+
+
+class _Header(tarfile.TarInfo):
+    """One that does not read gigabytes because a header says so."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        extended = self.type in (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE)
+        if extended and not self.issparse() and not 0 <= self.size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]

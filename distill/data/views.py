@@ -1,0 +1,234 @@
+"""Views: augmented renderings that teacher and student draw alike, without storing a pixel.
+
+A policy and a sample id give explicit parameters through a counter-based generator; torchvision's
+functional transforms apply them. Lengths are relative to the image, so a student may train at
+another resolution than the teacher saw.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as tv
+
+from distill.data.images import squish
+from distill.errors import ConfigError
+
+Pixels = UInt8[Tensor, "3 height width"]
+Size = tuple[int, int]  # height, width
+
+POLICIES = ("plain", "augmented")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPolicy:
+    """How views are drawn. `plain` is the squish-resize alone; `augmented` adds the paper's.
+
+    seed: of the counter-based generator.
+    randaugment_ops: transforms drawn a view (RandAugment's N).
+    randaugment_magnitude: their strength, 0 to 10 (RandAugment's M).
+    cutout: side of the grey square, as a share of the image's side.
+    """
+
+    name: str = "augmented"
+    seed: int = 0
+    randaugment_ops: int = 2
+    randaugment_magnitude: float = 9.0
+    cutout: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.name not in POLICIES:
+            raise ConfigError(f"view policy {self.name!r} found, expected {' or '.join(POLICIES)}")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"view seed {self.seed} found, expected 0 to 2^64 - 1")
+        if not 0 <= self.randaugment_magnitude <= 10:
+            raise ConfigError(
+                f"RandAugment magnitude {self.randaugment_magnitude} found, expected 0 to 10"
+            )
+        if not 0 <= self.randaugment_ops <= 16:
+            raise ConfigError(f"RandAugment ops {self.randaugment_ops} found, expected 0 to 16")
+        if not 0 <= self.cutout <= 1:
+            raise ConfigError(f"cutout {self.cutout} found, expected 0 to 1")
+        settings = ("randaugment_ops", "randaugment_magnitude", "cutout")
+        changed = [name for name in settings if getattr(self, name) != getattr(ViewPolicy, name)]
+        if self.name == "plain" and changed:
+            raise ConfigError(
+                "view policy plain found with settings of RandAugment or Cutout, expected none; "
+                "choose the policy augmented"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """For a manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "ViewPolicy":
+        """From a manifest.
+
+        Raises:
+            ConfigError: it is not a policy that this version draws.
+        """
+        try:
+            return cls(
+                name=str(document["name"]),
+                seed=int(document["seed"]),
+                randaugment_ops=int(document["randaugment_ops"]),
+                randaugment_magnitude=float(document["randaugment_magnitude"]),
+                cutout=float(document["cutout"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"view policy {dict(document)} found, expected what `distill precompute` writes; "
+                "use the distill version that wrote it"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewParams:
+    """What is done to one view. cutout: centre x, centre y and side, relative; None for none."""
+
+    flip: bool = False
+    operations: tuple[tuple[str, float], ...] = ()
+    cutout: tuple[float, float, float] | None = None
+
+
+def draw_view(policy: ViewPolicy, sample_id: NDArray[np.uint64], view: int) -> ViewParams:
+    """The parameters of one view; the same on every machine, in any order, in any process."""
+    if policy.name == "plain":
+        return ViewParams()
+    uniform = _uniforms(policy.seed, sample_id, view)
+    operations = []
+    for _ in range(policy.randaugment_ops):
+        name, strength = tuple(OPERATIONS.items())[int(uniform() * len(OPERATIONS))]
+        sign = -1.0 if uniform() < 0.5 else 1.0
+        operations.append((name, sign * strength * policy.randaugment_magnitude / 10))
+    flip = uniform() < 0.5
+    cutout = (uniform(), uniform(), policy.cutout) if policy.cutout else None
+    return ViewParams(flip=flip, operations=tuple(operations), cutout=cutout)
+
+
+def view_steps(
+    image: Image.Image, params: ViewParams, size: Size
+) -> Iterator[tuple[str, NDArray[np.uint8] | Image.Image]]:
+    """A view as it comes about: each step's name and what it leaves, the last being the view."""
+    yield "decode", image
+    image = squish(image, size)
+    yield "resize", image
+    if params.flip:
+        image = tv.hflip(image)
+        yield "flip", image
+    for name, amount in params.operations:
+        image = APPLY[name](image, amount)
+        yield f"{name}({amount:.3f})", image
+    if params.cutout:
+        x, y, side = params.cutout
+        yield f"cutout({x:.3f},{y:.3f},{side:.3f})", _cut_out(np.array(image), x, y, side)
+
+
+def render_view(image: Image.Image, params: ViewParams, size: Size) -> Pixels:
+    """uint8 [3, height, width]: `render_pixels` as a tensor, channels first."""
+    return torch.from_numpy(render_pixels(image, params, size)).permute(2, 0, 1).contiguous()
+
+
+def render_pixels(image: Image.Image, params: ViewParams, size: Size) -> NDArray[np.uint8]:
+    """uint8 [height, width, 3]: squished to `size` (height, width), then what `params` says."""
+    *_, (_, view) = view_steps(image, params, size)
+    return np.array(view, dtype=np.uint8)
+
+
+def view_proof(image: Image.Image, params: ViewParams, size: Size) -> str:
+    """The replay proof of a view: every step with a digest of the pixels that it leaves.
+
+    "decode:9f86d081 resize:60303ae2 rotate(-27.000):fd61a03a", 32 bits of SHA-256 each.
+    """
+    return " ".join(
+        f"{name}:{_digest(np.asarray(left))}" for name, left in view_steps(image, params, size)
+    )
+
+
+def _digest(pixels: NDArray[np.uint8]) -> str:
+    content = repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
+    return hashlib.sha256(content).hexdigest()[:8]
+
+
+def _uniforms(seed: int, sample_id: NDArray[np.uint64], view: int) -> Callable[[], float]:
+    """Floats in [0, 1) from raw Philox words: NumPy keeps those the same in every release."""
+    words = np.random.Philox(
+        key=np.array([seed, 0], np.uint64),
+        counter=np.array([0, view, sample_id[0], sample_id[1]], np.uint64),
+    )
+    return lambda: (int(words.random_raw()) >> 11) * 2.0**-53
+
+
+def _affine(
+    image: Image.Image,
+    *,
+    shear: tuple[float, float] = (0.0, 0.0),
+    angle: float = 0.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> Image.Image:
+    moved: Image.Image = tv.affine(
+        image,
+        angle=angle,
+        translate=[round(shift[0] * image.width), round(shift[1] * image.height)],
+        scale=1.0,
+        shear=list(shear),
+        interpolation=InterpolationMode.BILINEAR,
+        fill=[GREY, GREY, GREY],
+    )
+    return moved
+
+
+def _cut_out(pixels: NDArray[np.uint8], x: float, y: float, side: float) -> NDArray[np.uint8]:
+    height, width, _ = pixels.shape
+    top, bottom = round((y - side / 2) * height), round((y + side / 2) * height)
+    left, right = round((x - side / 2) * width), round((x + side / 2) * width)
+    pixels[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = GREY
+    return pixels
+
+
+GREY = 128
+
+# RandAugment (Cubuk et al. 2019, arXiv 1909.13719): the strength of each operation at magnitude 10.
+# Degrees for shears and rotation, shares of the side for shifts, relative change for enhancements.
+OPERATIONS: dict[str, float] = {
+    "identity": 0.0,
+    "shear_x": 17.0,
+    "shear_y": 17.0,
+    "translate_x": 0.45,
+    "translate_y": 0.45,
+    "rotate": 30.0,
+    "brightness": 0.9,
+    "saturation": 0.9,
+    "contrast": 0.9,
+    "sharpness": 0.9,
+    "posterize": 4.0,
+    "solarize": 1.0,
+    "autocontrast": 0.0,
+    "equalize": 0.0,
+}
+
+APPLY: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+    "identity": lambda image, amount: image,
+    "shear_x": lambda image, amount: _affine(image, shear=(amount, 0.0)),
+    "shear_y": lambda image, amount: _affine(image, shear=(0.0, amount)),
+    "translate_x": lambda image, amount: _affine(image, shift=(amount, 0.0)),
+    "translate_y": lambda image, amount: _affine(image, shift=(0.0, amount)),
+    "rotate": lambda image, amount: _affine(image, angle=amount),
+    "brightness": lambda image, amount: tv.adjust_brightness(image, 1 + amount),
+    "saturation": lambda image, amount: tv.adjust_saturation(image, 1 + amount),
+    "contrast": lambda image, amount: tv.adjust_contrast(image, 1 + amount),
+    "sharpness": lambda image, amount: tv.adjust_sharpness(image, 1 + amount),
+    "posterize": lambda image, amount: tv.posterize(image, 8 - round(abs(amount))),
+    "solarize": lambda image, amount: tv.solarize(image, round(255 * (1 - abs(amount)))),
+    "autocontrast": lambda image, amount: tv.autocontrast(image),
+    "equalize": lambda image, amount: tv.equalize(image),
+}

@@ -1,0 +1,1 @@
+"""The semantic hierarchy: classes, levels, chains of ancestors, and the softmax of each level."""

@@ -1,0 +1,68 @@
+"""WordNet's hypernyms of every synset in an ImageNet label set, as a table that ships with distill.
+
+So a teacher's classes find their place in a hierarchy without WordNet installed. `distill hierarchy
+hypernyms` wrote the table from WordNet 3.0, and a test writes it again.
+"""
+
+from collections.abc import Container, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from distill.errors import HierarchyError, near_names
+from distill.files import write_atomically
+from distill.hierarchy import wordnet
+
+# Label sets of flat teachers, as timm has their synsets.
+FLAT_LABEL_SETS = ("imagenet-1k", "imagenet-12k", "imagenet-21k", "imagenet-22k", "imagenet-22k-ms")
+TABLE = "hypernyms.txt"
+HEAD = "# synset and hypernym; from WordNet 3.0, Copyright 2006 by Princeton University\n"
+
+
+def flat_label_set(name_or_path: str) -> tuple[str, ...]:
+    """The synsets of one of `FLAT_LABEL_SETS`, or of a text file with one wnid a line.
+
+    Raises:
+        HierarchyError: it is neither.
+    """
+    if name_or_path in FLAT_LABEL_SETS:
+        from timm.data.imagenet_info import ImageNetInfo
+
+        info: Any = ImageNetInfo(name_or_path)
+        return tuple(str(synset) for synset in info.label_names())
+    if not Path(name_or_path).exists():
+        raise HierarchyError(
+            f"label set {name_or_path!r} found, expected {', '.join(FLAT_LABEL_SETS)} or a text "
+            f"file with one wnid a line; near are {near_names(name_or_path, FLAT_LABEL_SETS)}"
+        )
+    synsets = tuple(wordnet.read_label_set(name_or_path))
+    if not synsets:
+        raise HierarchyError(f"{name_or_path}: no wnids found, expected one a line")
+    return synsets
+
+
+def nearest(synset: str, label_set: Container[str]) -> str | None:
+    """The synset itself or its nearest hypernym in `label_set`; None where there is none."""
+    above: str | None = synset
+    while above is not None and above not in label_set:
+        above = _table().get(above)
+    return above
+
+
+def write_table(path: Path) -> int:
+    """Each synset of the flat label sets, and of all above them, with its hypernym; how many."""
+    synsets = {synset for name in FLAT_LABEL_SETS for synset in flat_label_set(name)}
+    hypernym: dict[str, str] = {}
+    for synset, above in wordnet.hypernym_paths(sorted(synsets)).items():
+        hypernym |= zip((synset, *above), above, strict=False)
+    lines = (f"{synset} {above}\n" for synset, above in sorted(hypernym.items()))
+    write_atomically(path, (HEAD + "".join(lines)).encode())
+    return len(hypernym)
+
+
+@cache
+def _table() -> Mapping[str, str]:
+    text = (resources.files("distill.hierarchy") / "bundled" / TABLE).read_text(encoding="utf-8")
+    lines = (line.split() for line in text.splitlines() if not line.startswith("#"))
+    return {synset: above for synset, above in lines}  # noqa: C416

@@ -1,0 +1,1 @@
+"""Losses on [batch, classes] logits, and the accuracy of predictions."""

@@ -1,1 +1,0 @@
-"""ImageNet-21K-P out of the raw release: `distill.prepare.run.prepare`."""

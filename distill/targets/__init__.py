@@ -1,0 +1,1 @@
+"""What a teacher predicts: tensors, rows, their encoding, and who provides them."""

@@ -1,0 +1,93 @@
+"""The encoding spec: what of a teacher's answer is kept. Numbers only, no arrays and no torch.
+
+`distill.targets.tensors.encode` selects entries by it on the teacher's device, `store.format.codes`
+turns them into the integers of a store. A store's manifest holds the spec, so a reader configures
+itself.
+"""
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill.errors import ConfigError, near_names
+
+MAX_ENTRIES = 1024
+MAX_PROB_STEPS = 65535
+
+# Points on the frontier of bytes against gradient angle: (entries, prob_steps) of `budgeted`.
+# benchmarks/encoding_frontier.py measured them.
+PRESETS = {"small": (5, 127), "standard": (9, 191), "fine": (16, 511)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingSpec:
+    """Kept entries of each hierarchy and the precision of their probabilities.
+
+    entries: S_k, the most entries kept in hierarchy k.
+    prob_steps: probabilities are rounded to multiples of 1 / prob_steps; those below half a step
+    are not kept and join the tail.
+    """
+
+    entries: tuple[int, ...]
+    prob_steps: int = 191
+
+    def __post_init__(self) -> None:
+        if not self.entries or not all(1 <= n <= MAX_ENTRIES for n in self.entries):
+            raise ConfigError(
+                f"encoding entries {self.entries} found, expected 1 to {MAX_ENTRIES} a hierarchy"
+            )
+        if not 7 <= self.prob_steps <= MAX_PROB_STEPS:
+            raise ConfigError(
+                f"encoding steps {self.prob_steps} found, expected 7 to {MAX_PROB_STEPS}"
+            )
+
+    @classmethod
+    def budgeted(
+        cls, classes_per_hierarchy: Sequence[int], *, entries: int, prob_steps: int = 191
+    ) -> "EncodingSpec":
+        """`entries` in a hierarchy of median size n̄, entries · (n̄/n)^⅓ in one of n classes.
+
+        A hierarchy of few classes weighs more in the gradient of a fresh student, so its entries
+        are worth more: measured by benchmarks/encoding_frontier.py.
+        """
+        if entries < 1:
+            raise ConfigError(f"encoding entries {entries} found, expected 1 to {MAX_ENTRIES}")
+        middle = statistics.median(classes_per_hierarchy)
+        wanted = [round(entries * (middle / n) ** (1 / 3)) for n in classes_per_hierarchy]
+        kept = zip(wanted, classes_per_hierarchy, strict=True)
+        return cls(
+            entries=tuple(max(1, min(w, n, MAX_ENTRIES)) for w, n in kept), prob_steps=prob_steps
+        )
+
+    @classmethod
+    def named(cls, text: str, classes_per_hierarchy: Sequence[int]) -> "EncodingSpec":
+        """A preset, or "entries=9,steps=191" for `budgeted`.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        custom = re.fullmatch(r"entries=(\d{1,4}),steps=(\d{1,5})", text)
+        if custom:
+            entries, steps = int(custom[1]), int(custom[2])
+        elif text in PRESETS:
+            entries, steps = PRESETS[text]
+        else:
+            raise ConfigError(
+                f"encoding {text!r} found, expected {near_names(text, PRESETS)} or "
+                "entries=N,steps=M, as entries=9,steps=191"
+            )
+        return cls.budgeted(classes_per_hierarchy, entries=entries, prob_steps=steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a manifest."""
+        return {"entries": list(self.entries), "prob_steps": self.prob_steps}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "EncodingSpec":
+        """From a manifest."""
+        return cls(
+            entries=tuple(int(n) for n in document["entries"]),
+            prob_steps=int(document["prob_steps"]),
+        )

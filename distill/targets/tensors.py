@@ -1,0 +1,211 @@
+"""What the teacher says of a batch of views, dense or sparse, and where it comes from.
+
+Sparse targets are laid out hierarchy after hierarchy with a fixed number of slots each, so that
+every operation on them is a dense gather or a sum over a static slice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from distill.data.sample_ids import SampleIds
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.hierarchy.softmax import hierarchy_probs, segment_sums, top_mass
+from distill.targets.encoding import EncodingSpec
+from distill.targets.rows import Answers
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`; a GPU fetches it by itself, which it can from pinned memory alone."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenseTargets:
+    """The teacher's whole answer: [B, ΣN_k] probabilities in hierarchy order, raw confidence."""
+
+    probs: Float[Tensor, "batch members"]
+    confidence: Float[Tensor, "batch hierarchies"]
+    valid: Bool[Tensor, " batch"] | None = None
+
+    def taken(self, rows: Tensor) -> "DenseTargets":
+        """Those rows, by index or by mask, on the targets' device."""
+        return DenseTargets(
+            probs=self.probs[rows],
+            confidence=self.confidence[rows],
+            valid=None if self.valid is None else self.valid[rows],
+        )
+
+    def to(self, device: torch.device) -> "DenseTargets":
+        """The same targets on `device`."""
+        return replace(
+            self,
+            probs=sent(self.probs, device),
+            confidence=sent(self.confidence, device),
+            valid=None if self.valid is None else sent(self.valid, device),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SparseTargets:
+    """The teacher's largest probabilities; what is left of each hierarchy's mass is spread evenly.
+
+    index: position within the slot's own hierarchy. A slot not needed has prob 0.
+    confidence: the raw top-5% sum, before the label clause.
+    sq_norm: ΣT² of the exact teacher over each hierarchy.
+    slots: how many slots each hierarchy has.
+    valid: False where the teacher saw no image; such rows take no part in the KD loss.
+    """
+
+    index: Int[Tensor, "batch slots"]
+    prob: Float[Tensor, "batch slots"]
+    confidence: Float[Tensor, "batch hierarchies"]
+    sq_norm: Float[Tensor, "batch hierarchies"]
+    slots: tuple[int, ...]
+    valid: Bool[Tensor, " batch"] | None = None
+
+    def taken(self, rows: Tensor) -> "SparseTargets":
+        """Those rows, by index or by mask, on the targets' device."""
+        return SparseTargets(
+            index=self.index[rows],
+            prob=self.prob[rows],
+            confidence=self.confidence[rows],
+            sq_norm=self.sq_norm[rows],
+            slots=self.slots,
+            valid=None if self.valid is None else self.valid[rows],
+        )
+
+    def to(self, device: torch.device) -> "SparseTargets":
+        """The same targets on `device`."""
+        return replace(
+            self,
+            index=sent(self.index, device),
+            prob=sent(self.prob, device),
+            confidence=sent(self.confidence, device),
+            sq_norm=sent(self.sq_norm, device),
+            valid=None if self.valid is None else sent(self.valid, device),
+        )
+
+    def to_answers(self) -> Answers:
+        """Copied to NumPy."""
+        valid = self.valid
+        return Answers(
+            index=self.index.cpu().numpy(),
+            prob=self.prob.cpu().numpy(),
+            confidence=self.confidence.cpu().numpy(),
+            sq_norm=self.sq_norm.cpu().numpy(),
+            valid=np.ones(len(self.index), np.bool_) if valid is None else valid.cpu().numpy(),
+        )
+
+    @classmethod
+    def from_answers(cls, answers: Answers, slots: tuple[int, ...]) -> "SparseTargets":
+        """Sharing memory where NumPy allows it."""
+        return cls(
+            index=torch.from_numpy(answers.index),
+            prob=torch.from_numpy(answers.prob),
+            confidence=torch.from_numpy(answers.confidence),
+            sq_norm=torch.from_numpy(answers.sq_norm),
+            slots=slots,
+            valid=torch.from_numpy(answers.valid),
+        )
+
+
+TeacherTargets = DenseTargets | SparseTargets
+
+
+@runtime_checkable
+class TargetSource(Protocol):
+    """Where a student's targets come from: a store, a live server, a teacher in the process."""
+
+    def fetch(
+        self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+    ) -> TeacherTargets:
+        """Targets of those samples' `view`, in that order, on any device.
+
+        pixels: that view, for a source that must see the images.
+
+        Raises:
+            DataError: the source has no such sample or view.
+            TeacherUnavailableError: a live teacher does not answer in time.
+        """
+        ...
+
+
+def dense_targets(
+    teacher_logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy
+) -> DenseTargets:
+    """The exact targets that these logits mean, in float32."""
+    probs = hierarchy_probs(teacher_logits, hierarchy)
+    return DenseTargets(probs=probs, confidence=top_mass(probs, hierarchy))
+
+
+def encode(
+    teacher_logits: Float[Tensor, "batch classes"],
+    hierarchy: SemanticHierarchy,
+    spec: EncodingSpec,
+) -> SparseTargets:
+    """The entries that `spec` keeps, largest first in each hierarchy, on the logits' device.
+
+    Confidence and ΣT² come from the exact probabilities, before anything is cut off.
+    """
+    return sparsify(dense_targets(teacher_logits, hierarchy), hierarchy, spec)
+
+
+def sparsify(
+    dense: DenseTargets, hierarchy: SemanticHierarchy, spec: EncodingSpec
+) -> SparseTargets:
+    """`encode` for targets that are at hand already.
+
+    Probabilities are rounded to the spec's steps, so that a store gives back the very same ones.
+
+    Raises:
+        ValueError: the spec is of another hierarchy.
+    """
+    sizes, slots = hierarchy.classes_per_hierarchy, spec.entries
+    if len(slots) != len(sizes) or any(s > n for s, n in zip(slots, sizes, strict=True)):
+        raise ValueError(f"entries {slots} found, expected at most {sizes}")
+    parts = dense.probs.split(sizes, dim=1)
+    tops = [part.topk(slot, dim=1) for part, slot in zip(parts, slots, strict=True)]
+    prob = torch.cat([top.values for top in tops], 1)
+    return SparseTargets(
+        index=torch.cat([top.indices for top in tops], 1),
+        prob=(prob * spec.prob_steps + 0.5).floor() / spec.prob_steps,
+        confidence=dense.confidence,
+        sq_norm=segment_sums(dense.probs.square(), sizes),
+        slots=slots,
+        valid=dense.valid,
+    )
+
+
+def densify(targets: SparseTargets, hierarchy: SemanticHierarchy) -> Float[Tensor, "batch members"]:
+    """T̂: what sparse targets stand for, [B, ΣN_k]. For audits; training never builds it."""
+    tails = even_tail(targets, hierarchy)
+    parts = []
+    for k, (index, prob) in enumerate(
+        zip(
+            targets.index.split(targets.slots, 1), targets.prob.split(targets.slots, 1), strict=True
+        )
+    ):
+        tail = tails[:, k, None]
+        part = tail.expand(-1, hierarchy.classes_per_hierarchy[k]).clone()
+        # Empty slots may name any class, also one that a full slot holds: add to the tail instead.
+        part.scatter_add_(1, index.long(), torch.where(prob > 0, prob - tail, 0.0))
+        parts.append(part)
+    return torch.cat(parts, 1)
+
+
+def even_tail(
+    targets: SparseTargets, hierarchy: SemanticHierarchy
+) -> Float[Tensor, "batch hierarchies"]:
+    """[B, K]: r_k / (n_k − K_k), the probability of each class that no slot holds."""
+    kept = segment_sums((targets.prob > 0).float(), targets.slots)
+    left = (1 - segment_sums(targets.prob, targets.slots)).clamp(min=0)
+    sizes = hierarchy.tensors(left.device).sizes
+    return torch.where(kept < sizes, left / (sizes - kept).clamp(min=1), 0.0)

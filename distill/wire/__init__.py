@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, both ways, without a web framework."""

@@ -1,0 +1,283 @@
+"""A client of the teacher server, which retries until a deadline.
+
+Speaks the same protocol as any client of the Open Inference Protocol. Connections are kept, and
+transient failures (a server that is full, starts or restarts, a network that hangs up) are retried.
+Every request carries the teacher's fingerprint, so a run never mixes teachers. What a training run
+asks is `trainers.sources.server`.
+"""
+
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from threading import Event
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import urllib3
+from numpy.typing import NDArray
+from urllib3.exceptions import HTTPError, LocationValueError
+
+from distill.data.sample_ids import SampleIds
+from distill.data.views import Size
+from distill.errors import (
+    ConfigError,
+    DataError,
+    HierarchyError,
+    TeacherError,
+    TeacherRequestError,
+    TeacherUnavailableError,
+    first_line,
+)
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.rows import Answers
+from distill.targets.tensors import SparseTargets
+from distill.wire import framing
+from distill.wire.refusal import Refused
+from distill.wire.status import Status
+
+MODEL_PATH = "/v2/models/teacher"
+ATTEMPT_S = 60.0  # after which one attempt is given up
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+PASSING = (408, 429, 502, 503, 504)  # those a proxy gives among them
+CURES = {
+    401: "pass its key as --api-key, or in DISTILL_API_KEY",
+    404: "expected a distill teacher server; check the URL",
+    412: "expected the same teacher, samples and views all through; train into another --out",
+}
+OUTPUTS = ("index", "prob", "sq_norm", "confidence", "status")
+
+
+class TeacherClient:
+    """url: http://host:port. deadline_s: of one call, all attempts together, and of connecting.
+
+    connections: kept open. fingerprint: of the expected teacher; None takes the one that answers
+    first. sizes: height and width of each of the teacher's models.
+
+    Raises:
+        TeacherUnavailableError: no server answers there.
+        TeacherRequestError: it refuses, or is of another teacher.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        deadline_s: float = 300.0,
+        connections: int = 5,
+        fingerprint: str | None = None,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"{url}: expected http://HOST:PORT of a teacher server")
+        self.location, self.deadline_s = url.rstrip("/"), deadline_s
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        if fingerprint:
+            self._headers["if-match"] = f'"{fingerprint}"'
+        self._pool = urllib3.PoolManager(maxsize=connections, block=True, retries=False)
+        self._closing = Event()
+
+        about = self._json("GET", MODEL_PATH)["parameters"]
+        self.fingerprint: str = about["teacher"]["fingerprint"]
+        self._headers["if-match"] = f'"{self.fingerprint}"'
+        try:
+            self.hierarchy = SemanticHierarchy.from_json(
+                self._json("GET", f"{MODEL_PATH}/hierarchy")
+            )
+            self._slots = tuple(about["encoding"]["entries"])
+            self._most = int(about["max_images_per_request"])
+            self.samples: Mapping[str, Any] | None = about["samples"]
+            self.sizes: list[Size] = [(int(h), int(w)) for h, w in about["sizes"]]
+            self._digest = str(about["digest"])
+        except (KeyError, TypeError, ValueError, HierarchyError) as error:
+            raise TeacherRequestError(
+                f"{self.location}: not a distill teacher server ({first_line(error)}), expected "
+                "one; start it with `distill serve`"
+            ) from error
+        store = self.samples and self.samples["store"]
+        self.identity: str = store or f"{self.fingerprint} {json.dumps(about['encoding'])}"
+
+    @property
+    def input_size(self) -> Size:
+        """Height and width that the teacher sees."""
+        return self.sizes[0]
+
+    def replay(self) -> Mapping[str, Any]:
+        """What the server draws of some of its samples."""
+        document: Mapping[str, Any] = self._json("GET", f"{MODEL_PATH}/replay")
+        return document
+
+    def infer_samples(self, sample_ids: SampleIds, view: int) -> SparseTargets:
+        """Targets of samples that the server has, in one of its views."""
+        ids = np.ascontiguousarray(sample_ids, "<u8")
+        return self._infer_all({"sample_id": ids, "view": np.full(len(ids), view, "<i4")}, len(ids))
+
+    def infer_jpegs(self, jpegs: Sequence[bytes]) -> SparseTargets:
+        """Targets of JPEG files; rows of those that are none are not valid."""
+        return self._infer_all({"jpeg": list(jpegs)}, len(jpegs))
+
+    def infer_images(self, images: NDArray[np.uint8]) -> SparseTargets:
+        """Targets of pixels [n, height, width, 3]; the server resizes those of another size."""
+        return self._infer_all({"image": images}, len(images))
+
+    def close(self) -> None:
+        """Close connections; calls in progress give up."""
+        self._closing.set()
+        self._pool.clear()
+
+    def __enter__(self) -> "TeacherClient":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _infer_all(self, inputs: Mapping[str, Any], count: int) -> SparseTargets:
+        """In as many requests as the server's cap asks for."""
+        ends = time.monotonic() + self.deadline_s
+        parts = [
+            self._infer_once(
+                {name: all_[i : i + self._most] for name, all_ in inputs.items()}, ends
+            )
+            for i in range(0, count, self._most)
+        ]
+        return SparseTargets.from_answers(Answers.joined(parts), self._slots)
+
+    def _infer_once(self, inputs: Mapping[str, Any], ends: float) -> Answers:
+        fields = {
+            "parameters": {"binary_data_output": True, "expect": self._digest},
+            "outputs": [{"name": name} for name in OUTPUTS],
+        }
+        body, head_bytes = framing.to_body(fields, "inputs", inputs, set(inputs))
+        headers = {"content-type": "application/octet-stream"}
+        headers[framing.HEAD_LENGTH] = str(head_bytes)
+        for pause_s in _pauses():
+            head, arrays = self._post(body, headers, ends)
+            status = arrays["status"]
+            if not (status == Status.NOT_NOW).any():
+                break
+            self._wait(pause_s, ends, "the server cannot read images now")
+        self._require_answers(status, head)
+        return Answers(
+            index=arrays["index"].astype(np.int32),
+            prob=arrays["prob"].copy(),
+            confidence=arrays["confidence"].copy(),
+            sq_norm=arrays["sq_norm"].copy(),
+            valid=status == Status.OK,
+        )
+
+    def _post(
+        self, body: bytes, headers: Mapping[str, str], ends: float
+    ) -> tuple[Mapping[str, Any], dict[str, NDArray[Any]]]:
+        reply = self._request("POST", f"{MODEL_PATH}/infer", ends, body=body, headers=headers)
+        try:
+            head_bytes = int(reply.headers[framing.HEAD_LENGTH])
+            head = json.loads(reply.data[:head_bytes])
+            raw = memoryview(reply.data)[head_bytes:]
+            arrays = framing.raw_arrays(head["outputs"], raw)
+            missing = set(OUTPUTS) - set(arrays)
+            if missing:
+                raise ValueError(f"no {', '.join(sorted(missing))}")
+        except (KeyError, TypeError, ValueError, Refused) as error:
+            raise TeacherRequestError(
+                f"{self.location}: not a reply of a teacher server ({first_line(error)}), expected "
+                "one; is a proxy in between?"
+            ) from error
+        return head, arrays
+
+    def _require_answers(self, status: NDArray[np.int32], head: Mapping[str, Any]) -> None:
+        for code, kind in ((Status.UNKNOWN_SAMPLE, DataError), (Status.NOT_FINITE, TeacherError)):
+            elements = np.flatnonzero(status == code)
+            if len(elements):
+                reason = head.get("parameters", {}).get("bad", {}).get(str(elements[0]), code.name)
+                raise kind(
+                    f"{self.location}: {len(elements)} of {len(status)} samples have no answer "
+                    f"({reason}), expected one for each; train on the data that the server has"
+                )
+
+    # -- HTTP -------------------------------------------------------------------------------------
+
+    def _json(self, method: str, path: str) -> Any:
+        reply = self._request(method, path, time.monotonic() + self.deadline_s)
+        try:
+            return json.loads(reply.data)
+        except ValueError as error:
+            raise TeacherRequestError(
+                f"{self.location}{path}: not JSON, expected a teacher server; check the URL"
+            ) from error
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        ends: float,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> urllib3.BaseHTTPResponse:
+        """Ask until there is an answer, or no time left.
+
+        Raises:
+            TeacherUnavailableError: the deadline is over.
+            TeacherRequestError: asking again will not help.
+        """
+        why = "no time to ask"
+        for pause_s in _pauses():
+            left = ends - time.monotonic()
+            if left <= 0:
+                break
+            try:
+                reply = self._pool.request(
+                    method,
+                    self.location + path,
+                    body=body,
+                    headers={**self._headers, **(headers or {})},
+                    timeout=urllib3.Timeout(connect=min(10.0, left), read=min(ATTEMPT_S, left)),
+                )
+            except LocationValueError as error:
+                raise ConfigError(
+                    f"{self.location}: not a URL ({first_line(error)}), expected http://HOST:PORT"
+                ) from error
+            except HTTPError as error:
+                why = first_line(error)
+            else:
+                if reply.status == 200:
+                    return reply
+                why = _error_text(reply)
+                if reply.status not in PASSING:
+                    cure = CURES.get(reply.status, "expected an answer; look at the server's log")
+                    raise TeacherRequestError(f"{self.location}: {reply.status}: {why}; {cure}")
+                asked = reply.headers.get("retry-after", "")
+                pause_s = max(pause_s, float(asked)) if asked.isdecimal() else pause_s
+            self._wait(pause_s, ends, why)
+        raise self._unavailable(why)
+
+    def _wait(self, pause_s: float, ends: float, why: str) -> None:
+        if self._closing.wait(min(pause_s, max(0.0, ends - time.monotonic()))):
+            raise self._unavailable(why)
+
+    def _unavailable(self, why: str) -> TeacherUnavailableError:
+        return TeacherUnavailableError(
+            f"{self.location}: no answer within {self.deadline_s:.0f} s ({why}), expected a "
+            "teacher server; start it with `distill serve`, then run the same command again"
+        )
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds: doubled each time, and each client its own, lest all come back at once."""
+    pause = FIRST_PAUSE_S
+    while True:
+        yield pause * random.uniform(0.5, 1.0)
+        pause = min(LONGEST_PAUSE_S, 2 * pause)
+
+
+def _error_text(reply: urllib3.BaseHTTPResponse) -> str:
+    try:
+        return str(json.loads(reply.data)["error"])[:500]
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {reply.status}"

@@ -1,0 +1,1 @@
+"""Bytes of a store: objects, arrays, documents, commits."""

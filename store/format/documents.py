@@ -1,0 +1,43 @@
+"""The small objects of a store whose content the root document vouches for."""
+
+import hashlib
+from collections.abc import Sequence
+
+from distill.errors import CorruptStoreError
+from store.format import commits
+from store.format.codes import ANSWER_ARRAYS
+from store.format.layout import SAMPLE_ARRAYS
+from store.format.objects import Objects
+from store.format.root import Root
+
+HIERARCHY_KEYS = ("hierarchy/zarr.json", "hierarchy/c/0")
+ANSWER_KEYS = tuple(f"{name}/zarr.json" for name in ANSWER_ARRAYS)
+SAMPLE_KEYS = tuple(f"{name}/zarr.json" for name in SAMPLE_ARRAYS)
+DOCUMENTS = (
+    *ANSWER_KEYS,
+    *SAMPLE_KEYS,
+    *HIERARCHY_KEYS,
+    commits.GROUP_KEY,
+)
+
+
+def document_digests(objects: Objects, keys: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of each of those objects as it is there, empty where it is missing."""
+    contents = zip(keys, objects.read_all(keys), strict=True)
+    return {key: hashlib.sha256(c).hexdigest() if c else "" for key, c in contents}
+
+
+def require_documents(objects: Objects, root: Root) -> None:
+    wrong = damaged_documents(objects, root)
+    if wrong:
+        raise CorruptStoreError(
+            f"{objects.location}: {wrong[0]} is missing or not what was written"
+            f"{f', and {len(wrong) - 1} others' if wrong[1:] else ''}; "
+            "`distill store repair` writes it again"
+        )
+
+
+def damaged_documents(objects: Objects, root: Root) -> list[str]:
+    """Keys of the documents that are missing or not what the root says."""
+    found = document_digests(objects, list(root.documents))
+    return [key for key, digest in root.documents.items() if found[key] != digest]

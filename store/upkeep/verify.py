@@ -1,0 +1,139 @@
+"""Is every byte of a store what was written?
+
+Reads all: documents, commits, samples, every chunk of every view. `store.upkeep.repair` puts right
+what it finds.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from distill.errors import CorruptStoreError, StoreError
+from store.format.codes import Codes
+from store.format.documents import damaged_documents
+from store.format.objects import Objects, open_objects
+from store.format.root import COPY_KEY, ROOT_KEY, Root, read_root_or_copy
+from store.logit_store import LogitStore
+from store.views.resident import decoders
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was found. Block numbers with a view stand for one chunk of each answer array.
+
+    problems: a line for everything that is wrong, blocks included.
+    """
+
+    location: str
+    complete: bool
+    rows: int
+    views: int
+    blocks_read: int
+    bad_blocks: tuple[int, ...]
+    pending_blocks: int
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong; an unfinished store may be fine."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify(location: str, tick: Callable[[int], None] = lambda blocks: None) -> Verification:
+    """Read everything, check every digest, count and range.
+
+    Raises:
+        StoreError: no store is there, or the root and its copy are both beyond reading.
+    """
+    objects = open_objects(location)
+    root, problems = _readable_root(objects)
+    problems += [
+        f"{key} is missing or not what was written" for key in damaged_documents(objects, root)
+    ]
+    store = LogitStore(objects, root.manifest)
+    for name, read in (
+        ("sample_id or label", lambda: store.labels),
+        ("the hierarchy", lambda: store.hierarchy),
+        ("the commit records", lambda: _require_bad_lists(store, root)),
+    ):
+        try:
+            read()
+        except (StoreError, KeyError) as error:
+            problems.append(_line(objects, error, name))
+    try:
+        digests = store.content_digests_of(root)
+    except StoreError as error:
+        problems.append(_line(objects, error, "the commits"))
+        digests = {}
+    bad: dict[int, str] = {}
+
+    def check(block: int) -> None:
+        for view, digest in enumerate(digests[block]):
+            try:
+                problem = _out_of_range(store, store.read_codes(block, view, digest))
+            except CorruptStoreError as error:
+                problem = _line(objects, error, "")
+            if problem:
+                bad[block] = problem
+        tick(1)
+
+    with ThreadPoolExecutor(decoders(store)) as pool:
+        list(pool.map(check, digests))
+    return Verification(
+        location=objects.location,
+        complete=root.certificate is not None,
+        rows=root.manifest.dataset.rows,
+        views=root.manifest.views.count,
+        blocks_read=len(digests),
+        bad_blocks=tuple(sorted(bad)),
+        pending_blocks=root.manifest.num_blocks - len(digests),
+        problems=(*problems, *(bad[block] for block in sorted(bad))),
+    )
+
+
+def _readable_root(objects: Objects) -> tuple[Root, list[str]]:
+    try:
+        root = Root.read(objects)
+    except CorruptStoreError as error:
+        return read_root_or_copy(objects.location), [_line(objects, error, "")]
+    try:
+        # A kill between the two leaves the copy one state ahead, which is no damage.
+        copied = Root.read(objects, COPY_KEY).manifest.identity == root.manifest.identity
+    except CorruptStoreError:
+        copied = False
+    return root, [] if copied else [f"{COPY_KEY} is not a copy of {ROOT_KEY}"]
+
+
+def _require_bad_lists(store: LogitStore, root: Root) -> None:
+    for block, record in store.records_of(root).items():
+        if not isinstance(record.get("bad"), list):
+            raise CorruptStoreError(f"the record of block {block} has no list of bad images")
+
+
+def _out_of_range(store: LogitStore, codes: Codes) -> str | None:
+    """What is impossible in a block whose digest matches: a fault of the writer."""
+    manifest = store.manifest
+    stop = 0
+    sizes = manifest.hierarchy.classes_per_hierarchy
+    for slots, classes in zip(manifest.slots, sizes, strict=True):
+        start, stop = stop, stop + slots
+        prob = codes.prob[:, start:stop].astype(np.int64)
+        if (codes.index[:, start:stop] >= classes).any():
+            return f"a class index is {classes} or more, expected less"
+        if (np.diff(prob, axis=1) > 0).any() or (prob > manifest.encoding.prob_steps).any():
+            return "probabilities do not fall from slot to slot"
+    if (codes.confidence > manifest.coding.confidence_units).any():
+        return "a confidence is more than 1"
+    return None
+
+
+def _line(objects: Objects, error: BaseException, what: str) -> str:
+    text = str(error).removeprefix(f"{objects.location}: ")
+    return f"{what}: {text}" if what and what not in text else text

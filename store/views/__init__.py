@@ -1,0 +1,1 @@
+"""Decoded views on this machine, for random access."""

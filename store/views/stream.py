@@ -1,0 +1,83 @@
+"""Streamed views: a few blocks decoded at a time, where a whole view does not fit the cache.
+
+Holds at most `capacity` decoded blocks; a row of another block replaces the one unused for longest.
+Any order of rows is answered right, but only one that stays within `capacity` blocks for a while is
+fast: `distill.data.order.SampleOrder` with `block_rows` and a window of that many blocks.
+"""
+
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.targets.rows import Answers
+from store.format.codes import codes_of, record_dtype
+from store.logit_store import LogitStore
+from store.views.resident import decode_block, decoders, require_view
+
+
+class StreamedView:
+    """capacity: blocks in memory, each of `block_rows` rows of `record_dtype`."""
+
+    def __init__(self, store: LogitStore, view: int, *, capacity: int) -> None:
+        require_view(store, view)
+        store.require_complete()
+        self.store, self.view = store, view
+        self.manifest = store.manifest
+        self._digests = [by_view[view] for by_view in store.content_digests().values()]
+        self._capacity = max(1, min(capacity, self.manifest.num_blocks))
+        block_rows = self.manifest.block_rows
+        self._records = np.empty(self._capacity * block_rows, record_dtype(self.manifest.coding))
+        self._slot_of: NDArray[np.int64] = np.full(self.manifest.num_blocks, -1)
+        self._held: OrderedDict[int, int] = OrderedDict()  # slot of block, oldest use first
+        self._free = list(range(self._capacity))
+        self._pool = ThreadPoolExecutor(decoders(store), thread_name_prefix="stream")
+
+    def gather(self, rows: NDArray[np.int64]) -> Answers:
+        """Those rows, in that order.
+
+        Raises:
+            CorruptStoreError: a block is not what was committed.
+        """
+        blocks, places = np.divmod(rows, self.manifest.block_rows)
+        needed = np.unique(blocks)
+        if len(needed) <= self._capacity:
+            self._hold(needed)
+            at = self._slot_of[blocks] * self.manifest.block_rows + places
+            return self.manifest.coding.dequantise(codes_of(self._records[at]))
+        picked = np.empty(len(rows), self._records.dtype)
+        for start in range(0, len(needed), self._capacity):
+            some = needed[start : start + self._capacity]
+            self._hold(some)
+            mine = np.isin(blocks, some)
+            at = self._slot_of[blocks[mine]] * self.manifest.block_rows + places[mine]
+            picked[mine] = self._records[at]
+        return self.manifest.coding.dequantise(codes_of(picked))
+
+    def _hold(self, needed: NDArray[Any]) -> None:
+        missing = []
+        for block in map(int, needed):
+            if block in self._held:
+                self._held.move_to_end(block)
+            else:
+                missing.append(block)
+        while len(self._free) < len(missing):
+            oldest, slot = self._held.popitem(last=False)
+            self._slot_of[oldest] = -1
+            self._free.append(slot)
+        decoding = [
+            self._pool.submit(self._decode, *pair)
+            for pair in zip(missing, self._free, strict=False)
+        ]
+        wait(decoding)  # all of them, so that none writes into a slot that is given away again
+        for done in decoding:
+            done.result()
+        for block in missing:
+            self._held[block] = self._slot_of[block] = self._free.pop(0)
+
+    def _decode(self, block: int, slot: int) -> None:
+        rows = self.manifest.block_rows
+        target = self._records[slot * rows : (slot + 1) * rows]
+        decode_block(self.store, block, self.view, self._digests[block], target)

@@ -1,0 +1,1 @@
+"""Listening, access and errors of any HTTP server here."""

@@ -1,0 +1,1 @@
+"""Statistics and findings read off a store; needs no teacher."""

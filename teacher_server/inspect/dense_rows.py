@@ -1,0 +1,91 @@
+"""One answer in words: the most probable classes of each hierarchy, beside what the tag says."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.rows import Answers
+
+CLASSES_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassProb:
+    """A class and its probability. tagged: it is on the path of the image's tag."""
+
+    wnid: str
+    name: str
+    prob: float
+    tagged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchyAnswer:
+    """One hierarchy's softmax. confidence: P_k, the teacher's own; None for a student.
+
+    classes: the most probable ones, and the tag's if it is not among them.
+    """
+
+    hierarchy: int
+    classes: tuple[ClassProb, ...]
+    confidence: float | None
+
+    @property
+    def contradicts(self) -> bool:
+        """The tag says something here, and it is not the first choice."""
+        return any(c.tagged for c in self.classes) and not self.classes[0].tagged
+
+
+def dense(answers: Answers, slots: Sequence[int], sizes: Sequence[int]) -> NDArray[np.float64]:
+    """[ΣN_k]: the mean over the valid rows of `answers`; what is not kept is spread evenly."""
+    parts = []
+    for k, stop in enumerate(accumulate(slots)):
+        index, prob = (
+            a[answers.valid, stop - slots[k] : stop] for a in (answers.index, answers.prob)
+        )
+        kept = (prob > 0).sum(1)
+        tail = np.maximum(0, 1 - prob.sum(1)) / np.maximum(1, sizes[k] - kept)
+        part = np.repeat(tail[:, None].astype(np.float64), sizes[k], axis=1)
+        row, slot = np.nonzero(prob > 0)
+        part[row, index[row, slot]] = prob[row, slot]
+        parts.append(part.mean(0) if len(part) else np.zeros(sizes[k]))
+    return np.concatenate(parts)
+
+
+def in_words(
+    probs: NDArray[Any],
+    hierarchy: SemanticHierarchy,
+    *,
+    tag: int,
+    confidence: NDArray[Any] | None = None,
+    shown: int = CLASSES_SHOWN,
+) -> list[HierarchyAnswer]:
+    """probs: [ΣN_k] in hierarchy order. tag: class index, -1 without one. confidence: [K]."""
+    positions = hierarchy.label_table[tag]
+    said = []
+    for k, part in enumerate(hierarchy.slices):
+        order = np.argsort(-probs[part], kind="stable")[:shown]
+        if positions[k] >= 0 and positions[k] not in order:
+            order = np.append(order, positions[k])
+        classes = hierarchy.class_order[part]
+        said.append(
+            HierarchyAnswer(
+                hierarchy=k,
+                classes=tuple(
+                    ClassProb(
+                        wnid=hierarchy.synsets[classes[p]],
+                        name=hierarchy.display_name(hierarchy.synsets[classes[p]]),
+                        prob=float(probs[part][p]),
+                        tagged=bool(p == positions[k]),
+                    )
+                    for p in order
+                ),
+                confidence=None if confidence is None else float(confidence[k]),
+            )
+        )
+    return said

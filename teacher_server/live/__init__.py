@@ -1,1 +1,0 @@
-"""The live teacher server: a request's bytes → images → batches → targets → a reply's bytes."""

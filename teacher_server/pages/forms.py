@@ -1,0 +1,51 @@
+"""What people type into forms and addresses → what they want."""
+
+from collections.abc import Callable
+from typing import Any
+
+from distill.errors import DistillError
+from teacher_server.inspect.gallery import KINDS, Kind, Wanted
+from teacher_server.pages.error import PageError
+from teacher_server.pages.site import Site
+
+
+def number(
+    name: str, text: str, default: Any, kind: Callable[[str], Any], low: float, high: float
+) -> Any:
+    """A field of a form; empty is the default."""
+    if not text.strip():
+        return default
+    try:
+        value = kind(text)
+        if not low <= value <= high:
+            raise ValueError
+    except ValueError as error:
+        raise PageError(400, f"{name} {text!r} found, expected {low:g} to {high:g}") from error
+    return value
+
+
+def wanted_by(site: Site, tag: str, kind: str, hierarchy: str, low: str, high: str) -> Wanted:
+    if kind not in KINDS:
+        raise PageError(400, f"kind {kind!r} found, expected {', '.join(KINDS)}")
+    chosen: Kind = next(each for each in KINDS if each == kind)
+    least = number("least confidence", low, 0.0, float, 0, 1)
+    most = number("most confidence", high, 1.0, float, 0, 1)
+    level = number("hierarchy", hierarchy, None, int, 0, site.hierarchy.num_hierarchies - 1)
+    if level is None and (least, most) != (0.0, 1.0):
+        level = 0
+    return Wanted(
+        kind=chosen,
+        tag=class_named(site, tag) if tag else None,
+        hierarchy=level,
+        confidence=(least, most),
+    )
+
+
+def class_named(site: Site, word: str) -> int:
+    try:
+        named = [site.hierarchy.index(synset) for synset in site.hierarchy.find(word)]
+    except DistillError as error:
+        raise PageError(404, str(error)) from error
+    if len(named) > 1:
+        raise PageError(404, f"{word!r} names {len(named)} classes; choose one.", choices=named)
+    return named[0]

@@ -1,0 +1,40 @@
+"""A teacher server elsewhere, for the pages to ask."""
+
+import asyncio
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.errors import StoreMismatchError
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.wire.client import TeacherClient
+from teacher_server.inspect.dense_rows import dense
+from teacher_server.pages.site import Said
+
+
+class RemoteTeacher:
+    """client: of a server of this hierarchy."""
+
+    max_upload_bytes = 64 * 2**20
+    max_image_pixels = 80_000_000
+
+    def __init__(self, client: TeacherClient, hierarchy: SemanticHierarchy) -> None:
+        if client.hierarchy.digest != hierarchy.digest:
+            raise StoreMismatchError(
+                f"{client.location}: hierarchy {client.hierarchy.digest[:12]} found, the store "
+                f"expects {hierarchy.digest[:12]}; ask a teacher of the store's classes"
+            )
+        self.client, self.hierarchy = client, hierarchy
+        self.size, self.deadline_s = client.input_size, client.deadline_s
+
+    def admitted(self, client: str, body_bytes: int) -> AbstractContextManager[object]:
+        """The server itself refuses what it has no room for."""
+        return nullcontext()
+
+    async def ask(self, pixels: NDArray[np.uint8], client: str) -> Said:
+        """See `LiveTeacher`."""
+        targets = await asyncio.to_thread(self.client.infer_images, pixels[None])
+        answers = targets.to_answers()
+        probs = dense(answers, targets.slots, self.hierarchy.classes_per_hierarchy)
+        return Said(probs, answers.confidence[0])

@@ -1,0 +1,338 @@
+"""The pages' routes: what a browser asks for → what a template is given.
+
+GET pages are plain functions, which run in threads: they read a block a view at most, and nothing
+of them is ever computed over the whole store. Images are decoded a few at a time.
+"""
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import numpy as np
+from fastapi import APIRouter, FastAPI, Path, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.requests import ClientDisconnect
+
+from distill.data.sample_ids import sample_ids
+from distill.errors import ConfigError, DistillError
+from distill.wire.refusal import CLIENT_GONE, Refused
+from teacher_server.http.access import FOR_PROGRAMS
+from teacher_server.inspect.dense_rows import dense, in_words
+from teacher_server.inspect.gallery import KINDS, Wanted
+from teacher_server.pages.error import PageError
+from teacher_server.pages.forms import class_named, number, wanted_by
+from teacher_server.pages.images import as_jpeg, image_of
+from teacher_server.pages.rendering import (
+    STATIC,
+    charts_of,
+    class_url,
+    page_headers,
+    render,
+    shown_id,
+    static_text,
+)
+from teacher_server.pages.site import LiveTeacher, Look, Said, Site
+from teacher_server.pages.uploads import Upload, announced_bytes, received, uploaded
+
+THUMBNAIL, LARGE = 160, 512  # longer side in pixels
+DECODED_AT_ONCE = 4  # images, each of which may take some hundred megabytes
+EXAMPLES = 6
+
+SampleId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
+Wnid = Annotated[str, Path(max_length=100)]
+Word = Annotated[str, Query(max_length=200)]
+FormNumber = Annotated[str, Query(max_length=20)]
+
+
+def add_pages(app: FastAPI, site: Site) -> None:
+    """Put the pages at / and below."""
+    app.include_router(pages_of(site))
+
+    @app.exception_handler(PageError)
+    async def failed(request: Request, error: PageError) -> HTMLResponse:
+        page = error_page(site, error.status, error.text, wait=error.wait, choices=error.choices)
+        if error.retry_after_s:
+            page.headers["retry-after"] = str(error.retry_after_s)
+        return page
+
+
+def error_page(
+    site: Site, status: int, text: str, *, wait: bool = False, choices: Sequence[int] = ()
+) -> HTMLResponse:
+    """What went wrong, for people."""
+    context = {"text": text, "wait": wait, "choices": choices, "title": "Error"}
+    return _page(site, "error.html", status=status, **context)
+
+
+def wants_page(request: Request) -> bool:
+    """Whether a person asks, who has no use for JSON."""
+    for_programs = request.url.path.startswith(FOR_PROGRAMS)
+    return not for_programs and "text/html" in request.headers.get("accept", "")
+
+
+def pages_of(site: Site) -> APIRouter:
+    """All routes."""
+    router = APIRouter(include_in_schema=False)
+    decoders = asyncio.Semaphore(DECODED_AT_ONCE)
+
+    def look() -> Look | None:
+        """The store, where it has been read."""
+        return site.store.get() if site.store else None
+
+    def required() -> Look:
+        found = look()
+        if found is None:
+            raise _not_there(site)
+        return found
+
+    @router.get("/")
+    def overview() -> HTMLResponse:
+        found = look()
+        failure = site.store.failure if site.store else ""
+        reading = site.store is not None and found is None and not failure
+        return _page(
+            site,
+            "overview.html",
+            title="Overview",
+            look=found,
+            failure=failure,
+            wait=reading,
+            charts=charts_of(site, found),
+        )
+
+    @router.get("/tree")
+    def roots() -> HTMLResponse:
+        return _tree(site, look(), None)
+
+    @router.get("/tree/{wnid:path}")
+    def subtree(wnid: Wnid) -> HTMLResponse:
+        return _tree(site, look(), class_named(site, wnid))
+
+    @router.get("/class")
+    def find_class(word: Word = "") -> Response:
+        c = class_named(site, word.strip())
+        return RedirectResponse(class_url(site.hierarchy.synsets[c]), 303)
+
+    @router.get("/gallery")
+    def gallery(
+        tag: Word = "",
+        kind: Word = "all",
+        hierarchy: FormNumber = "",
+        low: FormNumber = "",
+        high: FormNumber = "",
+        start: FormNumber = "",
+    ) -> HTMLResponse:
+        found = required()
+        wanted = wanted_by(site, tag.strip(), kind, hierarchy, low, high)
+        try:
+            page = found.gallery.page(wanted, number("start", start, 0, int, 0, 2**40))
+        except ConfigError as error:
+            raise PageError(400, str(error)) from error
+        form = {"tag": tag, "kind": kind, "hierarchy": hierarchy, "low": low, "high": high}
+        more = urlencode({**form, "start": page.after})
+        return _page(
+            site,
+            "gallery.html",
+            title="Gallery",
+            look=found,
+            form=form,
+            kinds=KINDS,
+            wanted=wanted,
+            page=page,
+            more=more,
+            tiles=[_tile(found, row) for row in page.rows],
+        )
+
+    @router.get("/sample")
+    def find_sample(key: Annotated[str, Query(max_length=4096)] = "") -> Response:
+        found, wanted = required(), key.strip()
+        try:
+            row = found.inspection.row_of(sample_ids([wanted]), wanted)
+        except DistillError as error:
+            raise PageError(404, str(error)) from error
+        return RedirectResponse(f"/sample/{shown_id(found.inspection.store.sample_ids[row])}", 303)
+
+    @router.get("/sample/{sample_id}")
+    def sample(sample_id: SampleId, view: FormNumber = "") -> HTMLResponse:
+        found = required()
+        row = _row_of(found, sample_id)
+        views = found.inspection.store.manifest.views.count
+        chosen = number("view", view, None, int, 0, views - 1)
+        return _page(site, "sample.html", title="Sample", **_sample(site, found, row, chosen))
+
+    @router.get("/image/{sample_id}")
+    async def image(sample_id: SampleId, view: FormNumber = "", large: FormNumber = "") -> Response:
+        found = required()
+        row = await asyncio.to_thread(_row_of, found, sample_id)
+        views = found.inspection.store.manifest.views.count
+        chosen = number("view", view, None, int, 0, views - 1)
+        async with decoders:
+            side = LARGE if large else THUMBNAIL
+            jpeg = await asyncio.to_thread(_thumbnail, found, row, chosen, side)
+        headers = {**page_headers(), "cache-control": "private, max-age=300"}
+        return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+    @router.get("/ask")
+    def ask_form() -> HTMLResponse:
+        _require_live(site)
+        return _page(site, "ask.html", title="Ask the teacher", said=None)
+
+    @router.post("/ask")
+    async def ask(request: Request) -> Response:
+        live = _require_live(site)
+        client = _client(request)
+        try:
+            body_bytes = announced_bytes(request, live.max_upload_bytes)
+            with live.admitted(client, body_bytes):
+                async with asyncio.timeout(live.deadline_s):
+                    content = await uploaded(request)
+                    async with decoders:
+                        picture = await asyncio.to_thread(received, content, live, site.student)
+                    said = await live.ask(picture.pixels, client)
+        except Refused as error:
+            raise PageError(error.status, error.text, retry_after_s=error.retry_after_s) from error
+        except TimeoutError as error:
+            raise PageError(504, f"no answer within {live.deadline_s:g} s") from error
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        except DistillError as error:
+            raise PageError(503, str(error)) from error
+        return await asyncio.to_thread(_asked, site, picture, said)
+
+    @router.get("/static/{name}")
+    def static(name: Annotated[str, Path(max_length=40)]) -> Response:
+        if name not in STATIC:
+            raise PageError(404, "no such file")
+        headers = {**page_headers(), "cache-control": "private, max-age=31536000, immutable"}
+        return Response(static_text(name), media_type=STATIC[name], headers=headers)
+
+    return router
+
+
+def _page(site: Site, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
+    html = render(template, site=site, **context)
+    return HTMLResponse(html, status, page_headers())
+
+
+def _not_there(site: Site) -> PageError:
+    if site.store is None:
+        return PageError(404, "There is no store here: start with one to see its images.")
+    if site.store.failure:
+        return PageError(503, site.store.failure)
+    return PageError(
+        503, "The store is being read for the first time; this page comes by itself.", wait=True
+    )
+
+
+def _row_of(look: Look, sample_id: str) -> int:
+    words = np.array([[int(sample_id[:16], 16), int(sample_id[16:], 16)]], np.uint64)
+    try:
+        return look.inspection.row_of(words, sample_id)
+    except DistillError as error:
+        raise PageError(404, str(error)) from error
+
+
+def _tree(site: Site, look: Look | None, c: int | None) -> HTMLResponse:
+    tree = site.tree
+    children = tree.roots if c is None else tree.children[c]
+    figures = look.inspection.subtrees if look else None
+    examples = []
+    if look and c is not None:
+        rows = look.gallery.page(Wanted(tag=c), images=EXAMPLES).rows
+        examples = [_tile(look, row) for row in rows]
+    return _page(
+        site,
+        "tree.html",
+        title="Classes" if c is None else tree.name(c),
+        look=look,
+        here=c,
+        path=[] if c is None else tree.path(c),
+        children=children,
+        figures=figures,
+        examples=examples,
+    )
+
+
+def _tile(look: Look, row: int) -> dict[str, Any]:
+    """One image of the gallery. proposal: what the teacher would change."""
+    inspection = look.inspection
+    tag = int(inspection.labels[row])
+    return {
+        "id": shown_id(inspection.store.sample_ids[row]),
+        "key": look.pictures.key(row) if look.pictures else None,
+        "tag": tag,
+        "proposal": inspection.proposal(row),
+    }
+
+
+def _sample(site: Site, look: Look, row: int, view: int | None) -> dict[str, Any]:
+    """Everything on a sample's page. view: the one whose answer is shown; None is their mean."""
+    inspection = look.inspection
+    manifest, hierarchy, tag = (
+        inspection.store.manifest,
+        site.hierarchy,
+        int(inspection.labels[row]),
+    )
+    answers, why_not = None, ""
+    try:
+        said = inspection.answers(row, view)
+        if said.valid.any():
+            answers = in_words(
+                dense(said, manifest.slots, hierarchy.classes_per_hierarchy),
+                hierarchy,
+                tag=tag,
+                confidence=said.confidence[said.valid].mean(0),
+            )
+        else:
+            why_not = "Its image could not be read when the store was computed."
+    except DistillError as error:
+        why_not = str(error)
+    beside, picture_error = None, look.blind
+    if site.student and look.pictures:
+        try:
+            beside = in_words(site.student.probs(image_of(look, row, view)), hierarchy, tag=tag)
+        except PageError as error:
+            picture_error = error.text
+    return {
+        **_tile(look, row),
+        "look": look,
+        "row": row,
+        "path": site.tree.path(tag) if tag >= 0 else [],
+        "views": list(enumerate(manifest.views.drawn)),
+        "view": view,
+        "answers": answers,
+        "why_not": why_not,
+        "beside": beside,
+        "picture_error": picture_error,
+    }
+
+
+def _thumbnail(look: Look, row: int, view: int | None, side: int) -> bytes:
+    return as_jpeg(image_of(look, row, view), side)
+
+
+def _require_live(site: Site) -> LiveTeacher:
+    if site.live is None:
+        raise PageError(
+            404, "There is no live teacher here: start `distill serve`, or pass its URL as --ask."
+        )
+    return site.live
+
+
+def _asked(site: Site, picture: Upload, said: Said) -> HTMLResponse:
+    beside = None if picture.student is None else in_words(picture.student, site.hierarchy, tag=-1)
+    return _page(
+        site,
+        "ask.html",
+        title="Ask the teacher",
+        said=in_words(said.probs, site.hierarchy, tag=-1, confidence=said.confidence),
+        beside=beside,
+        shown=base64.b64encode(picture.jpeg).decode(),
+    )
+
+
+def _client(request: Request) -> str:
+    state = request.scope.get("distill")
+    return str(getattr(state, "client", ""))

@@ -1,0 +1,66 @@
+"""`distill inspect --serve`: the pages alone, without a teacher in this process."""
+
+import socket
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from teacher_server.http.access import NoEntry, admitted, tell
+from teacher_server.http.keys import ApiKeys
+from teacher_server.http.listener import Address, configured
+from teacher_server.pages.routes import add_pages, error_page
+from teacher_server.pages.site import Site
+
+
+class Guarded:
+    """Lets in who may ask."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys | None) -> None:
+        self.app, self.keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http":
+            headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+            try:
+                admitted(headers, scope["path"], self.keys)
+            except NoEntry as error:
+                await tell(send, 401, error.text, error.headers)
+                return
+        await self.app(scope, receive, send)
+
+
+def pages_server(site: Site, keys: ApiKeys | None, address: Address) -> uvicorn.Server:
+    """To be run on a socket.
+
+    Raises:
+        ConfigError: the certificate and its key are none.
+    """
+    app = FastAPI(title="distill inspect", docs_url=None, redoc_url=None, openapi_url=None)
+    add_pages(app, site)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> HTMLResponse:
+        first = error.errors()[0]
+        return error_page(site, 400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def of_framework(request: Request, error: HTTPException) -> HTMLResponse:
+        return error_page(site, error.status_code, str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> HTMLResponse:
+        return error_page(site, 500, "An error of this program; its output has more.")
+
+    return uvicorn.Server(configured(Guarded(app, keys), address))
+
+
+def serve_pages(
+    site: Site, keys: ApiKeys | None, address: Address, listener: socket.socket
+) -> None:
+    """Until a signal comes."""
+    pages_server(site, keys, address).run([listener])

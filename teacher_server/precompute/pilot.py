@@ -1,0 +1,133 @@
+"""The teacher on a few images, to see what it says of them and how long that takes."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distill.data.loader import ViewBatch, in_batches, load_views
+from distill.data.source import ImageSource
+from distill.data.views import ViewPolicy
+from distill.errors import TeacherError
+from distill.progress import progress
+from distill.targets.encoding import EncodingSpec
+from distill.targets.fidelity import FidelityErrors, fidelity_errors
+from distill.targets.rows import Answers
+from distill.targets.tensors import DenseTargets, sparsify
+from teacher_server.precompute.audit import FIDELITY_ROWS, REPLAY_ROWS
+from teacher_server.precompute.block import located, put_by_view
+from teacher_server.precompute.pipeline import answered
+from teacher_server.teacher.batch_size import Speed
+from teacher_server.teacher.forward_pass import Forward
+from teacher_server.teacher.teacher import Teacher
+
+
+@dataclass(eq=False)
+class Pilot:
+    """What the teacher said. answers, errors: by encoding; answers: of each view."""
+
+    answers: dict[str, list[Answers]]
+    errors: dict[str, list[FidelityErrors]]
+    replay: dict[str, list[str]]
+    unreadable: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PilotRuns:
+    """Runs a teacher over small sources as a precompute would."""
+
+    teacher: Teacher
+    policy: ViewPolicy
+    speed: Speed
+    workers: int
+
+    def seconds(self, source: ImageSource, *, views: int, spec: EncodingSpec) -> float:
+        """What a precompute of that many views takes, without writing."""
+        with self._forward(spec) as forward, progress("timing", len(source), "images") as tick:
+            started = time.monotonic()
+            batches = self._batches(source, views, prove=False)
+            for batch, _ in answered(forward, batches, keep_exact=lambda batch: False):
+                tick(len(batch.rows) + len(batch.bad))
+            return time.monotonic() - started
+
+    def answers(
+        self, source: ImageSource, *, views: int, specs: Mapping[str, EncodingSpec]
+    ) -> Pilot:
+        """What the teacher says, in every encoding.
+
+        Raises:
+            TeacherError: it says NaN or Inf.
+        """
+        hierarchy = self.teacher.hierarchy
+        pilot = Pilot(
+            answers={
+                name: [
+                    Answers.empty(len(source), sum(spec.entries), hierarchy.num_hierarchies)
+                    for _ in range(views)
+                ]
+                for name, spec in specs.items()
+            },
+            errors={name: [] for name in specs},
+            replay={},
+        )
+        first_spec = next(iter(specs.values()))
+        with self._forward(first_spec) as forward, progress("pilot", len(source), "images") as tick:
+            batches = self._batches(source, views, prove=True)
+            for batch, parts in answered(forward, batches, keep_exact=lambda batch: True):
+                pilot.unreadable += len(batch.bad)
+                pilot.replay |= {str(row): proofs for row, proofs in batch.proofs.items()}
+                for part, rows, drawn in located(batch, parts, views):
+                    assert part.exact
+                    self._keep(pilot, specs, part.exact, rows, drawn)
+                tick(len(batch.rows) + len(batch.bad))
+        return pilot
+
+    def _keep(
+        self,
+        pilot: Pilot,
+        specs: Mapping[str, EncodingSpec],
+        exact: DenseTargets,
+        rows: NDArray[np.int64],
+        drawn: NDArray[np.int64],
+    ) -> None:
+        if not bool(exact.confidence.isfinite().all()):
+            raise TeacherError(
+                f"teacher {self.teacher.identity.name}: NaN or Inf in the pilot, expected finite "
+                "logits; check the weights, or try --precision float32"
+            )
+        audited = torch.from_numpy(np.flatnonzero(rows < FIDELITY_ROWS)).to(exact.probs.device)
+        for name, spec in specs.items():
+            sparse = sparsify(exact, self.teacher.hierarchy, spec)
+            put_by_view(pilot.answers[name], sparse.to_answers(), rows, drawn)
+            if len(audited):
+                errors = fidelity_errors(
+                    exact=exact.taken(audited),
+                    sparse=sparse.taken(audited),
+                    hierarchy=self.teacher.hierarchy,
+                )
+                pilot.errors[name].append(errors.cpu())
+
+    def _forward(self, spec: EncodingSpec) -> Forward:
+        return Forward(
+            self.teacher, spec, batch_size=self.speed.batch_size, compiled=self.speed.compiled
+        )
+
+    def _batches(self, source: ImageSource, views: int, *, prove: bool) -> Iterator[ViewBatch]:
+        images = max(1, self.speed.batch_size // views)
+        requests = in_batches(
+            range(len(source)),
+            tuple(range(views)),
+            images,
+            prove_below=REPLAY_ROWS if prove else 0,
+        )
+        return load_views(
+            source,
+            self.policy,
+            self.teacher.sizes,
+            requests,
+            workers=self.workers,
+            pin_memory=self.teacher.device.type == "cuda",
+        )

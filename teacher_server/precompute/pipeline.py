@@ -1,0 +1,148 @@
+"""Blocks through the teacher: decode → launch → collect → write, all at the same time.
+
+Decoding runs in processes, the teacher on its device, writing in a thread; this loop only passes
+things on. Blocks are pulled as they are needed, so that they may come from anywhere.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from distill.data.loader import ViewBatch, ViewRequest, in_batches, load_views
+from distill.data.source import ImageSource
+from distill.data.views import ViewPolicy
+from distill.events import Journal
+from store.logit_store import LogitStore
+from teacher_server.precompute.audit import FIDELITY_ROWS, REPLAY_ROWS
+from teacher_server.precompute.block import BlockAnswers, BlockWriter
+from teacher_server.teacher.batch_size import Speed
+from teacher_server.teacher.forward_pass import Encoded, Forward
+from teacher_server.teacher.stages import StageSeconds
+from teacher_server.teacher.teacher import Teacher
+
+BATCHES_AHEAD = 1  # wait at the device, so that it need not wait
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """One teacher, one store, one source.
+
+    workers: processes that decode. on_batch: told of each batch's images and its bad ones, by key;
+    what it raises stops the run. stopping: asked after each block whether to leave it at that.
+    """
+
+    store: LogitStore
+    source: ImageSource
+    teacher: Teacher
+    policy: ViewPolicy
+    speed: Speed
+    workers: int
+    journal: Journal
+    on_batch: Callable[[int, dict[str, str]], None]
+    stopping: Callable[[], bool] = lambda: False
+
+    def run(self, blocks: Iterable[int], *, rows: int) -> StageSeconds:
+        """Compute those blocks, `rows` rows or fewer, and write them.
+
+        Raises:
+            TeacherError, StoreError, DataError: blocks that were written before it are kept.
+        """
+        stages, started = StageSeconds(), time.perf_counter()
+        forward = Forward(
+            self.teacher,
+            self.store.manifest.encoding,
+            batch_size=self.speed.batch_size,
+            compiled=self.speed.compiled,
+            journal=self.journal,
+            stages=stages,
+        )
+
+        def facts() -> dict[str, Any]:
+            return {"speed": replace(self.speed, batch_size=forward.batch_size).to_json()}
+
+        with forward, BlockWriter(self.store, stages, self.journal, facts) as writer:
+            for whole in self._whole_blocks(forward, blocks, rows):
+                writer.write(whole)
+                if self.stopping():
+                    break
+        stages.wall = time.perf_counter() - started
+        return stages
+
+    def _whole_blocks(
+        self, forward: Forward, blocks: Iterable[int], rows: int
+    ) -> Iterator[BlockAnswers]:
+        block: BlockAnswers | None = None
+        loaded = self._loaded(blocks, rows, forward.stages)
+        for batch, answers in answered(forward, loaded, keep_exact=_is_audited):
+            number = next(iter((*batch.rows, *batch.bad))) // self.store.manifest.block_rows
+            if block is None:
+                block = BlockAnswers(number, self.store, self.source, self.teacher)
+            block.add(batch, answers)
+            told = block.bad[len(block.bad) - len(batch.bad) :]
+            keys = {bad["key"]: bad["reason"] for bad in told}
+            self.on_batch(len(batch.rows) + len(batch.bad), keys)
+            if block.whole:
+                yield block
+                block = None
+
+    def _loaded(
+        self, blocks: Iterable[int], rows: int, stages: StageSeconds
+    ) -> Iterator[ViewBatch]:
+        views = self.store.manifest.views.count
+        images = max(1, self.speed.batch_size // views)
+        batches = load_views(
+            self.source,
+            self.policy,
+            self.teacher.sizes,
+            self._requests(_waited_for(blocks, stages), images),
+            workers=min(self.workers, -(-rows // images)),
+            pin_memory=self.teacher.device.type == "cuda",
+        )
+        started, blocked = time.perf_counter(), stages.wait_for_blocks
+        for batch in batches:
+            waited = time.perf_counter() - started
+            stages.wait_for_images += waited - (stages.wait_for_blocks - blocked)
+            stages.read += batch.read_s
+            stages.render += batch.render_s
+            yield batch
+            started, blocked = time.perf_counter(), stages.wait_for_blocks
+
+    def _requests(self, blocks: Iterable[int], images: int) -> Iterator[list[ViewRequest]]:
+        """Batches never cross a block's end: its answers do not depend on where a run began."""
+        drawn = self.store.manifest.views.drawn
+        for block in blocks:
+            rows = self.store.manifest.rows_of_block(block)
+            yield from in_batches(rows, drawn, images, prove_below=REPLAY_ROWS)
+
+
+def _waited_for(blocks: Iterable[int], stages: StageSeconds) -> Iterator[int]:
+    started = time.perf_counter()
+    for block in blocks:
+        stages.wait_for_blocks += time.perf_counter() - started
+        yield block
+        started = time.perf_counter()
+
+
+def answered(
+    forward: Forward, batches: Iterable[ViewBatch], *, keep_exact: Callable[[ViewBatch], bool]
+) -> Iterator[tuple[ViewBatch, list[Encoded]]]:
+    """Batches in order with their answers, image after image in all views.
+
+    Those after it are on their way meanwhile: with the device, and in the processes that decode.
+    """
+    launched: deque[tuple[ViewBatch, Future[list[Encoded]]]] = deque()
+    for batch in batches:
+        views = [pixels.flatten(0, 1) for pixels in batch.pixels]
+        launched.append((batch, forward.launch(views, keep_exact=keep_exact(batch))))
+        if len(launched) > forward.lanes + BATCHES_AHEAD:
+            first, answers = launched.popleft()
+            yield first, forward.collect(answers)
+    for last, answers in launched:
+        yield last, forward.collect(answers)
+
+
+def _is_audited(batch: ViewBatch) -> bool:
+    return min(batch.rows, default=FIDELITY_ROWS) < FIDELITY_ROWS

@@ -1,0 +1,208 @@
+"""What would a precompute take? A pilot on some images tells, before the GPUs are booked.
+
+The pilot's rows are the first block of the store to come, a fair sample of the data set. Its
+answers are written into real stores in a scratch folder, one for each encoding, and what these
+weigh is extrapolated; only the samples' ids, which compress better the more there are, are drawn
+anew.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.data.sample_ids import SampleIds
+from distill.data.source import ImageSource, label_indices
+from distill.data.views import ViewPolicy
+from distill.errors import ConfigError, DataError
+from distill.events import Journal
+from distill.targets.encoding import EncodingSpec
+from distill.targets.fidelity import fidelity_figures
+from store.format.codes import ANSWER_ARRAYS
+from store.format.layout import SAMPLE_CHUNK_ROWS, create_sample_arrays
+from store.format.objects import Objects
+from store.logit_store import LogitStore
+from teacher_server.precompute.pilot import Pilot, PilotRuns
+from teacher_server.precompute.run import PrecomputeOptions, manifest_for
+from teacher_server.teacher.batch_size import choose_speed
+from teacher_server.teacher.teacher import Teacher
+
+PILOT_VIEWS = 2  # tells what a further view of a decoded image costs
+COMMIT_BYTES, COMMIT_BYTES_A_VIEW = 40, 64  # compacted: two copies of a digest, host and time
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStore:
+    """One encoding and number of views. bytes_per_view: of one image, everything included."""
+
+    encoding: str
+    views: int
+    hours: float
+    bytes_total: int
+    bytes_per_view: float
+    gradient_angle_deg: dict[str, float]
+    near_teacher_angle_deg: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """seconds_per_image: reading and decoding; seconds_per_view: rendering and the teacher."""
+
+    rows: int
+    pilot_images: int
+    pilot_unreadable: int
+    seconds_per_image: float
+    seconds_per_view: float
+    stores: tuple[PlannedStore, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def make_plan(
+    *,
+    source: ImageSource,
+    teacher: Teacher,
+    policy: ViewPolicy,
+    encodings: Sequence[str],
+    views: Sequence[int],
+    rows: int | None = None,
+    pilot_images: int | None = None,
+    block_rows: int = 8192,
+    batch_size: int | None = None,
+    compiled: bool | None = None,
+    workers: int = 2,
+) -> Plan:
+    """Run the pilot and extrapolate to `rows` images; None is as many as the source has.
+
+    pilot_images: None is one block.
+
+    Raises:
+        DataError: no image of the pilot can be read.
+        ConfigError: no rows or no views are asked for.
+    """
+    pilot = source.limited(min(pilot_images or block_rows, block_rows))
+    rows = rows or len(source)
+    if min(len(pilot), rows, *views) < 1:
+        raise ConfigError(f"{rows} rows and views {list(views)} found, expected at least 1 of each")
+    pilot_views = 1 if policy.name == "plain" else PILOT_VIEWS
+    sizes = teacher.hierarchy.classes_per_hierarchy
+    specs = {name: EncodingSpec.named(name, sizes) for name in encodings}
+    spec = next(iter(specs.values()))
+    speed = choose_speed(
+        teacher,
+        spec,
+        views=rows * max(views),
+        batch_size=batch_size,
+        compiled=compiled,
+        earlier=None,
+        journal=Journal(),
+    )
+    runs = PilotRuns(teacher=teacher, policy=policy, speed=speed, workers=workers)
+    half = pilot.limited(max(1, len(pilot) // 2))
+    once, more = (runs.seconds(half, views=n, spec=spec) / len(half) for n in (1, pilot_views))
+    asked = runs.answers(pilot, views=pilot_views, specs=specs)
+    if asked.unreadable == len(pilot):
+        raise DataError(
+            f"{source.location}: none of {len(pilot)} pilot images can be read, expected images; "
+            "run `distill precompute --limit 1` to see why"
+        )
+    # once = image + view, per_image = image + pilot_views · view; noise must not turn one negative.
+    per_view = (more - once) / max(1, pilot_views - 1)
+    per_view = min(max(per_view, 0.0), once) if pilot_views > 1 else once
+    per_image = once - per_view
+    options = PrecomputeOptions(policy=policy, block_rows=min(block_rows, rows))
+    stores = []
+    for name in encodings:
+        sizes_of = _sizes(pilot, teacher, replace(options, encoding=name), asked, name)
+        figures = fidelity_figures(asked.errors[name])
+        for count in views:
+            total = sizes_of.total(rows, count, options.block_rows)
+            stores.append(
+                PlannedStore(
+                    encoding=name,
+                    views=count,
+                    hours=rows * (per_image + count * per_view) / 3600,
+                    bytes_total=total,
+                    bytes_per_view=total / (rows * count),
+                    gradient_angle_deg=figures["gradient_angle_deg"],
+                    near_teacher_angle_deg=figures["near_teacher"]["gradient_angle_deg"],
+                )
+            )
+    return Plan(
+        rows=rows,
+        pilot_images=len(pilot),
+        pilot_unreadable=asked.unreadable,
+        seconds_per_image=per_image,
+        seconds_per_view=per_view,
+        stores=tuple(stores),
+    )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Bytes of real stores of the pilot's rows, taken apart."""
+
+    chunks_a_row_and_view: float
+    documents: tuple[int, int]  # with one view, and what a further one adds
+    label: float
+
+    def total(self, rows: int, views: int, block_rows: int) -> int:
+        """Bytes of a store of that many rows and views."""
+        blocks = -(-rows // block_rows)
+        documents = self.documents[0] + (views - 1) * self.documents[1]
+        commits = blocks * (COMMIT_BYTES + views * COMMIT_BYTES_A_VIEW)
+        chunks = rows * views * self.chunks_a_row_and_view
+        return round(chunks + documents + commits + rows * self.label + _id_bytes(rows))
+
+
+def _sizes(
+    pilot: ImageSource, teacher: Teacher, options: PrecomputeOptions, asked: Pilot, name: str
+) -> _Sizes:
+    labels = label_indices(pilot, teacher.hierarchy)
+    fidelity = fidelity_figures(asked.errors[name])
+    documents, chunks = [], 0
+    for views in range(1, len(asked.answers[name]) + 1):
+        manifest = manifest_for(
+            pilot, labels, teacher, replace(options, views=views, block_rows=len(pilot))
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            place = Path(scratch, "store")
+            store = LogitStore.create(
+                place,
+                manifest,
+                ids=pilot.ids,
+                labels=labels,
+                hierarchy=teacher.hierarchy.to_json(),
+            )
+            replay = {row: proofs[:views] for row, proofs in asked.replay.items()}
+            audit = {"fidelity": fidelity, "replay": replay}
+            store.write_block(0, asked.answers[name][:views], {"bad": [], "audit": audit})
+            store.finish(audit)
+            chunks = sum(_chunk_bytes(place, array) for array in ANSWER_ARRAYS)
+            label = _chunk_bytes(place, "label")
+            samples = label + _chunk_bytes(place, "sample_id")
+            documents.append(store.bytes_total() - chunks - samples)
+    further = documents[1] - documents[0] if len(documents) > 1 else 0
+    seen = len(pilot) * len(asked.answers[name])
+    return _Sizes(chunks / seen, (documents[0], further), label / len(pilot))
+
+
+def _id_bytes(rows: int) -> float:
+    """What that many ids take: hashes are uniform, so any will do; whole chunks are alike."""
+    chunk = min(rows, SAMPLE_CHUNK_ROWS)
+    generator = np.random.default_rng(0)
+    high = generator.integers(0, int(2**64 * (chunk / rows)), chunk, dtype=np.uint64)
+    ids: SampleIds = np.stack([np.sort(high), generator.integers(0, 2**64, chunk, np.uint64)], 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = Objects(scratch)
+        create_sample_arrays(objects, ids, np.zeros(chunk, np.int64))
+        return _chunk_bytes(Path(scratch), "sample_id") * rows / chunk
+
+
+def _chunk_bytes(place: Path, array: str) -> int:
+    return Objects(str(place / array / "c")).bytes_total()

@@ -1,0 +1,113 @@
+"""What runs in an actor of a Ray cluster: one teacher, that computes the blocks it is handed."""
+
+import os
+import queue
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
+
+from distill.data.source import ImageSource
+from distill.events import Event, Journal
+from store.logit_store import LogitStore
+from teacher_server.precompute.run import PrecomputeOptions, compute, log_start, open_or_create
+from teacher_server.teacher.batch_size import Speed
+from teacher_server.teacher.stages import StageSeconds
+from teacher_server.teacher.teacher import Teacher
+
+LoadTeacher = Callable[[str], Teacher]
+
+
+@dataclass
+class News:
+    """What happened in a worker since it was asked last. wants: a block more to have ahead."""
+
+    images: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    wants: bool = True
+
+
+class Worker:
+    """`work` goes on in one thread while the other calls are answered in others."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        path: str,
+        options: PrecomputeOptions,
+        load: LoadTeacher,
+        device: str,
+    ) -> None:
+        self.source, self.path, self.options = source, path, options
+        self.load, self.device = load, device
+        self.blocks: queue.Queue[int | None] = queue.Queue()
+        self.stopped = False
+        self.told, self.telling = News(), Lock()
+        self.journal = Journal(self._record, self._say)
+
+    @cached_property
+    def ready(self) -> tuple[Teacher, LogitStore]:
+        """The teacher, loaded, and the store, opened or made."""
+        teacher = self.load(self.device)
+        store = open_or_create(self.source, teacher, self.path, self.options)
+        log_start(self.journal, store, teacher)
+        return teacher, store
+
+    def prepare(self) -> list[int]:
+        """Get ready; the blocks that are to be computed."""
+        return self.ready[1].pending_blocks()
+
+    def work(self, rows: int) -> tuple[Speed | None, StageSeconds]:
+        """Compute the blocks of `take` until None comes. rows: about how many, to tune for."""
+        first = self.blocks.get()
+        if first is None:  # there was nothing left when this worker came
+            return None, StageSeconds()
+        teacher, store = self.ready
+        return compute(
+            store,
+            self.source,
+            teacher,
+            self.options,
+            self._taken(first),
+            rows=rows,
+            journal=self.journal,
+            on_batch=self._count,
+            stopping=lambda: self.stopped,
+        )
+
+    def take(self, block: int | None) -> None:
+        """A block more, or None: there are no more."""
+        self.blocks.put(block)
+
+    def stop(self) -> None:
+        """Leave it at the block in hand."""
+        self.stopped = True
+        self.blocks.put(None)
+
+    def news(self) -> News:
+        """Since the last time."""
+        with self.telling:
+            told, self.told = self.told, News()
+        told.wants = self.blocks.empty()
+        return told
+
+    def _taken(self, first: int) -> Iterator[int]:
+        yield first
+        while (block := self.blocks.get()) is not None and not self.stopped:
+            yield block
+
+    def _count(self, images: int, bad: dict[str, str]) -> None:
+        with self.telling:
+            self.told.images += images
+            self.told.bad |= bad
+
+    def _record(self, event: Event) -> None:
+        with self.telling:
+            self.told.events.append({**event, "host": socket.gethostname(), "pid": os.getpid()})
+
+    def _say(self, text: str) -> None:
+        with self.telling:
+            self.told.notes.append(text)

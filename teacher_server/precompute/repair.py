@@ -1,0 +1,86 @@
+"""Repair a store: put right what can be, let the teacher compute the bad blocks again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distill.data.sample_ids import samples_digest
+from distill.data.source import ImageSource, label_indices
+from distill.data.views import ViewPolicy
+from distill.errors import StoreError
+from distill.events import Journal
+from store.format.manifest import DatasetIdentity
+from store.format.root import Root, read_root_or_copy
+from store.logit_store import LogitStore
+from store.upkeep.repair import Dataset, restore, revoke_bad
+from teacher_server.precompute.bad_images import Tally
+from teacher_server.precompute.run import PrecomputeOptions, Share, fill, finish_if_whole
+from teacher_server.teacher.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairReport:
+    """restored: a line each. recomputed: blocks that the teacher filled again."""
+
+    restored: tuple[str, ...]
+    recomputed: tuple[int, ...]
+    bad: Mapping[str, int]
+
+
+def repair(
+    location: str,
+    *,
+    source: ImageSource | None = None,
+    teacher: Teacher | None = None,
+    batch_size: int | None = None,
+    workers: int = 2,
+) -> RepairReport:
+    """Leave a store that `verify` finds nothing wrong with.
+
+    Raises:
+        StoreMismatchError: teacher or data set are not the store's.
+        StoreError: blocks are bad and there is no teacher to compute them.
+    """
+    root = read_root_or_copy(location)
+    dataset = None
+    if source and teacher:
+        labels = label_indices(source, teacher.hierarchy)
+        root.manifest.require(
+            location,
+            teacher_fingerprint=teacher.identity.fingerprint,
+            hierarchy_digest=teacher.hierarchy.digest,
+            dataset=DatasetIdentity(digest=samples_digest(source.ids, labels), rows=len(source)),
+        )
+        dataset = Dataset(ids=source.ids, labels=labels, hierarchy=teacher.hierarchy.to_json())
+    restored = restore(location, dataset)
+    revoke_bad(location)
+    store = LogitStore.open(location)
+    pending = store.pending_blocks()
+    if pending and not (source and teacher):
+        raise StoreError(
+            f"{location}: {len(pending)} blocks are bad or missing (first {pending[0]}), expected "
+            "none; pass the --teacher and --data they were computed with"
+        )
+    bad: Mapping[str, int] = {}
+    # Blocks computed again do not change what is known of the others.
+    before = root.certificate
+    certified = before and {name: before[name] for name in ("fidelity", "replay")}
+    if source and teacher:
+        options, tally = options_of(root, batch_size, workers), Tally(store, source, 1.0)
+        fill(store, source, teacher, options, share=Share(), journal=Journal(), tally=tally)
+        bad = tally.bad
+    if store.certificate is None:
+        finish_if_whole(store, Journal(), certified)
+    return RepairReport(restored=tuple(restored), recomputed=tuple(pending), bad=bad)
+
+
+def options_of(root: Root, batch_size: int | None, workers: int) -> PrecomputeOptions:
+    """Compute as the store says."""
+    manifest = root.manifest
+    return PrecomputeOptions(
+        policy=ViewPolicy.from_json(manifest.views.policy),
+        views=manifest.views.count,
+        first_view=manifest.views.first,
+        batch_size=batch_size,
+        block_rows=manifest.block_rows,
+        workers=workers,
+    )

@@ -1,0 +1,331 @@
+"""Run the teacher once over a dataset and write what it says into a store, block by block.
+
+Blocks that are committed already are left alone, so running the same command again goes on where
+the last run stopped; and any number of processes can share the blocks of one store.
+"""
+
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data.sample_ids import samples_digest
+from distill.data.source import ImageSource, label_indices
+from distill.data.views import ViewPolicy
+from distill.errors import ConfigError
+from distill.events import Journal
+from distill.progress import progress
+from distill.targets.encoding import EncodingSpec
+from store.format.manifest import DatasetIdentity, HierarchyIdentity, Manifest, ViewIdentity
+from store.logit_store import LogitStore, has_store
+from store.summary import StoreSummary, summarise
+from teacher_server.precompute.audit import certificate
+from teacher_server.precompute.bad_images import Tally
+from teacher_server.precompute.pipeline import Pipeline
+from teacher_server.teacher.batch_size import Speed, choose_speed
+from teacher_server.teacher.stages import StageSeconds
+from teacher_server.teacher.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which blocks are this process's: every `count`th, from `index` on."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(
+                f"worker index {self.index} of {self.count} found, expected 0 to {self.count - 1}; "
+                "pass --worker-index below --num-workers"
+            )
+
+    def of(self, blocks: Iterable[int]) -> list[int]:
+        """Those of `blocks` that are this share's."""
+        return [block for block in blocks if block % self.count == self.index]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeOptions:
+    """encoding: as `EncodingSpec.named` takes it. first_view: the number of the first view drawn.
+
+    batch_size: views in one forward pass; None is measured. compiled: None where it is faster.
+    block_rows: images between two commits. workers: processes that decode. max_bad_fraction: share
+    of unreadable images beyond which the run stops.
+    """
+
+    policy: ViewPolicy
+    views: int = 1
+    first_view: int = 0
+    encoding: str = "standard"
+    batch_size: int | None = None
+    compiled: bool | None = None
+    block_rows: int = 8192
+    workers: int = 2
+    max_bad_fraction: float = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeReport:
+    """images: computed in this run, each in all its views. images_per_s: of those, wall clock.
+
+    bad: images by kind of damage, over all runs. blocks_left: for others, or for later.
+    """
+
+    store: StoreSummary
+    images: int
+    seconds: float
+    images_per_s: float
+    blocks_left: int
+    speed: Speed | None
+    stages: StageSeconds
+    bottleneck: str
+    bad: Mapping[str, int]
+
+
+def precompute(
+    *,
+    source: ImageSource,
+    teacher: Teacher,
+    path: str | Path,
+    options: PrecomputeOptions,
+    share: Share | None = None,
+    journal: Journal | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> PrecomputeReport:
+    """Fill the store at `path`, making it if it is not there.
+
+    stopping: asked after each block whether to leave it at that.
+
+    Raises:
+        StoreMismatchError: the store there is of another teacher, hierarchy, dataset or views.
+        DataError: a label lies outside the label set, or too many images are bad.
+        TeacherError: an answer of the teacher is not finite, or its device was lost.
+    """
+    journal = journal or Journal()
+    share = share or Share()
+    store = open_or_create(source, teacher, path, options)
+    tally = Tally(store, source, options.max_bad_fraction)
+    speed, stages = fill(
+        store,
+        source,
+        teacher,
+        options,
+        share=share,
+        journal=journal,
+        tally=tally,
+        stopping=stopping,
+    )
+    left = finish_if_whole(store, journal)
+    return report_of(store, tally, speed, stages, stages.wall, left)
+
+
+def fill(
+    store: LogitStore,
+    source: ImageSource,
+    teacher: Teacher,
+    options: PrecomputeOptions,
+    *,
+    share: Share,
+    journal: Journal,
+    tally: Tally,
+    stopping: Callable[[], bool] = lambda: False,
+) -> tuple[Speed | None, StageSeconds]:
+    """Compute the pending blocks of a share, of a store of this very source and teacher."""
+    blocks = share.of(store.pending_blocks())
+    rows = rows_of(store.manifest, blocks)
+    log_start(journal, store, teacher, blocks=len(blocks), rows=rows, share=asdict(share))
+    if not blocks:
+        return None, StageSeconds()
+    own = rows_of(store.manifest, share.of(range(store.manifest.num_blocks)))
+    with progress("precompute", own, "images", done=own - rows) as tick:
+
+        def on_batch(images: int, bad: dict[str, str]) -> None:
+            tally.add(images, bad)
+            tick(images, tally.note)
+
+        return compute(
+            store,
+            source,
+            teacher,
+            options,
+            blocks,
+            rows=rows,
+            journal=journal,
+            on_batch=on_batch,
+            stopping=stopping,
+        )
+
+
+def compute(
+    store: LogitStore,
+    source: ImageSource,
+    teacher: Teacher,
+    options: PrecomputeOptions,
+    blocks: Iterable[int],
+    *,
+    rows: int,
+    journal: Journal,
+    on_batch: Callable[[int, dict[str, str]], None],
+    stopping: Callable[[], bool],
+) -> tuple[Speed, StageSeconds]:
+    """Compute those blocks, of about `rows` rows, at the speed of the finished ones."""
+    speed = speed_for(store, teacher, options, rows, journal)
+    pipeline = Pipeline(
+        store=store,
+        source=source,
+        teacher=teacher,
+        policy=options.policy,
+        speed=speed,
+        workers=options.workers,
+        journal=journal,
+        on_batch=on_batch,
+        stopping=stopping,
+    )
+    return speed, pipeline.run(blocks, rows=rows)
+
+
+def manifest_for(
+    source: ImageSource,
+    labels: NDArray[np.int64],
+    teacher: Teacher,
+    options: PrecomputeOptions,
+) -> Manifest:
+    """What a store of these answers says of itself."""
+    hierarchy = teacher.hierarchy
+    return Manifest(
+        teacher=teacher.identity,
+        hierarchy=HierarchyIdentity(
+            name=hierarchy.name,
+            digest=hierarchy.digest,
+            num_classes=hierarchy.num_classes,
+            classes_per_hierarchy=hierarchy.classes_per_hierarchy,
+        ),
+        dataset=DatasetIdentity(digest=samples_digest(source.ids, labels), rows=len(source)),
+        views=ViewIdentity(
+            count=options.views, policy=options.policy.to_json(), first=options.first_view
+        ),
+        encoding=EncodingSpec.named(options.encoding, hierarchy.classes_per_hierarchy),
+        block_rows=min(options.block_rows, len(source)),
+        provenance=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """What decides an answer's last bits, beside the weights."""
+    return {name: version(name) for name in ("distill", "torch", "torchvision", "timm", "pillow")}
+
+
+def open_or_create(
+    source: ImageSource, teacher: Teacher, path: str | Path, options: PrecomputeOptions
+) -> LogitStore:
+    """The store to fill.
+
+    Raises:
+        StoreMismatchError: another one is there.
+    """
+    labels = label_indices(source, teacher.hierarchy)
+    manifest = manifest_for(source, labels, teacher, options)
+    return open_same(path, manifest) or LogitStore.create(
+        path, manifest, ids=source.ids, labels=labels, hierarchy=teacher.hierarchy.to_json()
+    )
+
+
+def open_same(path: str | Path, manifest: Manifest) -> LogitStore | None:
+    """The store at `path`; None where there is none.
+
+    Raises:
+        StoreMismatchError: it is not one of this manifest; its blocks may be other ones.
+    """
+    if not has_store(path):
+        return None
+    store = LogitStore.open(path)
+    store.manifest.require(
+        store.location,
+        teacher_fingerprint=manifest.teacher.fingerprint,
+        hierarchy_digest=manifest.hierarchy.digest,
+        dataset=manifest.dataset,
+        views=manifest.views,
+        encoding=manifest.encoding,
+    )
+    return store
+
+
+def speed_for(
+    store: LogitStore, teacher: Teacher, options: PrecomputeOptions, rows: int, journal: Journal
+) -> Speed:
+    """As finished blocks were computed, the smallest batch of them; measured where none are."""
+    speeds = [record["speed"] for record in store.records().values() if "speed" in record]
+    earlier = min(speeds, key=lambda speed: int(speed["batch_size"]), default=None)
+    return choose_speed(
+        teacher,
+        store.manifest.encoding,
+        views=rows * store.manifest.views.count,
+        batch_size=options.batch_size,
+        compiled=options.compiled,
+        earlier=earlier,
+        journal=journal,
+    )
+
+
+def finish_if_whole(
+    store: LogitStore, journal: Journal, certified: Mapping[str, Any] | None = None
+) -> int:
+    """Certify the store when its last block is there, whoever wrote it; how many are not.
+
+    certified: what an earlier certificate said; None takes the audit of block 0.
+    """
+    left = len(store.pending_blocks())
+    if not left:
+        store.finish(certified or certificate(store))
+        journal.event("store finished", blocks=store.manifest.num_blocks)
+    return left
+
+
+def report_of(
+    store: LogitStore,
+    tally: Tally,
+    speed: Speed | None,
+    stages: StageSeconds,
+    seconds: float,
+    left: int,
+) -> PrecomputeReport:
+    """The end of a run."""
+    return PrecomputeReport(
+        store=summarise(store),
+        images=tally.images,
+        seconds=seconds,
+        images_per_s=tally.images / max(seconds, 1e-9),
+        blocks_left=left,
+        speed=speed,
+        stages=stages,
+        bottleneck=stages.bottleneck,
+        bad=tally.bad,
+    )
+
+
+def rows_of(manifest: Manifest, blocks: Iterable[int]) -> int:
+    """How many rows those blocks have."""
+    return sum(len(manifest.rows_of_block(block)) for block in blocks)
+
+
+def log_start(journal: Journal, store: LogitStore, teacher: Teacher, **fields: Any) -> None:
+    """What runs, where, on what."""
+    manifest = store.manifest
+    journal.event(
+        "run started",
+        host=socket.gethostname(),
+        store=store.location,
+        store_identity=manifest.identity,
+        teacher=asdict(manifest.teacher),
+        device=str(teacher.device),
+        views=asdict(manifest.views),
+        versions=dict(manifest.provenance),
+        **fields,
+    )

@@ -1,0 +1,140 @@
+"""Ask the teacher about some stored rows again: does it still say what the store holds?"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data.loader import ViewBatch, in_batches, load_views
+from distill.data.sample_ids import samples_digest
+from distill.data.source import ImageSource, label_indices
+from distill.data.views import ViewPolicy
+from distill.errors import DataError
+from distill.targets.tensors import sparsify
+from store.format.codes import Codes
+from store.format.manifest import DatasetIdentity, Manifest
+from store.logit_store import LogitStore
+from store.upkeep.algebra import RowReader
+from teacher_server.teacher.teacher import Teacher
+
+# What is rounding and no other answer, by precision: probability beyond one step, and confidence.
+# A logit of 8 to 16 has 0.06 between neighbours in bfloat16, which moves a probability by 0.016.
+PROB_APART = {"float32": 0.0, "bfloat16": 0.06}
+CONFIDENCE_APART = {"float32": 5e-4, "bfloat16": 0.06}
+ROWS_A_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedAgain:
+    """steps_apart: largest difference of a stored probability, in the encoding's steps."""
+
+    images: int
+    views: int
+    steps_apart: int
+    rows_apart: int
+    confidence_apart: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the differences are those of rounding."""
+        return self.rows_apart == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        says = (
+            f"{self.images} images × {self.views} views asked again; {self.rows_apart} differ by "
+            f"more than rounding (at most {self.steps_apart} steps of probability, "
+            f"{self.confidence_apart:.5f} of confidence)"
+        )
+        return {"ok": self.ok, "says": says, **asdict(self)}
+
+
+def ask_again(
+    location: str, *, source: ImageSource, teacher: Teacher, sample: int, workers: int
+) -> AskedAgain:
+    """Compare `sample` rows, spread evenly over the store, in all their views.
+
+    Raises:
+        StoreMismatchError: teacher or data set are not the store's.
+        DataError: an image of the sample cannot be read.
+    """
+    store = LogitStore.open(location)
+    manifest, hierarchy = store.manifest, teacher.hierarchy
+    source = source.limited(manifest.dataset.rows)
+    labels = label_indices(source, hierarchy)
+    manifest.require(
+        location,
+        teacher_fingerprint=teacher.identity.fingerprint,
+        hierarchy_digest=hierarchy.digest,
+        dataset=DatasetIdentity(digest=samples_digest(source.ids, labels), rows=len(source)),
+    )
+    store.require_complete()
+    rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).astype(np.int64))
+    drawn = manifest.views.drawn
+    requests = in_batches(rows, drawn, ROWS_A_BATCH)
+    policy = ViewPolicy.from_json(manifest.views.policy)
+    readers = [RowReader(store, view) for view in range(len(drawn))]
+    steps, rows_apart, confidence = 0, 0, 0.0
+    precision = manifest.teacher.precision
+    most_steps = 1 + round(PROB_APART[precision] * manifest.encoding.prob_steps)
+    most_confidence = CONFIDENCE_APART[precision]
+    for batch in load_views(source, policy, teacher.sizes, requests, workers=workers):
+        _require_bad_as_stored(source, batch, readers[0])
+        if not batch.rows:
+            continue
+        for view, reader in enumerate(readers):
+            exact = teacher.targets([pixels[:, view] for pixels in batch.pixels])
+            said = manifest.coding.quantise(
+                sparsify(exact, hierarchy, manifest.encoding).to_answers()
+            )
+            stored = reader.rows(np.array(batch.rows))
+            seen = stored.valid
+            apart = _steps_apart(manifest, said, stored)[seen]
+            steps = max(steps, int(apart.max(initial=0)))
+            units = manifest.coding.confidence_units
+            differs = np.abs(said.confidence[seen] / units - stored.confidence[seen] / units)
+            confidence = max(confidence, float(differs.max(initial=0)))
+            too_far = (apart > most_steps) | (differs.max(1) > most_confidence)
+            rows_apart += int(too_far.sum())
+    return AskedAgain(
+        images=len(rows),
+        views=len(drawn),
+        steps_apart=steps,
+        rows_apart=rows_apart,
+        confidence_apart=confidence,
+    )
+
+
+def _require_bad_as_stored(source: ImageSource, batch: ViewBatch, reader: RowReader) -> None:
+    """An image that could not be read then may not be read now, but no other."""
+    for row, reason in sorted(batch.bad.items()):
+        if reader.rows(np.array([row])).valid[0]:
+            key = source.samples[row].key
+            raise DataError(f"{source.location}: {key!r}: {reason}; expected the stored image")
+
+
+def _steps_apart(manifest: Manifest, said: Codes, stored: Codes) -> NDArray[np.int64]:
+    """[rows]: the largest difference of a class's probability, in steps.
+
+    What one side kept and the other did not counts by how far it is above the other's least kept.
+    """
+    worst = np.zeros(len(said), np.int64)
+    stop = 0
+    parts = zip(manifest.slots, manifest.hierarchy.classes_per_hierarchy, strict=True)
+    for slots, classes in parts:
+        start, stop = stop, stop + slots
+        dense, least = [], []
+        for codes in (said, stored):
+            prob = codes.prob[:, start:stop].astype(np.int64)
+            whole = np.zeros((len(prob), classes), np.int64)
+            # From the least: empty slots name class 0, which a full slot may hold.
+            for slot in reversed(range(slots)):
+                np.put_along_axis(whole, codes.index[:, [start + slot]], prob[:, [slot]], 1)
+            dense.append(whole)
+            least.append(prob[:, -1:])
+        either = np.where(dense[0] == 0, dense[1] - least[0], dense[0] - least[1])
+        one_sided = (dense[0] == 0) ^ (dense[1] == 0)
+        apart = np.where(one_sided, np.maximum(0, either), np.abs(dense[0] - dense[1]))
+        worst = np.maximum(worst, apart.max(1))
+    return worst

@@ -1,0 +1,1 @@
+"""The live teacher server."""

@@ -1,0 +1,390 @@
+"""The service on the web: routes, headers and errors of the Open Inference Protocol."""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Path
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from distill.wire.framing import HEAD_LENGTH, RequestHead, raw_outputs, requested, to_body
+from distill.wire.refusal import CLIENT_GONE, Refused, too_large, too_late, unavailable
+from teacher_server.http.keys import ApiKeys
+from teacher_server.pages.routes import add_pages, error_page, wants_page
+from teacher_server.pages.site import Student
+from teacher_server.serve.body import announced_bytes, read_request
+from teacher_server.serve.front import STATE, Front
+from teacher_server.serve.inputs import INPUTS
+from teacher_server.serve.pages import site_of
+from teacher_server.serve.service import (
+    DEFAULT_OUTPUTS,
+    Answered,
+    Asked,
+    Service,
+)
+
+MODEL, VERSION = "teacher", "1"
+ModelName = Annotated[str, Path(max_length=100)]
+ModelVersion = Annotated[str, Path(max_length=100)]
+
+SERVER_METADATA = {
+    "name": "distill",
+    "version": version("distill"),
+    "extensions": ["binary_tensor_data"],
+}
+
+
+class ErrorBody(BaseModel):
+    """Every status but 200."""
+
+    error: str
+
+
+class Described(BaseModel):
+    """A tensor in the metadata or in a reply."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, Any] | None = None
+    data: list[Any] | None = None
+
+
+class ServerMetadata(BaseModel):
+    """`GET /v2`."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ModelMetadata(BaseModel):
+    """`GET /v2/models/{model}`. parameters: the teacher, its hierarchy, the encoding, the views."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[Described]
+    outputs: list[Described]
+    parameters: dict[str, Any]
+
+
+class InferReply(BaseModel):
+    """A reply. parameters: `bad`, why elements have no answer, by their index."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[Described]
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI document."""
+    return {status: {"model": ErrorBody} for status in (*statuses, 500)}
+
+
+INFER_STATUSES = (400, 401, 404, 405, 412, 413, 415, 429, 503, 504)
+INFER_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/RequestHead"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
+}
+INFER_OK: dict[str, Any] = {
+    "headers": {
+        "x-queue-ms": {"schema": {"type": "number"}, "description": "Until the batch was formed."},
+        "x-infer-ms": {"schema": {"type": "number"}, "description": "The batch, there and back."},
+        "x-batch-size": {"schema": {"type": "integer"}, "description": "Its images, padded."},
+    },
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}
+
+
+def make_app(
+    service: Service, keys: ApiKeys | None = None, student: Student | None = None
+) -> Front:
+    """keys: None lets everybody in that reaches the socket by a loopback name.
+
+    student: to stand beside the teacher on the pages.
+    """
+    api = FastAPI(
+        title="distill teacher server",
+        version=version("distill"),
+        description="Open Inference Protocol v2: soft labels per WordNet hierarchy.",
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=errors(401, 405, 412),
+    )
+    site = site_of(service, student)
+    service.closers.append(site.close)
+    metadata = model_metadata(service)
+    hierarchy = service.hierarchy.to_json()
+
+    @api.get("/v2", response_model=ServerMetadata)
+    async def server() -> JSONResponse:
+        return JSONResponse(SERVER_METADATA)
+
+    @api.get("/v2/health/live", response_class=Response, responses=errors(503))
+    async def live() -> Response:
+        """200 while the process is of use; a supervisor restarts it on 503."""
+        if service.is_dead:
+            raise unavailable(service.sickness())
+        return Response()
+
+    @api.get("/v2/health/ready", response_class=Response, responses=errors(503))
+    async def ready() -> Response:
+        """200 while requests are answered."""
+        require_ready(service)
+        return Response()
+
+    async def model_ready() -> Response:
+        """200 while requests are answered."""
+        require_ready(service)
+        return Response()
+
+    async def model_about() -> JSONResponse:
+        """Inputs, outputs, and whose answers these are."""
+        return JSONResponse(metadata)
+
+    async def model_hierarchy() -> JSONResponse:
+        """The whole hierarchy: classes, names and parents, in the order of the outputs."""
+        return JSONResponse(hierarchy)
+
+    async def model_replay() -> JSONResponse:
+        """Proofs of the views that this server draws, for a student to draw them again."""
+        if not service.samples:
+            raise Refused(404, "no samples found here, so no views are drawn", "samples")
+        return JSONResponse(await asyncio.to_thread(service.samples.replay))
+
+    async def infer(request: Request) -> Response:
+        """Soft labels for images, JPEGs or samples, as JSON or as raw tensors."""
+        return await infer_once(service, request)
+
+    for path, known in (
+        ("/v2/models/{model}", known_model),
+        ("/v2/models/{model}/versions/{version}", known_version),
+    ):
+        of_model = APIRouter(prefix=path, dependencies=[Depends(known)], responses=errors(404))
+        of_model.get("", response_model=ModelMetadata)(model_about)
+        of_model.get("/ready", response_class=Response, responses=errors(503))(model_ready)
+        of_model.get("/hierarchy", response_model=dict[str, Any])(model_hierarchy)
+        of_model.get("/replay", response_model=dict[str, Any])(model_replay)
+        of_model.post(
+            "/infer",
+            response_model=InferReply,
+            responses={200: INFER_OK, **errors(*INFER_STATUSES)},
+            openapi_extra=INFER_BODY,
+        )(infer)
+        api.include_router(of_model)
+
+    @api.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @api.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> JSONResponse:
+        service.metrics.rejected.labels(error.reason).inc()
+        wait = {"retry-after": str(error.retry_after_s)} if error.retry_after_s else {}
+        return JSONResponse({"error": error.text}, error.status, wait)
+
+    @api.exception_handler(HTTPException)
+    async def of_framework(request: Request, error: HTTPException) -> Response:
+        text = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        if wants_page(request):
+            return error_page(site, error.status_code, text)
+        return JSONResponse({"error": text}, error.status_code, error.headers)
+
+    @api.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": "an error of this server; its log has more"}, 500)
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        text = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        if wants_page(request):
+            return error_page(site, 400, text)
+        return JSONResponse({"error": text}, 400)
+
+    add_pages(api, site)
+    _describe_request(api)
+    return Front(api, service, keys)
+
+
+async def known_model(model: ModelName) -> None:
+    """Raises Refused with 404 for any but the one there is."""
+    await known_version(model, VERSION)
+
+
+async def known_version(model: ModelName, version: ModelVersion) -> None:
+    """Raises Refused with 404 for any but the one there is."""
+    if (model, version) != (MODEL, VERSION):
+        raise Refused(
+            404,
+            f"model {model[:40]!r}, version {version[:40]!r}: no such model, expected {MODEL!r}, "
+            f"version {VERSION!r}",
+            "model",
+        )
+
+
+def require_ready(service: Service) -> None:
+    """Raises Refused with 503 while requests are not answered."""
+    if reason := service.why_not_ready():
+        raise unavailable(reason)
+
+
+def model_metadata(service: Service) -> dict[str, Any]:
+    """`GET /v2/models/{model}`."""
+    hierarchy = service.hierarchy
+    return {
+        "name": MODEL,
+        "versions": [VERSION],
+        "platform": "pytorch_timm",
+        "inputs": [_tensor(name, *about) for name, about in INPUTS.items()],
+        "outputs": [_tensor(name, *about) for name, about in service.outputs.items()],
+        "parameters": {
+            "teacher": asdict(service.teacher.identity),
+            "sizes": [list(size) for size in service.teacher.sizes],
+            "hierarchy": {
+                "name": hierarchy.name,
+                "digest": hierarchy.digest,
+                "classes_per_hierarchy": list(hierarchy.classes_per_hierarchy),
+            },
+            **service.answers_about,
+            "digest": service.answers_digest,
+            "max_images_per_request": service.options.max_images_per_request,
+            "max_body_bytes": service.options.max_body_bytes,
+        },
+    }
+
+
+async def infer_once(service: Service, request: Request) -> Response:
+    """One request, from its admission to its reply."""
+    require_ready(service)
+    started, options = time.monotonic(), service.options
+    client = request.scope[STATE].client
+    gone = False
+    try:
+        with ExitStack() as held:
+            announced = announced_bytes(request.headers) or 0
+            if announced > options.max_body_bytes:
+                most = options.max_body_bytes
+                raise too_large(f"body of {announced} bytes, expected at most {most}; send less")
+            permit = held.enter_context(service.admission.admit(client, announced))
+            async with asyncio.timeout(options.deadline_s):
+                head, tensors = await read_request(
+                    request,
+                    permit,
+                    max_bytes=options.max_body_bytes,
+                    count_images=service.count_images,
+                    pool=service.decoder.pool,
+                )
+            request.scope[STATE].images = permit.held["images"]
+            if head.parameters.expect not in (None, service.answers_digest):
+                raise Refused(
+                    412,
+                    "the server has other samples, views or encoding than the request expects; "
+                    "start it as before, or start the run anew",
+                    "changed",
+                )
+            outputs = requested(head, list(service.outputs), DEFAULT_OUTPUTS)
+            patience = options.deadline_s
+            if head.parameters.timeout:
+                patience = min(patience, head.parameters.timeout / 1e6)
+            asked = Asked(
+                tensors=tensors,
+                outputs=outputs,
+                client=client,
+                deadline=started + patience,
+                useless=lambda: gone,
+            )
+            answered = await _unless_gone(request, service.infer(asked), asked.deadline)
+            service.metrics.request.observe(time.monotonic() - started)
+            body, headers = reply(head, answered, raw_outputs(head, outputs))
+            permit.reserve("bytes", len(body))
+            return _HeldReply(body, headers, held.pop_all())
+    except TimeoutError as error:
+        raise too_late(f"no answer within {time.monotonic() - started:.1f} s") from error
+    except ClientDisconnect:
+        service.metrics.cancelled.inc()
+        return Response(status_code=CLIENT_GONE)
+    finally:
+        gone = True
+
+
+async def _unless_gone(
+    request: Request, answer: Coroutine[Any, Any, Answered], deadline: float
+) -> Answered:
+    """Wait for the answer; give up when the client goes away or the deadline is over."""
+    asking = asyncio.ensure_future(answer)
+    leaving = asyncio.ensure_future(request.receive())
+    try:
+        left = max(0.0, deadline - time.monotonic())
+        await asyncio.wait({asking, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if asking.done():
+            return asking.result()
+        if leaving.done():
+            raise ClientDisconnect
+        raise TimeoutError
+    finally:
+        asking.cancel()
+        leaving.cancel()
+
+
+class _HeldReply(Response):
+    """Holds the request's permit until the reply is with the client's connection."""
+
+    def __init__(self, body: bytes, headers: Mapping[str, str], held: ExitStack) -> None:
+        super().__init__(body, headers=headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
+
+
+def reply(head: RequestHead, answered: Answered, raw: set[str]) -> tuple[bytes, dict[str, str]]:
+    """The answers in the protocol's framing: body and headers."""
+    fields: dict[str, Any] = {"model_name": MODEL, "model_version": VERSION}
+    if head.id is not None:
+        fields["id"] = head.id
+    if answered.bad:
+        fields["parameters"] = {"bad": {str(i): bad.reason for i, bad in answered.bad.items()}}
+    body, head_bytes = to_body(fields, "outputs", answered.outputs, raw)
+    headers = {}
+    if said := answered.said:
+        headers["x-queue-ms"] = f"{1000 * said.queue_s:.2f}"
+        headers["x-infer-ms"] = f"{1000 * said.infer_s:.2f}"
+        headers["x-batch-size"] = str(said.batch_size)
+    if head_bytes is not None:
+        headers[HEAD_LENGTH] = str(head_bytes)
+    headers["content-type"] = "application/" + ("json" if head_bytes is None else "octet-stream")
+    return body, headers
+
+
+def _tensor(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape}
+
+
+def _describe_request(api: FastAPI) -> None:
+    """FastAPI does not see the head's model, because the endpoint reads the body by itself."""
+    document = api.openapi()
+    schema = RequestHead.model_json_schema(ref_template="#/components/schemas/{model}")
+    document["components"]["schemas"] |= {**schema.pop("$defs", {}), "RequestHead": schema}
+    api.openapi_schema = document

@@ -1,0 +1,118 @@
+"""What stands before every route: who asks, of which teacher, and what the client is told.
+
+Plain ASGI, so that nothing that goes wrong behind it can drop a connection: an error is JSON, and
+every request but a probe is logged.
+"""
+
+import asyncio
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from distill.wire.refusal import CLIENT_GONE, Refused
+from teacher_server.http.access import NoEntry, admitted, tell
+from teacher_server.http.keys import ApiKeys
+from teacher_server.serve.service import Service
+
+STATE = "distill"
+PROBES = ("/v2/health/live", "/v2/health/ready")
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+@dataclass
+class RequestState:
+    """What the log says of a request."""
+
+    request_id: str
+    client: str = ""
+    images: int = 0
+    status: int = 0
+
+
+class Front:
+    """keys: None lets everybody in that names this machine by a loopback name."""
+
+    def __init__(self, app: ASGIApp, service: Service, keys: ApiKeys | None) -> None:
+        self.app, self.service, self.keys = app, service, keys
+        self._etag = etag(service)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        state = scope[STATE] = RequestState(_request_id(headers.get(b"x-request-id", "")))
+        started = time.monotonic()
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                state.status = message["status"]
+                message.setdefault("headers", [])
+                message["headers"].append((b"x-request-id", state.request_id.encode()))
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope["path"], headers, state)
+            if refusal:
+                await tell(told, *refusal)
+            else:
+                await self.app(scope, receive, told)
+        except asyncio.CancelledError:  # the server's own deadline, at its end
+            if not state.status:
+                await tell(told, 503, "this server ends", {"retry-after": "1"})
+        except Exception as error:  # whatever it is, the client gets an answer
+            self.service.journal.event(
+                "error", request_id=state.request_id, error=type(error).__name__, text=str(error)
+            )
+            if not state.status:
+                await tell(told, 500, "an error of this server; its log has more", {})
+        finally:
+            if scope["path"] not in PROBES:
+                self._log(scope, state, time.monotonic() - started)
+
+    def _refusal(
+        self, path: str, headers: dict[bytes, str], state: RequestState
+    ) -> tuple[int, str, dict[str, str]] | None:
+        if path in PROBES:
+            return None
+        try:
+            state.client = admitted(headers, path, self.keys)
+        except NoEntry as error:
+            return 401, error.text, error.headers
+        if path.endswith("/infer"):
+            try:
+                self.service.admission.require_room()
+            except Refused as error:  # here, because routing costs as much as all of this
+                self.service.metrics.rejected.labels(error.reason).inc()
+                return error.status, error.text, {"retry-after": str(error.retry_after_s)}
+        wanted = headers.get(b"if-match")
+        if wanted and not any(tag.strip() in ("*", self._etag) for tag in wanted.split(",")):
+            return 412, f"teacher {self._etag} found, If-Match expects {wanted[:80]}", {}
+        return None
+
+    def _log(self, scope: Scope, state: RequestState, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        self.service.metrics.requests.labels(route, state.status or CLIENT_GONE).inc()
+        self.service.journal.event(
+            "request",
+            request_id=state.request_id,
+            method=scope["method"],
+            path=scope["path"][:200],
+            status=state.status or CLIENT_GONE,
+            client=state.client,
+            images=state.images,
+            ms=round(1000 * seconds, 2),
+        )
+
+
+def etag(service: Service) -> str:
+    """The teacher's fingerprint, as a header has it."""
+    return f'"{service.teacher.identity.fingerprint}"'
+
+
+def _request_id(given: str) -> str:
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

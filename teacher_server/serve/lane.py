@@ -1,0 +1,265 @@
+"""Lanes: threads that each run the teacher on one device, batch after batch.
+
+A GPU has one lane, a CPU one a core (`teacher_server.teacher.forward_pass` says why). A batch is
+padded to one of a few shapes that were warmed up, so what an image is answered does not depend on
+what else is in its batch, and no shape is new once the server is ready.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Thread
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.errors import TeacherUnavailableError, first_line
+from distill.events import Journal
+from distill.targets.encoding import EncodingSpec
+from distill.targets.rows import Answers
+from distill.wire.refusal import Refused, unavailable
+from teacher_server.serve.queue import Piece, Said, WorkQueue, settle
+from teacher_server.teacher.forward_pass import Encoded, Forward
+from teacher_server.teacher.teacher import Teacher
+
+BATCHES_ON_GPU = 2  # one that runs, and a full one behind it
+WARM_UPS = 2  # of each shape; the last one is timed
+
+
+def devices_of(named: Sequence[str]) -> list[str]:
+    """One device a lane: those named, or all GPUs, or the CPU once a core."""
+    named = named or [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    cores = torch.get_num_threads()
+    return [each for name in named for each in [name] * (cores if name == "cpu" else 1)]
+
+
+def shapes_up_to(most: int) -> tuple[int, ...]:
+    """1, 2, 4 … and `most`: a batch is at most twice as large as it need be."""
+    powers = [2**i for i in range(most.bit_length()) if 2**i < most]
+    return (*powers, most)
+
+
+@dataclass(frozen=True, eq=False)
+class _Launched:
+    pieces: list[Piece]
+    formed_at: float
+    shape: int
+    buffers: list[Tensor]
+    answers: "Future[list[Encoded]]"
+
+
+class Lane:
+    """on_batch: told of each batch's images, padded images and seconds.
+
+    failure: why this lane answers no more. busy_since: when it began to wait for its device.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        spec: EncodingSpec,
+        queue: WorkQueue,
+        *,
+        max_batch_size: int,
+        journal: Journal,
+        on_batch: Callable[[int, int, float], None] = lambda images, padded, seconds: None,
+    ) -> None:
+        self.teacher, self.queue, self.on_batch, self.journal = teacher, queue, on_batch, journal
+        self.shapes = shapes_up_to(max_batch_size)
+        self.seconds: dict[int, float] = {}  # a batch of each shape takes, measured by `warm_up`
+        self.failure = ""
+        self.busy_since: float | None = None
+        self._on_gpu = teacher.device.type == "cuda"
+        self._forward = Forward(teacher, spec, batch_size=max_batch_size, lanes=1, journal=journal)
+        self._spare: dict[int, list[list[Tensor]]] = {}
+        self._launched: deque[_Launched] = deque()
+        self._thread = Thread(target=self._run, name=f"lane-{teacher.device}", daemon=True)
+
+    def warm_up(self) -> None:
+        """Run every shape, the largest first.
+
+        Raises:
+            TeacherError: not even one image fits into memory.
+            TeacherUnavailableError: the device was lost.
+        """
+        for shape in reversed(self.shapes):
+            for _ in range(WARM_UPS):
+                if self.queue.closed:  # the server is told to end meanwhile
+                    return
+                started = time.perf_counter()
+                buffers = self._buffers(shape)
+                self._forward.collect(self._launch(buffers, dense=True))
+                self._spare[shape].append(buffers)
+                self.seconds[shape] = time.perf_counter() - started
+            self._keep_to_what_fits()
+
+    def _keep_to_what_fits(self) -> None:
+        """Memory ran out once: no batch is that large again."""
+        most = self._forward.batch_size
+        if most < self.max_batch_size:
+            self.shapes = tuple(shape for shape in self.shapes if shape <= most) or (most,)
+
+    def start(self) -> None:
+        """Answer what is in the queue, until it is closed."""
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until the last answer is given; whether it was."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def max_batch_size(self) -> int:
+        """Images in one batch."""
+        return self.shapes[-1]
+
+    @property
+    def images_per_s(self) -> float:
+        """At full batches."""
+        return self.max_batch_size / self.seconds.get(self.max_batch_size, 1.0)
+
+    def _run(self) -> None:
+        try:
+            while not self.failure:
+                if pieces := self._next_batch():
+                    self.busy_since = self.busy_since or time.monotonic()
+                    self._launched.append(self._begin(pieces))
+                elif self._launched:
+                    self._end(self._launched[0])
+                    self._launched.popleft()
+                else:  # closed
+                    break
+                self.busy_since = time.monotonic() if self._launched else None
+        except Exception as error:  # a lane that dies must say so
+            self._fail([], error)
+        finally:
+            for each in self._launched:
+                self._settle_all(each.pieces, unavailable(self.failure, "device_lost"))
+            self.busy_since = None
+            self._forward.close()
+
+    def _next_batch(self) -> list[Piece]:
+        """Whatever waits, once the device is idle; a full batch, while a GPU works on another."""
+        if not self._launched:
+            return self.queue.take(self.max_batch_size)
+        if self._on_gpu and len(self._launched) < BATCHES_ON_GPU:
+            return self.queue.take(self.max_batch_size, at_least=self.max_batch_size)
+        return []
+
+    def _begin(self, pieces: list[Piece]) -> _Launched:
+        formed_at = self.queue.now()
+        count = sum(map(len, pieces))
+        shape = next(shape for shape in self.shapes if shape >= count)
+        dense = any(piece.work.dense for piece in pieces)
+        answers: Future[list[Encoded]]
+        buffers: list[Tensor] = []
+        try:
+            buffers = self._filled(pieces, shape)
+            answers = self._launch(buffers, dense=dense)
+        except Exception as error:  # on a GPU launching runs the model's own code
+            answers = Future()
+            answers.set_exception(error)
+        return _Launched(pieces, formed_at, shape, buffers, answers)
+
+    def _end(self, launched: _Launched) -> None:
+        try:
+            parts = self._forward.collect(launched.answers)
+        except TeacherUnavailableError as error:
+            self._fail(launched.pieces, error)
+        except Exception as error:
+            self._retry_alone(launched, error)
+        else:
+            infer_s = self.queue.now() - launched.formed_at
+            self._hand_out(launched, _Answered.of(parts), infer_s)
+            self.on_batch(sum(map(len, launched.pieces)), launched.shape, infer_s)
+        finally:
+            if launched.buffers:
+                self._spare.setdefault(launched.shape, []).append(launched.buffers)
+            self._keep_to_what_fits()
+
+    def _hand_out(self, launched: _Launched, said: "_Answered", infer_s: float) -> None:
+        first = 0
+        for piece in launched.pieces:
+            rows = slice(first, first + len(piece))
+            first = rows.stop
+            piece.work.put(
+                piece.start,
+                Said(
+                    answers=said.answers.taken(np.arange(rows.start, rows.stop)),
+                    probs=said.probs[rows] if piece.work.dense and said.probs is not None else None,
+                    queue_s=launched.formed_at - piece.work.put_at,
+                    infer_s=infer_s,
+                    batch_size=launched.shape,
+                ),
+            )
+
+    def _retry_alone(self, launched: _Launched, error: Exception) -> None:
+        """Something in this batch is poison: whose is it?"""
+        self.journal.event("batch failed", error=type(error).__name__, text=first_line(error)[:500])
+        if len(launched.pieces) == 1:
+            self._settle_all(
+                launched.pieces,
+                Refused(500, f"the teacher fails on these images ({first_line(error)})", "failed"),
+            )
+            return
+        for piece in launched.pieces:
+            if not self.failure:
+                self._end(self._begin([piece]))
+            else:
+                self._settle_all([piece], unavailable(self.failure, "device_lost"))
+
+    def _fail(self, pieces: Sequence[Piece], error: Exception) -> None:
+        self.failure = first_line(error)
+        self.journal.event("device failed", text=self.failure)
+        self._settle_all(pieces, unavailable(self.failure, "device_lost"))
+
+    def _settle_all(self, pieces: Sequence[Piece], error: Refused) -> None:
+        for piece in pieces:
+            settle(piece.work.answer, error)
+
+    def _launch(self, buffers: Sequence[Tensor], *, dense: bool) -> "Future[list[Encoded]]":
+        channels_first = [buffer.permute(0, 3, 1, 2) for buffer in buffers]
+        return self._forward.launch(channels_first, dense=dense)
+
+    def _buffers(self, shape: int) -> list[Tensor]:
+        """[shape, height, width, 3] for each size, pinned where a GPU will fetch them."""
+        spare = self._spare.setdefault(shape, [])
+        if spare:
+            return spare.pop()
+        return [
+            torch.zeros((shape, *size, 3), dtype=torch.uint8, pin_memory=self._on_gpu)
+            for size in self.teacher.sizes
+        ]
+
+    def _filled(self, pieces: Sequence[Piece], shape: int) -> list[Tensor]:
+        buffers = self._buffers(shape)
+        for i, buffer in enumerate(buffers):
+            target: NDArray[np.uint8] = buffer.numpy()
+            first = 0
+            for piece in pieces:
+                target[first : first + len(piece)] = piece.work.pixels[i][piece.start : piece.stop]
+                first += len(piece)
+            target[first:] = 0
+        return buffers
+
+
+@dataclass(frozen=True, eq=False)
+class _Answered:
+    """A batch's answers; more than one part where memory ran out."""
+
+    answers: Answers
+    probs: NDArray[np.float16] | None
+
+    @classmethod
+    def of(cls, parts: Sequence[Encoded]) -> "_Answered":
+        answers = [part.sparse.to_answers() for part in parts]
+        dense = [part.dense.numpy() for part in parts if part.dense is not None]
+        return cls(
+            answers=answers[0] if len(answers) == 1 else Answers.joined(answers),
+            probs=np.concatenate(dense) if dense else None,
+        )

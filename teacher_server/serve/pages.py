@@ -1,0 +1,82 @@
+"""The inspector's pages over a running service: its store, its images, and it itself to ask."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.errors import DistillError
+from distill.wire.refusal import Refused, unavailable
+from teacher_server.inspect.findings import Rules
+from teacher_server.inspect.tag_lists import Pictures
+from teacher_server.pages.site import Later, Look, ReaderApart, Said, Site, Student
+from teacher_server.serve.service import Asked, Service
+
+NO_IMAGES = "This server was started without --data, so there are no images to show."
+
+
+def site_of(service: Service, student: Student | None = None) -> Site:
+    """The store is read when its first page is asked for, by a process of its own."""
+    samples = service.samples
+    store = None
+    if samples and samples.store:
+        reader = ReaderApart(samples.store.location, Rules())
+
+        def look() -> Look:
+            inspection = reader.read()
+            if samples.source is None:
+                return Look(inspection, None, NO_IMAGES).prepared()
+            try:
+                return Look(inspection, Pictures.of(inspection, samples.source)).prepared()
+            except DistillError as error:
+                return Look(inspection, None, str(error)).prepared()
+
+        store = Later(look, stale=Look.may_grow, close=reader.close)
+    return Site(
+        hierarchy=service.hierarchy,
+        teacher=service.teacher.identity.name,
+        store=store,
+        student=student,
+        live=OwnTeacher(service),
+    )
+
+
+class OwnTeacher:
+    """The service as a page asks it."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.max_upload_bytes = service.options.max_body_bytes
+        self.max_image_pixels = service.options.max_image_pixels
+        self.deadline_s = service.options.deadline_s
+        self.size = max(service.teacher.sizes)
+
+    @contextmanager
+    def admitted(self, client: str, body_bytes: int) -> Iterator[None]:
+        """See `LiveTeacher`. Refusals are counted as those of other requests."""
+        try:
+            if reason := self.service.why_not_ready():
+                raise unavailable(reason)
+            with self.service.admission.admit(client, body_bytes):
+                yield
+        except Refused as error:
+            self.service.metrics.rejected.labels(error.reason).inc()
+            raise
+
+    async def ask(self, pixels: NDArray[np.uint8], client: str) -> Said:
+        """See `LiveTeacher`."""
+        gone = False
+        asked = Asked(
+            tensors={"image": pixels[None]},
+            outputs=("probs", "confidence"),
+            client=client,
+            deadline=time.monotonic() + self.deadline_s,
+            useless=lambda: gone,
+        )
+        try:
+            outputs = (await self.service.infer(asked)).outputs
+        finally:
+            gone = True
+        return Said(outputs["probs"][0].astype(np.float32), outputs["confidence"][0])

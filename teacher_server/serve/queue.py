@@ -1,0 +1,241 @@
+"""Work for the teacher, and the queue in which it waits: first come, first served, key by key.
+
+Requests are images, not units: a large one is cut into pieces, small ones share a batch. The queue
+gives a device as much as it can take the moment it asks, and shares out fairly between the devices
+that are idle and between the keys that wait.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from threading import Condition, Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.targets.rows import Answers
+from distill.wire.refusal import too_late
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Said:
+    """What the teacher said of some images, and how.
+
+    probs: [n, ΣN_k] FP16, where it was asked for. queue_s: until the last image's batch was formed.
+    batch_size: padded images in that batch.
+    """
+
+    answers: Answers
+    probs: NDArray[np.float16] | None
+    queue_s: float
+    infer_s: float
+    batch_size: int
+
+
+@dataclass(eq=False)
+class Work:
+    """One request's images. pixels: [n, height, width, 3] uint8 for each of the teacher's sizes.
+
+    dense: whole probabilities are wanted. deadline: by the queue's clock. answer: in the order of
+    the images.
+    """
+
+    pixels: tuple[NDArray[np.uint8], ...]
+    dense: bool = False
+    client: str = ""
+    deadline: float = math.inf
+    answer: "Future[Said]" = field(default_factory=Future)
+    put_at: float = 0.0
+    _taken: int = 0
+    _parts: dict[int, Said] = field(default_factory=dict)
+    _missing: int = 0
+    _lock: Lock = field(default_factory=Lock)  # several lanes may put parts of it
+
+    def __post_init__(self) -> None:
+        self._missing = len(self)
+
+    def __len__(self) -> int:
+        return len(self.pixels[0])
+
+    @property
+    def left(self) -> int:
+        """Images that no piece holds yet."""
+        return len(self) - self._taken
+
+    def cut(self, most: int) -> "Piece":
+        """The next images, `most` or fewer."""
+        start = self._taken
+        self._taken = min(len(self), start + most)
+        return Piece(self, start, self._taken)
+
+    def drop(self) -> int:
+        """Give up what is left; how many images that was."""
+        left, self._taken = self.left, len(self)
+        return left
+
+    def put(self, start: int, said: Said) -> None:
+        """The answers to the images from `start` on; the last ones settle the work."""
+        with self._lock:
+            self._parts[start] = said
+            self._missing -= len(said.answers)
+            whole = not self._missing
+        if whole:
+            settle(self.answer, _joined([self._parts[start] for start in sorted(self._parts)]))
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Images `start` to `stop` of a work."""
+
+    work: Work
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def settle(answer: "Future[Said]", said: Said | BaseException) -> None:
+    """Give an answer to whoever still waits for it."""
+    try:
+        if isinstance(said, BaseException):
+            answer.set_exception(said)
+        else:
+            answer.set_result(said)
+    except InvalidStateError:  # cancelled, or failed already
+        pass
+
+
+class WorkQueue:
+    """Any thread may put, take and give up. now: the clock of deadlines, in seconds.
+
+    max_wait_s: how long a device that is idle waits for a fuller batch.
+    """
+
+    def __init__(
+        self, *, max_wait_s: float = 0.0, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.max_wait_s, self.now = max_wait_s, now
+        self.images = 0  # that wait
+        self._changed = Condition()
+        self._clients: deque[str] = deque()  # whose turn it is, of those that have work here
+        self._works: dict[str, deque[Work]] = {}
+        self._idle = 0
+        self._failure: BaseException | None = None
+        self.closed = False
+
+    def put(self, work: Work) -> None:
+        """At the end of its client's line. Work without images is settled by nobody: do not put it.
+
+        Raises:
+            ValueError: the work has no images.
+        """
+        if not len(work):
+            raise ValueError("work without images")
+        with self._changed:
+            if self._failure:
+                settle(work.answer, self._failure)
+                return
+            work.put_at = self.now()
+            if work.client not in self._works:
+                self._clients.append(work.client)
+                self._works[work.client] = deque()
+            self._works[work.client].append(work)
+            self.images += len(work)
+            self._changed.notify_all()
+
+    def give_up(self, work: Work) -> None:
+        """Nobody waits for this work any more."""
+        with self._changed:
+            self.images -= work.drop()
+            works = self._works.get(work.client, deque())
+            if work in works:
+                works.remove(work)
+                self._forget_if_served(work.client)
+        work.answer.cancel()
+
+    def fail(self, error: BaseException) -> None:
+        """Nobody will answer: what waits is told so, and whatever comes."""
+        with self._changed:
+            self._failure = error
+            for works in self._works.values():
+                for work in works:
+                    self.images -= work.drop()
+                    settle(work.answer, error)
+            self._works.clear()
+            self._clients.clear()
+
+    def close(self) -> None:
+        """Devices get what still waits, and then nothing."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
+
+    def take(self, most: int, *, at_least: int = 0) -> list[Piece]:
+        """`most` images or fewer, once there are any; none when the queue is closed and empty.
+
+        at_least: do not wait at all, and take nothing where fewer than these are there.
+        """
+        with self._changed:
+            if at_least:
+                return self._cut(most) if self.images >= at_least else []
+            while True:
+                self._idle += 1
+                while not self.images and not self.closed:
+                    self._changed.wait()
+                self._wait_for_more(most)
+                self._idle -= 1
+                # Other devices that are idle are about to take their part.
+                pieces = self._cut(min(most, -(-self.images // (1 + self._idle))))
+                if pieces or self.closed:
+                    return pieces
+
+    def _wait_for_more(self, most: int) -> None:
+        ends = self.now() + self.max_wait_s
+        while 0 < self.images < most and not self.closed and (left := ends - self.now()) > 0:
+            self._changed.wait(left)
+
+    def _cut(self, most: int) -> list[Piece]:
+        """Clients take turns; each gets its part of the batch, and what others leave."""
+        pieces: list[Piece] = []
+        room, share = most, max(1, most // max(1, len(self._clients)))
+        while room and self._clients:
+            quantum = min(room, share)
+            client = self._clients[0]
+            works = self._works[client]
+            while quantum and works:
+                work = works[0]
+                if work.left and self.now() >= work.deadline:
+                    self.images -= work.drop()
+                    settle(work.answer, too_late("the deadline was over before a batch had room"))
+                if work.left:
+                    pieces.append(work.cut(quantum))
+                    quantum -= len(pieces[-1])
+                    room -= len(pieces[-1])
+                    self.images -= len(pieces[-1])
+                if not work.left:
+                    works.popleft()
+            self._clients.rotate(-1)
+            self._forget_if_served(client)
+        return pieces
+
+    def _forget_if_served(self, client: str) -> None:
+        if not self._works[client]:
+            self._clients.remove(client)
+            del self._works[client]
+
+
+def _joined(parts: list[Said]) -> Said:
+    if len(parts) == 1:
+        return parts[0]
+    dense = [part.probs for part in parts if part.probs is not None]
+    return Said(
+        answers=Answers.joined([part.answers for part in parts]),
+        probs=np.concatenate(dense) if dense else None,
+        queue_s=max(part.queue_s for part in parts),
+        infer_s=max(part.infer_s for part in parts),
+        batch_size=max(part.batch_size for part in parts),
+    )

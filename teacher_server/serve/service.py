@@ -1,0 +1,401 @@
+"""The service behind the protocol: named input tensors → targets → named output tensors.
+
+Owns the queue, the lanes, the decoders and the budgets, and knows whether it is ready. Knows no
+HTTP: `teacher_server.serve.app` puts it on the web.
+"""
+
+import asyncio
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.events import Journal
+from distill.targets.encoding import EncodingSpec
+from distill.targets.rows import Answers
+from distill.wire.framing import RequestHead, Tensor
+from distill.wire.refusal import Refused, malformed, too_late, unavailable
+from distill.wire.status import Status
+from store.format.codes import Coding
+from teacher_server.serve.admission import Admission, Budgets
+from teacher_server.serve.decoding import Bad, Decoded, Decoder
+from teacher_server.serve.inputs import MAIN_INPUTS, main_input, require_within
+from teacher_server.serve.lane import Lane
+from teacher_server.serve.metrics import Metrics
+from teacher_server.serve.queue import Said, Work, WorkQueue
+from teacher_server.serve.samples import SampleAnswers
+from teacher_server.teacher.teacher import Teacher
+
+DEFAULT_OUTPUTS = ("index", "prob", "sq_norm", "confidence", "status")
+HANG_FACTOR, HANG_AT_LEAST_S = 5.0, 4.0  # a batch that takes so much longer than usual hangs
+SICK_UNTIL_DEAD_S = 10.0  # ready is off meanwhile, so that nothing more is sent here
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """budgets: of what may be in flight. encoding: of sparse answers.
+
+    deadline_s: of a request that names none; also the most that it may name. hang_after_s: a device
+    that is silent so long counts as lost; None is five times its slowest batch. fair: several
+    clients share the budgets.
+    """
+
+    encoding: EncodingSpec
+    max_batch_size: int
+    budgets: Budgets
+    max_wait_ms: float = 0.0
+    max_images_per_request: int = 256
+    max_body_bytes: int = 64 * 2**20
+    max_image_pixels: int = 25_000_000
+    deadline_s: float = 60.0
+    decode_threads: int = 2
+    hang_after_s: float | None = None
+    fair: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Asked:
+    """A request. useless: whether nobody waits for it any more."""
+
+    tensors: Mapping[str, Tensor]
+    outputs: Sequence[str]
+    client: str
+    deadline: float  # by time.monotonic
+    useless: Callable[[], bool]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answered:
+    """bad: why elements have no answer. said: how the teacher was asked; None if it was not."""
+
+    outputs: dict[str, NDArray[Any]]
+    bad: dict[int, Bad]
+    said: Said | None
+
+
+class Service:
+    """teachers: the same one on each device; CPU devices get a lane a core."""
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        options: ServeOptions,
+        *,
+        journal: Journal | None = None,
+        samples: SampleAnswers | None = None,
+    ) -> None:
+        self.teacher, self.options, self.samples = teachers[0], options, samples
+        self.hierarchy = self.teacher.hierarchy
+        self.journal, self.metrics = journal or Journal(), Metrics()
+        self.coding = Coding(options.encoding, self.hierarchy.classes_per_hierarchy)
+        self.queue = WorkQueue(max_wait_s=options.max_wait_ms / 1000)
+        self.decoder = Decoder(
+            self.teacher.sizes,
+            threads=options.decode_threads,
+            max_pixels=options.max_image_pixels,
+        )
+        self.lanes = [
+            Lane(
+                teacher,
+                options.encoding,
+                self.queue,
+                max_batch_size=options.max_batch_size,
+                journal=self.journal,
+                on_batch=self._count_batch,
+            )
+            for teacher in teachers
+        ]
+        self.admission = Admission(
+            options.budgets, fair=options.fair, retry_after_s=self._retry_after_s
+        )
+        self.draining = False
+        self.closers: list[Callable[[], None]] = []  # of what stands on the service
+        self._warm = self._warming = False
+        self._sick_since: float | None = None
+        self.metrics.queue_images.set_function(lambda: self.queue.images)
+        self.metrics.inflight_bytes.set_function(lambda: self.admission.in_flight["bytes"])
+        self.metrics.ready.set_function(lambda: not self.why_not_ready())
+
+    # -- life -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Warm all lanes up, side by side, and begin to answer.
+
+        Raises:
+            TeacherError: a device cannot run the teacher.
+        """
+        self._warming = True
+        with ThreadPoolExecutor(len(self.lanes)) as pool:
+            list(pool.map(Lane.warm_up, self.lanes))
+        self._warming = False
+        if self.queue.closed:
+            return
+        for lane in self.lanes:
+            lane.start()
+        self._warm = True
+        self.journal.event(
+            "warm",
+            devices=[str(lane.teacher.device) for lane in self.lanes],
+            seconds_by_batch=[
+                {str(n): round(s, 5) for n, s in sorted(lane.seconds.items())}
+                for lane in self.lanes
+            ],
+        )
+
+    def why_not_ready(self) -> str:
+        """Empty while requests are answered."""
+        if self.draining:
+            return "this server is about to end"
+        if not self._warm:
+            return "the teacher is warming up"
+        return self.sickness()
+
+    def sickness(self) -> str:
+        """Why a device answers no more; empty while all do."""
+        now = time.monotonic()
+        for lane in self.lanes:
+            if lane.failure:
+                return f"{lane.teacher.device} failed: {lane.failure}"
+            silent = now - (lane.busy_since or now)
+            if silent > self._hang_after_s(lane):
+                return f"{lane.teacher.device} has been silent for {silent:.0f} s"
+        return ""
+
+    def _hang_after_s(self, lane: Lane) -> float:
+        slowest = max(lane.seconds.values(), default=0.0)
+        return self.options.hang_after_s or max(HANG_AT_LEAST_S, HANG_FACTOR * slowest)
+
+    def look_after(self) -> None:
+        """To be called every second: a sick service tells those that wait, and dies in time."""
+        sickness = self.sickness()
+        if not sickness:
+            self._sick_since = None
+        elif self._sick_since is None:
+            self._sick_since = time.monotonic()
+            self.journal.event("not ready", text=sickness)
+            if any(lane.failure for lane in self.lanes):
+                self.queue.fail(unavailable(sickness, "device_lost"))
+
+    @property
+    def is_dead(self) -> bool:
+        """Sick for so long that only a new process helps."""
+        since = self._sick_since
+        return since is not None and time.monotonic() - since > SICK_UNTIL_DEAD_S
+
+    def close(self, within_s: float = 5.0) -> bool:
+        """Answer what waits, put what was computed on the disk, and let everything go.
+
+        Whether all threads came to their end; those that hang end with the process.
+        """
+        self.draining = True
+        for close in self.closers:
+            close()
+        self.queue.close()
+        ends = time.monotonic() + within_s
+        ended = [lane.join(max(0.0, ends - time.monotonic())) for lane in self.lanes]
+        self.decoder.close()
+        if self.samples:
+            ended.append(self.samples.close(max(0.0, ends - time.monotonic())))
+        return all(ended) and (self._warm or not self._warming)
+
+    @property
+    def images_per_s(self) -> float:
+        """Of all lanes, at full batches."""
+        return sum(lane.images_per_s for lane in self.lanes)
+
+    def _retry_after_s(self) -> int:
+        return max(1, math.ceil(self.admission.in_flight["images"] / self.images_per_s))
+
+    def _count_batch(self, images: int, padded: int, seconds: float) -> None:
+        self.metrics.batch_size.observe(images)
+        self.metrics.forward.observe(seconds)
+
+    @cached_property
+    def answers_about(self) -> dict[str, Any]:
+        """What a client's targets depend on beside the teacher: the encoding and the samples."""
+        about = self.samples.about() if self.samples else None
+        return {"encoding": self.options.encoding.to_json(), "samples": about}
+
+    @cached_property
+    def answers_digest(self) -> str:
+        """SHA-256 of that; a client that sends it as `expect` is refused by a server of another."""
+        document = json.dumps(self.answers_about, sort_keys=True)
+        return hashlib.sha256(document.encode()).hexdigest()
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> dict[str, tuple[str, list[int]]]:
+        """Datatype and shape of each."""
+        slots, hierarchies = sum(self.options.encoding.entries), self.hierarchy.num_hierarchies
+        members = sum(self.hierarchy.classes_per_hierarchy)
+        return {
+            "index": ("UINT16", [-1, slots]),
+            "prob": ("FP32", [-1, slots]),
+            "sq_norm": ("FP32", [-1, hierarchies]),
+            "confidence": ("FP32", [-1, hierarchies]),
+            "probs": ("FP16", [-1, members]),
+            "status": ("INT32", [-1]),
+        }
+
+    def count_images(self, head: RequestHead) -> int:
+        """How many images a request holds, by its head alone.
+
+        Raises:
+            Refused: 400, inputs do not go together; 413, there are too many images.
+        """
+        name, shape = main_input(head)
+        require_within(
+            name,
+            shape,
+            max_images=self.options.max_images_per_request,
+            max_pixels=self.options.max_image_pixels,
+        )
+        if name == "sample_id" and not self.samples:
+            raise malformed(
+                "input sample_id found, but this server has no samples; send image or jpeg, or "
+                "start it with --store or --data"
+            )
+        return shape[0]
+
+    async def infer(self, asked: Asked) -> Answered:
+        """The answers to a request whose head `count_images` accepted.
+
+        Raises:
+            Refused: an element is bad and `status` was not asked for; or the teacher fails.
+        """
+        dense = "probs" in asked.outputs
+        if "sample_id" in asked.tensors:
+            reply = await self._infer_samples(asked, dense)
+        else:
+            reply = await self._infer_images(asked, dense)
+        if reply.bad and "status" not in asked.outputs:
+            element, bad = min(reply.bad.items())
+            name = next(name for name in MAIN_INPUTS if name in asked.tensors)
+            raise _refusal(f"{name}[{element}]: {bad.reason}", bad.status)
+        return reply.answered(asked.outputs)
+
+    async def _infer_images(self, asked: Asked, dense: bool) -> "_Reply":
+        crcs: Any = asked.tensors.get("crc32")
+        images: Any = asked.tensors.get("image")
+        jpegs: Any = asked.tensors.get("jpeg")
+        with self.metrics.decode.time():
+            if images is not None:
+                decoded = await self.decoder.images(images, crcs, asked.useless)
+            else:
+                decoded = await self.decoder.jpegs(jpegs, crcs, asked.useless)
+        reply = self._reply(len(images if images is not None else jpegs), dense)
+        await self._ask(asked, decoded, np.arange(len(reply.answers)), reply)
+        self.metrics.images.labels("teacher").inc(len(reply.answers) - len(reply.bad))
+        return reply
+
+    async def _infer_samples(self, asked: Asked, dense: bool) -> "_Reply":
+        """What the store has is not asked again; what is asked is written through."""
+        samples = self.samples
+        assert samples is not None
+        if dense and samples.source is None:
+            raise malformed("output probs: a store keeps none; ask for index and prob")
+        ids: Any = asked.tensors["sample_id"]
+        views: Any = asked.tensors.get("view", np.zeros(len(ids), np.int32))
+        found = await samples.look_up(ids, views.astype(np.int64), stored=not dense)
+        reply = self._reply(len(ids), dense)
+        reply.bad |= found.bad
+        known, missing = np.flatnonzero(found.known), found.missing
+        reply.answers.put(known, found.answers.taken(known))
+        self.metrics.images.labels("store").inc(len(known))
+        if len(missing):
+            with self.metrics.decode.time():
+                decoded = await samples.draw(self.decoder, found, asked.useless)
+            await self._ask(asked, decoded, missing, reply)
+            samples.keep(found, self._to_keep(missing, reply), reply.answers)
+            self.metrics.images.labels("teacher").inc(len(missing))
+        return reply
+
+    def _to_keep(self, computed: NDArray[np.int64], reply: "_Reply") -> NDArray[np.int64]:
+        """Those that would come out the same again; of images that are away nothing is known."""
+        passing = (Status.NOT_NOW, Status.NOT_FINITE, Status.UNREADABLE)
+        kept = [i for i in computed if i not in reply.bad or reply.bad[i].status not in passing]
+        return np.array(kept, np.int64)
+
+    async def _ask(
+        self, asked: Asked, decoded: Decoded, elements: NDArray[np.int64], reply: "_Reply"
+    ) -> None:
+        """Ask the teacher, and put its answers where `elements` says."""
+        reply.bad |= {int(elements[i]): bad for i, bad in decoded.bad.items()}
+        good = np.delete(elements, list(decoded.bad))
+        if asked.useless():
+            raise too_late("nobody waits for this any more")  # the rest was not even decoded
+        if not len(good):
+            return
+        work = Work(decoded.pixels, reply.probs is not None, asked.client, asked.deadline)
+        self.queue.put(work)
+        try:
+            said = await asyncio.wrap_future(work.answer)
+        finally:
+            self.queue.give_up(work)  # for a request that was cancelled
+        self.metrics.queue.observe(said.queue_s)
+        finite = np.isfinite(said.answers.confidence).all(1)
+        for element in good[~finite]:
+            reply.bad[int(element)] = Bad(
+                Status.NOT_FINITE, "the teacher's answer is not finite; its weights are to blame"
+            )
+        # As a store keeps it, so that a student sees the same from either.
+        answers = said.answers.taken(np.flatnonzero(finite))
+        reply.answers.put(good[finite], self.coding.dequantise(self.coding.quantise(answers)))
+        if reply.probs is not None and said.probs is not None:
+            reply.probs[good[finite]] = said.probs[finite]
+        reply.said = said
+
+    def _reply(self, count: int, dense: bool) -> "_Reply":
+        slots, hierarchies = sum(self.options.encoding.entries), self.hierarchy.num_hierarchies
+        members = sum(self.hierarchy.classes_per_hierarchy)
+        return _Reply(
+            Answers.empty(count, slots, hierarchies),
+            np.zeros((count, members), np.float16) if dense else None,
+        )
+
+
+def _refusal(text: str, status: Status) -> Refused:
+    """Whose fault it is that an element has no answer."""
+    if status == Status.NOT_NOW:
+        return unavailable(text, "images")
+    if status == Status.NOT_FINITE:
+        return Refused(500, text, "failed")
+    return Refused(404, text, "samples") if status == Status.UNKNOWN_SAMPLE else malformed(text)
+
+
+@dataclass(eq=False)
+class _Reply:
+    """Answers of all elements of a request, while they come in."""
+
+    answers: Answers
+    probs: NDArray[np.float16] | None
+    bad: dict[int, Bad] = field(default_factory=dict)
+    said: Said | None = None
+
+    def answered(self, names: Sequence[str]) -> Answered:
+        answers = self.answers
+        arrays: dict[str, Callable[[], NDArray[Any]]] = {
+            "index": lambda: answers.index.astype(np.uint16),
+            "prob": lambda: answers.prob,
+            "sq_norm": lambda: answers.sq_norm,
+            "confidence": lambda: answers.confidence,
+            "probs": lambda: np.empty(0) if self.probs is None else self.probs,
+            "status": self._status,
+        }
+        outputs = {name: arrays[name]() for name in names}
+        return Answered(outputs=outputs, bad=dict(sorted(self.bad.items())), said=self.said)
+
+    def _status(self) -> NDArray[np.int32]:
+        status = np.zeros(len(self.answers), np.int32)
+        for element, bad in self.bad.items():
+            status[element] = bad.status
+        return status

@@ -1,0 +1,1 @@
+"""A teacher: its models, heads, forward pass and batch size."""

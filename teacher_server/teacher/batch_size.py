@@ -1,0 +1,137 @@
+"""How large a batch, and whether to compile: measured, where the run is long enough to pay for it.
+
+A run that goes on takes what its finished blocks were computed with: then it gives the same bits.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from distill.errors import ConfigError, first_line
+from distill.events import Journal
+from distill.targets.encoding import EncodingSpec
+from teacher_server.teacher.forward_pass import Forward
+from teacher_server.teacher.teacher import Teacher
+
+SMALLEST, LARGEST = 8, 1024
+UNTUNED = {"cpu": 16, "cuda": 64}
+TUNED_FROM = 2048  # views; a shorter run is over before measuring pays
+SHARE_OF_RUN = 0.02  # of the time that a run will take may be spent on measuring
+WORTH = 1.03  # a faster setting must be this much faster
+COMPILE_PAYS_S = 900.0  # runs that are longer; compiling takes half a minute to two
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """batch_size: views in one pass. views_per_s: measured; None where it was not."""
+
+    batch_size: int
+    compiled: bool = False
+    views_per_s: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For a commit record."""
+        return {"batch_size": self.batch_size, "compiled": self.compiled}
+
+
+def choose_speed(
+    teacher: Teacher,
+    spec: EncodingSpec,
+    *,
+    views: int,
+    batch_size: int | None,
+    compiled: bool | None,
+    earlier: Mapping[str, Any] | None,
+    journal: Journal,
+) -> Speed:
+    """What to run `views` views with. batch_size, compiled: None is to be found out.
+
+    earlier: `Speed.to_json` of a block that is finished already.
+    """
+    asked = bool(compiled)
+    if earlier:
+        batch_size = batch_size or int(earlier["batch_size"])
+        compiled = bool(earlier["compiled"]) if compiled is None else compiled
+    untuned = min(UNTUNED.get(teacher.device.type, 16), max(1, views))
+    speed = Speed(batch_size=batch_size or untuned)
+    if views >= TUNED_FROM and batch_size is None:
+        speed = _best_batch(teacher, spec, views)
+    if compiled:
+        speed = _compiled_if_possible(teacher, spec, speed, asked=asked, journal=journal)
+    elif views >= TUNED_FROM and compiled is None:
+        speed = _compiled_if_faster(teacher, spec, speed, views, journal)
+    journal.event("speed chosen", **asdict(speed))
+    return speed
+
+
+def measure(forward: Forward, batch_size: int) -> float:
+    """Views a second of random pixels, after some that are not counted.
+
+    Raises:
+        TeacherError: not even one view fits into memory.
+    """
+    pixels = [
+        torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8)
+        for size in forward.teacher.sizes
+    ]
+    for _ in range(2):
+        started = time.perf_counter()
+        launched = [forward.launch(pixels) for _ in range(forward.lanes)]
+        for each in launched:
+            forward.collect(each)
+        seconds = time.perf_counter() - started
+    return forward.lanes * batch_size / seconds
+
+
+def _best_batch(teacher: Teacher, spec: EncodingSpec, views: int) -> Speed:
+    """Twice as large as long as it is worth it, and as it takes a small share of the run."""
+    best = Speed(batch_size=SMALLEST)
+    started = time.perf_counter()
+    batch_size = best.batch_size
+    while batch_size <= min(LARGEST, views):
+        with Forward(teacher, spec, batch_size=batch_size) as forward:
+            rate = measure(forward, batch_size)
+            if forward.batch_size < batch_size:  # memory ran out
+                break
+        if rate < WORTH * (best.views_per_s or 0):
+            break
+        best = Speed(batch_size=batch_size, views_per_s=rate)
+        if time.perf_counter() - started > SHARE_OF_RUN * views / rate:
+            break
+        batch_size *= 2
+    return best
+
+
+def _compiled_if_faster(
+    teacher: Teacher, spec: EncodingSpec, eager: Speed, views: int, journal: Journal
+) -> Speed:
+    size = eager.batch_size
+    rate = eager.views_per_s
+    if rate is None:
+        with Forward(teacher, spec, batch_size=size) as forward:
+            rate = measure(forward, size)
+    if views / rate < COMPILE_PAYS_S:
+        return eager
+    compiled = _compiled_if_possible(teacher, spec, eager, asked=False, journal=journal)
+    return compiled if (compiled.views_per_s or 0) >= WORTH * rate else eager
+
+
+def _compiled_if_possible(
+    teacher: Teacher, spec: EncodingSpec, eager: Speed, *, asked: bool, journal: Journal
+) -> Speed:
+    size = eager.batch_size
+    try:
+        with Forward(teacher, spec, batch_size=size, compiled=True) as forward:
+            rate = measure(forward, size)
+    except Exception as error:  # compilers raise whatever is wrong with them
+        if asked:
+            raise ConfigError(
+                f"teacher {teacher.identity.name}: cannot be compiled here ({first_line(error)}), "
+                "expected a compiler that torch can use; use --no-compile"
+            ) from error
+        journal.event("not compiled", error=type(error).__name__, text=str(error)[:500])
+        return eager
+    return Speed(batch_size=size, compiled=True, views_per_s=rate)

@@ -1,0 +1,210 @@
+"""Loading a teacher: which weights, which head, which input, and the fingerprint of all of it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.data.imagenet_info import infer_imagenet_subset
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+from distill.errors import ConfigError, TeacherError, first_line
+from distill.hierarchy.hypernyms import FLAT_LABEL_SETS, flat_label_set
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.models import (
+    ModelCard,
+    ModelInput,
+    check_input,
+    create_model,
+    default_input,
+    download_model,
+    known_architecture,
+    load_weights,
+    read_weights,
+)
+from store.format.manifest import TeacherIdentity
+from teacher_server.teacher.flat_heads import FlatHead
+from teacher_server.teacher.teacher import Confidence, Member, Precision, Teacher
+
+# What people call a teacher, and what timm calls those weights. TResNet-L here means the paper's,
+# with ImageNet-21K-P weights; timm's own `tresnet_l` is an ImageNet-1K model of another layout.
+ALIASES = {
+    "tresnet_l": "tresnet_v2_l.miil_in21k",
+    "tresnet_m": "tresnet_m.miil_in21k",
+}
+SEMANTIC = "semantic"
+# timm has no flat model of that many classes: those of the paper's authors have semantic heads.
+SEMANTIC_LABEL_SET = "imagenet-21k-miil"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberChoice:
+    """Which model.
+
+    name: timm's, or an alias. weights: a file; None takes the hub's.
+    head: "semantic", or the label set of a flat classifier, as `flat_label_set` takes it; None
+    takes what timm says of those weights, and semantic where it does not know them.
+    input_size: pixels; None takes the weights' card, then timm's configuration.
+    """
+
+    name: str
+    weights: Path | None = None
+    random_weights: bool = False
+    head: str | None = None
+    input_size: int | None = None
+
+
+def load_teacher(
+    choices: Sequence[MemberChoice],
+    hierarchy: SemanticHierarchy,
+    *,
+    device: torch.device,
+    precision: Precision | None = None,
+    confidence: Confidence = "top",
+) -> Teacher:
+    """One model, or an ensemble of several.
+
+    precision: None is bfloat16 on a GPU and float32 elsewhere.
+
+    Raises:
+        ConfigError: a name is unknown, or a file is not the weights of its model.
+        TeacherError: weights cannot be had, or have nothing to do with the hierarchy.
+    """
+    precision = precision or ("bfloat16" if device.type == "cuda" else "float32")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or threads of torch's would open a context on the first GPU
+        if precision == "float32":
+            torch.backends.cudnn.allow_tf32 = False  # it has the mantissa of a 16-bit float
+    members = tuple(_load(choice, hierarchy, device, precision) for choice in choices)
+    if confidence == "reach" and not any(member.head for member in members):
+        raise ConfigError(
+            "--confidence reach found for a teacher with a semantic head, whose mass reaches every "
+            "hierarchy alike; expected a flat teacher; use --confidence top"
+        )
+    return Teacher(
+        members=members,
+        hierarchy=hierarchy,
+        device=device,
+        identity=TeacherIdentity(
+            name=" + ".join(member.name for member in members),
+            fingerprint=_fingerprint_of_all(members, confidence),
+            input_size=members[0].input.size,
+            precision=precision,
+            random_weights=any(choice.random_weights for choice in choices),
+            confidence=confidence,
+        ),
+    )
+
+
+def _load(
+    choice: MemberChoice, hierarchy: SemanticHierarchy, device: torch.device, precision: Precision
+) -> Member:
+    name = ALIASES.get(choice.name, choice.name)
+    known_architecture(name, "teacher")
+    if choice.weights and choice.random_weights:
+        raise ConfigError("--weights and --random-weights found; expected one of them")
+    card = ModelCard.read(choice.weights) if choice.weights else None
+    head = None
+    if synsets := _flat_synsets(choice, name, card, hierarchy):
+        head = FlatHead.of(synsets, hierarchy, device)
+    num_classes = len(synsets) if synsets else hierarchy.num_classes
+    if not head and card and card.hierarchy_digest not in (None, hierarchy.digest):
+        raise TeacherError(
+            f"{choice.weights}: trained on hierarchy {str(card.hierarchy_digest)[:12]}, this run "
+            f"uses {hierarchy.name} ({hierarchy.digest[:12]}); pass the --label-set it was trained "
+            "on"
+        )
+    if choice.weights:
+        model = create_model(name, num_classes)
+        load_weights(model, read_weights(choice.weights), choice.weights)
+    elif choice.random_weights:
+        torch.manual_seed(0)
+        model = create_model(name, num_classes)
+    else:
+        model = _from_hub(choice.name, name, num_classes, hierarchy)
+    model_input = card.input if card else default_input(name)
+    if choice.input_size:
+        side = choice.input_size
+        model_input = ModelInput(size=(side, side), mean=model_input.mean, std=model_input.std)
+    try:
+        model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    except RuntimeError as error:
+        raise TeacherError(
+            f"teacher {name}: cannot be put on {device} ({first_line(error)}), expected room for "
+            "its weights; free the device, or choose another --device"
+        ) from error
+    check_input(model, name, model_input, num_classes)
+    return Member(
+        name=name,
+        model=model,
+        input=model_input,
+        head=head,
+        precision=precision,
+        fingerprint=_fingerprint(name, model, model_input, precision, synsets),
+    )
+
+
+def _flat_synsets(
+    choice: MemberChoice, name: str, card: ModelCard | None, hierarchy: SemanticHierarchy
+) -> tuple[str, ...]:
+    """The label set of a flat classifier; none for a semantic one."""
+    if choice.head == SEMANTIC:
+        return ()
+    if choice.head:
+        return flat_label_set(choice.head)
+    if choice.random_weights or (choice.weights and card is None):
+        return ()
+    config = get_pretrained_cfg(name)
+    num_classes = card.num_classes if card else (config.num_classes if config else 0)
+    label_set = infer_imagenet_subset({"num_classes": num_classes})
+    if (card and num_classes == hierarchy.num_classes) or label_set == SEMANTIC_LABEL_SET:
+        return ()
+    if label_set == "imagenet-21k-goog":  # timm's other name of it
+        label_set = "imagenet-21k"
+    return flat_label_set(label_set) if label_set in FLAT_LABEL_SETS else ()
+
+
+def _from_hub(
+    name: str, full_name: str, num_classes: int, hierarchy: SemanticHierarchy
+) -> nn.Module:
+    config = get_pretrained_cfg(full_name)
+    if config and config.num_classes != num_classes:
+        raise TeacherError(
+            f"teacher {full_name} predicts {config.num_classes} classes, hierarchy "
+            f"{hierarchy.name} has {hierarchy.num_classes}; pass the --label-set of these weights, "
+            f"or the flat label set they were trained on as --head, or --weights FILE"
+        )
+    try:
+        return download_model(full_name)
+    except ConfigError as error:
+        raise TeacherError(
+            f"teacher {name}: {error} with --weights FILE, or try the machinery with "
+            "--random-weights"
+        ) from error
+
+
+def _fingerprint(
+    name: str,
+    model: nn.Module,
+    model_input: ModelInput,
+    precision: str,
+    synsets: tuple[str, ...],
+) -> str:
+    """SHA-256 over architecture, tensors, input, precision, and what a flat head's classes are."""
+    about = [name, model_input.size, model_input.mean, model_input.std, precision]
+    digest = hashlib.sha256(json.dumps([*about, synsets] if synsets else about).encode())
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().data)
+    return digest.hexdigest()
+
+
+def _fingerprint_of_all(members: Sequence[Member], confidence: Confidence) -> str:
+    if len(members) == 1 and confidence == "top":
+        return members[0].fingerprint
+    about = ["mean of probabilities", confidence, *(member.fingerprint for member in members)]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()

@@ -1,0 +1,121 @@
+"""A teacher: one timm model or several, each with its input and its head, behind one answer.
+
+Loading is in `teacher_server.teacher.loading`, running it fast in
+`teacher_server.teacher.forward_pass`.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from distill.data.views import Size
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.hierarchy.softmax import hierarchy_probs, top_mass
+from distill.models import ModelInput
+from distill.targets.tensors import DenseTargets
+from store.format.manifest import TeacherIdentity
+from teacher_server.teacher.flat_heads import FlatHead
+
+Precision = Literal["float32", "bfloat16"]
+Confidence = Literal["top", "reach"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Member:
+    """One model. head: None where its logits are grouped by hierarchy already."""
+
+    name: str
+    model: nn.Module
+    input: ModelInput
+    head: FlatHead | None
+    precision: Precision
+    fingerprint: str
+
+    def logits(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch own"]:
+        """float32 logits of the model's own classes, on the pixels' device."""
+        images = self.input.normalise(pixels).contiguous(memory_format=torch.channels_last)
+        with self._autocast(pixels.device):
+            answer: Tensor = self.model(images)
+        return answer.float()
+
+    def probs_and_reach(
+        self, logits: Float[Tensor, "batch own"], hierarchy: SemanticHierarchy
+    ) -> tuple[Float[Tensor, "batch members"], Float[Tensor, "batch hierarchies"]]:
+        """What `FlatHead` says; all mass reaches every hierarchy of a semantic head."""
+        if self.head:
+            return self.head.probs_and_reach(logits)
+        reach = logits.new_ones(len(logits), hierarchy.num_hierarchies)
+        return hierarchy_probs(logits, hierarchy), reach
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        if self.precision == "float32":
+            return nullcontext()
+        # Without its cache, which several threads would share: two of them can block each other for
+        # good while a model is compiled. Each pass uses a weight once, so nothing is lost.
+        return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Teacher:
+    """Ready to answer, in evaluation mode on its device."""
+
+    members: tuple[Member, ...]
+    hierarchy: SemanticHierarchy
+    device: torch.device
+    identity: TeacherIdentity
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The image sizes that the members need, each once; the first member's first."""
+        return tuple(dict.fromkeys(member.input.size for member in self.members))
+
+    @torch.inference_mode()
+    def logits(
+        self, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]]
+    ) -> tuple[Float[Tensor, "batch _"], ...]:
+        """Each member's own logits. pixels: on the device, one tensor for each of `sizes`."""
+        of_size = dict(zip(self.sizes, pixels, strict=True))
+        return tuple(member.logits(of_size[member.input.size]) for member in self.members)
+
+    @torch.inference_mode()
+    def answer(self, logits: Sequence[Float[Tensor, "batch _"]]) -> DenseTargets:
+        """What those logits mean: probabilities averaged over the members, and confidence in them.
+
+        Confidence is the sum of the top 5% (rule "top"), or the mass that reached each hierarchy
+        (rule "reach"). Rows for which a member's logits are not finite are NaN.
+        """
+        said = [
+            member.probs_and_reach(own, self.hierarchy)
+            for member, own in zip(self.members, logits, strict=True)
+        ]
+        probs = _mean([probs for probs, _ in said])
+        finite = torch.stack([own.isfinite().all(1) for own in logits]).all(0)
+        if self.identity.confidence == "reach":
+            confidence = _mean([reach for _, reach in said])
+        else:
+            confidence = top_mass(probs, self.hierarchy)
+        unknown = ~finite[:, None]
+        return DenseTargets(probs=probs, confidence=confidence.masked_fill(unknown, float("nan")))
+
+    def targets(self, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]]) -> DenseTargets:
+        """`answer` to `logits`, from pixels anywhere."""
+        return self.answer(self.logits([each.to(self.device) for each in pixels]))
+
+    def compiled(self) -> "Teacher":
+        """The same teacher with compiled models: the first answer takes a minute."""
+        members = tuple(replace(m, model=_compiled(m.model)) for m in self.members)
+        return replace(self, members=members)
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    compiled: Any = torch.compile(model, dynamic=False)
+    return compiled  # type: ignore[no-any-return]
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).mean(0)

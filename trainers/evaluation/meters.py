@@ -1,0 +1,314 @@
+"""What a trained model is judged by: each meter sees logits batch by batch and ends in figures.
+
+A meter knows the labels of all images by row, so that one pass over the images feeds several. It
+counts on the device and asks nothing of it before the end.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.classification import MultilabelAveragePrecision
+
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.hierarchy.softmax import class_log_probs, subtree_probs
+from distill.losses.accuracy import SemanticAccuracyMeter
+from distill.losses.baselines import present_classes
+from trainers.process_group import World
+from trainers.recipe import Scheme
+
+Labels = NDArray[np.int64]
+# Exact average precision keeps all scores; above this many it is counted in bins.
+MOST_SCORES, BINS = 50_000_000, 200
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the logits of a model mean.
+
+    taught: it learned from answers of a teacher, which have a share for every hierarchy. Without, a
+    softmax has learned nothing of classes above the labels, and says it by those below.
+    """
+
+    scheme: Scheme
+    taught: bool = False
+
+
+@runtime_checkable
+class Meter(Protocol):
+    """update: on each batch of a process. result: on all processes, of all of them."""
+
+    def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
+        """Of those images."""
+        ...
+
+    def result(self, world: World) -> Mapping[str, Any]:
+        """Figures by name; shares in [0, 1]."""
+        ...
+
+
+class Semantic:
+    """Top-1 of each hierarchy, and in total. labels: [n] class indices."""
+
+    def __init__(
+        self,
+        labels: Labels,
+        hierarchy: SemanticHierarchy,
+        reading: Reading,
+        device: torch.device,
+    ) -> None:
+        self.hierarchy, self.reading = hierarchy, reading
+        self._labels = torch.from_numpy(labels).to(device)
+        self._meter = SemanticAccuracyMeter(hierarchy, device)
+
+    def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
+        """See `Meter`."""
+        scores = semantic_scores(logits, self.hierarchy, self.reading)
+        self._meter.update(logits=scores, labels=self._labels[rows])
+
+    def result(self, world: World) -> dict[str, Any]:
+        """See `Meter`."""
+        return _figures("semantic_top1", self._meter, world)
+
+
+class MissingTags:
+    """Does a model supply the tags that are missing?
+
+    Of images tagged with an ancestor of their true class, or not at all: top-1 in the hierarchies
+    below the tag. tagged, true: [n] class indices.
+    """
+
+    def __init__(
+        self,
+        *,
+        tagged: Labels,
+        true: Labels,
+        hierarchy: SemanticHierarchy,
+        reading: Reading,
+        device: torch.device,
+    ) -> None:
+        self.hierarchy, self.reading = hierarchy, reading
+        self._meter = SemanticAccuracyMeter(hierarchy, device)
+        self._tagged = torch.from_numpy(tagged).to(device)
+        self._true = torch.from_numpy(true).to(device)
+
+    def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
+        """See `Meter`."""
+        tagged = self.hierarchy.semantic_labels(self._tagged[rows])
+        true = self.hierarchy.semantic_labels(self._true[rows])
+        right_so_far = ((tagged < 0) | (tagged == true)).all(1, keepdim=True)
+        missing = (tagged < 0) & (true >= 0) & right_so_far
+        scores = semantic_scores(logits, self.hierarchy, self.reading)
+        self._meter.count(logits=scores, expected=torch.where(missing, true, -1))
+
+    def result(self, world: World) -> dict[str, Any]:
+        """See `Meter`."""
+        return _figures("missing_tag_recovery", self._meter, world)
+
+
+class SingleLabel:
+    """Top-1 and top-5 among `candidates` (class indices), as a single answer.
+
+    Images whose label is no candidate are passed over.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        hierarchy: SemanticHierarchy,
+        reading: Reading,
+        candidates: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.hierarchy, self.reading = hierarchy, reading
+        place = np.full(hierarchy.num_classes + 1, -1, np.int64)
+        place[list(candidates)] = np.arange(len(candidates))
+        self._places = torch.from_numpy(place[labels]).to(device)
+        self._candidates = torch.tensor(candidates, device=device)
+        self.counts = torch.zeros(3, dtype=torch.int64, device=device)  # top 1, top 5, all
+
+    def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
+        """See `Meter`."""
+        own = class_scores(logits, self.hierarchy, self.reading)[:, self._candidates]
+        wanted = self._places[rows]
+        best = own.topk(min(5, own.shape[1]), 1).indices
+        hits = best == wanted[:, None]
+        self.counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), (wanted >= 0).sum()])
+
+    def result(self, world: World) -> dict[str, Any]:
+        """Figures are missing where no image was judged."""
+        top1, top5, judged = world.sum(self.counts).tolist()
+        return {"top1": top1 / judged, "top5": top5 / judged} if judged else {}
+
+
+class MultiLabel:
+    """Mean average precision over all decisions (micro) and over classes that occur (macro).
+
+    present: of rows, which classes each image has, [rows, classes], and which images are judged,
+    [rows]; both on the CPU. Exact up to 50 million scores, beyond that in 200 bins.
+    """
+
+    def __init__(
+        self,
+        present: Callable[[list[int]], tuple[Bool[Tensor, "rows classes"], Bool[Tensor, " rows"]]],
+        hierarchy: SemanticHierarchy,
+        reading: Reading,
+        images: int,
+        device: torch.device,
+    ) -> None:
+        self.hierarchy, self.reading, self._present = hierarchy, reading, present
+        bins = BINS if images * hierarchy.num_classes > MOST_SCORES else None
+        self._metrics = {
+            average: MultilabelAveragePrecision(
+                hierarchy.num_classes, average=average, thresholds=bins, validate_args=False
+            ).to(device)
+            for average in ("micro", "none")
+        }
+        self._occurs = torch.zeros(hierarchy.num_classes, dtype=torch.int64, device=device)
+        # A process may have no image at all, and must still take part in gathering.
+        none = torch.zeros(0, hierarchy.num_classes, device=device)
+        for metric in self._metrics.values() if bins is None else ():
+            metric.update(none, none.long())
+
+    def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
+        """See `Meter`."""
+        present, judged = self._present(rows)
+        present = present[judged].to(logits.device)
+        self._occurs += present.sum(0)
+        probs = class_scores(logits, self.hierarchy, self.reading, probabilities=True)
+        for metric in self._metrics.values():
+            metric.update(probs[judged.to(probs.device)], present.long())
+
+    def result(self, world: World) -> dict[str, Any]:
+        """torchmetrics gathers from other processes by itself."""
+        occurs = world.sum(self._occurs) > 0
+        if not occurs.any():
+            return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about classes that do not occur
+            each: Tensor = self._metrics["none"].compute()
+        return {
+            "micro_map": self._metrics["micro"].compute().item(),
+            "macro_map": each[occurs].mean().item(),
+        }
+
+
+def label_meter(
+    labels: Labels, hierarchy: SemanticHierarchy, reading: Reading, device: torch.device
+) -> MultiLabel:
+    """Of labels [n] with all their ancestors; images without a label are not judged."""
+    given = torch.from_numpy(labels)
+    return MultiLabel(
+        lambda rows: (present_classes(given[rows], hierarchy), given[rows] >= 0),
+        hierarchy,
+        reading,
+        len(labels),
+        device,
+    )
+
+
+def tag_meter(
+    tags: NDArray[np.bool_], classes: SemanticHierarchy, reading: Reading, device: torch.device
+) -> MultiLabel:
+    """Of tags [n, classes]; an image without any is judged as that."""
+    given = torch.from_numpy(tags)
+    return MultiLabel(
+        lambda rows: (given[rows], torch.ones(len(rows), dtype=torch.bool)),
+        classes,
+        reading,
+        len(tags),
+        device,
+    )
+
+
+class Real:
+    """Whether a model's one answer is among the reassessed labels of the image.
+
+    Beyer et al. 2020 (arXiv 2006.07159). allowed: classes by row; images without any are skipped.
+    answerable: classes that the answer is among, all by default; of a hierarchy they must exclude
+    one another, because an ancestor is never less probable.
+    """
+
+    def __init__(
+        self,
+        allowed: Sequence[Sequence[int]],
+        answerable: Sequence[int] | None,
+        hierarchy: SemanticHierarchy | None,
+        reading: Reading,
+        device: torch.device,
+    ) -> None:
+        table = np.full((len(allowed), max(1, *map(len, allowed))), -1, np.int64)
+        for row, classes in enumerate(allowed):
+            table[row, : len(classes)] = classes
+        self._allowed = torch.from_numpy(table).to(device)
+        self._hierarchy, self._reading = hierarchy, reading
+        self._answerable = None if answerable is None else torch.tensor(answerable, device=device)
+        self.counts = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
+        """See `Meter`."""
+        scores = class_scores(logits, self._hierarchy, self._reading) if self._hierarchy else logits
+        if self._answerable is None:
+            answers = scores.argmax(1, keepdim=True)
+        else:
+            answers = self._answerable[scores[:, self._answerable].argmax(1, keepdim=True)]
+        allowed = self._allowed[rows]
+        hits = (allowed == answers).any(1)
+        self.counts += torch.stack([hits.sum(), (allowed >= 0).any(1).sum()])
+
+    def result(self, world: World) -> dict[str, Any]:
+        """Figures are missing where no image was judged."""
+        right, judged = world.sum(self.counts).tolist()
+        return {"real_top1": right / judged, "real_images": judged} if judged else {}
+
+
+def class_scores(
+    logits: Float[Tensor, "batch classes"],
+    hierarchy: SemanticHierarchy,
+    reading: Reading,
+    *,
+    probabilities: bool = False,
+) -> Float[Tensor, "batch classes"]:
+    """One score a class that can be compared with those of all others.
+
+    A semantic model's walk down the tree (`class_log_probs`), else the logits; or probabilities
+    that a class is there, itself or by one below it: of that walk, of one softmax, of each sigmoid.
+    """
+    if reading.scheme == "semantic":
+        walked = class_log_probs(logits, hierarchy)
+        return walked.exp() if probabilities else walked
+    if not probabilities:
+        return logits
+    if reading.scheme == "multi-label":
+        return logits.float().sigmoid()
+    return logits.float().softmax(1) if reading.taught else subtree_probs(logits, hierarchy)
+
+
+def semantic_scores(
+    logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy, reading: Reading
+) -> Float[Tensor, "batch classes"]:
+    """Scores that can be compared within a hierarchy: logits, or `subtree_probs` of one softmax."""
+    untaught = reading.scheme == "single-label" and not reading.taught
+    return subtree_probs(logits, hierarchy) if untaught else logits
+
+
+def _figures(name: str, meter: SemanticAccuracyMeter, world: World) -> dict[str, Any]:
+    """Of all processes; None, which JSON knows, where no image was judged."""
+    world.sum(meter.right)
+    world.sum(meter.judged)
+    accuracy = meter.result()
+    shares = [
+        share if n else None
+        for share, n in zip(accuracy.per_hierarchy, accuracy.counts, strict=True)
+    ]
+    return {
+        name: accuracy.total if sum(accuracy.counts) else None,
+        f"{name}_per_hierarchy": shares,
+        f"{name}_counts": list(accuracy.counts),
+    }

@@ -1,0 +1,142 @@
+"""Images with any number of tags each: a CSV, COCO annotations or a folder of VOC's.
+
+Owns the files' forms; images and their keys are `distill.data.source`'s. An image is found by its
+key or by the last part of it, where only one has that.
+"""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.etree.ElementTree import ParseError
+
+import numpy as np
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import parse
+from numpy.typing import NDArray
+
+from distill.data.source import ImageSource
+from distill.errors import DataError, first_line
+
+
+@dataclass(frozen=True, eq=False)
+class TagFile:
+    """classes: all that are named, in order. tags: of each image, by key or file stem."""
+
+    location: str
+    classes: tuple[str, ...]
+    tags: Mapping[str, Sequence[str]]
+
+    def present(self, source: ImageSource, classes: Sequence[str]) -> NDArray[np.bool_]:
+        """[images, classes]: which tags each image has.
+
+        Raises:
+            DataError: an image is not in the file, or has a tag that is not among `classes`.
+        """
+        column = {name: i for i, name in enumerate(classes)}
+        found = np.zeros((len(source), len(classes)), np.bool_)
+        by_stem, absent = self._by_stem(source), []
+        for row, sample in enumerate(source.samples):
+            names = self.tags.get(sample.key, by_stem.get(_stem(sample.key)))
+            if names is None:
+                absent.append(sample.key)
+                continue
+            for name in names:
+                if name not in column:
+                    raise DataError(
+                        f"{self.location}: {sample.key!r} has tag {name!r}, expected one of the "
+                        f"{len(classes)} of the training images; leave it out, or add it there"
+                    )
+                found[row, column[name]] = True
+        if absent:
+            raise DataError(
+                f"{self.location}: lacks {len(absent)} of the {len(source)} images in "
+                f"{source.location} (first: {absent[0]!r}), expected a line for each, with or "
+                "without tags"
+            )
+        return found
+
+    def _by_stem(self, source: ImageSource) -> dict[str, Sequence[str]]:
+        """Tags by the last part of a key, where only one image and one line have it."""
+        images = Counter(_stem(sample.key) for sample in source.samples)
+        lines = Counter(map(_stem, self.tags))
+        return {
+            _stem(key): names
+            for key, names in self.tags.items()
+            if images[_stem(key)] == lines[_stem(key)] == 1
+        }
+
+
+def _stem(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def read_tags(path: Path) -> TagFile:
+    """A CSV with columns key and tags (with ; between them), COCO's JSON, or a folder of VOC XML.
+
+    Raises:
+        DataError: it is none of them.
+    """
+    try:
+        if path.is_dir():
+            return _read_voc(path)
+        return _read_coco(path) if path.suffix.lower() == ".json" else _read_csv(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    except (csv.Error, ParseError, DefusedXmlException) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: cannot be read as tags ({type(error).__name__}: {first_line(error)}), expected "
+        "CSV with the columns key and tags, COCO's JSON, or a folder of VOC's XML"
+    )
+
+
+def _read_csv(path: Path) -> TagFile:
+    rows: dict[str, list[str]] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for row in csv.DictReader(file):  # several lines of one image add up
+            names = [tag.strip() for tag in (row["tags"] or "").split(";") if tag.strip()]
+            rows.setdefault(row["key"], []).extend(names)
+    return _tag_file(path, rows)
+
+
+def _read_coco(path: Path) -> TagFile:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    names = {each["id"]: str(each["name"]) for each in document["categories"]}
+    if len({*names.values()}) < len(names):
+        raise ValueError("two categories of one name")
+    keys = {
+        each["id"]: PurePosixPath(each["file_name"]).with_suffix("").as_posix()
+        for each in document["images"]
+    }
+    rows: dict[str, list[str]] = {key: [] for key in keys.values()}
+    for each in document["annotations"]:
+        rows[keys[each["image_id"]]].append(names[each["category_id"]])
+    return _tag_file(path, rows, [names[number] for number in sorted(names)])
+
+
+def _read_voc(path: Path) -> TagFile:
+    rows = {}
+    for file in sorted(path.glob("*.xml")):
+        objects = parse(file).getroot().findall("object")
+        names = [(each.findtext("name") or "").strip() for each in objects]
+        if not all(names):
+            raise ValueError(f"{file.name}: an object without a name")
+        rows[file.stem] = names
+    return _tag_file(path, rows)
+
+
+def _tag_file(
+    path: Path, rows: Mapping[str, Sequence[str]], classes: Sequence[str] | None = None
+) -> TagFile:
+    if classes is None:
+        classes = sorted({name for names in rows.values() for name in names})
+    if not classes:
+        raise ValueError("no tags in it")
+    return TagFile(str(path), tuple(classes), rows)

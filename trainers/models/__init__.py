@@ -1,0 +1,1 @@
+"""Students and trained models: create, open, export, predict."""

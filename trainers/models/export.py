@@ -1,0 +1,106 @@
+"""A trained model in forms that others load: timm's own folder, and ONNX."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+from distill.errors import ConfigError, first_line
+from distill.files import write_atomically
+from trainers.models.trained import TrainedModel
+
+
+def export_folder(trained: TrainedModel, out: Path) -> list[Path]:
+    """model.safetensors and config.json as timm's hub has them, and hierarchy.json.
+
+    `timm.create_model("local-dir:OUT", pretrained=True)` loads it, as does the file alone with
+    `pretrained_cfg_overlay=dict(file=…, num_classes=…)`. config.json names the classes.
+    """
+    hierarchy, size = trained.hierarchy, trained.input.size
+    labels: dict[str, Any] = {}
+    if hierarchy:
+        names = [name.replace("_", " ") for name in hierarchy.names]
+        labels = {
+            "label_names": list(hierarchy.synsets),
+            "label_descriptions": dict(zip(hierarchy.synsets, names, strict=True)),
+        }
+    as_we_do = {
+        "input_size": (3, *size),
+        "mean": trained.input.mean,
+        "std": trained.input.std,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        save_for_hf(
+            trained.model,
+            scratch,
+            model_config=labels,
+            safe_serialization=True,
+            data_config=as_we_do if trained.squished else None,
+        )
+        written = []
+        for file in sorted(Path(scratch).iterdir()):
+            write_atomically(out / file.name, file.read_bytes())
+            written.append(out / file.name)
+    if hierarchy:
+        hierarchy.save(out / "hierarchy.json")
+        written.append(out / "hierarchy.json")
+    return written
+
+
+def export_onnx(trained: TrainedModel, path: Path) -> None:
+    """float32 pixels in [0, 1], [batch, 3, height, width] → logits; any batch size.
+
+    The model's own normalisation is part of the graph.
+
+    Raises:
+        ConfigError: the packages for it are not installed, or the model cannot be exported.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "--onnx found, but its packages are not installed; run pip install '.[onnx]'"
+        ) from error
+    model = _FromUnitPixels(trained).eval()
+    pixels = torch.zeros(2, 3, *trained.input.size)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / path.name
+        try:
+            torch.onnx.export(
+                model,
+                (pixels,),
+                str(file),
+                input_names=["pixels"],
+                output_names=["logits"],
+                dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises whatever it does not know
+            raise ConfigError(
+                f"{trained.name}: {trained.architecture} cannot be exported to ONNX "
+                f"({first_line(error)}), expected a model that torch.onnx knows; leave --onnx out"
+            ) from error
+        write_atomically(path, file.read_bytes())
+
+
+class _FromUnitPixels(nn.Module):
+    def __init__(self, trained: TrainedModel) -> None:
+        super().__init__()
+        self.model = trained.model
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", torch.tensor(trained.input.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(trained.input.std)[:, None, None])
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model((pixels - self.mean) / self.std)
+        return logits

@@ -1,0 +1,1 @@
+"""Sources of targets: a store, a teacher server, a teacher in this process."""

@@ -1,0 +1,118 @@
+"""A teacher in the student's own process: it sees the very pixels that the student sees.
+
+Costs a forward pass of the teacher in every step, which a store saves. Good for a short trial, for
+views without end, and to see what a store leaves out.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.data.order import SampleOrder
+from distill.data.sample_ids import SampleIds
+from distill.data.source import ImageSource
+from distill.data.views import Size, ViewPolicy
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.protocol import ReplayProofs
+from distill.targets.tensors import DenseTargets
+from store.format.manifest import TeacherIdentity
+
+
+@runtime_checkable
+class DenseTeacher(Protocol):
+    """What a teacher must offer; `teacher_server.teacher.teacher.Teacher` does."""
+
+    @property
+    def identity(self) -> TeacherIdentity: ...
+
+    @property
+    def hierarchy(self) -> SemanticHierarchy: ...
+
+    @property
+    def sizes(self) -> tuple[Size, ...]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def logits(
+        self, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]]
+    ) -> tuple[Float[Tensor, "batch _"], ...]:
+        """Those of each of its models. pixels: in each of `sizes`."""
+        ...
+
+    def answer(self, logits: Sequence[Float[Tensor, "batch _"]]) -> DenseTargets:
+        """Probabilities and confidence."""
+        ...
+
+
+class InProcessTargets:
+    """Exact answers of `teacher`, on its device.
+
+    yes_or_no: its logits are one sigmoid for each class (a model of tags), not softmaxes.
+    """
+
+    def __init__(self, teacher: DenseTeacher, *, yes_or_no: bool = False) -> None:
+        self.teacher, self.yes_or_no = teacher, yes_or_no
+        self.location = f"timm:{teacher.identity.name}"
+        self.hierarchy = teacher.hierarchy
+        self.identity = teacher.identity.fingerprint
+        self.policy: ViewPolicy | None = None
+        self.sizes: tuple[Size, ...] = teacher.sizes
+        self.ahead = 0
+
+    @property
+    def input_size(self) -> Size:
+        """Height and width that the teacher sees."""
+        return self.teacher.sizes[0]
+
+    def require_dataset(self, source: ImageSource, labels: NDArray[np.int64]) -> None:
+        """It answers for any image."""
+
+    def replay_proofs(self) -> ReplayProofs | None:
+        """There is nothing to replay."""
+        return None
+
+    def view(self, epoch: int) -> int:
+        """Every epoch has its own."""
+        return epoch
+
+    def drawn_view(self, epoch: int) -> int:
+        """See `view`."""
+        return epoch
+
+    def sample_order(self, rows: int, seed: int) -> SampleOrder:
+        """Any order is as fast."""
+        return SampleOrder(rows, seed)
+
+    def announce(
+        self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+    ) -> None:
+        """The device has the student to compute."""
+
+    def fetch(
+        self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+    ) -> DenseTargets:
+        """See `distill.targets.tensors.TargetSource`.
+
+        Where the teacher's logits are not finite, so are the targets: the loss shows it.
+        """
+        on_device = [each.to(self.teacher.device, non_blocking=True) for each in pixels]
+        logits = self.teacher.logits(on_device)
+        if self.yes_or_no:
+            order = self.hierarchy.tensors(logits[0].device).class_order
+            probs = torch.stack([own.sigmoid() for own in logits]).mean(0)[:, order]
+            return DenseTargets(probs=probs, confidence=torch.ones_like(probs[:, :1]))
+        said = self.teacher.answer(logits)
+        # Copies outside of inference mode, so that gradients may flow past them.
+        return DenseTargets(probs=said.probs.clone(), confidence=said.confidence.clone())
+
+    def prepare(self, epoch: int) -> None:
+        """The next epoch needs nothing."""
+
+    def close(self) -> None:
+        """Nothing is held."""

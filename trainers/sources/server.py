@@ -1,0 +1,117 @@
+"""A teacher server as a source of targets; requests for announced batches run ahead of time."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.data.order import SampleOrder
+from distill.data.sample_ids import SampleIds, samples_digest
+from distill.data.source import ImageSource
+from distill.data.views import Size, ViewPolicy
+from distill.errors import StoreMismatchError
+from distill.targets.protocol import ReplayProofs
+from distill.targets.tensors import SparseTargets
+from distill.wire.client import TeacherClient
+
+
+class ServerTargets:
+    """client: closed with this. ahead: how many batches are requested before their turn."""
+
+    def __init__(self, client: TeacherClient, *, ahead: int = 4) -> None:
+        self.client, self.ahead = client, ahead
+        self.location, self.hierarchy = client.location, client.hierarchy
+        self.identity = client.identity
+        self._samples = client.samples
+        # Of an ensemble the largest: the server squishes it for the others.
+        self.sizes: tuple[Size, ...] = () if self._samples else (max(client.sizes),)
+        self.policy = ViewPolicy.from_json(self._samples["policy"]) if self._samples else None
+        self._threads = ThreadPoolExecutor(max(1, ahead), thread_name_prefix="targets")
+        self._announced: dict[tuple[bytes, int], Future[SparseTargets]] = {}
+
+    @property
+    def input_size(self) -> Size:
+        """Height and width that the teacher sees."""
+        return self.client.input_size
+
+    def require_dataset(self, source: ImageSource, labels: NDArray[np.int64]) -> None:
+        """See `distill.targets.protocol`."""
+        digest = samples_digest(source.ids, labels)
+        if self._samples and self._samples["dataset"]["digest"] != digest:
+            theirs = self._samples["dataset"]
+            raise StoreMismatchError(
+                f"{self.location}: dataset {theirs['digest'][:12]} ({theirs['rows']} rows) found, "
+                f"this run expects {digest[:12]} ({len(source)} rows); train on the data that the "
+                "server was started with"
+            )
+
+    def replay_proofs(self) -> ReplayProofs | None:
+        """What the server draws of some samples; None where it draws nothing."""
+        if not self._samples:
+            return None
+        said = self.client.replay()
+        return said["proofs"] and ReplayProofs(
+            where=self.location,
+            proofs=said["proofs"],
+            views=tuple(said["views"]),
+            size=self.input_size,
+            provenance=said["provenance"],
+        )
+
+    def view(self, epoch: int) -> int:
+        """See `distill.targets.protocol`."""
+        views = self._samples and self._samples["views"]
+        return epoch % views if views else epoch
+
+    def drawn_view(self, epoch: int) -> int:
+        """See `distill.targets.protocol`."""
+        return self.view(epoch) + (self._samples["first_view"] if self._samples else 0)
+
+    def sample_order(self, rows: int, seed: int) -> SampleOrder:
+        """Any order is as fast."""
+        return SampleOrder(rows, seed)
+
+    def prepare(self, epoch: int) -> None:
+        """The server knows what to do."""
+
+    def announce(
+        self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+    ) -> None:
+        """Ask now, for a `fetch` that is coming."""
+        key = sample_ids.tobytes(), view
+        if key not in self._announced:
+            self._announced[key] = self._threads.submit(self._ask, sample_ids, view, pixels)
+
+    def fetch(
+        self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+    ) -> SparseTargets:
+        """See `distill.targets.tensors.TargetSource`."""
+        announced = self._announced.pop((sample_ids.tobytes(), view), None)
+        return announced.result() if announced else self._ask(sample_ids, view, pixels)
+
+    def close(self) -> None:
+        """Close the client; requests in progress give up."""
+        self.client.close()
+        self._threads.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> "ServerTargets":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, sample_ids: SampleIds, view: int, pixels: Sequence[Tensor]) -> SparseTargets:
+        if not self.sizes:
+            return self.client.infer_samples(sample_ids, view)
+        if not len(pixels):
+            raise ValueError("this server has no images: pass pixels of its size")
+        return self.client.infer_images(pixels[0].permute(0, 2, 3, 1).contiguous().numpy())

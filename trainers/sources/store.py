@@ -1,0 +1,166 @@
+"""A store as a `TargetSource`: decoded views behind sample ids.
+
+Views are resident, shared by all processes of the machine, where two of them fit the cache: the one
+in use and the next, which is decoded in the background. Otherwise they are streamed, and samples
+should come in the order that `sample_order` gives.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.data.order import SampleOrder
+from distill.data.sample_ids import SampleIds, find_rows, samples_digest
+from distill.data.source import ImageSource
+from distill.data.views import Size, ViewPolicy
+from distill.errors import DataError, StoreMismatchError
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.protocol import ReplayProofs
+from distill.targets.tensors import SparseTargets
+from store.logit_store import LogitStore
+from store.views.cache import Cache
+from store.views.lookup import RowIndex, open_row_index
+from store.views.resident import ResidentView, open_resident_view, resident_bytes
+from store.views.stream import StreamedView
+
+STREAM_WINDOW_BLOCKS = 8  # rows of this many blocks are shuffled together
+
+Mode = Literal["resident", "streamed"]
+
+
+def stored_proofs(store: LogitStore) -> ReplayProofs | None:
+    """What the certificate of a complete store holds; None where it holds none."""
+    proofs = store.require_complete()["replay"]
+    manifest = store.manifest
+    return proofs and ReplayProofs(
+        where=store.location,
+        proofs=proofs,
+        views=manifest.views.drawn,
+        size=manifest.teacher.input_size,
+        provenance=manifest.provenance,
+    )
+
+
+class StoreTargets:
+    """Targets of a complete store.
+
+    mode: None is resident where the cache holds two views, streamed elsewhere.
+    """
+
+    def __init__(self, store: LogitStore, cache: Cache, mode: Mode | None = None) -> None:
+        store.require_complete()
+        self.store, self.cache = store, cache
+        self.location, self.identity = store.location, store.manifest.identity
+        self.hierarchy = SemanticHierarchy.from_json(store.hierarchy)
+        store.manifest.require(store.location, hierarchy_digest=self.hierarchy.digest)
+        self.policy: ViewPolicy | None = ViewPolicy.from_json(store.manifest.views.policy)
+        self.sizes: tuple[Size, ...] = ()
+        self.ahead = 0
+        self._index: RowIndex = open_row_index(store, cache)
+        fits = min(2, self.views) * resident_bytes(store) <= cache.room()
+        self.mode: Mode = mode or ("resident" if fits else "streamed")
+        self._view: ResidentView | StreamedView | None = None
+        self._next: tuple[int, Future[ResidentView]] | None = None
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="next-view")
+
+    @property
+    def views(self) -> int:
+        """V; epoch e uses view e mod V."""
+        return self.store.manifest.views.count
+
+    @property
+    def input_size(self) -> Size:
+        """Height and width that the teacher saw."""
+        return self.store.manifest.teacher.input_size
+
+    def require_dataset(self, source: ImageSource, labels: NDArray[np.int64]) -> None:
+        """See `distill.targets.protocol`; says what differs."""
+        if samples_digest(source.ids, labels) == self.store.manifest.dataset.digest:
+            return
+        rows = find_rows(self.store.sample_ids, source.ids)
+        if absent := np.flatnonzero(rows < 0).tolist():
+            raise StoreMismatchError(
+                f"{self.location}: lacks {len(absent)} of the {len(source)} samples in "
+                f"{source.location} (first: {source.samples[absent[0]].key!r}), expected all of "
+                "them; run `distill precompute` on this data, or train on the data of the store"
+            )
+        stored = self.store.labels[rows]
+        if other := np.flatnonzero(stored != labels).tolist():
+            first, names = other[0], [*self.hierarchy.synsets, "no label"]
+            raise StoreMismatchError(
+                f"{self.location}: {len(other)} of {len(source)} samples have another label than "
+                f"in {source.location} (first: {source.samples[first].key!r}, "
+                f"{names[stored[first]]} there and {names[labels[first]]} here), expected the "
+                "same; train on the data as it was, with new labels in a list for --samples"
+            )
+        raise StoreMismatchError(
+            f"{self.location}: holds {len(self.store.sample_ids)} samples, of which "
+            f"{source.location} has {len(source)}, expected the same data; to train on some of it "
+            "alone, give the whole data and --samples"
+        )
+
+    def replay_proofs(self) -> ReplayProofs | None:
+        """See `distill.targets.protocol`."""
+        return stored_proofs(self.store)
+
+    def view(self, epoch: int) -> int:
+        """See `distill.targets.protocol`."""
+        return epoch % self.views
+
+    def drawn_view(self, epoch: int) -> int:
+        """See `distill.targets.protocol`."""
+        return self.store.manifest.views.first + self.view(epoch)
+
+    def sample_order(self, rows: int, seed: int) -> SampleOrder:
+        """The order in which samples are read fast: shuffled as a whole, or within some blocks."""
+        if self.mode == "resident":
+            return SampleOrder(rows, seed)
+        manifest = self.store.manifest
+        return SampleOrder(
+            rows,
+            seed,
+            block_rows=manifest.block_rows,
+            window=STREAM_WINDOW_BLOCKS,
+        )
+
+    def fetch(
+        self, sample_ids: SampleIds, view: int, pixels: Sequence[Tensor] = ()
+    ) -> SparseTargets:
+        """See `distill.targets.tensors.TargetSource`."""
+        rows = self._index.rows(sample_ids)
+        if (rows < 0).any():
+            raise DataError(
+                f"{self.store.location}: {int((rows < 0).sum())} of {len(rows)} samples are not in "
+                "the store; precompute the data set that the student trains on"
+            )
+        answers = self._opened(view).gather(rows)
+        return SparseTargets.from_answers(answers, self.store.manifest.slots)
+
+    def announce(self, sample_ids: SampleIds, view: int, pixels: Sequence[Tensor] = ()) -> None:
+        """Reading takes no time."""
+
+    def prepare(self, epoch: int) -> None:
+        """Decode that epoch's view in the background, to be there when it is asked for."""
+        view = self.view(epoch)
+        in_use = self._view is not None and self._view.view == view
+        if self.mode == "resident" and not in_use and (not self._next or self._next[0] != view):
+            future = self._background.submit(
+                open_resident_view, self.store, view, self.cache, workers=1
+            )
+            self._next = (view, future)
+
+    def _opened(self, view: int) -> ResidentView | StreamedView:
+        if self._view is None or self._view.view != view:
+            self._view = None  # lets the cache have its bytes back
+            if self.mode == "streamed":
+                self._view = StreamedView(self.store, view, capacity=STREAM_WINDOW_BLOCKS)
+            elif self._next and self._next[0] == view:
+                self._view = self._next[1].result()
+            else:
+                self._view = open_resident_view(self.store, view, self.cache)
+            self._next = None
+        return self._view

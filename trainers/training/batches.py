@@ -1,0 +1,135 @@
+"""Which images a process gets at which step, and the batches of them, a few ahead.
+
+A step takes the next `batch_size` rows of the order, whatever the number of processes; each process
+takes its parts of them.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.data.loader import ViewBatch, ViewRequest, in_batches, load_views
+from distill.data.order import SampleOrder
+from distill.data.source import ImageSource
+from distill.data.views import Size, ViewPolicy
+from distill.errors import ConfigError, DataError
+from distill.targets.protocol import TrainingTargets
+from trainers.process_group import World
+from trainers.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingSet:
+    """kept: [rows of source], which are trained on. order: of all rows.
+
+    max_bad_fraction: share of unreadable images beyond which training stops. bad: those found.
+    """
+
+    source: ImageSource
+    kept: NDArray[np.bool_]
+    order: SampleOrder
+    policy: ViewPolicy
+    targets: TrainingTargets | None
+    max_bad_fraction: float = 0.001
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.kept.sum())
+
+    def steps_per_epoch(self, recipe: Recipe, world: World) -> int:
+        """Whole batches in an epoch.
+
+        Raises:
+            ConfigError: there is none, or its parts are too small.
+        """
+        parts = world.size * recipe.accumulate
+        if recipe.batch_size < 2 * parts:
+            raise ConfigError(
+                f"batch_size {recipe.batch_size} found for {world.size} processes × "
+                f"{recipe.accumulate} parts, expected two images for each; raise --batch-size"
+            )
+        if len(self) < recipe.batch_size:
+            raise ConfigError(
+                f"{len(self)} training images found, expected at least one batch of "
+                f"{recipe.batch_size}; lower --batch-size"
+            )
+        return len(self) // recipe.batch_size
+
+    def pixels_for_teacher(self, batch: ViewBatch) -> list[UInt8[Tensor, "batch 3 _ _"]]:
+        """At each size that the targets need."""
+        wanted = self.targets is not None and self.targets.sizes
+        return [pixels[:, 0] for pixels in batch.pixels[1:]] if wanted else []
+
+    def batches(
+        self,
+        recipe: Recipe,
+        world: World,
+        *,
+        first_step: int,
+        size: Size,
+        workers: int,
+        pin_memory: bool,
+    ) -> Iterator[ViewBatch]:
+        """This process's parts of every step from `first_step` on, one view of each image.
+
+        At the student's `size`, then at those that the targets need. Targets are told of a batch
+        some batches before its turn.
+        """
+        targets, ids = self.targets, self.source.ids
+        sizes = [size, *(targets.sizes if targets else ())]
+        epochs: deque[int] = deque()
+        coming: deque[ViewBatch] = deque()
+
+        def requests() -> Iterator[list[ViewRequest]]:
+            for epoch, rows in self._parts(recipe, world, first_step):
+                epochs.append(epoch)
+                view = targets.drawn_view(epoch) if targets else epoch
+                yield from in_batches(rows, (view,), len(rows))
+
+        for batch in load_views(
+            self.source, self.policy, sizes, requests(), workers=workers, pin_memory=pin_memory
+        ):
+            self._note_bad(batch)
+            epoch = epochs.popleft()
+            if targets:
+                pixels = self.pixels_for_teacher(batch)
+                targets.announce(ids[batch.rows], targets.view(epoch), pixels)
+            coming.append(batch)
+            if len(coming) > (targets.ahead if targets else 0):
+                yield coming.popleft()
+        yield from coming
+
+    def _note_bad(self, batch: ViewBatch) -> None:
+        self.bad.update(batch.bad)
+        if len(self.bad) > self.max_bad_fraction * len(self):
+            first, reason = next(iter(self.bad.items()))
+            raise DataError(
+                f"{self.source.location}: {len(self.bad)} of {len(self)} images cannot be read "
+                f"(first: {self.source.samples[first].key!r}, {reason}), expected at most "
+                f"{self.max_bad_fraction:.2%}; repair the data, or raise --max-bad-fraction"
+            )
+        if len(batch.rows) < 2:  # batch norm needs two
+            reasons = ", ".join(sorted(set(batch.bad.values())))
+            raise DataError(
+                f"{self.source.location}: {len(batch.rows)} images of a batch can be read "
+                f"({reasons}), expected at least two good ones; repair the data"
+            )
+
+    def _parts(
+        self, recipe: Recipe, world: World, first_step: int
+    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        steps = self.steps_per_epoch(recipe, world)
+        for epoch in range(first_step // steps, recipe.epochs):
+            rows = self.order.epoch(epoch)
+            rows = rows[self.kept[rows]]
+            first = first_step % steps if epoch == first_step // steps else 0
+            for step in range(first, steps):
+                batch = rows[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+                parts = np.array_split(batch, world.size * recipe.accumulate)
+                for part in parts[world.rank :: world.size]:
+                    yield epoch, part

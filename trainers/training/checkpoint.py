@@ -1,0 +1,137 @@
+"""Checkpoints: everything that training needs to go on as if it had never stopped.
+
+Randomness is not among it: what a step draws is a function of seed, step and rank. Nor is the
+number of processes, which may change from one part of a run to the next.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from distill.data.order import SampleOrder
+from distill.errors import ConfigError, first_line
+from distill.files import write_atomically
+from distill.settings import flat
+from trainers.process_group import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """steps: done by the optimiser. loss_sums: of the epoch under way. history: epochs judged.
+
+    order: of the samples, which stays what it was when the run began.
+    """
+
+    order: SampleOrder
+    steps: int = 0
+    loss_sums: tuple[float, float] = (0.0, 0.0)
+    history: tuple[Mapping[str, Any], ...] = ()
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    model: nn.Module,
+    averaged: nn.Module | None,
+    optimizer: Optimizer,
+    run: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    """checkpoint.pt to go on from, run.json to read. Each is whole at every moment.
+
+    averaged: the weights' moving average. run: the recipe and identities that a resumed run shares.
+    """
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "averaged": averaged.state_dict() if averaged else None,
+            "optimizer": optimizer.state_dict(),
+            "run": dict(run),
+            "steps": progress.steps,
+            "loss_sums": list(progress.loss_sums),
+            "order": asdict(progress.order),
+            "history": [dict(record) for record in progress.history],
+        },
+        buffer,
+    )
+    write_atomically(folder / "checkpoint.pt", buffer.getvalue())
+    readable = {**run, "steps": progress.steps, "history": list(progress.history)}
+    write_atomically(folder / "run.json", (json.dumps(readable, indent=1) + "\n").encode())
+
+
+def read_checkpoint(folder: Path, run: Mapping[str, Any], world: World) -> dict[str, Any] | None:
+    """The last checkpoint, on the CPU of every process; None where there is none.
+
+    Rank 0 alone reads the file.
+
+    Raises:
+        ConfigError: the checkpoint is of another run, or damaged.
+    """
+    path = folder / "checkpoint.pt"
+    content = world.from_leader(path.read_bytes() if world.leads and path.exists() else None)
+    if content is None:
+        return None
+    try:
+        saved: dict[str, Any] = torch.load(
+            io.BytesIO(content), map_location="cpu", weights_only=True
+        )
+        before: dict[str, Any] = saved["run"]
+        then, now = flat(before), flat(run)
+    except Exception as error:  # torch.load raises whatever damaged bytes provoke
+        raise _unreadable(path, error) from error
+    _require_same(path, then, now)
+    return saved
+
+
+def restore(
+    folder: Path,
+    saved: Mapping[str, Any],
+    *,
+    model: nn.Module,
+    averaged: nn.Module | None,
+    optimizer: Optimizer,
+) -> Progress:
+    """Fill model, average and optimiser with what was saved.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        model.load_state_dict(saved["model"])
+        if averaged:
+            averaged.load_state_dict(saved["averaged"])
+        optimizer.load_state_dict(saved["optimizer"])
+        labels_sum, kd_sum = saved["loss_sums"]
+        return Progress(
+            steps=int(saved["steps"]),
+            loss_sums=(float(labels_sum), float(kd_sum)),
+            history=tuple(saved["history"]),
+            order=SampleOrder(**saved["order"]),
+        )
+    except Exception as error:  # modules raise whatever other tensors provoke
+        raise _unreadable(folder / "checkpoint.pt", error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{path}: not a readable checkpoint ({first_line(error)}); expected one that this version "
+        "of distill wrote: delete it, or choose another --out"
+    )
+
+
+def _require_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Names the first setting that differs, by its dotted key."""
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key):
+            raise ConfigError(
+                f"{path}: {key} is {then.get(key)!r}, this run has {now.get(key)!r}; repeat the "
+                "command it was made with to go on, or choose another --out"
+            )

@@ -1,0 +1,239 @@
+"""Train a student on for another task: one class an image, or any number of tags.
+
+The classes are those of the data, without a hierarchy. `compare` answers whether pretraining was
+worth it, by training from several starting points.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distill.charts import draw_curves
+from distill.data.sample_list import SampleList
+from distill.data.source import ImageSource, label_indices
+from distill.errors import ConfigError, DataError
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.protocol import TrainingTargets
+from trainers.evaluation.evaluate import validation_on
+from trainers.evaluation.meters import Meter, Reading, SingleLabel, tag_meter
+from trainers.process_group import Machine
+from trainers.recipe import Recipe
+from trainers.training.loop import TrainReport, train
+from trainers.training.matching import matched, require_hierarchy
+from trainers.training.objectives import Tags, objective_of
+
+RANDOM, PRETRAINED = "random", "pretrained"
+MOST_CLASSES = 100_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledImages:
+    """tags: [n, classes] of images with any number of tags; None where each has one class."""
+
+    source: ImageSource
+    tags: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """Where the curve of random weights reaches the one of pretrained weights."""
+
+    epoch: float
+    accuracy: float
+
+
+def classes_of(source: ImageSource) -> SemanticHierarchy:
+    """The classes that occur, as a hierarchy of one level.
+
+    Raises:
+        DataError: an image has no label, or names and numbers are mixed.
+    """
+    labels = set(source.samples.labels)
+    if None in labels or not labels:
+        raise DataError(
+            f"{source.location}: images without a label found, expected one folder a class; for "
+            "images with tags pass --tags"
+        )
+    if all(isinstance(label, int) for label in labels):
+        most = max(int(label or 0) for label in labels)
+        if most >= MOST_CLASSES:
+            raise DataError(
+                f"{source.location}: class {most} found, expected numbers below {MOST_CLASSES}"
+            )
+        names = [str(number) for number in range(1 + most)]
+    elif all(isinstance(label, str) for label in labels):
+        names = sorted(str(label) for label in labels)
+    else:
+        raise DataError(f"{source.location}: names and numbers found as labels, expected one kind")
+    return SemanticHierarchy.from_chains(names, {}, name=Path(source.location).name)
+
+
+def finetune(
+    *,
+    recipe: Recipe,
+    training: LabelledImages,
+    validation: LabelledImages | None,
+    classes: SemanticHierarchy,
+    targets: TrainingTargets | None,
+    samples: SampleList | None,
+    out: Path,
+    machine: Machine,
+    max_bad_fraction: float = 0.001,
+    checkpoint_every: int = 500,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+) -> TrainReport:
+    """Train, or go on training, what `recipe` says; leaves student.safetensors in `out`.
+
+    Raises:
+        ConfigError: the scheme does not fit the data, or `out` holds another run.
+        StoreMismatchError: the targets are of other images or classes.
+    """
+    if training.tags is not None and samples and any(samples.wnids):
+        raise ConfigError(
+            f"{samples.location}: labels found for images with tags, expected keys alone; change "
+            "the tags in their own file"
+        )
+    if training.tags is not None and recipe.scheme != "multi-label":
+        raise ConfigError(
+            f"scheme {recipe.scheme} found for images with tags, expected multi-label; leave "
+            "--scheme out"
+        )
+    require_hierarchy(targets, classes)
+    source = training.source
+    tagged = np.zeros(len(source), np.int64)
+    what = matched(
+        recipe=recipe,
+        source=source,
+        labels=label_indices(source, classes) if training.tags is None else tagged,
+        hierarchy=classes,
+        targets=targets,
+        samples=samples,
+        max_bad_fraction=max_bad_fraction,
+        say=say,
+    )
+    objective = (
+        objective_of(recipe, classes, what.labels)
+        if training.tags is None
+        else Tags(hierarchy=classes, given=training.tags, recipe=recipe)
+    )
+    validate = None
+    if validation:
+        new_meter = _meters(recipe, validation, classes, machine.device)
+        validate = validation_on(validation.source, new_meter, machine)
+    return train(
+        recipe=what.recipe,
+        objective=objective,
+        images=what.images,
+        validate=validate,
+        identity={**what.identity, "tags_digest": _digest(training.tags)},
+        out=out,
+        machine=machine,
+        checkpoint_every=checkpoint_every,
+        stop=stop,
+        say=say,
+    )
+
+
+def compare(
+    inits: Sequence[str],
+    longer: float,
+    recipe: Recipe,
+    out: Path,
+    run: Callable[[Recipe, Path], TrainReport],
+) -> dict[str, TrainReport]:
+    """One run for each start, in a folder of its own; random weights get `longer` times the epochs.
+
+    "Rethinking ImageNet pre-training" (He et al. 2018, arXiv 1811.08883): given time, they may
+    catch up. Ends early where a run was stopped.
+    """
+    reports: dict[str, TrainReport] = {}
+    names = [Path(init).stem for init in inits]
+    absent = [i for i in inits if i not in (RANDOM, PRETRAINED) and not Path(i).exists()]
+    if absent:
+        raise ConfigError(
+            f"{absent[0]} found in --compare, but no such file; expected pretrained, random, a "
+            "weight file or a run's folder"
+        )
+    if len({*names}) < max(2, len(names)):
+        raise ConfigError(
+            f"{', '.join(names)} found in --compare, expected two or more starts of other names, "
+            "such as pretrained,random"
+        )
+    for init, name in zip(inits, names, strict=True):
+        epochs = round(recipe.epochs * (longer if init == RANDOM else 1))
+        start = replace(recipe, init=init, epochs=epochs)
+        reports[name] = run(start, out / name)
+        if reports[name].stopped:
+            break
+    return reports
+
+
+def crossing(
+    first: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]
+) -> Crossing | None:
+    """Where `other` (epoch, accuracy) reaches `first`, which stays at its end; None if it does not.
+
+    From where it lay below.
+    """
+    x0 = [x for x, _ in first]
+    y0 = [y for _, y in first]
+    below: tuple[float, float, float] | None = None
+    for x, y in other:
+        level = float(np.interp(x, x0, y0))
+        if y >= level and below:
+            x1, y1, level1 = below
+            share = (level1 - y1) / max((level1 - y1) + (y - level), 1e-12)
+            return Crossing(epoch=x1 + share * (x - x1), accuracy=y1 + share * (y - y1))
+        below = (x, y, level) if y < level else None
+    return None
+
+
+def draw_comparison(
+    path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]], figure: str
+) -> Crossing | None:
+    """The curves, and where random weights reach the first other start."""
+    curves = {
+        name: [(float(r["epoch"]), float(r["validation"][figure])) for r in history]
+        for name, history in histories.items()
+    }
+    starts = [name for name in curves if name != RANDOM]
+    met = crossing(curves[starts[0]], curves[RANDOM]) if starts and RANDOM in curves else None
+    draw_curves(
+        path,
+        curves,
+        x="epoch",
+        y=f"{figure.replace('_', ' ')} on validation images",
+        title="Was pretraining worth it?",
+        mark=(met.epoch, met.accuracy, f"epoch {met.epoch:.1f}") if met else None,
+    )
+    return met
+
+
+def _digest(tags: NDArray[np.bool_] | None) -> str | None:
+    return None if tags is None else hashlib.sha256(np.packbits(tags).tobytes()).hexdigest()
+
+
+def _meters(
+    recipe: Recipe, images: LabelledImages, classes: SemanticHierarchy, device: torch.device
+) -> Callable[[], Meter]:
+    """Makes a new meter."""
+    source, tags = images.source, images.tags
+    if tags is not None:
+        return lambda: tag_meter(tags, classes, Reading(recipe.scheme), device)
+    strange = {label for label in source.samples.labels if isinstance(label, str)}
+    if strange := strange - {*classes.synsets}:
+        raise DataError(
+            f"{source.location}: {len(strange)} classes of the validation images are not among "
+            f"the {classes.num_classes} of the training images (first: {min(strange)!r}), expected "
+            "the same; leave them out, or add images of them to both"
+        )
+    labels, everything = label_indices(source, classes), range(classes.num_classes)
+    reading = Reading(recipe.scheme)
+    return lambda: SingleLabel(labels, classes, reading, everything, device)

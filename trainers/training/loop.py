@@ -1,0 +1,277 @@
+"""The training loop, read from top to bottom: one student, any objective, any targets.
+
+Covers one device or several, gradient accumulation, averaged weights, resume at any step with the
+same numbers, and stopping. What is trained on and why is the caller's:
+`trainers.training.pretrain`, `trainers.training.finetune`.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from distill.errors import ConfigError, first_line
+from distill.models import check_input
+from distill.progress import progress
+from distill.targets.tensors import sent
+from trainers.evaluation.evaluate import Stopped, Validate
+from trainers.models.student import create_student, student_input, write_student
+from trainers.process_group import Machine, World
+from trainers.recipe import Recipe
+from trainers.training.batches import TrainingSet
+from trainers.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
+from trainers.training.objectives import Objective
+from trainers.training.record import Record, StepLosses
+
+FIRST_LR = 1 / 25  # of the top learning rate, as torch's own one-cycle schedule begins
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """validation: after the last epoch, None without images for it. stopped: before its end."""
+
+    student: Path
+    steps: int  # of this part of the run
+    images_per_s: float  # of this part, validation included
+    unreadable: Mapping[str, str]  # why, by key, of images that were left out
+    validation: Mapping[str, Any] | None
+    stopped: bool
+
+
+def train(
+    *,
+    recipe: Recipe,
+    objective: Objective,
+    images: TrainingSet,
+    validate: Validate | None,
+    identity: Mapping[str, Any],
+    out: Path,
+    machine: Machine,
+    checkpoint_every: int,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> TrainReport:
+    """Train, or go on training, until the recipe's last epoch or until `stop` says so.
+
+    identity: what a run that goes on must find again, beside the recipe.
+    """
+    device, world = machine.device, machine.world
+    steps_per_epoch = images.steps_per_epoch(recipe, world)
+    total_steps = recipe.epochs * steps_per_epoch
+    targets, kd_weight = images.targets, recipe.kd_weight or 0.0
+
+    num_classes, model_input = objective.hierarchy.num_classes, student_input(recipe)
+    run = {"recipe": recipe.to_json(), **identity}
+    saved = read_checkpoint(out, run, world)
+    # Weights that a checkpoint replaces need not be there any more.
+    model = create_student(replace(recipe, init="random") if saved else recipe, num_classes)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check_input(model, recipe.student, model_input, num_classes)
+    averaged = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
+    judged = averaged.module if averaged else model
+    optimizer = _optimizer(recipe, model)
+    schedule = _one_cycle(recipe, optimizer, total_steps)
+    done = Progress(order=images.order)
+    if saved:
+        done = restore(out, saved, model=model, averaged=averaged, optimizer=optimizer)
+        images = replace(images, order=done.order)
+        say(f"going on at step {done.steps} of {total_steps}")
+    parallel = world.parallel(model, device)
+    if machine.compiled:
+        parallel = torch.compile(parallel)  # type: ignore[assignment]
+    batches = images.batches(
+        recipe,
+        world,
+        first_step=done.steps,
+        size=model_input.size,
+        workers=machine.workers,
+        pin_memory=device.type == "cuda",
+    )
+    record = Record(out / "tensorboard", world, done.steps + 1)
+    losses = StepLosses(device)
+    first_step, seen, stopped = done.steps, 0, False
+    started = time.monotonic()
+
+    def save() -> None:
+        _require_finite(model, done.steps)
+        if world.leads:
+            record.flush()
+            save_checkpoint(
+                out, model=model, averaged=averaged, optimizer=optimizer, run=run, progress=done
+            )
+
+    model.train()
+    with progress("train", total_steps, "steps", done=done.steps, shown=world.leads) as tick:
+        while not stopped:
+            if len(done.history) < done.steps // steps_per_epoch:
+                world.share_buffers(judged)
+                try:
+                    validation = validate(judged, model_input, stop) if validate else {}
+                except Stopped:
+                    stopped = True
+                    break
+                epoch = _epoch_record(done, steps_per_epoch, validation)
+                done = replace(done, loss_sums=(0.0, 0.0), history=(*done.history, epoch))
+                record.scalars(done.steps, _prefixed("validation", validation))
+                say(_epoch_line(epoch))
+                save()
+            if done.steps == total_steps:
+                break
+
+            step, epoch_number = done.steps, done.steps // steps_per_epoch
+            schedule.step_update(step)
+            torch.manual_seed(_seed(recipe.seed, step, world.rank))
+            losses.begin()
+            for part in range(recipe.accumulate):
+                batch = next(batches)
+                rows = batch.rows
+                pixels = batch.pixels[0][:, 0].to(device, non_blocking=True)
+                labels = sent(objective.labels(rows), device)
+                share = len(rows) / recipe.batch_size
+                last = part == recipe.accumulate - 1
+                with _gradients_averaged(parallel, world, now=last):
+                    inputs = model_input.normalise(pixels)
+                    with _autocast(recipe, device):
+                        logits = parallel(inputs.contiguous(memory_format=torch.channels_last))
+                    loss = objective.loss(logits=logits, labels=labels)
+                    kd = torch.zeros_like(loss)
+                    if targets:
+                        answers = targets.fetch(
+                            images.source.ids[rows],
+                            targets.view(epoch_number),
+                            images.pixels_for_teacher(batch),
+                        ).to(device)
+                        kd = objective.distance(logits=logits, targets=answers, labels=labels)
+                    # The mean over all images of the step, whoever has them.
+                    ((loss + kd_weight * kd) * (share * world.size)).backward()
+                losses.add(labels=loss, kd=kd, share=share, rows=rows)
+                seen += len(rows)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if averaged:
+                averaged.update(model, step)
+            if targets and epoch_number + 1 < recipe.epochs:
+                targets.prepare(epoch_number + 1)
+            done = replace(done, steps=step + 1)
+            tick(1, f"epoch {epoch_number + 1}")
+
+            stopped = world.any(stop())
+            epoch_ends = done.steps % steps_per_epoch == 0
+            due = epoch_ends or stopped or done.steps % checkpoint_every == 0
+            if due or losses.full:
+                values = losses.taken(world, done.steps, images.source.samples)
+                labels_sum, kd_sum = np.sum(values, axis=0) + done.loss_sums
+                done = replace(done, loss_sums=(float(labels_sum), float(kd_sum)))
+                record.losses(done.steps + 1 - len(values), values, kd_weight)
+                record.scalars(done.steps, {"lr": optimizer.param_groups[0]["lr"]})
+            if due:
+                save()
+    record.close()
+    finished = done.steps == total_steps and len(done.history) == recipe.epochs
+    student = out / "student.safetensors"
+    if world.leads and finished:
+        write_student(judged.state_dict(), recipe, objective.hierarchy, student)
+    return TrainReport(
+        student=student,
+        steps=done.steps - first_step,
+        images_per_s=seen * world.size / max(time.monotonic() - started, 1e-9),
+        unreadable={
+            images.source.samples[row].key: reason
+            for row, reason in sorted(world.gathered(images.bad).items())
+        },
+        validation=done.history[-1].get("validation") if done.history else None,
+        stopped=not finished,
+    )
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """Without weight decay for norms, biases and what the model itself names."""
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
+        if getattr(optimizer, "is_second_order", False):
+            raise ValueError("it needs second derivatives")
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"optimizer {recipe.optimizer!r} found ({first_line(error)}), expected one of timm's, "
+            "such as adamw, sgd or lamb"
+        ) from error
+    return optimizer
+
+
+def _one_cycle(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, total_steps: int
+) -> CosineLRScheduler:
+    """Up linearly, then down half a cosine to zero; a function of the step alone."""
+    rise = int(recipe.warmup * total_steps)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=total_steps - rise,
+        warmup_t=rise,
+        warmup_lr_init=recipe.lr * FIRST_LR,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+
+
+def _require_finite(model: nn.Module, step: int) -> None:
+    """Before they are saved: a checkpoint of such weights is of no use."""
+    finite = torch.stack([parameter.isfinite().all() for parameter in model.parameters()])
+    if not finite.all():
+        raise ConfigError(
+            f"the weights after step {step} are no finite numbers, expected them to be; the last "
+            "checkpoint is kept: lower --lr"
+        )
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    """Of all that a step draws, such as dropout."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
+    by_device = "bfloat16" if device.type == "cuda" else "float32"
+    precision = by_device if recipe.precision == "auto" else recipe.precision
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _gradients_averaged(
+    parallel: nn.Module, world: World, *, now: bool
+) -> AbstractContextManager[object]:
+    """Several processes exchange gradients once a step, with its last part."""
+    if world.size == 1 or now:
+        return nullcontext()
+    no_sync: AbstractContextManager[object] = parallel.no_sync()  # type: ignore[operator]
+    return no_sync
+
+
+def _epoch_record(
+    done: Progress, steps_per_epoch: int, validation: Mapping[str, Any]
+) -> dict[str, Any]:
+    labels, kd = (total / steps_per_epoch for total in done.loss_sums)
+    record = {"epoch": len(done.history) + 1, "label_loss": labels, "kd_loss": kd}
+    return {**record, "validation": dict(validation)} if validation else record
+
+
+def _epoch_line(record: Mapping[str, Any]) -> str:
+    line = f"epoch {record['epoch']}: label loss {record['label_loss']:.4f}, KD loss "
+    line += f"{record['kd_loss']:.4f}"
+    for name, value in _prefixed("validation", record.get("validation", {})).items():
+        line += f", {name.replace('/', ' ').replace('_', ' ')} {100 * value:.2f}%"
+    return line
+
+
+def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
+    return {f"{prefix}/{name}": v for name, v in values.items() if isinstance(v, float)}

@@ -1,0 +1,117 @@
+"""Do data, labels, hierarchy and views match the targets? Then they make a training set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data.order import SampleOrder
+from distill.data.sample_ids import samples_digest
+from distill.data.sample_list import SampleList
+from distill.data.source import ImageSource
+from distill.errors import DataError, StoreMismatchError
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.protocol import TrainingTargets
+from trainers.recipe import Recipe
+from trainers.sources.replay import check_replay
+from trainers.training.batches import TrainingSet
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Matched:
+    """recipe: with the views of the targets. labels: [n], with those of the list.
+
+    identity: what a run that goes on must find again.
+    """
+
+    recipe: Recipe
+    images: TrainingSet
+    labels: NDArray[np.int64]
+    identity: dict[str, Any]
+
+
+def matched(
+    *,
+    recipe: Recipe,
+    source: ImageSource,
+    labels: NDArray[np.int64],
+    hierarchy: SemanticHierarchy,
+    targets: TrainingTargets | None,
+    samples: SampleList | None,
+    max_bad_fraction: float,
+    say: Callable[[str], None],
+) -> Matched:
+    """All of `source`, or what is on the list, to be trained on with those targets.
+
+    Raises:
+        StoreMismatchError: the targets are of other images or labels, or this machine draws other
+        views.
+        DataError: the list does not fit the data, or nothing says what the images are.
+    """
+    if targets:
+        targets.require_dataset(source, labels)
+        if targets.policy:
+            recipe = replace(recipe, views=targets.policy)
+            _check_views(targets, source, say)
+    kept = np.ones(len(source), np.bool_)
+    if samples:
+        rows, labels = samples.applied(source, labels, hierarchy)
+        kept = np.zeros(len(source), np.bool_)
+        kept[rows] = True
+        say(f"{len(rows)} of {len(source)} images are on the list")
+    if not targets and not (labels[kept] >= 0).any():
+        raise DataError(
+            f"{source.location}: no image has a label of {hierarchy.name}, and there are no "
+            "--targets; expected something to learn: pass the --label-set of the data, or targets"
+        )
+    order = (
+        targets.sample_order(len(source), recipe.seed)
+        if targets
+        else SampleOrder(len(source), recipe.seed)
+    )
+    return Matched(
+        recipe=recipe,
+        images=TrainingSet(
+            source=source,
+            kept=kept,
+            order=order,
+            policy=recipe.views,
+            targets=targets,
+            max_bad_fraction=max_bad_fraction,
+        ),
+        labels=labels,
+        identity={
+            "hierarchy_digest": hierarchy.digest,
+            "dataset_digest": samples_digest(source.ids[kept], labels[kept]),
+            "targets": targets.identity if targets else None,
+        },
+    )
+
+
+def require_hierarchy(targets: TrainingTargets | None, hierarchy: SemanticHierarchy) -> None:
+    """That the targets are of those classes.
+
+    Raises:
+        StoreMismatchError: they are not.
+    """
+    if targets and targets.hierarchy.digest != hierarchy.digest:
+        raise StoreMismatchError(
+            f"{targets.location}: hierarchy {targets.hierarchy.digest[:12]} found, this run "
+            f"expects {hierarchy.digest[:12]}; use targets of these classes, or pretrain on theirs "
+            "by leaving --label-set out"
+        )
+
+
+def _check_views(targets: TrainingTargets, source: ImageSource, say: Callable[[str], None]) -> None:
+    """That this machine draws the very views that the teacher saw."""
+    proofs = targets.replay_proofs()
+    if proofs and targets.policy:
+        replayed = check_replay(proofs, source, targets.policy)
+        say(f"replay proof: {replayed} views drawn again, pixel for pixel what the teacher saw")
+    else:
+        say(
+            f"{targets.location}: holds no replay proof of these images; their views are taken on "
+            "trust"
+        )

@@ -1,0 +1,140 @@
+"""What a student learns: the labels of images, the loss on them, the distance to the teacher.
+
+The loop trains any `Objective`; a scheme is nothing but the choice of one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.losses.baselines import (
+    multi_label_kd_loss,
+    multi_label_loss,
+    present_classes,
+    single_label_kd_loss,
+    single_label_loss,
+)
+from distill.losses.semantic import semantic_kd_loss, semantic_softmax_loss
+from distill.targets.tensors import TeacherTargets
+from trainers.recipe import Recipe, Scheme
+
+Logits = Float[Tensor, "batch classes"]
+Scalar = Float[Tensor, ""]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """Losses are means over the images of a batch."""
+
+    @property
+    def hierarchy(self) -> SemanticHierarchy:
+        """Of the logits' classes."""
+        ...
+
+    def labels(self, rows: list[int]) -> Tensor:
+        """Of those images, on the CPU; one row each."""
+        ...
+
+    def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
+        """What the labels say of the logits."""
+        ...
+
+    def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor) -> Scalar:
+        """What the teacher says of them."""
+        ...
+
+
+def objective_of(
+    recipe: Recipe, hierarchy: SemanticHierarchy, labels: NDArray[np.int64]
+) -> Objective:
+    """labels: [n] class indices, negative for none."""
+    kinds: dict[Scheme, Callable[..., Objective]] = {
+        "single-label": SingleLabel,
+        "multi-label": MultiLabel,
+        "semantic": Semantic,
+    }
+    return kinds[recipe.scheme](hierarchy=hierarchy, given=labels, recipe=recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Taught:
+    """What all have in common. given: labels by row, as each objective takes them."""
+
+    hierarchy: SemanticHierarchy
+    given: NDArray[Any]
+    recipe: Recipe
+    kd_loss: ClassVar[Callable[..., Scalar]]
+
+    def labels(self, rows: list[int]) -> Tensor:
+        """See `Objective`."""
+        return torch.from_numpy(self.given[rows])
+
+    def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor | None) -> Scalar:
+        """See `Objective`; without labels confidence is the teacher's alone."""
+        return type(self).kd_loss(
+            student_logits=logits,
+            targets=targets,
+            labels=labels,
+            hierarchy=self.hierarchy,
+            divergence=self.recipe.divergence,
+        )
+
+
+class Semantic(_Taught):
+    """One softmax for each hierarchy. given: [n] class indices."""
+
+    kd_loss = staticmethod(semantic_kd_loss)
+
+    def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
+        """Semantic softmax."""
+        return semantic_softmax_loss(
+            logits=logits,
+            labels=labels,
+            hierarchy=self.hierarchy,
+            label_smoothing=self.recipe.label_smoothing,
+            weights=self.recipe.hierarchy_weights,
+        )
+
+
+class SingleLabel(_Taught):
+    """One softmax over all classes. given: [n] class indices."""
+
+    kd_loss = staticmethod(single_label_kd_loss)
+
+    def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
+        """Cross-entropy."""
+        return single_label_loss(
+            logits=logits, labels=labels, label_smoothing=self.recipe.label_smoothing
+        )
+
+
+class MultiLabel(_Taught):
+    """One sigmoid for each class. given: [n] class indices, which mean their ancestors too."""
+
+    kd_loss = staticmethod(multi_label_kd_loss)
+
+    def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
+        """Binary losses."""
+        present = present_classes(labels, self.hierarchy)
+        return multi_label_loss(logits=logits, present=present, kind=self.recipe.multi_label_loss)
+
+
+class Tags(_Taught):
+    """One sigmoid for each tag. given: [n, classes], which tags each image has."""
+
+    kd_loss = staticmethod(multi_label_kd_loss)
+
+    def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
+        """Binary losses."""
+        return multi_label_loss(logits=logits, present=labels, kind=self.recipe.multi_label_loss)
+
+    def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor | None) -> Scalar:
+        """Binary KD on every tag: tags have no depth that confidence could follow."""
+        return super().distance(logits=logits, targets=targets, labels=None)

@@ -1,0 +1,78 @@
+"""Pretrain a student on synsets, with what a teacher says of the same views.
+
+`trainers.training.matching` checks that everything belongs together, `trainers.training.loop`
+trains.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from distill.data.sample_list import SampleList
+from distill.data.source import ImageSource, label_indices
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.protocol import TrainingTargets
+from trainers.evaluation.evaluate import validation_on
+from trainers.evaluation.meters import Reading, Semantic
+from trainers.process_group import Machine
+from trainers.recipe import Recipe
+from trainers.training.loop import TrainReport, train
+from trainers.training.matching import matched, require_hierarchy
+from trainers.training.objectives import objective_of
+
+
+def pretrain(
+    *,
+    recipe: Recipe,
+    source: ImageSource,
+    validation: ImageSource | None,
+    hierarchy: SemanticHierarchy,
+    targets: TrainingTargets | None,
+    samples: SampleList | None = None,
+    out: Path,
+    machine: Machine,
+    max_bad_fraction: float = 0.001,
+    checkpoint_every: int = 500,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+) -> TrainReport:
+    """Train, or go on training, what `recipe` says; leaves student.safetensors in `out`.
+
+    targets: None trains on labels alone. Their views, where they have some, replace the recipe's.
+    samples: the cleaned list to train on; None takes all. Epoch e draws view e, or the view that
+    the targets say.
+
+    Raises:
+        StoreMismatchError: the targets are of another data set, hierarchy or set of views.
+        ConfigError: `out` holds another run, or a loss is no number.
+        DataError: too many images cannot be read.
+    """
+    require_hierarchy(targets, hierarchy)
+    what = matched(
+        recipe=recipe,
+        source=source,
+        labels=label_indices(source, hierarchy),
+        hierarchy=hierarchy,
+        targets=targets,
+        samples=samples,
+        max_bad_fraction=max_bad_fraction,
+        say=say,
+    )
+    validate = None
+    if validation:
+        labels = label_indices(validation, hierarchy)
+        reading = Reading(recipe.scheme, taught=targets is not None and recipe.kd_weight != 0)
+        validate = validation_on(
+            validation, lambda: Semantic(labels, hierarchy, reading, machine.device), machine
+        )
+    return train(
+        recipe=what.recipe,
+        objective=objective_of(what.recipe, hierarchy, what.labels),
+        images=what.images,
+        validate=validate,
+        identity=what.identity,
+        out=out,
+        machine=machine,
+        checkpoint_every=checkpoint_every,
+        stop=stop,
+        say=say,
+    )

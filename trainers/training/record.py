@@ -1,0 +1,112 @@
+"""The record of a run: losses of every step, to TensorBoard.
+
+Reading a number from a GPU waits for all that is queued there, so losses stay on the device for
+some steps and come over together. That is when a loss that is no number is noticed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from distill.errors import ConfigError
+from trainers.process_group import World
+
+STEPS_AT_ONCE = 50
+
+
+class StepLosses:
+    """Losses on labels and on targets of the steps since `taken`, each a mean over its batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(STEPS_AT_ONCE, 2, device=device)
+        self._rows: list[list[int]] = []
+
+    def begin(self) -> None:
+        """A step."""
+        self._rows.append([])
+
+    def add(self, *, labels: Tensor, kd: Tensor, share: float, rows: Sequence[int]) -> None:
+        """A part of the step under way that holds `share` of its images."""
+        self._sums[len(self._rows) - 1] += share * torch.stack([labels.detach(), kd.detach()])
+        self._rows[-1] += rows
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another step."""
+        return len(self._rows) == STEPS_AT_ONCE
+
+    def taken(self, world: World, last_step: int, keys: Sequence[Any]) -> list[list[float]]:
+        """[steps, 2], up to `last_step`; all processes must ask.
+
+        keys: the samples, by row.
+
+        Raises:
+            ConfigError: one of them is no number; says at which step and batch.
+        """
+        own = self._sums[: len(self._rows)].clone()
+        values: list[list[float]] = world.sum(self._sums)[: len(self._rows)].tolist()
+        rows, self._rows = self._rows, []
+        self._sums.zero_()
+        for step, (labels, kd) in enumerate(values, last_step - len(values) + 1):
+            if not (math.isfinite(labels) and math.isfinite(kd)):
+                here = step - last_step - 1  # from the end
+                batch = rows[here] if not own[here].isfinite().all() else []
+                raise ConfigError(_no_number(step, labels, kd, [keys[row].key for row in batch]))
+        return values
+
+
+def _no_number(step: int, labels: float, kd: float, keys: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, keys[:3])) + (f" and {len(keys) - 3} more" if keys[3:] else "")
+    if math.isfinite(labels):
+        return (
+            f"the loss on targets is {kd:g} at step {step}, in the batch of "
+            f"{shown or 'another process'}, and the loss on labels is a number; expected a teacher "
+            "whose answers are finite: check its weights; the last checkpoint is kept"
+        )
+    return (
+        f"the losses on labels and targets are {labels:g} and {kd:g} at step {step}, in the batch "
+        f"of {shown or 'another process'}, expected finite numbers; the last checkpoint is kept: "
+        "lower --lr or --kd-weight, or look at these images"
+    )
+
+
+class Record:
+    """Scalars for TensorBoard, by rank 0; what `folder` has from `first_step` on is void."""
+
+    def __init__(self, folder: Path, world: World, first_step: int) -> None:
+        self._writer: Any = None
+        if world.leads:
+            self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def losses(self, first_step: int, values: Sequence[Sequence[float]], kd_weight: float) -> None:
+        """Of consecutive steps."""
+        for step, (labels, kd) in enumerate(values, first_step):
+            self.scalars(
+                step,
+                {
+                    "loss/labels": labels,
+                    "loss/kd": kd,
+                    "loss/total": labels + kd_weight * kd,
+                },
+            )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Under their names."""
+        if self._writer:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """To the disk."""
+        if self._writer:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """No more."""
+        if self._writer:
+            self._writer.close()
