@@ -41,7 +41,8 @@ from PIL import Image
 from whole_path import processor
 
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
-from distill.models import ModelInput, pick_device
+from distill.models.card import ModelInput
+from distill.models.creation import pick_device
 from distill.targets.encoding import EncodingSpec
 from store.format.manifest import TeacherIdentity
 from teacher_server.serve.admission import Budgets

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from distill.data.loader import in_batches, load_views
 from distill.data.source import label_indices, open_source
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.hierarchy.softmax import class_log_probs, hierarchy_log_probs
-from distill.models import ModelInput, create_model, load_weights, read_weights
+from distill.models.card import ModelInput
+from distill.models.creation import create_model
+from distill.models.weights import load_weights, read_weights
 
 
 def main() -> None:

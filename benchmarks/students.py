@@ -101,7 +101,7 @@ class Bench:
         weight: tuple[object, ...] = ("--kd-weight", run.kd_weight) if run.kd_weight else ()
         weight += ("-o", "hierarchy_weights=even") if run.even else ()
         answer_of(
-            *("pretrain", "--recipe", RECIPE, "--scheme", run.scheme, "--seed", run.seed, *weight),
+            *("pretrain", "--config", RECIPE, "--scheme", run.scheme, "--seed", run.seed, *weight),
             *("--data", self.data, *self.label_set, *targets, "--out", folder, *machine),
             *(*self.limit, *self.epochs),
         )

@@ -99,7 +99,7 @@ class Bench:
         """By the recipe of the small benchmark, on one core."""
         if not (run / "student.safetensors").exists():
             answer_of(
-                *("pretrain", "--recipe", RECIPE, "-o", "hierarchy_weights=even"),
+                *("pretrain", "--config", RECIPE, "-o", "hierarchy_weights=even"),
                 *("--epochs", epochs, *self.epochs, "--data", self.data, *self.labels, *more),
                 *("--out", run, "--device", "cpu", "--workers", 1),
             )

@@ -36,9 +36,9 @@ from whole_path import processor
 
 from distill.data.order import SampleOrder
 from distill.data.source import ImageSource, label_indices, open_source
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.hierarchy.semantic import resolve
-from distill.models import pick_device
+from distill.models.creation import pick_device
 from distill.targets.tensors import TargetSource
 from store.logit_store import LogitStore
 from store.views.cache import Cache

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from distill.data.loader import in_batches, load_views
 from distill.data.source import open_source
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
-from distill.models import ModelCard
+from distill.models.card import ModelCard
 from teacher_server.teacher.loading import MemberChoice, load_teacher
 from teacher_server.teacher.teacher import Teacher
 

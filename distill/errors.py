@@ -80,9 +80,14 @@ def dead_decoder(error: BaseException) -> str:
     )
 
 
-def near_names(name: str, known: Iterable[str], limit: int = 5) -> str:
-    """The known names nearest to `name`, for the end of an error message."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=limit, cutoff=0.5)
-    near += [n for n in names if len(name) > 2 and name.lower() in n.lower() and n not in near]
-    return ", ".join((near or names)[:limit]) or "none"
+def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """ " (did you mean A or B?)" with the known names that are near; empty where none is."""
+    by_lower = {each.lower(): each for each in sorted(known, reverse=True)}
+    near = difflib.get_close_matches(name.lower(), sorted(by_lower), n=limit, cutoff=0.6)
+    near += [n for n in sorted(by_lower) if len(name) > 2 and name.lower() in n and n not in near]
+    names = [by_lower[each] for each in near[:limit]]
+    return (
+        f" (did you mean {', '.join(names[:-1])}{' or ' * (len(names) > 1)}{names[-1]}?)"
+        if names
+        else ""
+    )

@@ -1,61 +1,54 @@
-"""Frozen dataclasses from TOML files and `key=value` words, nested ones by dotted keys.
+"""Frozen dataclasses from values by dotted key, and TOML files that hold such values.
 
 Knows no recipe: whoever owns the settings owns the dataclass. Types and choices are pydantic's
 work; what a value may be is checked by the dataclass itself.
 """
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from distill.errors import ConfigError, near_names
+from distill.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings")
 
 
-def read_settings(
-    kind: type[Settings],
-    file: Path | None,
-    words: Sequence[str] = (),
-    options: Mapping[str, Any] | None = None,
-    defaults: Mapping[str, Any] | None = None,
+def make_settings(
+    kind: type[Settings], values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> Settings:
-    """A `kind` from defaults, a TOML file, `key=value` words and options that are not None.
-
-    What comes later overrides what came before.
+    """A `kind` from values by dotted key, those of None left out, over defaults.
 
     Raises:
         ConfigError: a key is unknown or missing, a value is of another type or out of range.
     """
-    document = {**(defaults or {}), **(_read(file) if file else {})}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ConfigError(f"-o {word} found, expected KEY=VALUE, as in -o lr=3e-4")
-        _put(document, key.strip(), value.strip())
-    for key, value in (options or {}).items():
+    document = dict(defaults or {})
+    for key, value in values.items():
         if value is not None:
             _put(document, key, value)
-    where = f"{file}: " if file else ""
-    known = dict(_keys(kind))
+    known = dict(keys_of(kind))
     for key in flat(document):
         if key not in known:
-            raise ConfigError(f"{where}unknown setting {key!r}; near are {near_names(key, known)}")
+            raise ConfigError(f"unknown setting {key!r}{did_you_mean(key, known)}")
     try:
         return TypeAdapter(kind).validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
-            raise ConfigError(f"{where}no {key} found, expected one; pass -o {key}=…") from error
-        raise ConfigError(f"{where}{key} {first['input']!r} found: {first['msg']}") from error
+            raise ConfigError(f"no {key} found, expected one; pass -o {key}=…") from error
+        raise ConfigError(f"{key} {first['input']!r} found: {first['msg']}") from error
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_toml(file: Path) -> dict[str, Any]:
+    """A file of settings.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -74,12 +67,12 @@ def _put(document: dict[str, Any], key: str, value: Any) -> None:
     document[last] = value
 
 
-def _keys(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def keys_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names of all settings."""
     hints = get_type_hints(kind)
     for field in fields(kind):
         if is_dataclass(hints[field.name]):
-            yield from _keys(hints[field.name], f"{prefix}{field.name}.")
+            yield from keys_of(hints[field.name], f"{prefix}{field.name}.")
         yield prefix + field.name, hints[field.name]
 
 

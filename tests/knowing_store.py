@@ -9,7 +9,7 @@ import torch
 
 from distill.data.sample_ids import samples_digest
 from distill.data.source import label_indices, open_source
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import encode

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distill.data.views import Size
 from distill.events import Event, Journal
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.models import ModelInput
+from distill.models.card import ModelInput
 from distill.targets.encoding import EncodingSpec
 from store.format.manifest import TeacherIdentity
 from teacher_server.http.keys import ApiKeys

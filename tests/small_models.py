@@ -6,7 +6,7 @@ import safetensors.torch
 from torch import Tensor
 
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.models import ModelCard, ModelInput
+from distill.models.card import ModelCard, ModelInput
 
 
 def write_test_vit(path: Path, state: dict[str, Tensor], hierarchy: SemanticHierarchy) -> None:

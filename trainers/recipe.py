@@ -3,10 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.errors import ConfigError
-from distill.losses.baselines import MultiLabelLoss
-from distill.losses.semantic import Divergence, HierarchyWeights
+from distill.losses.names import Divergence, HierarchyWeights, MultiLabelLoss
 
 Scheme = Literal["single-label", "multi-label", "semantic"]
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from distill.cli.options.command import command, option
+
 # timm's smallest ResNet (0.4 M parameters) is teacher and student: a few minutes on two cores. What
 # the teacher has and the students lack is time.
 MODEL = "test_resnet"
@@ -15,18 +17,17 @@ TEACHER_EPOCHS = 12
 STUDENT_EPOCHS = 5
 
 
-@click.command()
-@click.option(
+@command(examples=["--out demo-out"])
+@option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("demo-out"),
-    show_default=True,
-    help="Folder for everything that is made.",
+    help="Folder for all files of the demo.",
 )
 def demo(out: Path) -> None:
     """Render figures, train a teacher, precompute, pretrain with and without KD, inspect.
 
-    Downloads nothing. Interrupted, the same command goes on where it stopped.
+    Downloads nothing. Run the same command again to resume.
     """
     from distill.data.plane_figures import HIERARCHY, OUTLINES, FigureSet, write_figures
     from distill.errors import ConfigError

@@ -25,34 +25,45 @@ class WorkerShare:
 def share_of_work(
     index: int | None, count: int | None, environment: Mapping[str, str]
 ) -> WorkerShare:
-    """From --worker-index and --num-workers, and where they are left out from a launcher.
+    """From --shard-index and --num-shards, or else from a launcher.
 
     Raises:
-        ConfigError: one of the two is missing and nobody tells it.
+        ConfigError: one of the two is missing, or they contradict the launcher.
     """
-    if index is not None and count is not None:
+    launched = _launched(environment)
+    if launched:
+        _require_agreement("--shard-index", index, launched.index, launched.launcher)
+        _require_agreement("--num-shards", count, launched.count or None, launched.launcher)
+    elif index is not None and count is not None:
         return WorkerShare(index=index, count=count, launcher="options")
-    told = _launched(environment)
-    if told is None:
+    if launched is None:
         if index is None and count is None:
             return WorkerShare()
-        missing = "--num-workers" if count is None else "--worker-index"
+        missing = "--num-shards" if count is None else "--shard-index"
         raise ConfigError(
-            f"one of --worker-index and --num-workers found, expected both or neither; pass "
+            f"one of --shard-index and --num-shards found, expected both or neither; pass "
             f"{missing} as well"
         )
-    total = count if count is not None else told.count
+    total = count if count is not None else launched.count
     if total < 1:
         raise ConfigError(
-            f"worker {told.index} of {told.launcher} found, which does not tell how many there are;"
-            " pass --num-workers"
+            f"shard {launched.index} of {launched.launcher} found, which does not say how many "
+            "there are; pass --num-shards"
         )
     return WorkerShare(
-        index=index if index is not None else told.index,
+        index=index if index is not None else launched.index,
         count=total,
-        local_rank=told.local_rank,
-        launcher=told.launcher,
+        local_rank=launched.local_rank,
+        launcher=launched.launcher,
     )
+
+
+def _require_agreement(name: str, given: int | None, launched: int | None, launcher: str) -> None:
+    if given is not None and launched is not None and given != launched:
+        raise ConfigError(
+            f"{name} {given} found, but {launcher} says {launched}; expected the same: leave the "
+            "option out, or start the process without the launcher"
+        )
 
 
 def _launched(environment: Mapping[str, str]) -> WorkerShare | None:
@@ -64,7 +75,7 @@ def _launched(environment: Mapping[str, str]) -> WorkerShare | None:
         except ValueError as error:
             raise ConfigError(
                 f"environment variable {name}={environment[name]!r} found, expected a number; pass "
-                "--worker-index and --num-workers"
+                "--shard-index and --num-shards"
             ) from error
 
     if "RANK" in environment and "WORLD_SIZE" in environment:

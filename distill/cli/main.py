@@ -3,86 +3,108 @@
 import errno
 import importlib
 import sys
+import traceback
 
 import click
 
+from distill.cli.options.command import Command, Flags, Group
 from distill.errors import DistillError, dead_decoder, is_dead_decoder
 
 # Command → module of distill.cli that holds it, imported when it is asked for: --help is instant.
 COMMANDS = {
-    "demo": ("distill.cli.demo", "the whole path on built-in figures, in a few minutes"),
-    "hierarchy": ("distill.cli.curate.hierarchy", "build, show and import hierarchies"),
-    "data": ("distill.cli.curate.data", "check a data set, cut it into folds, reassess its labels"),
-    "prepare": ("distill.cli.curate.prepare", "raw ImageNet-21K → ImageNet-21K-P"),
-    "plan": ("distill.cli.teacher.plan", "time, bytes and fidelity before a precompute"),
-    "precompute": ("distill.cli.teacher.precompute", "data × teacher → store"),
-    "store": ("distill.cli.store", "look at, check, mend and remake stores"),
-    "serve": ("distill.cli.teacher.serve", "the live teacher server"),
-    "api-key": ("distill.cli.teacher.serve", "a key for the live teacher server"),
-    "pretrain": (
-        "distill.cli.student.pretrain",
-        "train a student on labels and a teacher's targets",
-    ),
-    "finetune": ("distill.cli.student.finetune", "train it on for another task"),
-    "evaluate": ("distill.cli.student.evaluate", "judge trained models"),
-    "export": ("distill.cli.student.export", "a trained model for timm and ONNX"),
-    "inspect": ("distill.cli.inspect.command", "the teacher's confidence per hierarchy"),
+    "demo": ("demo", "the whole path on built-in figures, in a few minutes"),
+    "prepare": ("curate.prepare", "raw ImageNet-21K → ImageNet-21K-P"),
+    "data": ("curate.data", "check a data set, split it into folds, reassess its labels"),
+    "hierarchy": ("curate.hierarchy", "build, show and import hierarchies"),
+    "plan": ("teacher.plan", "estimate time, bytes and fidelity of a store"),
+    "precompute": ("teacher.precompute", "run a teacher over a data set into a store"),
+    "store": ("store", "inspect, verify, repair and transform stores"),
+    "serve": ("teacher.serve", "serve a teacher over HTTP"),
+    "api-key": ("teacher.serve", "make an API key for a server"),
+    "pretrain": ("student.pretrain", "train a student on labels and a teacher's targets"),
+    "finetune": ("student.finetune", "train a student for another task"),
+    "evaluate": ("student.evaluate", "measure trained models on labelled images"),
+    "export": ("student.export", "export a trained model for timm and ONNX"),
+    "inspect": ("inspect.command", "teacher confidence per hierarchy, missing and suspect tags"),
+    "settings": ("settings", "list all options and settings of a command"),
 }
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """All of them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command's module."""
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(
-            importlib.import_module(COMMANDS[cmd_name][0]), cmd_name.replace("-", "_")
-        )
-        return command if isinstance(command, click.Command) else None
+        module = importlib.import_module(f"distill.cli.{COMMANDS[cmd_name][0]}")
+        command = getattr(module, cmd_name.replace("-", "_"))
+        assert isinstance(command, Command | Group)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Without importing any of them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.command(cls=_Commands, context_settings={"max_content_width": 100})
-@click.version_option(package_name="distill")
+@click.command(
+    cls=_Commands,
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+)
 def distill() -> None:
     """Run the teacher once: a logit store for semantic knowledge distillation."""
 
 
 def run() -> None:
     """Exit code 0 done, 2 the user can fix it, 130 interrupted, 1 a bug (traceback)."""
+    flags, terminal = Flags(), sys.stderr
     try:
-        distill(standalone_mode=False)
-    except DistillError as error:
-        print(f"distill: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(
-            f"distill: {error.filename or 'disk'}: {error.strerror}; finished work is kept, "
-            "mend it and run the same command again",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+        distill(standalone_mode=False, obj=flags)
     except (KeyboardInterrupt, click.Abort):
-        print(
-            "distill: interrupted; finished work is kept, run the same command again to go on",
-            file=sys.stderr,
-        )
-        sys.exit(130)
-    except RuntimeError as error:
-        if not is_dead_decoder(error):
+        message = "interrupted; finished work is kept, run the same command again to resume"
+        _fail(terminal, message, 130)
+    except Exception as error:
+        line = _message(error)
+        if line is None:
             raise
-        print(f"distill: {dead_decoder(error)}", file=sys.stderr)
-        sys.exit(2)
+        if flags.verbose:
+            traceback.print_exc(file=terminal)
+        _fail(terminal, line, 2)
+    finally:
+        if sys.stderr is not terminal:
+            sys.stderr.close()
+            sys.stderr = terminal
+
+
+def _message(error: Exception) -> str | None:
+    """One line for the user; None for a bug."""
+    if isinstance(error, DistillError):
+        return str(error)
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "distill"
+        command = path.removeprefix("distill").strip()
+        text = error.format_message().rstrip(".")
+        return f"{command + ': ' if command else ''}{text}; see `{path} -h`"
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, OSError):
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        return (
+            f"{error.filename or 'disk'}: {error.strerror}; finished work is kept, fix this and "
+            "run the same command again"
+        )
+    if isinstance(error, RuntimeError) and is_dead_decoder(error):
+        return dead_decoder(error)
+    return None
+
+
+def _fail(stream: object, message: str, code: int) -> None:
+    print(f"distill: {' '.join(message.split())}", file=stream)  # type: ignore[call-overload]
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -8,36 +8,38 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli.options import common, teacher
+from distill.cli.options.checks import known_encoding
+from distill.cli.options.command import Group, option
 from distill.cli.output import store_lines
 
 if TYPE_CHECKING:
     from store.logit_store import LogitStore
 
 location = click.argument("location", metavar="STORE")
-out = click.option("--out", required=True, help="Place of the new store.")
+out = option("--out", required=True, help="New store: a folder, or s3://bucket/prefix.")
 
 
-@click.group()
+@click.group(cls=Group)
 def store() -> None:
-    """Look at, check, mend and remake stores. STORE is a folder or s3://bucket/prefix."""
+    """Inspect, verify, repair and transform stores. STORE is a folder or s3://bucket/prefix."""
 
 
-@store.command()
+@store.command(examples=["STORE", "STORE --json"])
 @location
 @common.as_json
 def info(location: str, as_json: bool) -> None:
-    """Rows, views, bytes, identity and fidelity of STORE, without reading a row."""
+    """Print rows, views, bytes, identity and fidelity of STORE without reading a row."""
     from store.logit_store import LogitStore
 
     _print_summary(LogitStore.open(location), as_json)
 
 
-@store.command()
+@store.command(examples=["STORE", "STORE --teacher tresnet_l --weights FILE --data DATA"])
 @location
 @teacher.teacher(required=False)
-@click.option("--data", help="With --teacher: the images.")
-@click.option("--split", default="train", show_default=True, help="Split of --data.")
-@click.option("--sample", type=click.IntRange(1), default=256, show_default=True, help="Images.")
+@option("--data", help="Images that the store was made from; needs --teacher.", section="Input")
+@option("--split", default="train", help="Split of --data.", section="Input", setting=True)
+@option("--sample", section="Input", type=click.IntRange(1), default=256, help="Images per block.")
 @common.machine
 @common.as_json
 def verify(
@@ -52,8 +54,8 @@ def verify(
 ) -> None:
     """Read all of STORE and check every digest, count and range.
 
-    With --teacher and --data it also asks the teacher about a sample again. Exit code 2 where
-    anything is wrong.
+    With --teacher and --data, also runs the teacher again on a sample. Exits with 2 if anything is
+    wrong.
     """
     from distill.cli.options.images import open_images
     from distill.errors import ConfigError
@@ -95,12 +97,18 @@ def verify(
         sys.exit(2)
 
 
-@store.command()
+@store.command(examples=["STORE --teacher tresnet_l --weights FILE --data DATA"])
 @location
 @teacher.teacher(required=False)
-@click.option("--data", help="The images it was made of.")
-@click.option("--split", default="train", show_default=True, help="Split of --data.")
-@click.option("--batch-size", type=click.IntRange(1), help="Views; as before, by default.")
+@option("--data", help="Images that the store was made from.", section="Input")
+@option("--split", default="train", help="Split of --data.", section="Input", setting=True)
+@option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Views per batch.",
+    show_default="as in the store",
+    section="Training",
+)
 @common.limit
 @common.machine
 @common.as_json
@@ -115,10 +123,10 @@ def repair(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Put STORE right; only what is bad is written again.
+    """Repair STORE; intact blocks are left as they are.
 
-    Without --teacher and --data what follows from the rest is restored. With them, as in the
-    precompute that made the store, bad and missing blocks are computed.
+    Without --teacher and --data, restores what follows from the rest. With them, given as for the
+    precompute that made the store, also computes bad and missing blocks.
     """
     from dataclasses import asdict
 
@@ -143,24 +151,37 @@ def repair(
     click.echo(f"{location}: {len(report.recomputed)} blocks computed again; it is whole")
 
 
-@store.command()
+@store.command(examples=["A B --out STORE"])
 @click.argument("locations", metavar="STORE STORE...", nargs=-1, required=True)
 @out
 @common.as_json
 def merge(locations: tuple[str, ...], out: str, as_json: bool) -> None:
-    """Join stores: blocks of one computed on several machines, further views, further samples."""
+    """Merge stores: blocks computed on several machines, more views, or more samples."""
     from store.logit_store import LogitStore
     from store.upkeep.algebra import merge
 
     _print_summary(merge(out, [LogitStore.open(each) for each in locations]), as_json)
 
 
-@store.command()
+@store.command(
+    examples=["STORE --out FEW --limit 10000", "STORE --out FEW --views 0-1 --class n00015388"]
+)
 @location
 @out
-@click.option("--views", help="Drawn numbers, as 1 or 0-3; all by default.")
-@click.option("--keys", type=click.Path(path_type=Path), help="File with a sample's key a line.")
-@click.option("--class", "classes", multiple=True, help="wnid; its descendants come along.")
+@option("--views", help="View numbers to keep, as in 1 or 0-3.", show_default="all")
+@option(
+    "--keys",
+    section="Input",
+    type=click.Path(path_type=Path),
+    help="File with one sample key per line.",
+)
+@option(
+    "--class",
+    "classes",
+    section="Input",
+    multiple=True,
+    help="wnid of a class to keep with its descendants.",
+)
 @common.limit
 @common.as_json
 def subset(
@@ -172,7 +193,7 @@ def subset(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """A store of some samples or views of STORE."""
+    """Make a store of some samples or views of STORE."""
     from store.logit_store import LogitStore
     from store.upkeep.algebra import subset
 
@@ -181,13 +202,18 @@ def subset(
     _print_summary(subset(out, source, rows=rows, views=_view_range(views)), as_json)
 
 
-@store.command()
+@store.command(examples=["STORE --out SMALLER --encoding small"])
 @location
 @out
-@click.option("--encoding", required=True, help="small, standard, fine, or entries=N,steps=M.")
+@option(
+    "--encoding",
+    callback=known_encoding,
+    required=True,
+    help="small, standard, fine, or entries=N,steps=M.",
+)
 @common.as_json
 def transcode(location: str, out: str, encoding: str, as_json: bool) -> None:
-    """Move STORE to another encoding, and say what fidelity is left."""
+    """Re-encode STORE and state the remaining fidelity."""
     from distill.hierarchy.semantic import SemanticHierarchy
     from distill.targets.encoding import EncodingSpec
     from distill.targets.fidelity import reencoding_fidelity
@@ -212,12 +238,12 @@ def transcode(location: str, out: str, encoding: str, as_json: bool) -> None:
     _print_summary(transcode(out, source, spec, audit), as_json)
 
 
-@store.command()
+@store.command(examples=["A B"])
 @click.argument("first")
 @click.argument("second")
 @common.as_json
 def diff(first: str, second: str, as_json: bool) -> None:
-    """How two stores differ, in what they say of themselves and in their answers."""
+    """Compare the manifests and the predictions of two stores."""
     from store.logit_store import LogitStore
     from store.upkeep.diff import diff
 

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distill.data.images import decode_image, read_all, squish
 from distill.data.source import ImageSource
-from distill.data.views import Size, ViewPolicy, draw_view, render_view, view_proof
+from distill.data.view_policy import ViewPolicy
+from distill.data.views import Size, draw_view, render_view, view_proof
 from distill.errors import DataError, DataUnavailableError, dead_decoder, is_dead_decoder
 
 

@@ -6,9 +6,8 @@ another resolution than the teacher saw.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,75 +19,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from distill.data.images import squish
-from distill.errors import ConfigError
+from distill.data.view_policy import ViewPolicy
 
 Pixels = UInt8[Tensor, "3 height width"]
 Size = tuple[int, int]  # height, width
-
-POLICIES = ("plain", "augmented")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewPolicy:
-    """How views are drawn. `plain` is the squish-resize alone; `augmented` adds the paper's.
-
-    seed: of the counter-based generator.
-    randaugment_ops: transforms drawn a view (RandAugment's N).
-    randaugment_magnitude: their strength, 0 to 10 (RandAugment's M).
-    cutout: side of the grey square, as a share of the image's side.
-    """
-
-    name: str = "augmented"
-    seed: int = 0
-    randaugment_ops: int = 2
-    randaugment_magnitude: float = 9.0
-    cutout: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.name not in POLICIES:
-            raise ConfigError(f"view policy {self.name!r} found, expected {' or '.join(POLICIES)}")
-        if not 0 <= self.seed < 2**64:
-            raise ConfigError(f"view seed {self.seed} found, expected 0 to 2^64 - 1")
-        if not 0 <= self.randaugment_magnitude <= 10:
-            raise ConfigError(
-                f"RandAugment magnitude {self.randaugment_magnitude} found, expected 0 to 10"
-            )
-        if not 0 <= self.randaugment_ops <= 16:
-            raise ConfigError(f"RandAugment ops {self.randaugment_ops} found, expected 0 to 16")
-        if not 0 <= self.cutout <= 1:
-            raise ConfigError(f"cutout {self.cutout} found, expected 0 to 1")
-        settings = ("randaugment_ops", "randaugment_magnitude", "cutout")
-        changed = [name for name in settings if getattr(self, name) != getattr(ViewPolicy, name)]
-        if self.name == "plain" and changed:
-            raise ConfigError(
-                "view policy plain found with settings of RandAugment or Cutout, expected none; "
-                "choose the policy augmented"
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """For a manifest."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "ViewPolicy":
-        """From a manifest.
-
-        Raises:
-            ConfigError: it is not a policy that this version draws.
-        """
-        try:
-            return cls(
-                name=str(document["name"]),
-                seed=int(document["seed"]),
-                randaugment_ops=int(document["randaugment_ops"]),
-                randaugment_magnitude=float(document["randaugment_magnitude"]),
-                cutout=float(document["cutout"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"view policy {dict(document)} found, expected what `distill precompute` writes; "
-                "use the distill version that wrote it"
-            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

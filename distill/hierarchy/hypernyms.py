@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from distill.errors import HierarchyError, near_names
+from distill.errors import HierarchyError, did_you_mean
 from distill.files import write_atomically
 from distill.hierarchy import wordnet
 
@@ -33,8 +33,8 @@ def flat_label_set(name_or_path: str) -> tuple[str, ...]:
         return tuple(str(synset) for synset in info.label_names())
     if not Path(name_or_path).exists():
         raise HierarchyError(
-            f"label set {name_or_path!r} found, expected {', '.join(FLAT_LABEL_SETS)} or a text "
-            f"file with one wnid a line; near are {near_names(name_or_path, FLAT_LABEL_SETS)}"
+            f"label set {name_or_path!r} found{did_you_mean(name_or_path, FLAT_LABEL_SETS)}, "
+            f"expected {', '.join(FLAT_LABEL_SETS)} or a text file with one wnid per line"
         )
     synsets = tuple(wordnet.read_label_set(name_or_path))
     if not synsets:

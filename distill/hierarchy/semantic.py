@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.errors import HierarchyError, near_names
+from distill.errors import HierarchyError, did_you_mean
 from distill.files import write_atomically
 from distill.hierarchy import files
 from distill.hierarchy.files import ChainSource
+from distill.hierarchy.names import bundled_names, bundled_path, require_known_hierarchy
 
 MAX_WEIGHT = 20.0  # the authors clamp W_k here
 
@@ -122,7 +122,7 @@ class SemanticHierarchy:
                 f"unknown hierarchy {name!r}; bundled are {', '.join(bundled_names())}; "
                 "or give the path of a hierarchy or label-set JSON"
             )
-        return cls.load(Path(str(_bundled_folder() / f"{name}.json")))
+        return cls.load(bundled_path(name))
 
     @classmethod
     def load(cls, path: str | Path) -> "SemanticHierarchy":
@@ -301,8 +301,8 @@ class SemanticHierarchy:
         found = self._index.get(synset)
         if found is None:
             raise HierarchyError(
-                f"{synset!r} is not in the label set {self.name} ({self.num_classes} classes); "
-                f"near are {near_names(synset, self.synsets)}"
+                f"{synset!r} is not in the label set {self.name} ({self.num_classes} classes)"
+                f"{did_you_mean(synset, self.synsets)}"
             )
         return found
 
@@ -316,8 +316,8 @@ class SemanticHierarchy:
         found = self.named(word)
         if not found:
             raise HierarchyError(
-                f"{word!r} is neither a synset nor a name in {self.name}; near are "
-                f"{near_names(_plain(word), self._by_name)}"
+                f"{word!r} is neither a synset nor a name in {self.name}"
+                f"{did_you_mean(_plain(word), self._by_name)}"
             )
         return found
 
@@ -357,25 +357,12 @@ class SemanticHierarchy:
         return found
 
 
-def bundled_names() -> tuple[str, ...]:
-    """The hierarchies that ship with distill."""
-    return tuple(sorted(p.name[:-5] for p in _bundled_folder().iterdir() if p.name[-5:] == ".json"))
-
-
 def resolve(name_or_path: str) -> SemanticHierarchy:
     """A bundled hierarchy by name, or one from a file."""
+    require_known_hierarchy(name_or_path)
     if name_or_path in bundled_names():
         return SemanticHierarchy.bundled(name_or_path)
-    if not Path(name_or_path).exists():
-        raise HierarchyError(
-            f"unknown hierarchy {name_or_path!r}: neither a file nor bundled; near are "
-            f"{near_names(name_or_path, bundled_names())}; give one of them or the path of a JSON"
-        )
     return SemanticHierarchy.load(name_or_path)
-
-
-def _bundled_folder() -> Any:
-    return resources.files("distill.hierarchy") / "bundled"
 
 
 def _index_of(synsets: Iterable[str]) -> dict[str, int]:

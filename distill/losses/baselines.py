@@ -4,8 +4,6 @@ Each has its own form of distillation from the same targets, so that schemes dif
 Pure functions over [batch, classes] logits, computed in float32, averaged over the whole batch.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -22,10 +20,10 @@ from distill.losses.distances import (
     teacher_product,
     teacher_squares,
 )
-from distill.losses.semantic import Divergence, confidence_of
+from distill.losses.names import Divergence, MultiLabelLoss
+from distill.losses.semantic import confidence_of
 from distill.targets.tensors import TeacherTargets
 
-MultiLabelLoss = Literal["asl", "bce", "focal"]
 FOCAL_GAMMA = 2.0  # Lin et al. 2017, arXiv 1708.02002
 ASL_GAMMA_NEG, ASL_GAMMA_POS = 4.0, 0.0  # what the paper takes of Ridnik et al. 2020, 2009.14119
 

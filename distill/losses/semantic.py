@@ -13,10 +13,8 @@ from torch import Tensor
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_log_probs, hierarchy_probs, top_mass
 from distill.losses.distances import negative_entropy, squared_error, teacher_product
+from distill.losses.names import Divergence, HierarchyWeights
 from distill.targets.tensors import DenseTargets, TeacherTargets
-
-Divergence = Literal["mse", "kl"]
-HierarchyWeights = Literal["paper", "even"]
 
 
 def semantic_softmax_loss(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.errors import ConfigError, near_names
+from distill.errors import ConfigError, did_you_mean
 
 MAX_ENTRIES = 1024
 MAX_PROB_STEPS = 65535
@@ -75,8 +75,8 @@ class EncodingSpec:
             entries, steps = PRESETS[text]
         else:
             raise ConfigError(
-                f"encoding {text!r} found, expected {near_names(text, PRESETS)} or "
-                "entries=N,steps=M, as entries=9,steps=191"
+                f"encoding {text!r} found{did_you_mean(text, PRESETS)}, expected "
+                f"{', '.join(PRESETS)} or entries=N,steps=M, as in entries=9,steps=191"
             )
         return cls.budgeted(classes_per_hierarchy, entries=entries, prob_steps=steps)
 

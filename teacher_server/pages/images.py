@@ -5,7 +5,8 @@ import io
 from PIL import Image
 
 from distill.data.images import read_image, squish
-from distill.data.views import ViewPolicy, draw_view, render_pixels
+from distill.data.view_policy import ViewPolicy
+from distill.data.views import draw_view, render_pixels
 from distill.errors import DistillError
 from teacher_server.pages.error import PageError
 from teacher_server.pages.site import Look

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from distill.data.loader import ViewBatch, in_batches, load_views
 from distill.data.source import ImageSource
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.errors import TeacherError
 from distill.progress import progress
 from distill.targets.encoding import EncodingSpec

@@ -13,7 +13,7 @@ from typing import Any
 
 from distill.data.loader import ViewBatch, ViewRequest, in_batches, load_views
 from distill.data.source import ImageSource
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.events import Journal
 from store.logit_store import LogitStore
 from teacher_server.precompute.audit import FIDELITY_ROWS, REPLAY_ROWS

@@ -16,7 +16,7 @@ import numpy as np
 
 from distill.data.sample_ids import SampleIds
 from distill.data.source import ImageSource, label_indices
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.errors import ConfigError, DataError
 from distill.events import Journal
 from distill.targets.encoding import EncodingSpec

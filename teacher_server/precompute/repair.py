@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from distill.data.sample_ids import samples_digest
 from distill.data.source import ImageSource, label_indices
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.errors import StoreError
 from distill.events import Journal
 from store.format.manifest import DatasetIdentity

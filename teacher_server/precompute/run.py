@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from distill.data.sample_ids import samples_digest
 from distill.data.source import ImageSource, label_indices
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.errors import ConfigError
 from distill.events import Journal
 from distill.progress import progress
@@ -42,7 +42,7 @@ class Share:
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
             raise ConfigError(
-                f"worker index {self.index} of {self.count} found, expected 0 to {self.count - 1}; "
+                f"shard index {self.index} of {self.count} found, expected 0 to {self.count - 1}; "
                 "pass --worker-index below --num-workers"
             )
 

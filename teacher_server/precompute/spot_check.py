@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from distill.data.loader import ViewBatch, in_batches, load_views
 from distill.data.sample_ids import samples_digest
 from distill.data.source import ImageSource, label_indices
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.errors import DataError
 from distill.targets.tensors import sparsify
 from store.format.codes import Codes

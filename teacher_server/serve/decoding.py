@@ -16,7 +16,8 @@ from PIL import Image
 
 from distill.data.images import decode_image, read_image, squish
 from distill.data.source import ImageSource
-from distill.data.views import Size, ViewParams, ViewPolicy, draw_view, render_pixels
+from distill.data.view_policy import ViewPolicy
+from distill.data.views import Size, ViewParams, draw_view, render_pixels
 from distill.errors import DataError, DataUnavailableError
 from distill.wire.status import Status
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from distill.data.loader import in_batches, load_views
 from distill.data.sample_ids import SampleIds, find_rows, samples_digest
 from distill.data.source import ImageSource, label_indices
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.errors import ConfigError, StoreError
 from distill.events import Journal
 from distill.targets.encoding import EncodingSpec

@@ -14,17 +14,10 @@ from torch import nn
 from distill.errors import ConfigError, TeacherError, first_line
 from distill.hierarchy.hypernyms import FLAT_LABEL_SETS, flat_label_set
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.models import (
-    ModelCard,
-    ModelInput,
-    check_input,
-    create_model,
-    default_input,
-    download_model,
-    known_architecture,
-    load_weights,
-    read_weights,
-)
+from distill.models.card import ModelCard, ModelInput
+from distill.models.creation import check_input, create_model, default_input, download_model
+from distill.models.names import require_known_model
+from distill.models.weights import load_weights, read_weights
 from store.format.manifest import TeacherIdentity
 from teacher_server.teacher.flat_heads import FlatHead
 from teacher_server.teacher.teacher import Confidence, Member, Precision, Teacher
@@ -103,7 +96,7 @@ def _load(
     choice: MemberChoice, hierarchy: SemanticHierarchy, device: torch.device, precision: Precision
 ) -> Member:
     name = ALIASES.get(choice.name, choice.name)
-    known_architecture(name, "teacher")
+    require_known_model(name, "teacher")
     if choice.weights and choice.random_weights:
         raise ConfigError("--weights and --random-weights found; expected one of them")
     card = ModelCard.read(choice.weights) if choice.weights else None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill.data.views import Size
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_probs, top_mass
-from distill.models import ModelInput
+from distill.models.card import ModelInput
 from distill.targets.tensors import DenseTargets
 from store.format.manifest import TeacherIdentity
 from teacher_server.teacher.flat_heads import FlatHead

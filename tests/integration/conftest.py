@@ -13,9 +13,9 @@ from live import Live, live
 from small_models import write_test_vit
 
 from distill.data.source import open_source
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.models import create_model
+from distill.models.creation import create_model
 from distill.wire.client import TeacherClient
 from teacher_server.precompute.run import PrecomputeOptions
 from teacher_server.serve.samples import open_samples

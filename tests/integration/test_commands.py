@@ -23,7 +23,9 @@ def test_help_imports_nothing_heavy() -> None:
 def test_unknown_command_is_the_users_error(distill) -> None:  # type: ignore[no-untyped-def]
     ran = distill("precomptue")
     assert ran.code == 2
-    assert "No such command" in ran.err
+    assert ran.err == (
+        "distill: no command 'precomptue' (did you mean precompute?); see `distill -h`\n"
+    )
 
 
 def test_demo_walks_the_whole_path_and_resumes(

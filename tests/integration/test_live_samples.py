@@ -13,7 +13,7 @@ import torch
 from live import Live, echo_teacher, images, live, wait_until
 
 from distill.data.source import open_source
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.errors import (
     ConfigError,
     DataError,

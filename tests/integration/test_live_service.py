@@ -135,7 +135,7 @@ def test_answers_equal_a_direct_forward_at_the_same_shape(
     """A real network, whose answers depend on the shape of the batch in their last bits."""
     from dataclasses import replace
 
-    from distill.models import create_model
+    from distill.models.creation import create_model
 
     torch.manual_seed(0)
     echo = echo_teacher(hierarchy, (32, 32))
@@ -520,7 +520,7 @@ def test_gpu_answers_equal_a_direct_forward_and_are_never_mixed_up(
     """A real network on two lanes of one GPU, batches ahead in pinned memory."""
     from dataclasses import replace
 
-    from distill.models import create_model
+    from distill.models.creation import create_model
 
     torch.manual_seed(0)
     echo, device = echo_teacher(hierarchy, (32, 32)), torch.device("cuda", 0)

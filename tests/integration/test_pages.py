@@ -218,7 +218,7 @@ def test_gallery_is_filtered_by_its_form(browsed: Browsed, knowing: LogitStore) 
 
 
 def test_unknown_names_and_samples_are_told(browsed: Browsed) -> None:
-    assert "near are" in browsed.text("/class?word=polygonn", 404)
+    assert "did you mean" in browsed.text("/class?word=polygonn", 404)
     assert browsed.get("/class?word=polygon").headers["location"] == "/tree/n13866144"
     assert "holds no sample" in browsed.text("/sample?key=nobody", 404)
     assert "holds no sample" in browsed.text("/sample/" + "0" * 32, 404)

@@ -15,7 +15,8 @@ import torch
 from same_store import arrays, assert_same_arrays
 
 from distill.data.source import open_source
-from distill.data.views import ViewPolicy, draw_view, render_view
+from distill.data.view_policy import ViewPolicy
+from distill.data.views import draw_view, render_view
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.tensors import SparseTargets, sparsify
 from store.logit_store import LogitStore
@@ -264,9 +265,9 @@ def test_damaged_chunk_is_named_by_inspect_and_mended_by_precompute(
     [
         (
             ["--teacher", "tresnet_1", "--weights", "hub"],
-            "unknown teacher 'tresnet_1'; near in timm are",
+            "unknown teacher 'tresnet_1' (did you mean tresnet_",
         ),
-        (["--label-set", "plane-figure"], "near are plane-figures"),
+        (["--label-set", "plane-figure"], "(did you mean plane-figures?)"),
         (["--label-set", "imagenet21k-p-fall11"], "pass the --label-set it was trained on"),
         (["--data", "/nowhere"], "no such file or folder"),
         (["--split", "test"], "no images found"),
@@ -278,8 +279,8 @@ def test_damaged_chunk_is_named_by_inspect_and_mended_by_precompute(
         (["--head", "imagenet-2k"], "expected imagenet-1k, imagenet-12k"),
         (["--cutout", 2], "expected 0 to 1"),
         (["--view-policy", "plain", "--randaugment-ops", 1], "plain found with settings"),
-        (["--worker-index", 4, "--num-workers", 4], "expected 0 to 3"),
-        (["--worker-index", 1], "pass --num-workers as well"),
+        (["--shard-index", 4, "--num-shards", 4], "expected 0 to 3"),
+        (["--shard-index", 1], "pass --num-shards as well"),
         (["--confidence", "reach"], "expected a flat teacher"),
     ],
 )

@@ -39,15 +39,15 @@ def test_workers_write_disjoint_blocks_of_one_store(
     words = precompute_command(path, "--views", 2)
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "RANK", "WORLD"))}
     running = [
-        started([*words, "--worker-index", "0", "--num-workers", "3"], env=plain),
+        started([*words, "--shard-index", "0", "--num-shards", "3"], env=plain),
         started(words, env={**plain, "RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}),
         started(words, env={**plain, "SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "3"}),
     ]
     ends = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], ends
-    assert "worker 0 of 3, by options" in ends[0][1]
-    assert "worker 1 of 3, by torchrun" in ends[1][1]
-    assert "worker 2 of 3, by Slurm" in ends[2][1]
+    assert "shard 0 of 3, by options" in ends[0][1]
+    assert "shard 1 of 3, by torchrun" in ends[1][1]
+    assert "shard 2 of 3, by Slurm" in ends[2][1]
     assert any("next: distill pretrain" in out for out, _ in ends)
     assert_same_store(path, store)
 
@@ -56,7 +56,7 @@ def test_worker_leaves_the_blocks_of_others(
     distill: Callable[..., Any], precompute_command: Command, tmp_path: Path
 ) -> None:
     path = tmp_path / "store"
-    ran = distill(*precompute_command(path, "--worker-index", 1, "--num-workers", 4))
+    ran = distill(*precompute_command(path, "--shard-index", 1, "--num-shards", 4))
     assert ran.code == 0
     assert LogitStore.open(path).pending_blocks() == [0, 2, 3, 4]
     assert "4 blocks are left, for other workers" in ran.out
@@ -148,7 +148,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not (tmp_path / "new").exists()
     LogitStore.open(store).revoke([1, 4])
     before = tree_bytes(store)
-    more = ("--views", 2, "--worker-index", 1, "--num-workers", 3, "--dry-run", "--json")
+    more = ("--views", 2, "--shard-index", 1, "--num-shards", 3, "--dry-run", "--json")
     would = json.loads(distill(*precompute_command(store, *more)).out)
     assert (would["new"], would["blocks_done"], would["blocks"]) == (False, 4, 2)
     assert would["images"] == 32

@@ -340,7 +340,7 @@ def test_ctrl_c_finishes_the_shards_in_hand(tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     _, err = running.communicate()
     assert running.returncode == 130
-    assert b"run the same command again to go on" in err
+    assert b"run the same command again to resume" in err
     done = ledger.read_bytes().count(b"\n") - 1
     assert len([*(tmp_path / "out").glob("*.tar")]) == done < 16
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from distill.data import views
 from distill.data.source import open_source
-from distill.data.views import APPLY, OPERATIONS, ViewPolicy
+from distill.data.view_policy import ViewPolicy
+from distill.data.views import APPLY, OPERATIONS
 from distill.errors import StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
 from store.logit_store import LogitStore
@@ -85,7 +86,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_weights(
     with dying_after(stop_after):
         stopped = distill(*train("stopped", *command))
         assert stopped.code == 130
-        assert "run the same command again to go on" in stopped.err
+        assert "run the same command again to resume" in stopped.err
     went_on = distill(*train("stopped", *command))
     assert f"going on at step {stop_after} of 12" in went_on.out
     assert distill(*train("whole", *command)).code == 0
@@ -136,7 +137,7 @@ def test_bad_images_are_left_out_up_to_a_share(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--student", "test_vitt"], "unknown student 'test_vitt'; near in timm are test_vit"),
+        (["--student", "test_vitt"], "unknown student 'test_vitt' (did you mean test_vit"),
         (["--scheme", "semantik"], "scheme 'semantik' found: Input should be 'single-label'"),
         (["--label-set", "imagenet21k-p-fall11"], ": hierarchy 67dc96836aba found"),
         (["--limit", 64], ": holds 96 samples, of which "),
@@ -145,14 +146,14 @@ def test_bad_images_are_left_out_up_to_a_share(
         (["--lr", -1], "lr -1.0 found"),
         (["--init", "/nowhere.pth"], "no such weight file"),
         (["--init", "pretrained"], "pass --init random, or a file"),
-        (["-o", "lrr=1"], "unknown setting 'lrr'; near are lr"),
+        (["-o", "lrr=1"], "unknown setting 'lrr' (did you mean lr?)"),
         (["-o", "views.cutout"], "expected KEY=VALUE"),
         (["-o", "optimizer=adamm"], "optimizer 'adamm' found"),
         (["-o", "accumulate=16"], "expected two images for each; raise --batch-size"),
-        (["--recipe", "/nowhere.toml"], "no such file; expected settings in TOML"),
+        (["--config", "/nowhere.toml"], "no such file; expected settings in TOML"),
         (["--samples", "/nowhere.csv"], "expected one sample key a line"),
         (["--teacher-weights", "f"], "without --targets timm:NAME"),
-        (["--targets", "/nowhere"], "no store there"),
+        (["--targets", "/nowhere"], "no such store"),
         (["--data", "/nowhere"], "no such file or folder"),
         (["--student", "vit_tiny_patch16_224"], "does not take 32×32 images"),
     ],

@@ -22,7 +22,7 @@ from distill.curate.real_labels import (
 )
 from distill.errors import DataError
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.models import create_model
+from distill.models.creation import create_model
 
 MACHINE = ("--device", "cpu", "--workers", 0)
 

@@ -13,7 +13,7 @@ from distill.data.formats import tars
 from distill.data.images import read_bytes
 from distill.data.loader import in_batches, load_views
 from distill.data.source import has_split, open_source
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.errors import DataError, DataUnavailableError
 from distill.files import write_csv
 

@@ -13,7 +13,7 @@ from same_store import arrays, assert_same_arrays
 from small_store import VIEWS, answers_of, create, make_complete, make_manifest, write
 
 from distill.data.source import open_source
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.errors import StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import EncodingSpec

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from distill.data.images import read_image
 from distill.data.source import ImageSource, label_indices, open_source
-from distill.data.views import ViewPolicy, draw_view, render_view
+from distill.data.view_policy import ViewPolicy
+from distill.data.views import draw_view, render_view
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.losses.semantic import semantic_kd_loss
 from distill.targets.protocol import TrainingTargets

@@ -21,7 +21,8 @@ from distill.errors import DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import class_log_probs, hierarchy_logits
 from distill.losses.baselines import present_classes
-from distill.models import ModelCard, ModelInput, create_model
+from distill.models.card import ModelCard, ModelInput
+from distill.models.creation import create_model
 from trainers.evaluation.meters import Reading, label_meter, tag_meter
 from trainers.evaluation.tags import read_tags
 from trainers.process_group import World

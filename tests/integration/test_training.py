@@ -223,7 +223,7 @@ def test_ctrl_c_leaves_a_checkpoint_too(train: Command, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "run the same command again to go on" in err
+    assert "run the same command again to resume" in err
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
@@ -367,21 +367,21 @@ def test_recipe_files_and_words_are_read_in_turn(
 ) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("lr = 5e-4\nwarmup = 0.25\nimage_size = 32\n[views]\ncutout = 0.3\n")
-    words = train("run", "--label-set", "plane-figures", "--recipe", recipe, "-o", "warmup=0.5")
+    words = train("run", "--label-set", "plane-figures", "--config", recipe, "-o", "warmup=0.5")
     assert distill(*words).code == 0
     saved: dict[str, Any] = json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]
     assert (saved["lr"], saved["warmup"], saved["views"]["cutout"]) == (0.003, 0.5, 0.3)
     assert (saved["weight_decay"], saved["label_smoothing"]) == (1e-4, 0.2)
     for text, message in (
         ("lr = ", "not readable as TOML"),
-        ("lr = 'high'", "lr 'high' found: Input should be a valid number"),
-        ("[views]\ncut = 1", "unknown setting 'views.cut'; near are views.cutout"),
-        ("scheme = 3", "scheme 3 found"),
+        ("lr = 'high'", "Invalid value for '--lr': 'high' is not a valid float"),
+        ("[views]\ncut = 1", "unknown setting 'views.cut' (did you mean views.cutout"),
+        ("scheme = 3", "scheme '3' found"),
     ):
         recipe.write_text(text)
         words = train("bad", "--label-set", "plane-figures")
         words = [word for word in words if word not in ("--lr", "0.003")]
-        assert message in fails(*words, "--recipe", recipe)
+        assert message in fails(*words, "--config", recipe)
 
 
 @pytest.mark.gpu

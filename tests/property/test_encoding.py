@@ -119,5 +119,5 @@ def test_presets_give_small_hierarchies_more_entries() -> None:
     "text", ["standrd", "entries=0,steps=255", "entries=8", "entries=8,steps=3"]
 )
 def test_unknown_encodings_are_named(text: str) -> None:
-    with pytest.raises(ConfigError, match="found, expected"):
+    with pytest.raises(ConfigError, match=r"found( \(did you mean standard\?\))?, expected"):
         EncodingSpec.named(text, SIZES)

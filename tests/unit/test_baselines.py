@@ -16,7 +16,8 @@ from distill.losses.baselines import (
     single_label_kd_loss,
     single_label_loss,
 )
-from distill.losses.semantic import Divergence, teacher_confidence
+from distill.losses.names import Divergence
+from distill.losses.semantic import teacher_confidence
 from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import DenseTargets, SparseTargets, dense_targets, densify, encode
 

@@ -186,7 +186,7 @@ def test_hostile_files_are_named_errors(text: str, message: str, tmp_path: Path)
 def test_unknown_names_list_the_near_ones() -> None:
     with pytest.raises(HierarchyError, match="imagenet21k-p-fall11"):
         resolve("imagenet21k-fall11")
-    with pytest.raises(HierarchyError, match=r"near are .*square"):
+    with pytest.raises(HierarchyError, match=r"did you mean .*square"):
         SemanticHierarchy.bundled("plane-figures").find("sqare")
     with pytest.raises(HierarchyError, match="stands at 0 and at 1"):
         SemanticHierarchy.from_chains(["a", "a"], {})

@@ -9,22 +9,15 @@ import timm
 import torch
 
 from distill.errors import ConfigError
-from distill.models import (
-    ModelCard,
-    ModelInput,
-    create_model,
-    known_architecture,
-    load_weights,
-    pick_device,
-    read_weights,
-)
+from distill.models.card import ModelCard, ModelInput
+from distill.models.creation import create_model, pick_device
+from distill.models.names import require_known_model
+from distill.models.weights import load_weights, read_weights
 
 
 def test_unknown_architecture_lists_the_near_ones() -> None:
-    with pytest.raises(
-        ConfigError, match=r"unknown teacher 'resnet19'; near in timm are .*resnet18"
-    ):
-        known_architecture("resnet19", "teacher")
+    with pytest.raises(ConfigError, match=r"unknown teacher 'resnet19' \(did you mean .*resnet18"):
+        require_known_model("resnet19", "teacher")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -45,20 +45,25 @@ def test_launchers_tell_the_share(environment: dict[str, str], expected: object)
     assert of(environment) == expected
 
 
-def test_options_come_before_launchers() -> None:
+def test_options_that_contradict_a_launcher_are_refused() -> None:
     launched = {"RANK": "3", "WORLD_SIZE": "8"}
-    assert of(launched, 1, 2) == (1, 2, None, "options")
+    assert of({}, 1, 2) == (1, 2, None, "options")
+    assert of(launched, 3, 8) == (3, 8, 0, "torchrun")
+    with pytest.raises(ConfigError, match="--shard-index 1 found, but torchrun says 3"):
+        of(launched, 1, 8)
+    with pytest.raises(ConfigError, match="--num-shards 2 found, but torchrun says 8"):
+        of(launched, count=2)
 
 
 def test_kubernetes_tells_the_index_alone() -> None:
     indexed = {"JOB_COMPLETION_INDEX": "4"}
     assert of(indexed, count=16) == (4, 16, None, "Kubernetes")
-    with pytest.raises(ConfigError, match="does not tell how many there are; pass --num-workers"):
+    with pytest.raises(ConfigError, match="does not say how many there are; pass --num-shards"):
         of(indexed)
 
 
 def test_half_a_share_is_refused() -> None:
-    with pytest.raises(ConfigError, match="pass --worker-index as well"):
+    with pytest.raises(ConfigError, match="pass --shard-index as well"):
         of({}, count=4)
     with pytest.raises(ConfigError, match="RANK='x' found, expected a number"):
         of({"RANK": "x", "WORLD_SIZE": "8"})
@@ -69,7 +74,7 @@ def test_shares_are_disjoint_and_cover_all() -> None:
     shares = [Share(index=i, count=3).of(blocks) for i in range(3)]
     assert sorted(block for share in shares for block in share) == blocks
     assert Share().of(blocks) == blocks
-    with pytest.raises(ConfigError, match="worker index 3 of 3 found, expected 0 to 2"):
+    with pytest.raises(ConfigError, match="shard index 3 of 3 found, expected 0 to 2"):
         Share(index=3, count=3)
 
 

@@ -4,11 +4,11 @@ import torch
 from PIL import Image
 
 from distill.data.sample_ids import sample_ids
+from distill.data.view_policy import ViewPolicy
 from distill.data.views import (
     APPLY,
     OPERATIONS,
     ViewParams,
-    ViewPolicy,
     draw_view,
     render_view,
     squish,

@@ -14,10 +14,10 @@ from distill.curate.real_labels import Label
 from distill.data.loader import in_batches, load_views
 from distill.data.source import ImageSource, label_indices
 from distill.data.truth import read_truth
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.errors import ConfigError, DataError
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.models import ModelInput
+from distill.models.card import ModelInput
 from trainers.evaluation.meters import (
     Meter,
     MissingTags,

@@ -8,17 +8,10 @@ from torch import Tensor, nn
 
 from distill.files import write_atomically
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.models import (
-    ModelCard,
-    ModelInput,
-    classifier_names,
-    create_model,
-    default_input,
-    download_model,
-    known_architecture,
-    load_weights,
-    read_weights,
-)
+from distill.models.card import ModelCard, ModelInput
+from distill.models.creation import classifier_names, create_model, default_input, download_model
+from distill.models.names import require_known_model
+from distill.models.weights import load_weights, read_weights
 from trainers.recipe import Recipe
 
 
@@ -30,7 +23,7 @@ def create_student(recipe: Recipe, num_classes: int) -> nn.Module:
     Raises:
         ConfigError: unknown name, weights that do not fit, or a hub that does not answer.
     """
-    known_architecture(recipe.student, "student")
+    require_known_model(recipe.student, "student")
     torch.manual_seed(recipe.seed)
     if recipe.init == "pretrained":
         return download_model(recipe.student, num_classes, cure="pass --init random, or a file")

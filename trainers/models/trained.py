@@ -9,16 +9,10 @@ from torch import nn
 
 from distill.errors import ConfigError, first_line
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.models import (
-    ModelCard,
-    ModelInput,
-    create_model,
-    default_input,
-    download_model,
-    known_architecture,
-    load_weights,
-    read_weights,
-)
+from distill.models.card import ModelCard, ModelInput
+from distill.models.creation import create_model, default_input, download_model
+from distill.models.names import require_known_model
+from distill.models.weights import load_weights, read_weights
 from trainers.recipe import Scheme
 
 TIMM = "timm:"
@@ -81,7 +75,7 @@ def open_trained(where: str) -> TrainedModel:
             f"{weights}: no card {weights.with_suffix('.json').name} beside it, expected one with "
             "model, num_classes, input_size, mean and std; write it, or pass a run's folder"
         )
-    model = create_model(known_architecture(card.model, "model"), card.num_classes)
+    model = create_model(require_known_model(card.model, "model"), card.num_classes)
     load_weights(model, state, weights)
     run = _run_beside(weights)
     return TrainedModel(
@@ -98,7 +92,7 @@ def open_trained(where: str) -> TrainedModel:
 
 
 def _from_hub(name: str) -> TrainedModel:
-    architecture = known_architecture(name, "model")
+    architecture = require_known_model(name, "model")
     model = download_model(name, cure="pass a file").eval()
     return TrainedModel(
         name=name,

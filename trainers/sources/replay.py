@@ -6,7 +6,7 @@ from typing import Any
 
 from distill.data.loader import ViewRequest, load_views
 from distill.data.source import ImageSource
-from distill.data.views import ViewPolicy
+from distill.data.view_policy import ViewPolicy
 from distill.errors import DataError, StoreMismatchError
 from distill.targets.protocol import ReplayProofs
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from distill.data.order import SampleOrder
 from distill.data.sample_ids import SampleIds, find_rows, samples_digest
 from distill.data.source import ImageSource
-from distill.data.views import Size, ViewPolicy
+from distill.data.view_policy import ViewPolicy
+from distill.data.views import Size
 from distill.errors import DataError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import ReplayProofs

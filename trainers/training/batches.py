@@ -16,7 +16,8 @@ from torch import Tensor
 from distill.data.loader import ViewBatch, ViewRequest, in_batches, load_views
 from distill.data.order import SampleOrder
 from distill.data.source import ImageSource
-from distill.data.views import Size, ViewPolicy
+from distill.data.view_policy import ViewPolicy
+from distill.data.views import Size
 from distill.errors import ConfigError, DataError
 from distill.targets.protocol import TrainingTargets
 from trainers.process_group import World

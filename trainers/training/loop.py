@@ -20,7 +20,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from distill.errors import ConfigError, first_line
-from distill.models import check_input
+from distill.models.creation import check_input
 from distill.progress import progress
 from distill.targets.tensors import sent
 from trainers.evaluation.evaluate import Stopped, Validate

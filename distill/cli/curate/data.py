@@ -8,29 +8,29 @@ import click
 from distill.cli.curate.data_check import check
 from distill.cli.curate.real_labels import real_labels
 from distill.cli.options import common
+from distill.cli.options.command import Group, option
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
-    """What a data set is like, folds of it, and reassessed labels."""
+    """Check a data set, split it into folds, reassess its labels."""
 
 
 data.add_command(check)
 data.add_command(real_labels)
 
 
-@data.command()
+@data.command(examples=["--data DATA --folds 5 --out FOLDS"])
 @common.data
-@click.option("--split", default="train", show_default=True, help="Split of --data.")
-@click.option("--folds", type=click.IntRange(2, 1000), default=10, show_default=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the lists.")
+@option("--split", default="train", help="Split of --data.", section="Input")
+@option("--folds", type=click.IntRange(2, 1000), default=10, help="Number of folds.")
+@option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the lists.")
 @common.as_json
 def folds(data: str, split: str, folds: int, out: Path, as_json: bool) -> None:
-    """Cut DATA into folds: for each, the keys held out and the keys to train on.
+    """Split DATA into folds: for each, the keys held out and the keys to train on.
 
-    A teacher that was trained on train-N.csv is asked about held-out-N.csv, which it never saw;
-    `distill inspect --folds` judges tags by such stores. Which fold a sample is in depends on its
-    key alone.
+    Train a teacher on train-N.csv and precompute held-out-N.csv, which it never saw; `distill
+    inspect --folds` checks tags by such stores. A sample's fold depends only on its key.
     """
     from distill.cli.options.images import open_images
     from distill.data.sample_list import fold_of

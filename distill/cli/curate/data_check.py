@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from distill.cli.options import common
+from distill.cli.options.command import command, option
 from distill.cli.options.common import in_bytes
 
 if TYPE_CHECKING:
@@ -16,18 +17,16 @@ if TYPE_CHECKING:
 SHOWN = 5  # of each list
 
 
-@click.command()
+@command(examples=["--data DATA", "--data DATA --near 4 --out LISTS"])
 @common.data
-@click.option("--split", help="That alone; all of --data by default.")
-@click.option(
-    "--label-set", default="imagenet21k-p-fall11", show_default=True, help="Name or JSON."
-)
-@click.option(
+@option("--split", help="Check only this split.", show_default="all splits", section="Input")
+@common.label_set()
+@option(
     "--near",
     type=click.IntRange(0, 8),
-    help="Also find images that look alike: most bits of 64 that perceptual hashes may differ in.",
+    help=("Also find near duplicates: how many of 64 bits two perceptual hashes may differ in."),
 )
-@click.option(
+@option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder for unreadable.csv, outside.csv, duplicates.csv, near.csv.",
@@ -43,9 +42,9 @@ def check(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Read every image of DATA: counts, classes, damage, duplicates, how it is tagged.
+    """Read every image of DATA and report counts, classes, damage, duplicates and tagging.
 
-    Judges the data alone; what a teacher thinks of the tags is `distill inspect`.
+    Checks the data alone; `distill inspect` checks tags against a teacher.
     """
     from distill.cli.options.images import open_images
     from distill.curate.check import check_images, report_of

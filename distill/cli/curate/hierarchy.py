@@ -4,21 +4,28 @@ from pathlib import Path
 
 import click
 
+from distill.cli.options.command import Group, option
 
-@click.group()
+
+@click.group(cls=Group)
 def hierarchy() -> None:
     """Build, show and import hierarchies."""
 
 
-@hierarchy.command()
+@hierarchy.command(examples=["wnids.txt --out mine.json --name mine"])
 @click.argument("source")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON to write.")
-@click.option("--name", help="Name of the hierarchy; the file's by default.")
-@click.option("--keep-deepest", is_flag=True, help="Give the deepest level a softmax as well.")
+@option("--out", required=True, type=click.Path(path_type=Path), help="JSON file to write.")
+@option("--name", help="Name of the hierarchy.", show_default="that of the file")
+@option(
+    "--keep-deepest",
+    is_flag=True,
+    help="Keep the softmax of the deepest level.",
+    show_default=False,
+)
 def build(source: str, out: Path, name: str | None, keep_deepest: bool) -> None:
     """Build a hierarchy from WordNet 3.0.
 
-    SOURCE is a text file with one wnid a line, imagenet21k-p-fall11 or imagenet21k-p-winter21.
+    SOURCE is a text file with one wnid per line, imagenet21k-p-fall11 or imagenet21k-p-winter21.
     """
     from distill.hierarchy import wordnet
     from distill.hierarchy.semantic import SemanticHierarchy
@@ -30,8 +37,8 @@ def build(source: str, out: Path, name: str | None, keep_deepest: bool) -> None:
     click.echo(f"{out}: {_sizes(built)}")
 
 
-@hierarchy.command()
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Table to write.")
+@hierarchy.command(examples=["--out hypernyms.txt"])
+@option("--out", required=True, type=click.Path(path_type=Path), help="Table to write.")
 def hypernyms(out: Path) -> None:
     """Write the table of hypernyms that ships with distill, from WordNet 3.0."""
     from distill.hierarchy.hypernyms import write_table
@@ -39,9 +46,9 @@ def hypernyms(out: Path) -> None:
     click.echo(f"{out}: {write_table(out)} synsets with a hypernym")
 
 
-@hierarchy.command(name="import")
+@hierarchy.command(name="import", examples=["imagenet21k_miil_tree.pth --out tree.json"])
 @click.argument("tree", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON to write.")
+@option("--out", required=True, type=click.Path(path_type=Path), help="JSON file to write.")
 def import_(tree: Path, out: Path) -> None:
     """Import the authors' imagenet21k_miil_tree.pth, TREE. Nothing in it is executed."""
     from distill.hierarchy.semantic import SemanticHierarchy
@@ -51,10 +58,10 @@ def import_(tree: Path, out: Path) -> None:
     click.echo(f"{out}: {_sizes(built)}")
 
 
-@hierarchy.command()
+@hierarchy.command(examples=["imagenet21k-p-fall11", "imagenet21k-p-fall11 swan"])
 @click.argument("name")
 @click.argument("word", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@option("--json", "as_json", is_flag=True, help="Print the result as JSON.", show_default=False)
 def show(name: str, word: str | None, as_json: bool) -> None:
     """Print the levels of NAME (bundled, or a JSON file), or the chains of WORD in it."""
     import json

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from distill.cli.options import common
+from distill.cli.options.command import command, option
 from distill.cli.options.common import in_bytes
 
 if TYPE_CHECKING:
@@ -15,36 +16,53 @@ if TYPE_CHECKING:
 FOLDER_UNIT = 500  # images of class folders that count as done together
 
 
-@click.command()
+@command(
+    examples=[
+        "fall11_whole.tar --out DATA",
+        "winter21_whole.tar.gz.d --out DATA --format webdataset --dry-run",
+    ]
+)
 @click.argument("raw")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to fill.")
-@click.option(
+@option("--out", required=True, type=click.Path(path_type=Path), help="Folder to fill.")
+@option(
     "--format",
     "form",
     type=click.Choice(["folder", "webdataset"]),
     default="folder",
-    show_default=True,
-    help="A folder a class, or shards.",
+    help="Class folders, or WebDataset shards.",
 )
-@click.option("--min-images", type=click.IntRange(1), default=500, show_default=True)
-@click.option(
-    "--val-images", type=click.IntRange(0), default=50, show_default=True, help="Of each class."
+@option(
+    "--min-images",
+    type=click.IntRange(1),
+    default=500,
+    section="Input",
+    help="Drop classes with fewer images.",
 )
-@click.option(
-    "--seed", type=int, help="Choose validation images by it; the first by name otherwise."
+@option(
+    "--val-images",
+    type=click.IntRange(0),
+    default=50,
+    help="Validation images per class.",
+    section="Input",
 )
-@click.option("--label-set", help="Name or JSON: keep its classes alone.")
-@click.option(
-    "--size", type=click.IntRange(8, 4096), default=224, show_default=True, help="Pixels a side."
+@option(
+    "--seed",
+    type=int,
+    help="Draw the validation images at random; without it, the first by name.",
+    show_default="none",
+    section="Input",
 )
-@click.option(
-    "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="JPEG's."
-)
-@click.option(
-    "--shard-images", type=click.IntRange(1), default=10_000, show_default=True, help="At most."
-)
+@common.label_set("all classes found")
+@option("--size", type=click.IntRange(8, 4096), default=224, help="Pixels per side.")
+@option("--quality", type=click.IntRange(1, 100), default=95, help="JPEG quality.")
+@option("--shard-images", type=click.IntRange(1), default=10_000, help="Images per shard.")
 @common.processes
-@click.option("--dry-run", is_flag=True, help="List the release and report; write nothing.")
+@option(
+    "--dry-run",
+    is_flag=True,
+    help="List the release and report; write nothing.",
+    show_default=False,
+)
 @common.as_json
 def prepare(
     raw: str,
@@ -61,10 +79,10 @@ def prepare(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Make ImageNet-21K-P of RAW: fall11_whole.tar, winter21's tar, or either unpacked.
+    """Make ImageNet-21K-P from RAW: fall11_whole.tar, the winter21 tar, or either unpacked.
 
-    Drops small classes, sets validation images apart, squish-resizes the rest. Images that cannot
-    be read are listed. Running the same command again goes on where the last run stopped.
+    Drops small classes, sets validation images apart and squish-resizes the rest. Lists undecodable
+    images. Run the same command again to resume.
     """
     from distill.cli.signals import finishing_first
     from distill.curate.prepare.run import PrepareOptions, rules_for

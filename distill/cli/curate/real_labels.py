@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from distill.cli.options import common
+from distill.cli.options.command import Group, option
 
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
@@ -15,25 +16,24 @@ if TYPE_CHECKING:
 NAMES = "questions.csv", "agreed.csv"
 
 
-@click.group("real-labels")
+@click.group("real-labels", cls=Group)
 def real_labels() -> None:
     """Reassess labels: models propose, raters answer (arXiv 2006.07159)."""
 
 
-@real_labels.command()
+@real_labels.command(examples=["RUN timm:resnet50 --data DATA --out PROPOSED"])
 @click.argument("models", nargs=-1, required=True)
 @common.data
-@click.option("--split", default="val", show_default=True, help="Split of --data.")
-@click.option("--label-set", help="Name or JSON; the first model's by default.")
+@option("--split", default="val", help="Split of --data.", section="Input")
+@common.label_set("the first model's")
 @common.scheme
-@click.option(
+@option(
     "--per-image",
     type=click.FloatRange(0, 16),
     default=3,
-    show_default=True,
-    help="Confident answers of a model that count, by logit and by probability, on average.",
+    help="Mean number of confident predictions per image that count for a model.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for CSV.")
+@option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the CSV files.")
 @common.limit
 @common.machine
 @common.as_json
@@ -52,15 +52,15 @@ def propose(
 ) -> None:
     """Write the labels that MODELS propose as questions for raters.
 
-    MODELS as for `distill evaluate`. questions.csv has a row for each image and label to be rated,
-    agreed.csv the images of which all models say what their tag says.
+    MODELS are given as for `distill evaluate`. questions.csv has one row per image and label to
+    rate; agreed.csv lists the images for which all models confirm the tag.
     """
     from distill.cli.options.images import open_images
     from distill.curate.proposals import in_questions
     from distill.curate.proposals import propose as pool_predictions
     from distill.data.source import label_indices
     from distill.files import write_csv
-    from distill.models import pick_device
+    from distill.models.creation import pick_device
     from trainers.evaluation.top_classes import predict_top_classes
     from trainers.models.trained import open_trained
     from trainers.process_group import Machine
@@ -134,23 +134,25 @@ def _label_set(
     )
 
 
-@real_labels.command("from-raters")
+@real_labels.command(
+    "from-raters", examples=["answers.csv --agreed PROPOSED/agreed.csv --out real.json"]
+)
 @click.argument("raters", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON to write.")
-@click.option(
+@option("--out", required=True, type=click.Path(path_type=Path), help="JSON file to write.")
+@option(
     "--agreed",
     type=click.Path(path_type=Path),
-    help="CSV with key and label: images that were not rated, with their labels.",
+    help="CSV with key and label of images that needed no rating.",
+    section="Input",
 )
-@click.option(
+@option(
     "--threshold",
     type=click.FloatRange(0, 1),
     default=0.5,
-    show_default=True,
-    help="Labels whose probability is above it are right.",
+    help="Accept labels above this probability.",
 )
-@click.option(
-    "--scores", type=click.Path(path_type=Path), help="CSV of all probabilities to write."
+@option(
+    "--scores", type=click.Path(path_type=Path), help="Also write all probabilities to this CSV."
 )
 @common.as_json
 def from_raters(
@@ -161,9 +163,9 @@ def from_raters(
     scores: Path | None,
     as_json: bool,
 ) -> None:
-    """Weigh the answers in RATERS by Dawid–Skene, and write the labels that are right.
+    """Aggregate the answers in RATERS by Dawid–Skene and write the accepted labels.
 
-    RATERS is the published raters.npz, or CSV with rater, key, label and answer (no, maybe, yes).
+    RATERS is the published raters.npz, or a CSV with rater, key, label and answer (no, maybe, yes).
     """
     from distill.curate.real_labels import labels_by_key, read_agreed, read_raters, write_labels
     from distill.curate.real_labels import scores as weigh

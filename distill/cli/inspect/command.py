@@ -7,6 +7,7 @@ import click
 
 from distill.cli.inspect.pages import Serving, serving
 from distill.cli.options import common
+from distill.cli.options.command import command, option
 from distill.cli.options.group import gathered
 from distill.cli.options.listening import Listening, listening
 
@@ -29,77 +30,95 @@ def _rules(**thresholds: float) -> "Rules":
 rules = gathered(
     "rules",
     (
-        click.option(
+        option(
             "--missing-above",
             type=click.FloatRange(0, 1),
             default=0.7,
-            show_default=True,
-            help="Least probability of every class below a tag that is to be added.",
+            help="Smallest probability of every class on the path of an added tag.",
+            section="Input",
+            setting=True,
         ),
-        click.option(
+        option(
             "--suspect-above",
             type=click.FloatRange(0, min_open=True),
             default=2.5,
-            show_default=True,
-            help="Least contradiction of a tag: mean over its levels of ln(p teacher's / p tag's).",
+            help=(
+                "Smallest mean of ln(p of the teacher's class / p of the tag) over the "
+                "tag's levels."
+            ),
+            section="Input",
+            setting=True,
         ),
-        click.option(
+        option(
             "--sure-above",
             type=click.FloatRange(0, 1),
             default=0.3,
-            show_default=True,
-            help="Least probability of the teacher's class at a level where it contradicts.",
+            help="Smallest probability of the teacher's class where it contradicts a tag.",
+            section="Input",
+            setting=True,
         ),
     ),
     _rules,
 )
 
 
-@click.command()
+@command(
+    examples=[
+        "STORE --by-subtree bird",
+        "STORE --data DATA --missing missing.csv --suspect suspect.csv",
+        "STORE --data DATA --serve",
+    ]
+)
 @click.argument("path", metavar="STORE")
-@click.option("--by-class", is_flag=True, help="A line for every class of the label set.")
-@click.option("--by-subtree", metavar="SYNSET", help="This class and those right below it.")
-@click.option("--sample", metavar="KEY", help="What the teacher says of this image.")
-@click.option("--data", help="The images of STORE.")
-@click.option("--split", default="train", show_default=True, help="Split of --data.")
-@click.option(
+@option("--by-class", is_flag=True, help="Print one line per class.", show_default=False)
+@option("--by-subtree", metavar="SYNSET", help="Print this class and its children.")
+@option("--sample", metavar="KEY", help="Print the teacher's predictions for this image.")
+@option("--data", help="Images that STORE was made from.", section="Input")
+@option("--split", default="train", help="Split of --data.", section="Input", setting=True)
+@option(
     "--missing",
     type=click.Path(path_type=Path),
-    help="Write tags that the teacher would add: CSV with key, tag, wnid, path, confidence.",
+    help="Write tags to add: CSV with key, tag, wnid, path, confidence.",
 )
-@click.option(
+@option(
     "--suspect",
     type=click.Path(path_type=Path),
-    help="Write tags that the teacher contradicts: CSV with key, tag, what it sees, confidence.",
+    help=("Write tags that the teacher contradicts: CSV with key, tag, its class, confidence."),
 )
-@click.option(
+@option(
     "--cleaned",
     type=click.Path(path_type=Path),
-    help="Write the list for `distill pretrain --samples`: --suspect out, --missing filled in.",
+    help=("Write a list for `pretrain --samples`: suspect tags removed, missing ones added."),
 )
-@click.option(
+@option(
     "--folds",
     multiple=True,
     metavar="STORE",
-    help="Judge tags by stores of teachers that were not trained on the images in them.",
+    help="Store of an out-of-fold teacher; one per fold.",
+    section="Input",
+    setting=True,
 )
-@click.option(
+@option(
     "--truth",
     type=click.Path(path_type=Path),
-    help="CSV with key and true_wnid: how right missing and suspect tags are.",
+    help="CSV with key and true_wnid, to score missing and suspect tags.",
+    section="Input",
+    setting=True,
 )
 @rules
 @serving
-@listening(port=8080)
-@click.option("--plot", type=click.Path(path_type=Path), help="Folder to draw charts into.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write the overview as one file.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
+@listening(port=8080, setting=True)
+@option("--plot", type=click.Path(path_type=Path), help="Folder for charts.")
+@option("--html", type=click.Path(path_type=Path), help="Write the overview as one file.")
+@option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.", show_default=False)
 @common.as_json
-@click.option(
+@option(
     "--cache",
     type=click.Path(path_type=Path),
     help="Folder for what is read off the store; STORE.inspect by default, for a bucket "
     "~/.cache/distill.",
+    section="Machine",
+    setting=True,
 )
 def inspect(
     path: str,
@@ -122,10 +141,10 @@ def inspect(
     serving: "Serving",
     listening: Listening,
 ) -> None:
-    """Show what the teacher of STORE believes: per hierarchy, class, subtree or image.
+    """Report the teacher's confidence in STORE per hierarchy, class, subtree or image.
 
-    What is read off STORE is kept beside it, so only the first look takes long. With --data it
-    finds tags that are missing and tags that are wrong.
+    The first call reads the whole store and keeps its statistics beside it. With --data, also
+    finds missing and suspect tags.
     """
     from distill.cli.inspect.report import Report
     from distill.errors import ConfigError

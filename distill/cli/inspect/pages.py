@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from distill.cli.options.command import option
 from distill.cli.options.group import gathered
 from distill.cli.options.listening import Listening
 from distill.errors import ConfigError
@@ -109,11 +110,37 @@ def _look(inspection: "Inspection", data: str | None, split: str) -> "Look":
 serving = gathered(
     "serving",
     (
-        click.option("--serve", "wanted", is_flag=True, help="Show all of it as pages."),
-        click.option("--student", help="A trained model to show beside the teacher."),
-        click.option("--device", default="cpu", show_default=True, help="Of --student."),
-        click.option("--ask", metavar="URL", help="A teacher server to ask about other images."),
-        click.option("--api-key", envvar="DISTILL_API_KEY", help="For --ask."),
+        option(
+            "--serve",
+            "wanted",
+            is_flag=True,
+            help="Serve everything as web pages.",
+            show_default=False,
+            section="Server",
+        ),
+        option(
+            "--student",
+            help="Trained model to show beside the teacher.",
+            section="Student",
+            setting=True,
+        ),
+        option(
+            "--device", default="cpu", help="Device of --student.", section="Machine", setting=True
+        ),
+        option(
+            "--ask",
+            metavar="URL",
+            help="Teacher server that answers for uploaded images.",
+            section="Server",
+            setting=True,
+        ),
+        option(
+            "--api-key",
+            envvar="DISTILL_API_KEY",
+            help="API key of the server at --ask.",
+            section="Server",
+            setting=True,
+        ),
     ),
     Serving,
 )

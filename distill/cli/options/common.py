@@ -7,72 +7,80 @@ from typing import Any
 
 import click
 
+from distill.cli.options.checks import existing_location, known_label_set
+from distill.cli.options.command import option
 
-def data(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--data."""
-    return click.option(
-        "--data",
-        required=True,
-        help="Folder a class, WebDataset tars, Hugging Face data set, CSV or Parquet of paths; a "
-        "path or s3://….",
-    )(command)
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+DEFAULT_LABEL_SET = "imagenet21k-p-fall11"
+CORES = len(os.sched_getaffinity(0))  # a container or taskset may have few
+
+data: Decorator = option(
+    "--data",
+    required=True,
+    callback=existing_location,
+    section="Input",
+    help="Images: class folders, WebDataset tars, a Hugging Face data set, or a CSV or Parquet "
+    "table of paths; a local path or s3://….",
+)
+samples: Decorator = option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    section="Input",
+    setting=True,
+    help="Train on these samples only: a list of keys, or a CSV with key and wnid.",
+)
+scheme: Decorator = option(
+    "--scheme",
+    type=click.Choice(["single-label", "multi-label", "semantic"]),
+    show_default="as trained",
+    section="Input",
+    help="How to read the logits.",
+)
+limit: Decorator = option(
+    "--limit",
+    type=click.IntRange(1),
+    section="Input",
+    help="Use only N images, a fair and repeatable choice.",
+)
+as_json: Decorator = option(
+    "--json", "as_json", is_flag=True, show_default=False, help="Print the result as JSON."
+)
+processes: Decorator = option(
+    "--workers",
+    type=click.IntRange(0),
+    default=CORES,
+    section="Machine",
+    help="Worker processes; 0 works in this process.",
+)
+
+
+def label_set(shown: str = "", *, setting: bool = False) -> Decorator:
+    """--label-set. shown: what is taken without it; a name is given to the command where empty."""
+    decorate: Decorator = option(
+        "--label-set",
+        default=None if shown else DEFAULT_LABEL_SET,
+        show_default=shown or True,
+        callback=known_label_set,
+        section="Input",
+        setting=setting,
+        help="Label set and hierarchy: a bundled name or a JSON file.",
+    )
+    return decorate
 
 
 def machine(command: Callable[..., Any]) -> Callable[..., Any]:
     """--device and --workers."""
-    command = click.option(
+    workers: Decorator = option(
         "--workers",
         type=click.IntRange(0),
-        default=min(8, len(os.sched_getaffinity(0))),  # a container or taskset may have few
-        show_default=True,
+        default=min(8, CORES),
+        section="Machine",
         help="Processes that decode images.",
-    )(command)
-    return click.option(
-        "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
-    )(command)
-
-
-def processes(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--workers, of commands that need no device."""
-    return click.option(
-        "--workers",
-        type=click.IntRange(0),
-        default=len(os.sched_getaffinity(0)),
-        show_default=True,
-        help="Processes; one a core by default, 0 for this one alone.",
-    )(command)
-
-
-def samples(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--samples."""
-    return click.option(
-        "--samples",
-        type=click.Path(path_type=Path),
-        help="Train on those alone: keys, one a line, or CSV with key and wnid.",
-    )(command)
-
-
-def scheme(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--scheme, of commands that ask trained models."""
-    return click.option(
-        "--scheme",
-        type=click.Choice(["single-label", "multi-label", "semantic"]),
-        help="How the logits are to be read; as the run was trained by default.",
-    )(command)
-
-
-def limit(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--limit."""
-    return click.option(
-        "--limit", type=click.IntRange(1), help="Use that many images, chosen fairly by hash."
-    )(command)
-
-
-def as_json(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(
-        command
     )
+    device: Decorator = option(
+        "--device", default="auto", section="Machine", help="auto, cpu, cuda or cuda:N."
+    )
+    return device(workers(command))
 
 
 def in_bytes(count: int) -> str:

@@ -1,4 +1,4 @@
-"""Where a server listens, and who may ask it: options that several commands share."""
+"""The options that choose where a server listens and which keys it accepts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from distill.cli.options.command import option
 from distill.cli.options.group import gathered
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Listening:
-    """What was chosen."""
+    """The chosen address."""
 
     host: str
     port: int
@@ -27,7 +28,7 @@ class Listening:
     tls_key: Path | None
 
     def bound(self) -> "tuple[Address, ApiKeys | None, socket.socket]":
-        """The address, who may ask there, and a socket that is bound to it.
+        """The address, its API keys, and a socket that is bound to it.
 
         Raises:
             ConfigError: it cannot be had, or would be open to others without a key.
@@ -46,20 +47,49 @@ class Listening:
         return address, keys, address.bound()
 
 
-def listening(port: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def listening(
+    port: int, *, setting: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options, with that port by default; the command gets them as `listening`."""
     return gathered(
         "listening",
         (
-            click.option("--host", default="127.0.0.1", show_default=True),
-            click.option("--port", type=click.IntRange(0, 65535), default=port, show_default=True),
-            click.option(
+            option(
+                "--host",
+                default="127.0.0.1",
+                help="Address to listen on.",
+                section="Server",
+                setting=setting,
+            ),
+            option(
+                "--port",
+                type=click.IntRange(0, 65535),
+                default=port,
+                help="Port; 0 takes a free one.",
+                section="Server",
+                setting=setting,
+            ),
+            option(
                 "--api-key-file",
                 type=click.Path(path_type=Path),
-                help="Who may ask; without it the server is open to this machine alone.",
+                help="Accepted API keys; without it, only this machine may connect.",
+                section="Server",
+                setting=setting,
             ),
-            click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM."),
-            click.option("--tls-key", type=click.Path(path_type=Path), help="PEM."),
+            option(
+                "--tls-certificate",
+                type=click.Path(path_type=Path),
+                help="TLS certificate, PEM.",
+                section="Server",
+                setting=setting,
+            ),
+            option(
+                "--tls-key",
+                type=click.Path(path_type=Path),
+                help="TLS private key, PEM.",
+                section="Server",
+                setting=setting,
+            ),
         ),
         Listening,
     )

@@ -1,12 +1,15 @@
-"""The options that say how a student is trained: a recipe file, what differs from it, and where."""
+"""The options that say how a student is trained: its recipe, and how the run is kept."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill.cli.options.group import gathered
+from distill.cli.options.checks import known_models, output_folder
+from distill.cli.options.command import extra_settings, option
+from distill.cli.options.group import Command, gathered
 
 if TYPE_CHECKING:
     from trainers.recipe import Recipe
@@ -14,53 +17,118 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeChoice:
-    """file: TOML. words: KEY=VALUE over it. options: over both, None where not given."""
+    """options: None where not given. extra: settings that are none of them, by dotted key."""
 
-    file: Path | None
-    words: tuple[str, ...]
     options: dict[str, Any]
+    extra: dict[str, Any]
 
     def read(self, **defaults: Any) -> "Recipe":
         """The recipe; `defaults` where nothing else says anything."""
-        from distill.settings import read_settings
+        from distill.settings import make_settings
         from trainers.recipe import Recipe
 
-        return read_settings(Recipe, self.file, self.words, self.options, defaults)
+        return make_settings(Recipe, {**self.extra, **self.options}, defaults)
 
 
-def _choice(recipe: Path | None, words: tuple[str, ...], **options: Any) -> RecipeChoice:
+def recipe_settings() -> dict[str, Any]:
+    """All settings of a recipe by dotted name, with their defaults."""
+    from distill.settings import flat
+    from trainers.recipe import Recipe
+
+    return flat(Recipe(student="").to_json())
+
+
+def _choice(**options: Any) -> RecipeChoice:
     options["views.name"] = options.pop("view_policy")
-    return RecipeChoice(file=recipe, words=words, options=options)
+    return RecipeChoice(options=options, extra=extra_settings())
 
 
 recipe = gathered(
     "choice",
     (
-        click.option(
-            "--recipe",
-            type=click.Path(path_type=Path),
-            help="Settings in TOML, as in deploy/configs; those of the paper where it is silent.",
+        option(
+            "--student",
+            required=True,
+            callback=known_models,
+            section="Student",
+            help="timm model name.",
         ),
-        click.option(
-            "-o",
-            "words",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="One setting of the recipe, such as -o ema_decay=0.999 or -o views.cutout=0.",
+        option(
+            "--init",
+            show_default="pretrained",
+            section="Student",
+            help="pretrained (timm's weights), random, a weight file or a run's folder.",
         ),
-        click.option("--student", help="timm model name."),
-        click.option("--scheme", help="single-label, multi-label or semantic (the default)."),
-        click.option("--kd-weight", type=float, help="Of the KD term; by scheme if not."),
-        click.option("--divergence", help="Of the KD term: mse (the default) or kl."),
-        click.option("--image-size", type=click.IntRange(8, 4096), help="Pixels a side."),
-        click.option("--epochs", type=int, help="80 if not."),
-        click.option("--batch-size", type=int, help="Images a step, on all devices; 128 if not."),
-        click.option("--lr", type=float, help="Highest learning rate; 3e-4 if not."),
-        click.option("--weight-decay", type=float, help="1e-4 if not."),
-        click.option("--label-smoothing", type=float, help="0.2 if not."),
-        click.option("--init", help="pretrained (the default: timm's weights), random or a file."),
-        click.option("--seed", type=click.IntRange(0), help="0 if not."),
-        click.option("--view-policy", help="augmented (the default), or plain: squish alone."),
+        option(
+            "--image-size",
+            type=click.IntRange(8, 4096),
+            show_default="224",
+            section="Student",
+            setting=True,
+            help="Pixels per side.",
+        ),
+        option(
+            "--scheme",
+            show_default="semantic",
+            section="Training",
+            help="single-label, multi-label or semantic.",
+        ),
+        option(
+            "--kd-weight",
+            type=float,
+            show_default="by scheme",
+            section="Training",
+            help="Weight of the KD term.",
+        ),
+        option(
+            "--divergence",
+            show_default="mse",
+            section="Training",
+            setting=True,
+            help="KD distance: mse or kl.",
+        ),
+        option("--epochs", type=int, show_default="80", section="Training", help="Epochs."),
+        option(
+            "--batch-size",
+            type=int,
+            show_default="128",
+            section="Training",
+            help="Images per step, over all devices.",
+        ),
+        option(
+            "--lr", type=float, show_default="3e-4", section="Training", help="Peak learning rate."
+        ),
+        option(
+            "--weight-decay",
+            type=float,
+            show_default="1e-4",
+            section="Training",
+            setting=True,
+            help="Weight decay, not applied to norms and biases.",
+        ),
+        option(
+            "--label-smoothing",
+            type=float,
+            show_default="0.2",
+            section="Training",
+            setting=True,
+            help="Label smoothing.",
+        ),
+        option(
+            "--seed",
+            type=click.IntRange(0),
+            show_default="0",
+            section="Training",
+            setting=True,
+            help="Random seed.",
+        ),
+        option(
+            "--view-policy",
+            show_default="augmented",
+            section="Training",
+            setting=True,
+            help="augmented, or plain (squish-resize only).",
+        ),
     ),
     _choice,
 )
@@ -76,28 +144,46 @@ class RunChoice:
     wandb: str | None
 
 
+out: Callable[[Command], Command] = option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    callback=output_folder,
+    help="Folder of the run.",
+)
 run = gathered(
     "run",
     (
-        click.option(
+        option(
             "--checkpoint-every",
             type=click.IntRange(1),
             default=500,
-            show_default=True,
-            help="Steps between checkpoints; every epoch ends with one.",
+            section="Training",
+            setting=True,
+            help="Steps between checkpoints; every epoch also ends with one.",
         ),
-        click.option(
+        option(
             "--max-bad-fraction",
             type=click.FloatRange(0, 1),
             default=0.001,
-            show_default=True,
-            help="Share of images that may be unreadable.",
+            section="Input",
+            setting=True,
+            help="Largest tolerated share of unreadable images.",
         ),
-        click.option("--compile", "compiled", is_flag=True, help="With torch.compile."),
-        click.option(
+        option(
+            "--compile",
+            "compiled",
+            is_flag=True,
+            section="Machine",
+            setting=True,
+            help="Use torch.compile.",
+            show_default=False,
+        ),
+        option(
             "--wandb",
             metavar="PROJECT",
-            help="Send the TensorBoard record to Weights & Biases too (pip install '.[wandb]').",
+            setting=True,
+            help="Also log to Weights & Biases (pip install '.[wandb]').",
         ),
     ),
     RunChoice,

@@ -1,4 +1,4 @@
-"""The options that say where a student's targets come from: a store, a server, a teacher."""
+"""The options that choose a student's targets: a store, a server or a teacher."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from distill.cli.options.checks import existing_targets
+from distill.cli.options.command import option
 from distill.cli.options.group import gathered
 from distill.cli.options.images import CACHE
 
@@ -20,7 +22,7 @@ TIMM = "timm:"
 
 @dataclass(frozen=True, kw_only=True)
 class TargetsChoice:
-    """What the options said."""
+    """The chosen source of targets."""
 
     targets: str | None
     api_key: str | None
@@ -94,36 +96,58 @@ class TargetsChoice:
 targets = gathered(
     "targeting",
     (
-        click.option(
+        option(
             "--targets",
-            help="Store (a folder or s3://…), teacher server (http://…) or teacher in this process "
-            "(timm:NAME); without, labels alone.",
+            callback=existing_targets,
+            help="Store (folder or s3://…), teacher server (http://…), or timm:NAME for a teacher "
+            "in this process; without it, labels only.",
+            section="Input",
         ),
-        click.option(
+        option(
             "--api-key",
             envvar="DISTILL_API_KEY",
-            help="Of the teacher server; or in DISTILL_API_KEY.",
+            show_envvar=True,
+            help="API key of the teacher server.",
+            section="Input",
+            setting=True,
         ),
-        click.option("--teacher-weights", help="File for timm:NAME; the hub's if not."),
-        click.option("--teacher-head", help="Of timm:NAME, as precompute's --head."),
-        click.option(
+        option(
+            "--teacher-weights",
+            show_default="hub",
+            help="Weight file of timm:NAME.",
+            section="Teacher",
+            setting=True,
+        ),
+        option(
+            "--teacher-head",
+            show_default="auto",
+            help="Head of timm:NAME, as --head of precompute.",
+            section="Teacher",
+            setting=True,
+        ),
+        option(
             "--cache",
             type=click.Path(path_type=Path),
             default=Path(CACHE),
-            show_default=True,
-            help="Folder of decoded views.",
+            help="Folder for decoded views.",
+            section="Machine",
+            setting=True,
         ),
-        click.option(
+        option(
             "--cache-gib",
             type=click.FloatRange(0, 2**30),
-            help="Most it may hold; all by default.",
+            show_default="no limit",
+            help="Largest size of --cache, in GiB.",
+            section="Machine",
+            setting=True,
         ),
-        click.option(
+        option(
             "--read",
             type=click.Choice(["auto", "resident", "streamed"]),
             default="auto",
-            show_default=True,
-            help="Whole views decoded into --cache, or blocks as needed; auto by what fits.",
+            help="resident decodes whole views into --cache, streamed reads blocks as needed.",
+            section="Machine",
+            setting=True,
         ),
     ),
     TargetsChoice,

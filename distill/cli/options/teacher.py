@@ -1,4 +1,4 @@
-"""The options that say which teacher, for every command that asks one."""
+"""The options that choose a teacher, for every command that runs one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from distill.cli.options import common
+from distill.cli.options.checks import known_models
+from distill.cli.options.command import option
 from distill.cli.options.group import Command, gathered
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherChoice:
-    """What the options said. weights, heads: none, or one for each of `teachers`."""
+    """The chosen teacher. weights, heads: none, or one for each of `teachers`."""
 
     teachers: tuple[str, ...]
     weights: tuple[str, ...]
@@ -44,7 +47,7 @@ class TeacherChoice:
     def load(self, device: str, hierarchy: "SemanticHierarchy | None" = None) -> "Teacher":
         """The teacher, ready to answer. hierarchy: of its classes, instead of --label-set."""
         from distill.hierarchy.semantic import resolve
-        from distill.models import pick_device
+        from distill.models.creation import pick_device
         from teacher_server.teacher.loading import MemberChoice, load_teacher
 
         weights = _one_each("--weights", self.weights, self.teachers, HUB)
@@ -73,47 +76,64 @@ def teacher(*, required: bool = True) -> Callable[[Command], Command]:
     return gathered(
         "choice",
         (
-            click.option(
+            option(
                 "--teacher",
                 "teachers",
                 required=required,
                 multiple=True,
-                help="timm model name, or tresnet_l for the paper's. Several are averaged.",
+                callback=known_models,
+                help="timm model name; tresnet_l is the paper's. Repeat it to average several.",
+                section="Teacher",
             ),
-            click.option(
+            option(
                 "--weights",
                 multiple=True,
-                help="safetensors or a state dict; hub for timm's. One for each --teacher.",
+                show_default="hub",
+                help="safetensors or state-dict file, or hub for timm's; one per --teacher.",
+                section="Teacher",
             ),
-            click.option(
+            option(
                 "--head",
                 "heads",
                 multiple=True,
-                help="semantic, or the label set of one softmax: imagenet-1k, -12k, -21k, -22k, "
-                "-22k-ms or a file of wnids. Auto by default. One for each --teacher.",
+                show_default="auto",
+                help="semantic, or the label set of a flat classifier: imagenet-1k, -12k, -21k, "
+                "-22k, -22k-ms or a file of wnids; one per --teacher.",
+                section="Teacher",
+                setting=True,
             ),
-            click.option(
-                "--random-weights", is_flag=True, help="Try the machinery without real weights."
+            option(
+                "--random-weights",
+                is_flag=True,
+                show_default=False,
+                help="Allow random weights, for a trial run.",
+                section="Teacher",
             ),
-            click.option(
-                "--label-set",
-                default="imagenet21k-p-fall11",
-                show_default=True,
-                help="Hierarchy of the answers: a name or a JSON.",
+            common.label_set(setting=True),
+            option(
+                "--input-size",
+                type=click.IntRange(8, 4096),
+                show_default="the model's",
+                help="Pixels per side.",
+                section="Teacher",
+                setting=True,
             ),
-            click.option(
-                "--input-size", type=click.IntRange(8, 4096), help="Pixels; the model's if not."
+            option(
+                "--precision",
+                type=click.Choice(["float32", "bfloat16"]),
+                show_default="bfloat16 on a GPU, float32 elsewhere",
+                help="Floating-point format.",
+                section="Teacher",
+                setting=True,
             ),
-            click.option(
-                "--precision", type=click.Choice(["float32", "bfloat16"]), help="By device."
-            ),
-            click.option(
+            option(
                 "--confidence",
                 type=click.Choice(["top", "reach"]),
                 default="top",
-                show_default=True,
-                help="Sum of the top 5%; or, for a --head of one softmax, the probability that "
-                "reaches a hierarchy.",
+                help="P_k: the sum of the top 5%; or, of flat classifiers, the probability that "
+                "reaches the hierarchy.",
+                section="Teacher",
+                setting=True,
             ),
         ),
         _choice,

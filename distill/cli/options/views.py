@@ -1,62 +1,60 @@
-"""The options that say how views are drawn."""
+"""The options that choose how views are drawn."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
+from distill.cli.options.command import option
 from distill.cli.options.group import gathered
 
 if TYPE_CHECKING:
-    from distill.data.views import ViewPolicy
+    from distill.data.view_policy import ViewPolicy
 
 
-@dataclass(frozen=True, kw_only=True)
-class ViewChoice:
-    """What the options said."""
+def _policy(view_policy: str, view_seed: int, **numbers: float | None) -> "ViewPolicy":
+    from distill.data.view_policy import ViewPolicy
 
-    view_policy: str
-    view_seed: int
-    randaugment_ops: int | None
-    randaugment_magnitude: float | None
-    cutout: float | None
-
-    def policy(self) -> "ViewPolicy":
-        """The policy, with what was said of it."""
-        from distill.data.views import ViewPolicy
-
-        said = {
-            "randaugment_ops": self.randaugment_ops,
-            "randaugment_magnitude": self.randaugment_magnitude,
-            "cutout": self.cutout,
-        }
-        return ViewPolicy(
-            name=self.view_policy,
-            seed=self.view_seed,
-            **{name: value for name, value in said.items() if value is not None},  # type: ignore[arg-type]
-        )
+    given = {name: value for name, value in numbers.items() if value is not None}
+    return ViewPolicy(name=view_policy, seed=view_seed, **given)  # type: ignore[arg-type]
 
 
 views = gathered(
-    "viewing",
+    "policy",
     (
-        click.option(
+        option(
             "--view-policy",
             default="augmented",
-            show_default=True,
-            help="augmented (flip, RandAugment, Cutout), or plain: the squish-resize alone, for "
-            "one view.",
+            help="augmented (flip, RandAugment, Cutout), or plain (squish-resize only, one view).",
+            setting=True,
         ),
-        click.option("--view-seed", type=click.IntRange(0), default=0, show_default=True),
-        click.option(
-            "--randaugment-ops", type=int, help="Transforms a view; 2 by default, 0 for none."
+        option(
+            "--view-seed",
+            type=click.IntRange(0),
+            default=0,
+            help="Seed of the views.",
+            setting=True,
         ),
-        click.option(
-            "--randaugment-magnitude", type=float, help="Their strength, 0 to 10; 9 by default."
+        option(
+            "--randaugment-ops",
+            type=int,
+            show_default="2",
+            help="RandAugment transforms per view; 0 for none.",
+            setting=True,
         ),
-        click.option(
-            "--cutout", type=float, help="Side of the grey square; 0.5 by default, 0 for none."
+        option(
+            "--randaugment-magnitude",
+            type=float,
+            show_default="9",
+            help="RandAugment strength, 0 to 10.",
+            setting=True,
+        ),
+        option(
+            "--cutout",
+            type=float,
+            show_default="0.5",
+            help="Side of the Cutout square; 0 for none.",
+            setting=True,
         ),
     ),
-    ViewChoice,
+    _policy,
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli.options import common
+from distill.cli.options.command import command, option
 
 if TYPE_CHECKING:
     from trainers.models.trained import TrainedModel
@@ -23,30 +24,40 @@ SHARES = (
 )
 
 
-@click.command()
+@command(
+    examples=[
+        "RUN OTHER_RUN --data DATA",
+        "RUN --data DATA --truth labels.csv --plot curves.png",
+        "timm:resnet18 --data IMAGENET --labels real",
+    ]
+)
 @click.argument("models", nargs=-1, required=True)
-@click.option("--data", help="Labelled images; by split or not.")
-@click.option("--split", default="val", show_default=True, help="Of --data, to be judged on.")
-@click.option("--label-set", help="Name or JSON; what the model was trained on by default.")
+@option("--data", help="Labelled images.", section="Input")
+@option("--split", default="val", help="Split to evaluate on.", section="Input")
+@common.label_set("that of the model")
 @common.scheme
-@click.option(
+@option(
     "--truth",
     type=click.Path(path_type=Path),
-    help="CSV with key and true_wnid: how many missing tags of the split train are supplied.",
+    help=("CSV with key and true_wnid: also measure how many missing training tags are recovered."),
+    section="Input",
 )
-@click.option(
+@option(
     "--tags",
     type=click.Path(path_type=Path),
-    help="Of a model fine-tuned on tags: CSV, COCO's JSON or VOC's folder, as finetune takes it.",
+    help="Tags for models fine-tuned on tags, in a form that finetune takes.",
+    section="Input",
 )
-@click.option(
+@option(
     "--labels",
     default="tags",
-    show_default=True,
-    help="tags, as in --data; real: the published reassessed labels of ImageNet-1K's validation "
-    "images; or a file of such labels.",
+    help=(
+        "tags (those of --data), real (published ReaL labels of ImageNet-1K), "
+        "or a file of reassessed labels."
+    ),
+    section="Input",
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw accuracy over epochs here.")
+@option("--plot", type=click.Path(path_type=Path), help="Plot accuracy over epochs to this file.")
 @common.limit
 @common.machine
 @common.as_json
@@ -65,16 +76,16 @@ def evaluate(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Judge MODELS: folders of runs, weight files with their card, or timm:NAME.
+    """Evaluate MODELS: folders of runs, weight files with their card, or timm:NAME.
 
-    Semantic top-1 per hierarchy and in total; top-1 and top-5 among the classes that occur; mean
-    average precision over labels with their ancestors. --plot alone needs no --data.
+    Reports semantic top-1 per hierarchy and in total, top-1 and top-5 among the classes that occur,
+    and mean average precision over labels with their ancestors. --plot alone needs no --data.
     """
     from distill.cli.options.images import open_images
     from distill.curate.real_labels import read_labels
     from distill.errors import ConfigError
     from distill.hierarchy.semantic import resolve
-    from distill.models import pick_device
+    from distill.models.creation import pick_device
     from trainers.evaluation.evaluate import (
         evaluate,
         evaluate_real,

@@ -4,16 +4,26 @@ from pathlib import Path
 
 import click
 
+from distill.cli.options import common
+from distill.cli.options.command import command, option
 
-@click.command()
+
+@command(examples=["RUN --out FOLDER", "RUN --out FOLDER --onnx"])
 @click.argument("model")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
-@click.option("--label-set", help="Name or JSON, where nothing beside the model says it.")
-@click.option("--onnx", is_flag=True, help="model.onnx as well (pip install '.[onnx]').")
+@option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the exported files."
+)
+@common.label_set("that of the model")
+@option(
+    "--onnx",
+    is_flag=True,
+    help="Also write model.onnx (pip install '.[onnx]').",
+    show_default=False,
+)
 def export(model: str, out: Path, label_set: str | None, onnx: bool) -> None:
-    """Write MODEL (a run's folder, a weight file with its card, or timm:NAME) to --out.
+    """Export MODEL: a run's folder, a weight file with its card, or timm:NAME.
 
-    model.safetensors, config.json with the names of the classes, hierarchy.json.
+    Writes model.safetensors, config.json with class names, and hierarchy.json.
     """
     from distill.hierarchy.semantic import resolve
     from trainers.models.export import export_folder, export_onnx

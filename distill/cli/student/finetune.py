@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli.options import common, recipes, targets
+from distill.cli.options.command import adapt, command, option
 
 if TYPE_CHECKING:
     from distill.data.source import ImageSource
@@ -18,30 +19,51 @@ if TYPE_CHECKING:
 EPOCHS = 40
 
 
-@click.command()
+@command(
+    nested=recipes.recipe_settings,
+    examples=[
+        "--student resnet18 --init RUN --data DATA --out TUNED",
+        "--student resnet18 --init RUN --data DATA --tags tags.csv --out TUNED",
+        "--student resnet18 --data DATA --compare pretrained,random --out COMPARED",
+    ],
+)
+@adapt(
+    *("--limit", "--scheme", "--kd-weight", "--targets"),
+    epochs="40",
+    scheme="single-label, with --tags multi-label",
+)
 @recipes.recipe
 @common.data
-@click.option(
+@option(
     "--tags",
     type=click.Path(path_type=Path),
-    help="Of images with any number: CSV (key, tags with ; between), COCO's JSON, VOC's folder.",
+    help=("Tags of multi-label images: CSV (key, tags separated by ;), COCO JSON or VOC folder."),
+    section="Input",
 )
-@click.option("--val-data", help="Where --data has no val split.")
-@click.option("--val-tags", type=click.Path(path_type=Path), help="Where --tags has not them all.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@option("--val-data", help="Validation images, if --data has no val split.", section="Input")
+@option(
+    "--val-tags",
+    type=click.Path(path_type=Path),
+    help="Tags of the validation images, if --tags lacks them.",
+    section="Input",
+    setting=True,
+)
+@recipes.out
 @targets.targets
 @common.samples
-@click.option(
+@option(
     "--compare",
     metavar="INIT,INIT",
-    help="Train from each of several starts, such as pretrained,random, and draw their curves.",
+    help=("Train from each of several starts, such as pretrained,random, and plot the curves."),
+    section="Training",
 )
-@click.option(
+@option(
     "--longer",
     type=click.FloatRange(1, 100),
     default=3,
-    show_default=True,
-    help="How many times the epochs random weights get in --compare.",
+    help="Factor of epochs for random weights in --compare.",
+    section="Training",
+    setting=True,
 )
 @recipes.run
 @common.limit
@@ -64,11 +86,12 @@ def finetune(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Train a student on DATA's own classes, from --init: a run's folder, a file, timm or random.
+    """Train a student on the classes of DATA, starting from --init.
 
-    40 epochs of one class an image (--scheme single-label, or multi-label for one sigmoid a class)
-    unless a recipe says otherwise. Running the same command again goes on at the last checkpoint.
+    One class per image, or with --tags any number. Run the same command again to resume from the
+    last checkpoint in --out.
     """
+    choice.read()  # a wrong value fails here, before anything is loaded
     from distill.cli.student.training import report_training, train_as_command
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from distill.cli.options import common, recipes, targets
+from distill.cli.options.command import adapt, command
 
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
@@ -13,12 +12,20 @@ if TYPE_CHECKING:
     from trainers.training.loop import TrainReport
 
 
-@click.command()
+@command(
+    nested=recipes.recipe_settings,
+    examples=[
+        "--student resnet18 --data DATA --targets STORE --out RUN",
+        "--config imagenet21k-p.toml -o lr=2e-4 --data DATA --targets STORE --out RUN",
+        "--student resnet18 --data DATA --targets http://teacher:8000 --out RUN",
+    ],
+)
+@adapt("--limit")
 @recipes.recipe
 @common.data
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@recipes.out
 @targets.targets
-@click.option("--label-set", help="Name or JSON; the targets' by default.")
+@common.label_set("that of the targets", setting=True)
 @common.samples
 @recipes.run
 @common.limit
@@ -37,11 +44,12 @@ def pretrain(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Train a student on DATA; with --targets it also learns what the teacher says.
+    """Train a student on DATA; with --targets, also on a teacher's predictions.
 
-    Running the same command again goes on at the last checkpoint in --out. torchrun starts one
-    process a device.
+    Run the same command again to resume from the last checkpoint in --out. Under torchrun, one
+    process per device.
     """
+    choice.read()  # a wrong value fails here, before anything is loaded
     from distill.cli.student.training import report_training, train_as_command
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":

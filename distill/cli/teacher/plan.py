@@ -1,33 +1,67 @@
 """`distill plan`: time, bytes and fidelity before the GPUs are booked."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from distill.cli.options import common, teacher, views
+from distill.cli.options.checks import known_encoding
+from distill.cli.options.command import command, option
+
+if TYPE_CHECKING:
+    from distill.data.view_policy import ViewPolicy
 
 
-@click.command()
+@command(
+    examples=[
+        "--teacher tresnet_l --data DATA",
+        "--teacher tresnet_l --data DATA --rows 11060223 --views 1,4 --encoding standard",
+    ]
+)
 @teacher.teacher()
 @common.data
-@click.option("--split", default="train", show_default=True, help="Split of --data.")
-@click.option("--rows", type=click.IntRange(1, 10**11), help="Images; those of DATA if not.")
-@click.option("--views", default="1,2,4,8", show_default=True, help="Numbers of views.")
-@click.option(
+@option("--split", default="train", help="Split of --data.", section="Input", setting=True)
+@option(
+    "--rows",
+    type=click.IntRange(1, 10**11),
+    help="Images of the planned store.",
+    show_default="those of DATA",
+    section="Input",
+)
+@option("--views", default="1,2,4,8", help="Numbers of views to compare.")
+@option(
     "--encoding",
     "encodings",
+    callback=known_encoding,
     multiple=True,
-    help="small, standard, fine, or entries=N,steps=M; all three by default.",
+    help="small, standard, fine, or entries=N,steps=M; repeat it to compare.",
+    show_default="all three",
 )
-@click.option("--images", type=click.IntRange(1), help="Pilot images; one block by default.")
+@option(
+    "--images",
+    type=click.IntRange(1),
+    help="Images of the pilot.",
+    show_default="one block",
+    section="Input",
+)
 @views.views
-@click.option("--batch-size", type=click.IntRange(1), help="Views; measured by default.")
-@click.option("--block-rows", type=click.IntRange(1), default=8192, show_default=True)
+@option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Views per batch.",
+    show_default="measured",
+    section="Machine",
+    setting=True,
+)
+@option(
+    "--block-rows", type=click.IntRange(1), default=8192, setting=True, help="Images per block."
+)
 @common.machine
 @common.as_json
 def plan(
     choice: teacher.TeacherChoice,
-    viewing: views.ViewChoice,
+    policy: "ViewPolicy",
     data: str,
     split: str,
     rows: int | None,
@@ -40,16 +74,15 @@ def plan(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Run the teacher on a pilot of DATA and tell what stores of it would take.
+    """Run the teacher on a pilot of DATA and estimate time, bytes and fidelity of stores.
 
-    Time is that of this machine alone.
+    Times are for this machine alone.
     """
     from distill.cli.options.images import open_images
     from distill.errors import ConfigError
     from distill.targets.encoding import PRESETS
     from teacher_server.precompute.plan import make_plan
 
-    policy = viewing.policy()
     try:
         counts = [1] if policy.name == "plain" else [int(count) for count in views.split(",")]
     except ValueError as error:

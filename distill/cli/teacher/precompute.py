@@ -8,66 +8,123 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from distill.cli.options import common, teacher, views
+from distill.cli.options.checks import known_encoding
+from distill.cli.options.command import command, option
 from distill.cli.output import fidelity_line, size_line, state_line
 
 if TYPE_CHECKING:
+    from distill.data.view_policy import ViewPolicy
     from teacher_server.precompute.run import PrecomputeReport
 
 
-@click.command()
+@command(
+    examples=[
+        "--teacher tresnet_l --data DATA --store STORE --views 4",
+        "--teacher tresnet_l --random-weights --data DATA --store TRIAL --limit 64",
+        "--teacher convnext_base.fb_in22k --teacher tresnet_l --data DATA --store STORE",
+    ]
+)
 @teacher.teacher()
 @common.data
-@click.option("--store", required=True, help="Store to fill: a folder, or s3://bucket/prefix.")
-@click.option("--split", default="train", show_default=True, help="Split of --data.")
-@click.option("--views", type=click.IntRange(1, 1024), default=1, show_default=True)
-@click.option(
+@option("--store", required=True, help="Store to fill: a folder, or s3://bucket/prefix.")
+@option("--split", default="train", help="Split of --data.", section="Input", setting=True)
+@option("--views", type=click.IntRange(1, 1024), default=1, help="Views per image.")
+@option(
     "--first-view",
     type=click.IntRange(0, 2**31),
     default=0,
     help="Number of the first view.",
+    setting=True,
 )
-@click.option(
+@option(
     "--encoding",
+    callback=known_encoding,
     default="standard",
-    show_default=True,
     help="small, standard, fine, or entries=N,steps=M.",
 )
 @views.views
-@click.option(
-    "--batch-size", type=click.IntRange(1), help="Views; measured where the run is long enough."
+@option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Views per batch.",
+    show_default="measured",
+    section="Machine",
+    setting=True,
 )
-@click.option(
-    "--compile/--no-compile", "compiled", default=None, help="Where it is faster, by default."
+@option(
+    "--compile/--no-compile",
+    "compiled",
+    default=None,
+    help="Use torch.compile.",
+    show_default="where it is faster",
+    section="Machine",
+    setting=True,
 )
-@click.option(
-    "--block-rows", type=click.IntRange(1), default=8192, show_default=True, help="Images."
+@option(
+    "--block-rows", type=click.IntRange(1), default=8192, help="Images per block.", setting=True
 )
-@click.option("--max-bad-fraction", type=click.FloatRange(0, 1), default=0.001, show_default=True)
-@click.option(
+@option(
+    "--max-bad-fraction",
+    type=click.FloatRange(0, 1),
+    default=0.001,
+    section="Input",
+    setting=True,
+    help="Largest tolerated share of unreadable images.",
+)
+@option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
-    show_default=True,
-    help="This process, or workers of a Ray cluster.",
+    help="Run in this process, or on the workers of a Ray cluster.",
+    section="Machine",
+    setting=True,
 )
-@click.option(
-    "--ray-workers", type=click.IntRange(1), help="Of --engine ray; one a GPU by default."
+@option(
+    "--ray-workers",
+    type=click.IntRange(1),
+    help="Workers of --engine ray.",
+    show_default="one per GPU",
+    section="Machine",
+    setting=True,
 )
-@click.option("--worker-index", type=click.IntRange(0), help="This process's share, from 0 on.")
-@click.option("--num-workers", type=click.IntRange(1), help="Processes that share the blocks.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@click.option("--log", type=click.Path(path_type=Path), help="File to append events to, as JSON.")
-@click.option(
+@option(
+    "--shard-index",
+    type=click.IntRange(0),
+    help="Index of this process among the shards, from 0.",
+    show_default="from the launcher",
+    section="Machine",
+    setting=True,
+)
+@option(
+    "--num-shards",
+    type=click.IntRange(1),
+    help="Number of processes that share the blocks.",
+    show_default="from the launcher",
+    section="Machine",
+    setting=True,
+)
+@option(
+    "--dry-run", is_flag=True, help="Print what would be done, and do nothing.", show_default=False
+)
+@option(
+    "--log",
+    type=click.Path(path_type=Path),
+    help="Append events to this file as JSON lines.",
+    setting=True,
+)
+@option(
     "--samples",
     type=click.Path(path_type=Path),
-    help="Only those: keys, one a line, or CSV with key. Labels stay the data's.",
+    help=("Only these samples: a list of keys, or a CSV with key; labels stay those of --data."),
+    section="Input",
+    setting=True,
 )
 @common.limit
 @common.machine
 @common.as_json
 def precompute(
     choice: teacher.TeacherChoice,
-    viewing: views.ViewChoice,
+    policy: "ViewPolicy",
     data: str,
     store: str,
     split: str,
@@ -80,8 +137,8 @@ def precompute(
     max_bad_fraction: float,
     engine: Literal["local", "ray"],
     ray_workers: int | None,
-    worker_index: int | None,
-    num_workers: int | None,
+    shard_index: int | None,
+    num_shards: int | None,
     dry_run: bool,
     log: Path | None,
     samples: Path | None,
@@ -90,34 +147,35 @@ def precompute(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Run the teacher once over DATA and keep what it says in STORE.
+    """Run the teacher once over DATA and keep its predictions in STORE.
 
-    Running the same command again goes on where the last run stopped. Several processes share the
-    blocks with --worker-index and --num-workers, which torchrun, Slurm and Kubernetes tell.
+    Run the same command again to resume. Several processes share the blocks: torchrun, Slurm and
+    Kubernetes set the shard, or --shard-index and --num-shards do.
     """
     from contextlib import nullcontext
     from dataclasses import asdict
 
-    import numpy as np
-
     from distill.cli.launcher import share_of_work
     from distill.cli.options.images import absolute, open_images
     from distill.cli.signals import finishing_first
-    from distill.data.sample_list import SampleList
     from distill.errors import ConfigError
     from distill.events import journal_file
-    from teacher_server.precompute import dry_run as dry
-    from teacher_server.precompute.ray_driver import cluster, precompute_on_ray
-    from teacher_server.precompute.run import PrecomputeOptions, Share
-    from teacher_server.precompute.run import precompute as run
 
-    policy = viewing.policy()
     if policy.name == "plain" and views > 1:
         raise ConfigError(
             f"{views} views of policy plain found, expected 1: plain views are all alike; "
             "use --view-policy augmented"
         )
-    launched = share_of_work(worker_index, num_workers, os.environ)
+    launched = share_of_work(shard_index, num_shards, os.environ)
+
+    import numpy as np
+
+    from distill.data.sample_list import SampleList
+    from teacher_server.precompute import dry_run as dry
+    from teacher_server.precompute.ray_driver import cluster, precompute_on_ray
+    from teacher_server.precompute.run import PrecomputeOptions, Share
+    from teacher_server.precompute.run import precompute as run
+
     share = Share(index=launched.index, count=launched.count)
     if engine == "ray":  # workers run in other folders
         data, choice = absolute(data), choice.with_absolute_paths()
@@ -144,7 +202,7 @@ def precompute(
         return
     if engine == "ray" and share.count > 1:
         raise ConfigError(
-            f"--engine ray found in worker {share.index} of {share.count}, expected one process; "
+            f"--engine ray found in shard {share.index} of {share.count}, expected one process; "
             "start it once, or use --engine local"
         )
     with (
@@ -155,7 +213,7 @@ def precompute(
     ):
         if share.count > 1:
             journal.note(
-                f"worker {share.index} of {share.count}, by {launched.launcher}",
+                f"shard {share.index} of {share.count}, by {launched.launcher}",
                 "share",
                 index=share.index,
                 count=share.count,

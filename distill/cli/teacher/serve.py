@@ -1,69 +1,164 @@
 """`distill serve` and `distill api-key`: the live teacher server."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from distill.cli.options import listening, teacher, views
+from distill.cli.options.checks import known_encoding
+from distill.cli.options.command import command, option
 from distill.cli.options.images import CACHE
 
+if TYPE_CHECKING:
+    from distill.data.view_policy import ViewPolicy
 
-@click.command()
+
+@command(
+    examples=[
+        "--teacher tresnet_l --data DATA --store STORE --views 4",
+        "--teacher tresnet_l --host 0.0.0.0 --api-key-file keys.txt",
+    ]
+)
 @teacher.teacher()
 @listening.listening(port=8000)
-@click.option(
+@option(
     "--device",
     "devices",
     multiple=True,
-    help="cpu, cuda or cuda:N, several times for several GPUs; all GPUs by default, or the CPU.",
+    help="cpu, cuda or cuda:N; repeat it for several GPUs.",
+    show_default="all GPUs, or the CPU",
+    section="Machine",
 )
-@click.option("--store", help="Store to answer sample ids from, and to write through to.")
-@click.option("--data", help="Images of those samples.")
-@click.option("--split", default="train", show_default=True, help="Split of --data.")
-@click.option("--views", type=click.IntRange(1, 1024), default=1, show_default=True)
-@click.option(
+@option("--store", help="Store to answer samples from and to write new answers to.")
+@option("--data", help="Images of the samples that students ask about.", section="Input")
+@option("--split", default="train", help="Split of --data.", section="Input", setting=True)
+@option("--views", type=click.IntRange(1, 1024), default=1, help="Views per image.")
+@option(
     "--encoding",
+    callback=known_encoding,
     default="standard",
-    show_default=True,
-    help="small, standard, fine, or entries=N,steps=M; a store that is there has its own.",
+    help="small, standard, fine, or entries=N,steps=M; an existing store keeps its own.",
+    setting=True,
 )
-@click.option("--block-rows", type=click.IntRange(1), default=8192, help="Images, of a new store.")
-@click.option("--max-bad-fraction", type=click.FloatRange(0, 1), default=0.001, show_default=True)
+@option(
+    "--block-rows",
+    type=click.IntRange(1),
+    default=8192,
+    help="Images per block of a new store.",
+    setting=True,
+)
+@option(
+    "--max-bad-fraction",
+    type=click.FloatRange(0, 1),
+    default=0.001,
+    section="Input",
+    setting=True,
+    help="Largest tolerated share of unreadable images.",
+)
 @views.views
-@click.option("--max-batch-size", type=click.IntRange(1, 4096), help="Images; 64 on a GPU, 16 not.")
-@click.option("--max-wait-ms", type=click.FloatRange(0, 1000), default=0, show_default=True)
-@click.option("--max-inflight-images", type=click.IntRange(1), default=1024, show_default=True)
-@click.option(
-    "--max-inflight-mib", type=click.IntRange(1), default=512, show_default=True, help="Bodies."
+@option(
+    "--max-batch-size",
+    type=click.IntRange(1, 4096),
+    help="Images per batch.",
+    show_default="64 on a GPU, 16 elsewhere",
+    section="Server",
+    setting=True,
 )
-@click.option("--max-inflight-requests", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--max-images", type=click.IntRange(1), default=256, help="Of one request.")
-@click.option("--max-body-mib", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--max-pixels", type=click.IntRange(1), default=25_000_000, help="Of one image.")
-@click.option(
-    "--deadline-s", type=click.FloatRange(0.001), default=60, help="Of a request without one."
+@option(
+    "--max-wait-ms",
+    type=click.FloatRange(0, 1000),
+    default=0,
+    section="Server",
+    setting=True,
+    help="Longest wait for a batch to fill.",
 )
-@click.option(
+@option(
+    "--max-inflight-images",
+    type=click.IntRange(1),
+    default=1024,
+    section="Server",
+    setting=True,
+    help="Images in flight.",
+)
+@option(
+    "--max-inflight-mib",
+    type=click.IntRange(1),
+    default=512,
+    help="Request bodies in flight, in MiB.",
+    section="Server",
+    setting=True,
+)
+@option(
+    "--max-inflight-requests",
+    type=click.IntRange(1),
+    default=256,
+    section="Server",
+    setting=True,
+    help="Requests in flight.",
+)
+@option(
+    "--max-images",
+    type=click.IntRange(1),
+    default=256,
+    help="Images per request.",
+    section="Server",
+    setting=True,
+)
+@option(
+    "--max-body-mib",
+    type=click.IntRange(1),
+    default=64,
+    section="Server",
+    setting=True,
+    help="Size of a request body, in MiB.",
+)
+@option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=25_000_000,
+    help="Pixels per image.",
+    section="Server",
+    setting=True,
+)
+@option(
+    "--deadline-s",
+    type=click.FloatRange(0.001),
+    default=60,
+    help="Deadline of requests that name none.",
+    section="Server",
+    setting=True,
+)
+@option(
     "--drain-s",
     type=click.FloatRange(0),
     default=30,
-    show_default=True,
-    help="From SIGTERM to the end, at most.",
+    help="Longest time from SIGTERM to exit.",
+    section="Server",
+    setting=True,
 )
-@click.option(
-    "--workers", type=click.IntRange(1), help="Threads that decode images; one a core by default."
+@option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads that decode images.",
+    show_default="one per core",
+    section="Machine",
+    setting=True,
 )
-@click.option(
+@option(
     "--cache",
     type=click.Path(path_type=Path),
     default=Path(CACHE),
-    show_default=True,
-    help="Folder of decoded views, and of answers that wait for the rest of their block.",
+    help="Folder for decoded views and for answers of unfinished blocks.",
+    section="Machine",
+    setting=True,
 )
-@click.option("--student", help="A trained model to show beside the teacher on the pages.")
+@option(
+    "--student", help="Trained model to show beside the teacher on the pages.", section="Student"
+)
 def serve(
     choice: teacher.TeacherChoice,
-    viewing: views.ViewChoice,
+    policy: "ViewPolicy",
     listening: listening.Listening,
     devices: tuple[str, ...],
     store: str | None,
@@ -87,9 +182,9 @@ def serve(
     cache: Path,
     student: str | None,
 ) -> None:
-    """Answer students over HTTP, in the Open Inference Protocol; show pages at /.
+    """Serve the teacher over HTTP (Open Inference Protocol), with the inspector's pages at /.
 
-    Ready after warm-up; SIGTERM ends it when all admitted requests are answered.
+    Ready after warm-up. On SIGTERM it answers all admitted requests, then exits.
     """
     import os
     from contextlib import closing
@@ -119,7 +214,7 @@ def serve(
             samples = open_samples(
                 teacher,
                 PrecomputeOptions(
-                    policy=viewing.policy(),
+                    policy=policy,
                     views=views,
                     encoding=encoding,
                     batch_size=batch_size,
@@ -159,17 +254,17 @@ def serve(
         run(make_server(service, keys, address, beside), service, listener, drain_s)
 
 
-@click.command("api-key")
+@command("api-key", examples=["alice --file keys.txt"])
 @click.argument("name")
-@click.option(
+@option(
     "--file",
     "path",
     required=True,
     type=click.Path(path_type=Path),
-    help="To append its digest to; what `distill serve --api-key-file` takes.",
+    help="Key file to append the key's digest to, for --api-key-file.",
 )
 def api_key(name: str, path: Path) -> None:
-    """Make an API key for NAME, and print it: the file keeps its digest alone."""
+    """Make an API key for NAME and print it; the file keeps only its digest."""
     from teacher_server.http.keys import new_key
 
     click.echo(new_key(name, path))

@@ -1,0 +1,270 @@
+"""How every command looks: options in named sections, settings, flags that all share.
+
+An option is shown by --help, or is a setting: a less common one that --help leaves out. Each can be
+given as `--key VALUE`, as `-o key=VALUE` or in a TOML file (--config), and `distill settings
+COMMAND` lists them all with their defaults.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.types import OptionHelpExtra
+
+from distill.errors import ConfigError, did_you_mean
+from distill.settings import flat, read_toml
+
+SECTIONS = ("Input", "Teacher", "Student", "Output", "Training", "Server", "Machine", "Settings")
+COMMON = "Common: -h, --help; --version; -q, --quiet: no progress; -v, --verbose: tracebacks"
+EXTRA = "distill.extra_settings"
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class Option(click.Option):
+    """section: of --help. setting: left out there, listed by `distill settings`."""
+
+    def __init__(
+        self, *names: Any, section: str = "Output", setting: bool = False, **keywords: Any
+    ) -> None:
+        keywords.setdefault("show_default", True)
+        super().__init__(*names, **{"hidden": setting, **keywords})
+        self.section, self.setting = section, setting
+
+    def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
+        """The default as a plain word, and no range: errors name it."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        if isinstance(self.show_default, str):
+            extra["default"] = self.show_default
+        return extra
+
+    def make_metavar(self, ctx: click.Context) -> str:
+        """N for whole numbers, X for others."""
+        kinds = {click.types.IntParamType: "N", click.types.FloatParamType: "X"}
+        short = next((name for kind, name in kinds.items() if isinstance(self.type, kind)), None)
+        return short if short and not self.metavar else super().make_metavar(ctx)
+
+    @property
+    def key(self) -> str:
+        """Its name as a setting."""
+        longest = next(name for name in self.opts if name.startswith("--"))
+        return longest.removeprefix("--").replace("-", "_")
+
+
+option = partial(click.option, cls=Option)
+
+
+def adapt(*settings: str, **defaults: str) -> Callable[[Decorated], Decorated]:
+    """A decorator: how shared options differ in this command.
+
+    settings: options that are settings here. defaults: by key, what the command takes instead.
+    """
+
+    def mark(function: Decorated) -> Decorated:
+        params: list[click.Parameter] = getattr(function, "__click_params__", [])
+        for param in params:
+            if isinstance(param, Option):
+                param.setting = param.hidden = param.hidden or bool({*settings} & {*param.opts})
+                param.show_default = defaults.get(param.key, param.show_default)
+        return function
+
+    return mark
+
+
+class Command(click.Command):
+    """examples: arguments of calls that --help shows.
+
+    nested: gives further settings by dotted name, with defaults, which the command reads itself
+    from `extra_settings`.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        examples: Sequence[str] = (),
+        nested: Callable[[], Mapping[str, Any]] = dict,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.examples, self.nested = examples, nested
+        if any(isinstance(param, Option) and param.setting for param in self.params):
+            self.params += _settings_options()
+        self.params += _common_options()
+
+    def setting_options(self) -> dict[str, Option]:
+        """All options that a file of settings may hold, by key."""
+        options = [each for each in self.params if isinstance(each, Option)]
+        return {each.key: each for each in options if each.section != "Common"}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """In sections, each once."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record and isinstance(param, Option):
+                sections.setdefault(param.section, []).append(record)
+        for title in sorted(sections, key=SECTIONS.index):
+            with formatter.section(title):
+                formatter.write_dl(sections[title])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples, and the flags of every command."""
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"  {ctx.command_path} {example}\n")
+        formatter.write_paragraph()
+        if any(isinstance(param, Option) and param.setting for param in self.params):
+            names = ctx.command_path.removeprefix("distill ")
+            formatter.write(f"More options, with defaults: distill settings {names}\n")
+        formatter.write(f"{COMMON}\n")
+
+
+command = partial(click.command, cls=Command)
+
+
+class Group(click.Group):
+    """A group whose unknown commands suggest near ones."""
+
+    command_class = Command
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.params += _common_options()
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first word."""
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            ctx.fail(f"no command {name!r}{did_you_mean(name, self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands alone."""
+        self.format_commands(ctx, formatter)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The flags of every command."""
+        formatter.write_paragraph()
+        formatter.write(f"{COMMON}\n")
+
+
+def extra_settings() -> dict[str, Any]:
+    """The settings of the command that runs which are none of its options, by dotted key."""
+    found: dict[str, Any] = click.get_current_context().meta.get(EXTRA, {})
+    return found
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def _settings_options() -> list[click.Parameter]:
+    return [
+        Option(
+            ["--config"],
+            type=click.Path(path_type=Path),
+            is_eager=True,
+            expose_value=False,
+            callback=_take_settings,
+            section="Settings",
+            help="TOML file of settings; options and -o override it.",
+        ),
+        Option(
+            ["-o", "--set"],
+            multiple=True,
+            metavar="KEY=VALUE",
+            is_eager=True,
+            expose_value=False,
+            callback=_take_settings,
+            section="Settings",
+            help="One setting; may be repeated.",
+        ),
+    ]
+
+
+def _take_settings(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Settings become the defaults of the options they name, those of -o above those of a file."""
+    layers = ctx.meta.setdefault("distill.settings", {})
+    if isinstance(value, Path):
+        layers["file"] = {key: (each, f"{value}: ") for key, each in flat(read_toml(value)).items()}
+    elif value:
+        layers["words"] = {key: (each, "") for key, each in map(_key_and_value, value)}
+    command = ctx.command
+    assert isinstance(command, Command)
+    options = command.setting_options()
+    defaults, extra = {}, {}
+    for key, (each, where) in {**layers.get("file", {}), **layers.get("words", {})}.items():
+        if option := options.get(key):
+            listed = option.multiple and isinstance(each, str)
+            defaults[option.name] = each.split(",") if listed else each
+        else:
+            extra[key] = each
+            known = {*options, *command.nested()}
+            if key not in known:
+                raise ConfigError(
+                    f"{where}unknown setting {key!r}{did_you_mean(key, known)}; "
+                    f"`distill settings {ctx.command_path.removeprefix('distill ')}` lists them"
+                )
+    ctx.default_map, ctx.meta[EXTRA] = defaults, extra
+
+
+def _key_and_value(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise ConfigError(f"-o {word} found, expected KEY=VALUE, as in -o lr=3e-4")
+    return key.strip(), value.strip()
+
+
+# -- flags of every command ------------------------------------------------------------------------
+
+
+def _common_options() -> list[click.Parameter]:
+    common: dict[str, Any] = {
+        "section": "Common",
+        "is_flag": True,
+        "is_eager": True,
+        "expose_value": False,
+        "hidden": True,
+    }
+    return [
+        Option(["-q", "--quiet"], callback=_be_quiet, **common),
+        Option(["-v", "--verbose"], callback=_be_verbose, **common),
+        Option(["--version"], callback=_print_version, **common),
+    ]
+
+
+@dataclass
+class Flags:
+    """What the common flags said; `distill.cli.main.run` makes it."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+def _be_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    flags = ctx.find_object(Flags)
+    if value and flags and not flags.quiet:
+        flags.quiet = True
+        sys.stderr = Path("/dev/null").open("w", encoding="utf-8")  # noqa: SIM115 (run closes it)
+
+
+def _be_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    flags = ctx.find_object(Flags)
+    if value and flags:
+        flags.verbose = True
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        click.echo(f"distill {version('distill')}")
+        ctx.exit()

@@ -1,0 +1,7 @@
+"""Names of the losses' variants, for settings and annotations. Imports no torch."""
+
+from typing import Literal
+
+Divergence = Literal["mse", "kl"]
+HierarchyWeights = Literal["paper", "even"]
+MultiLabelLoss = Literal["asl", "bce", "focal"]

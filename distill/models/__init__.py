@@ -1,0 +1,1 @@
+"""timm models by name, their weight files and their cards."""

@@ -1,0 +1,109 @@
+"""The model card: a JSON beside a weight file that says which model, input and label set it is for.
+
+`student.safetensors` has `student.json`. A teacher and a student are the same kind of file.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.errors import ConfigError
+from distill.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInput:
+    """What a model expects: pixels scaled to [0, 1], then (x - mean) / std per channel."""
+
+    size: tuple[int, int]  # height, width
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not all(8 <= side <= 4096 for side in self.size):
+            raise ConfigError(f"input size {self.size} found, expected sides of 8 to 4096 pixels")
+        if not all(s > 0 for s in self.std):
+            raise ConfigError(f"std {self.std} found, expected positive numbers")
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] → float32, on the pixels' device."""
+        scale, shift = _constants(self, pixels.device)
+        return pixels.float() / scale - shift
+
+
+@lru_cache(maxsize=64)
+def _constants(model_input: ModelInput, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[3, 1, 1] scale and shift. Kept: a copy to a GPU waits for all that is queued there."""
+    pairs = zip(model_input.mean, model_input.std, strict=True)
+    with torch.inference_mode(False):
+        scale = torch.tensor([255 * s for s in model_input.std], dtype=torch.float32)
+        shift = torch.tensor([m / s for m, s in pairs], dtype=torch.float32)
+        return scale[:, None, None].to(device), shift[:, None, None].to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What the JSON beside a weight file says."""
+
+    model: str
+    num_classes: int
+    input: ModelInput
+    hierarchy_digest: str | None = None
+
+    def write(self, weights: Path) -> None:
+        """Beside `weights`."""
+        document = {
+            "model": self.model,
+            "library": "timm",
+            "num_classes": self.num_classes,
+            "input_size": [3, *self.input.size],
+            "mean": list(self.input.mean),
+            "std": list(self.input.std),
+            "hierarchy_digest": self.hierarchy_digest,
+        }
+        write_atomically(card_path(weights), (json.dumps(document, indent=1) + "\n").encode())
+
+    @classmethod
+    def read(cls, weights: Path) -> "ModelCard | None":
+        """The card beside `weights`; None where there is none.
+
+        Raises:
+            ConfigError: there is one, but it is not a card.
+        """
+        path = card_path(weights)
+        if not path.exists():
+            return None
+        try:
+            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            height, width = document["input_size"][-2:]
+            return cls(
+                model=str(document["model"]),
+                num_classes=int(document["num_classes"]),
+                input=ModelInput(
+                    size=(int(height), int(width)),
+                    mean=three_floats(document["mean"]),
+                    std=three_floats(document["std"]),
+                ),
+                hierarchy_digest=document.get("hierarchy_digest"),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            raise ConfigError(
+                f"{path}: not a model card ({type(error).__name__}: {error}); expected JSON with "
+                "model, num_classes, input_size, mean and std, or no such file"
+            ) from error
+
+
+def card_path(weights: Path) -> Path:
+    """Where the card of a weight file lies."""
+    return weights.with_suffix(".json")
+
+
+def three_floats(values: Any) -> tuple[float, float, float]:
+    """One value per channel."""
+    first, second, third = values
+    return float(first), float(second), float(third)

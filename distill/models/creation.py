@@ -1,0 +1,111 @@
+"""timm models: created, downloaded, tried out, and the device they run on."""
+
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+from distill.errors import ConfigError, first_line
+from distill.models.card import ModelInput, three_floats
+
+
+def default_input(name: str) -> ModelInput:
+    """The input that timm's pretrained configuration of this model states."""
+    config = get_pretrained_cfg(name) or get_pretrained_cfg(name.partition(".")[0])
+    if config is None:
+        return ModelInput(size=(224, 224))
+    return ModelInput(
+        size=(config.input_size[1], config.input_size[2]),
+        mean=three_floats(config.mean),
+        std=three_floats(config.std),
+    )
+
+
+def create_model(name: str, num_classes: int) -> nn.Module:
+    """A timm model with fresh weights, for any input size that the architecture takes."""
+    model: nn.Module = timm.create_model(name.partition(".")[0], num_classes=num_classes)
+    return model
+
+
+def check_input(model: nn.Module, name: str, model_input: ModelInput, num_classes: int) -> None:
+    """Ask the model about two black images, so that a wrong size is found before any work.
+
+    Raises:
+        ConfigError: the model does not take images of this size, or gives no such logits.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(2, 3, *model_input.size, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"{name} does not take {model_input.size[0]}×{model_input.size[1]} images "
+            f"({first_line(error)}); choose another size or another model"
+        ) from error
+    finally:
+        model.train(training)
+    if tuple(logits.shape) != (2, num_classes):
+        raise ConfigError(
+            f"{name} answers two images with shape {tuple(logits.shape)}, expected one logit for "
+            f"each of {num_classes} classes; choose an image classification model"
+        )
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """The modules that hold one row a class, as timm's configuration of the model names them."""
+    config: Any = getattr(model, "pretrained_cfg", {})
+    names = config.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def download_model(
+    name: str, num_classes: int | None = None, *, cure: str | None = None
+) -> nn.Module:
+    """A timm model with the hub's weights; another `num_classes` gets a fresh classifier.
+
+    Raises:
+        ConfigError: there are none, or they are not cached and the hub does not answer.
+    """
+    config = get_pretrained_cfg(name)
+    if config is None or not (config.hf_hub_id or config.url):
+        raise ConfigError(f"{name}: timm has no pretrained weights; {cure or 'pass a file'}")
+    keywords: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        files = ("model.safetensors", "pytorch_model.bin")
+        if config.hf_hub_id and not any(try_to_load_from_cache(config.hf_hub_id, f) for f in files):
+            # Without a network this fails at once; the download itself retries for a minute.
+            HfApi().model_info(config.hf_hub_id, timeout=10)
+        model: nn.Module = timm.create_model(name, pretrained=True, **keywords)
+    except Exception as error:  # the hub client raises whatever the network does
+        raise ConfigError(
+            f"{name}: its weights cannot be downloaded ({first_line(error)}), expected a network "
+            f"or a cached copy; "
+            + (cure or f"fetch the file of timm/{name} from the model hub elsewhere and pass it")
+        ) from error
+    return model
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU, or the CPU; `auto:N` is GPU N modulo their number, or the CPU.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    kind, _, rank = name.partition(":")
+    if kind == "auto" and (rank.isdecimal() or name == "auto"):
+        gpus = torch.cuda.device_count()
+        return torch.device("cuda", int(rank or 0) % gpus) if gpus else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} found, expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name!r} found, but this machine has {torch.cuda.device_count()} CUDA "
+            "devices; use --device auto"
+        )
+    return device
