@@ -44,7 +44,7 @@ BLOCK = 8192
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class TargetRows:
     """A teacher's answers: its hierarchy and exact targets."""
 
     name: str
@@ -85,13 +85,13 @@ def main() -> None:
 # -- teachers -------------------------------------------------------------------------------------
 
 
-def trained_answers(data: Path, rows: int) -> tuple[Answers, Tensor]:
+def trained_answers(data: Path, rows: int) -> tuple[TargetRows, Tensor]:
     """Of the trained teacher, and the features under its head."""
     hierarchy, features, logits = run_trained(data, rows)
     return answers_of("440 classes", hierarchy, logits), features
 
 
-def wide_answers(data: Path, features: Tensor, scratch: Path) -> tuple[Answers, Path]:
+def wide_answers(data: Path, features: Tensor, scratch: Path) -> tuple[TargetRows, Path]:
     """Of the 11,221-class teacher, and its weights in a file."""
     path = scratch / "wide.safetensors"
     weight, bias = write_wide_teacher(data, features, path)
@@ -99,12 +99,12 @@ def wide_answers(data: Path, features: Tensor, scratch: Path) -> tuple[Answers, 
     return answers_of("11,221 classes", wide, features @ weight.T + bias), path
 
 
-def answers_of(name: str, hierarchy: SemanticHierarchy, logits: Tensor) -> Answers:
+def answers_of(name: str, hierarchy: SemanticHierarchy, logits: Tensor) -> TargetRows:
     parts = logits[:, torch.as_tensor(hierarchy.class_order)].double()
     probs = torch.cat([p.softmax(1) for p in parts.split(hierarchy.classes_per_hierarchy, 1)], 1)
     probs = probs.float()
     exact = DenseTargets(probs=probs, confidence=top_mass(probs, hierarchy))
-    return Answers(name, hierarchy, exact)
+    return TargetRows(name, hierarchy, exact)
 
 
 # -- the search -----------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def answers_of(name: str, hierarchy: SemanticHierarchy, logits: Tensor) -> Answe
 Quantiser = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 
-def search(answers: Answers, *, quick: bool) -> list[Point]:
+def search(answers: TargetRows, *, quick: bool) -> list[Point]:
     sizes = answers.hierarchy.classes_per_hierarchy
     entries = (4, 8) if quick else (4, 5, 6, 8, 9, 10, 12, 16)
     some = (8,) if quick else (4, 8, 12)
@@ -215,7 +215,7 @@ def scaled(steps: int) -> Quantiser:
 
 
 def point(
-    answers: Answers,
+    answers: TargetRows,
     family: str,
     what: str,
     budget: tuple[int, ...],
@@ -252,7 +252,7 @@ def point(
 
 
 def encoded(
-    answers: Answers, budget: tuple[int, ...], quantiser: Quantiser, mass: float
+    answers: TargetRows, budget: tuple[int, ...], quantiser: Quantiser, mass: float
 ) -> tuple[Tensor, SparseTargets]:
     sizes = answers.hierarchy.classes_per_hierarchy
     indices, codes, probs = [], [], []
@@ -275,13 +275,13 @@ def encoded(
 
 
 def payload(
-    answers: Answers, budget: tuple[int, ...], sparse: SparseTargets, codes: Tensor
+    answers: TargetRows, budget: tuple[int, ...], sparse: SparseTargets, codes: Tensor
 ) -> float:
     """Bytes a view, in whole chunks."""
     sizes = answers.hierarchy.classes_per_hierarchy
     # Confidence and ΣT² are predicted from even steps, whatever the scale of the probabilities.
     coding = Coding(EncodingSpec(entries=budget, prob_steps=255), sizes)
-    stored = coding.to_stored(coding.quantise(sparse.to_answers()))
+    stored = coding.to_stored(coding.quantise(sparse.to_rows()))
     small = codes.numpy().astype(np.uint8 if codes.max() < 256 else np.uint16)
     columns = {**stored, "prob": np.ascontiguousarray(small.T)}
     block = min(BLOCK, len(codes))
@@ -292,12 +292,12 @@ def payload(
     ) / len(codes)
 
 
-def print_packing(answers: Answers) -> None:
+def print_packing(answers: TargetRows) -> None:
     """Compressors, orders and predictions, for the standard preset."""
     spec = EncodingSpec.named("standard", answers.hierarchy.classes_per_hierarchy)
     codes, sparse = encoded(answers, spec.entries, even(spec.prob_steps), 1.0)
     coding = Coding(spec, answers.hierarchy.classes_per_hierarchy)
-    whole = coding.quantise(sparse.to_answers())
+    whole = coding.quantise(sparse.to_rows())
     stored = coding.to_stored(whole)
     block = min(BLOCK, len(codes))
 

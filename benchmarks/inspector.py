@@ -108,7 +108,7 @@ def make_store(path: Path, blocks: int) -> Path:
     torch.manual_seed(0)
     for block in range(DIFFERENT):
         logits = torch.randn(BLOCK_ROWS, hierarchy.num_classes) * 2.5
-        answers = encode(logits, hierarchy, manifest.encoding).to_answers()
+        answers = encode(logits, hierarchy, manifest.encoding).to_rows()
         store.write_block(block, [answers], {"bad": []})
     records = store.records()
     for block in range(DIFFERENT, blocks):

@@ -152,7 +152,7 @@ def synthetic_store(path: Path, rows: int) -> LogitStore:
     store = LogitStore.create(path, manifest, ids=ids, labels=labels, hierarchy=hierarchy.to_json())
     torch.manual_seed(0)
     logits = torch.randn(manifest.block_rows, len(synsets)) * 2.5
-    answers = encode(logits, hierarchy, manifest.encoding).to_answers()
+    answers = encode(logits, hierarchy, manifest.encoding).to_rows()
     for block in range(manifest.num_blocks):
         store.write_block(block, [answers], {"bad": []})
     store.finish({"fidelity": None, "replay": {}})

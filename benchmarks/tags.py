@@ -222,7 +222,7 @@ def dense_answers(bench: Bench, inspection: Inspection) -> NDArray[np.float32]:
             rows = manifest.rows_of_block(block)
             codes = [store.read_codes(block, view, digest) for view, digest in enumerate(digests)]
             views = [
-                SparseTargets.from_answers(manifest.coding.dequantise(each), manifest.slots)
+                SparseTargets.from_rows(manifest.coding.dequantise(each), manifest.slots)
                 for each in codes
             ]
             means = np.mean([densify(view, hierarchy).numpy() for view in views], 0)

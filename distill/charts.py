@@ -13,7 +13,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 @runtime_checkable
-class HierarchyFigures(Protocol):
+class ConfidenceFigures(Protocol):
     """What is drawn of one hierarchy; quantiles are 5, 25, 50, 75 and 95%."""
 
     @property
@@ -32,7 +32,7 @@ class HierarchyFigures(Protocol):
     def confidence_change(self) -> float | None: ...
 
 
-def draw_inspection(folder: Path, teacher: str, figures: Sequence[HierarchyFigures]) -> list[Path]:
+def draw_inspection(folder: Path, teacher: str, figures: Sequence[ConfidenceFigures]) -> list[Path]:
     """Confidence, classes and agreement per hierarchy, each as PNG and SVG; what was written.
 
     A chart of which there are no figures is left out.
@@ -57,7 +57,7 @@ def draw_inspection(folder: Path, teacher: str, figures: Sequence[HierarchyFigur
     return written
 
 
-def _draw_confidence(axes: Any, figures: Sequence[HierarchyFigures]) -> None:
+def _draw_confidence(axes: Any, figures: Sequence[ConfidenceFigures]) -> None:
     """Figure 7 of Ridnik et al. 2021 (arXiv 2104.10972), with spread, over the share of tags."""
     boxes = [
         {"whislo": q[0], "q1": q[1], "med": q[2], "q3": q[3], "whishi": q[4], "mean": mean}
@@ -74,7 +74,7 @@ def _draw_confidence(axes: Any, figures: Sequence[HierarchyFigures]) -> None:
     axes.legend(loc="lower left", fontsize=8)
 
 
-def _draw_classes(axes: Any, figures: Sequence[HierarchyFigures]) -> None:
+def _draw_classes(axes: Any, figures: Sequence[ConfidenceFigures]) -> None:
     """Figure 5 of Ridnik et al. 2021."""
     bars = axes.bar([row.hierarchy for row in figures], [row.classes for row in figures])
     axes.bar_label(bars, fontsize=8)
@@ -82,7 +82,7 @@ def _draw_classes(axes: Any, figures: Sequence[HierarchyFigures]) -> None:
     axes.set_title("Classes per hierarchy")
 
 
-def _draw_agreement(axes: Any, figures: Sequence[HierarchyFigures]) -> None:
+def _draw_agreement(axes: Any, figures: Sequence[ConfidenceFigures]) -> None:
     places = [row.hierarchy for row in figures]
     axes.plot(places, [row.same_top for row in figures], "o-", label="same most probable class")
     axes.plot(places, [row.confidence_change for row in figures], "s-", label="mean |ΔP_k|")

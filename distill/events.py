@@ -71,4 +71,4 @@ def journal_file(path: Path | None, say: Callable[[str], None]) -> Iterator[Jour
 
 def without_secrets(text: str) -> str:
     """URLs without user names, passwords and query values, which may be signatures."""
-    return CREDENTIALS.sub(lambda found: "***@" if found[0].endswith("@") else "***", text)
+    return CREDENTIALS.sub(lambda match: "***@" if match[0].endswith("@") else "***", text)

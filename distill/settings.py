@@ -78,10 +78,10 @@ def keys_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of nested tables by their dotted keys."""
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for key, value in document.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            flattened |= flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
-    return found
+            flattened[prefix + key] = value
+    return flattened

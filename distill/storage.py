@@ -85,9 +85,9 @@ def walk(folder: str) -> Iterator[tuple[str, list[str]]]:
     place, waiting = place_of(folder), [""]
     while waiting:
         inside = waiting.pop()
-        found = place.entries(f"{folder}/{inside}" if inside else folder, links=not inside)
-        yield inside, found.files
-        waiting += [f"{inside}/{name}".lstrip("/") for name in reversed(found.folders)]
+        entries = place.entries(f"{folder}/{inside}" if inside else folder, links=not inside)
+        yield inside, entries.files
+        waiting += [f"{inside}/{name}".lstrip("/") for name in reversed(entries.folders)]
 
 
 class Disk:
@@ -157,8 +157,8 @@ class Bucket:
         bucket, key = _parts(path)
         with _named(path):
             if key:
-                found = _client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
-                if any(item["Key"] == key for item in found.get("Contents", ())):
+                response = _client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+                if any(item["Key"] == key for item in response.get("Contents", ())):
                     return "file"
             prefix = f"{key}/" if key else ""
             below = _client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
@@ -173,9 +173,9 @@ class Bucket:
         with _named(folder):
             pages = _client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter="/"):
-                below = (found["Prefix"] for found in page.get("CommonPrefixes", ()))
+                below = (item["Prefix"] for item in page.get("CommonPrefixes", ()))
                 folders += [name[len(prefix) : -1] for name in below]
-                names = (found["Key"] for found in page.get("Contents", ()))
+                names = (item["Key"] for item in page.get("Contents", ()))
                 files += [name[len(prefix) :] for name in names if name != prefix]
         return Entries(sorted(folders), sorted(files))
 

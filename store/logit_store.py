@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from distill.data.sample_ids import SampleIds, samples_digest
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from store.format import commits
 from store.format.chunks import block_digest, read_chunks, write_chunks
 from store.format.codes import ANSWER_ARRAYS, Codes, StoredBlock
@@ -170,13 +170,13 @@ class LogitStore:
         while True:
             root = self._root()
             try:
-                found = read(root)
+                value = read(root)
             except CorruptStoreError:
                 if self._root() == root:
                     raise
                 continue
             if root.certificate is not None or self._root() == root:
-                return found
+                return value
 
     def _committed(self, root: Root) -> set[int]:
         count = self.manifest.num_blocks
@@ -195,8 +195,8 @@ class LogitStore:
             revoked = set(root.revoked)
             digests = {b: row for b, row in enumerate(table) if b not in revoked}
         if root.certificate is None:
-            own = self._own_records()
-            digests |= {block: tuple(r["content_sha256"]) for block, r in own.items()}
+            own_records = self._own_records()
+            digests |= {block: tuple(r["content_sha256"]) for block, r in own_records.items()}
         return dict(sorted(digests.items()))
 
     def records_of(self, root: Root) -> dict[int, commits.Record]:
@@ -225,7 +225,9 @@ class LogitStore:
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def write_block(self, block: int, views: Sequence[Answers], facts: Mapping[str, Any]) -> None:
+    def write_block(
+        self, block: int, views: Sequence[TargetRows], facts: Mapping[str, Any]
+    ) -> None:
         """Write a block's chunks for all views, then commit it. Writing it twice changes nothing.
 
         facts: what the writer wants kept with it, as JSON (bad images, audit).
@@ -314,18 +316,21 @@ class LogitStore:
         generation, digests = commits.write_compacted(self.objects, records)
         documents = {key: root.documents[key] for key in DOCUMENTS}
         documents |= document_digests(self.objects, commits.compacted_keys(generation))
-        whole = {**certificate, "bad_images": sum(len(r["bad"]) for r in records.values())}
+        full_certificate = {
+            **certificate,
+            "bad_images": sum(len(r["bad"]) for r in records.values()),
+        }
         root = replace(
             root,
             documents=documents,
             generation=generation,
             compacted_sha256=digests,
             revoked=(),
-            certificate=whole,
+            certificate=full_certificate,
         )
         root.write(self.objects)
         self._tidy(root)
-        return whole
+        return full_certificate
 
     def _tidy(self, root: Root) -> None:
         """Remove what a finished store does not need: claim, single records, older generations."""
@@ -378,7 +383,7 @@ class LogitStore:
                 raise ValueError("it is not what was committed")
         return self.manifest.coding.from_stored(stored)
 
-    def quantise(self, answers: Answers) -> Codes:
+    def quantise(self, answers: TargetRows) -> Codes:
         """What this store keeps of `answers`."""
         return self.manifest.coding.quantise(answers)
 

@@ -79,7 +79,7 @@ def make_store(
     for block in range(manifest.num_blocks) if blocks is None else blocks:
         rows = manifest.rows_of_block(block)
         said = [torch.from_numpy(view[rows.start : rows.stop]) for view in logits]
-        views = [encode(each, hierarchy, spec).to_answers() for each in said]
+        views = [encode(each, hierarchy, spec).to_rows() for each in said]
         store.write_block(block, views, {"bad": []})
     if blocks is None:
         store.finish({"fidelity": FIDELITY, "replay": {}})

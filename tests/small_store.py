@@ -10,7 +10,7 @@ import torch
 from distill.data.sample_ids import ascending, sample_ids, samples_digest
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import EncodingSpec
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from distill.targets.tensors import encode
 from store.format.manifest import (
     DatasetIdentity,
@@ -50,7 +50,7 @@ def make_manifest(**changes: Any) -> Manifest:
     return replace(manifest, **changes)
 
 
-def answers_of(manifest: Manifest, block: int, view: int) -> Answers:
+def answers_of(manifest: Manifest, block: int, view: int) -> TargetRows:
     """What the teacher says; a function of the rows' ids and the drawn view alone."""
     rows = manifest.rows_of_block(block)
     drawn = manifest.views.first + view
@@ -58,7 +58,7 @@ def answers_of(manifest: Manifest, block: int, view: int) -> Answers:
         torch.randn(29, generator=torch.Generator().manual_seed(1000 * row + drawn)) * 4
         for row in rows
     ]
-    return encode(torch.stack(logits), HIERARCHY, manifest.encoding).to_answers()
+    return encode(torch.stack(logits), HIERARCHY, manifest.encoding).to_rows()
 
 
 def create(location: str | Path, manifest: Manifest | None = None) -> LogitStore:

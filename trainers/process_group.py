@@ -63,12 +63,12 @@ class World:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def gathered(self, found: Mapping[int, str]) -> dict[int, str]:
+    def gathered(self, of_rank: Mapping[int, str]) -> dict[int, str]:
         """What all processes found, together."""
         if self.size == 1:
-            return dict(found)
+            return dict(of_rank)
         parts: list[dict[int, str]] = [{}] * self.size
-        dist.all_gather_object(parts, dict(found))
+        dist.all_gather_object(parts, dict(of_rank))
         return {key: value for part in parts for key, value in part.items()}
 
 
@@ -94,7 +94,7 @@ def own_device(name: str) -> torch.device:
 
 
 @contextmanager
-def joined(environment: Mapping[str, str]) -> Iterator[World]:
+def join_process_group(environment: Mapping[str, str]) -> Iterator[World]:
     """Join the processes that torchrun started with this one, if it did.
 
     Raises:

@@ -75,11 +75,11 @@ def _report(out: Path, seconds: float) -> None:
     click.echo(f"{'hierarchy':12s}" + "".join(f"{k:>8d}" for k in range(4)) + f"{'total':>8s}")
     for name in ("without-kd", "with-kd", "teacher"):
         run: dict[str, Any] = json.loads((out / name / "run.json").read_text())
-        found = run["history"][-1]["validation"]
-        shares = [*found["semantic_top1_per_hierarchy"], found["semantic_top1"]]
+        validation = run["history"][-1]["validation"]
+        shares = [*validation["semantic_top1_per_hierarchy"], validation["semantic_top1"]]
         click.echo(f"{name:12s}" + "".join(f"{100 * share:8.1f}" for share in shares))
     click.echo(f"\n{seconds:.0f} s in all; the files it left:")
-    for path, what in (
+    for path, description in (
         ("figures", "images as WebDataset tars, labels.csv with true and tagged classes"),
         ("teacher/student.safetensors", "the teacher, loadable by timm"),
         ("store.zarr", "the logit store"),
@@ -87,4 +87,4 @@ def _report(out: Path, seconds: float) -> None:
         ("without-kd/student.safetensors", "the student that did not"),
         ("charts", "the teacher's confidence per hierarchy, classes, agreement of views"),
     ):
-        click.echo(f"  {out / path}: {what}")
+        click.echo(f"  {out / path}: {description}")

@@ -15,11 +15,11 @@ class WorkerShare:
     local_rank: int | None = None
     launcher: str = ""
 
-    def device(self, asked: str) -> str:
+    def device(self, device_name: str) -> str:
         """`asked`, or the GPU of this worker's own where that is left open."""
-        if asked not in ("auto", "cuda") or self.local_rank is None:
-            return asked
-        return f"{asked}:{self.local_rank}"
+        if device_name not in ("auto", "cuda") or self.local_rank is None:
+            return device_name
+        return f"{device_name}:{self.local_rank}"
 
 
 def share_of_work(

@@ -20,14 +20,14 @@ def settings(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
 
     The list is a TOML file: save it, edit it, and pass it as --config.
     """
-    found = _find(ctx.find_root(), names)
+    target = _find(ctx.find_root(), names)
     entries = [
         (key, each.help or "", _default(each))
-        for key, each in found.setting_options().items()
+        for key, each in target.setting_options().items()
         if key not in SKIPPED
     ]
     shown = {key for key, _, _ in entries}
-    nested = [(key, value) for key, value in found.nested().items() if key not in shown]
+    nested = [(key, value) for key, value in target.nested().items() if key not in shown]
     if as_json:
         import json
 

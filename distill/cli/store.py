@@ -63,9 +63,9 @@ def verify(
 
     if (choice is None) != (data is None):
         raise ConfigError("one of --teacher and --data found, expected both or neither")
-    found = verify(location)
-    report = found.to_json()
-    if choice and data and found.ok:
+    checked = verify(location)
+    report = checked.to_json()
+    if choice and data and checked.ok:
         from teacher_server.precompute.spot_check import ask_again
 
         again = ask_again(
@@ -86,10 +86,11 @@ def verify(
             click.echo(f"wrong: {problem}")
         if "teacher" in report and report["ok"]:
             click.echo(f"teacher: {report['teacher']['says']}")
-        state = "complete" if found.complete else f"{found.pending_blocks} blocks pending"
+        state = "complete" if checked.complete else f"{checked.pending_blocks} blocks pending"
         verdict = "nothing wrong" if report["ok"] else f"{len(report['problems'])} found wrong"
         click.echo(
-            f"{location}: {verdict}; {found.blocks_read} blocks × {found.views} views read, {state}"
+            f"{location}: {verdict}; {checked.blocks_read} blocks × {checked.views} views read, "
+            f"{state}"
         )
     if not report["ok"]:
         if not as_json:
@@ -217,7 +218,7 @@ def transcode(location: str, out: str, encoding: str, as_json: bool) -> None:
     from distill.hierarchy.semantic import SemanticHierarchy
     from distill.targets.encoding import EncodingSpec
     from distill.targets.fidelity import reencoding_fidelity
-    from distill.targets.rows import Answers
+    from distill.targets.rows import TargetRows
     from distill.targets.tensors import SparseTargets
     from store.logit_store import LogitStore
     from store.upkeep.algebra import transcode
@@ -228,10 +229,10 @@ def transcode(location: str, out: str, encoding: str, as_json: bool) -> None:
     slots = source.manifest.slots
     fewer = tuple(map(min, spec.entries, slots))
 
-    def audit(before: Answers, after: Answers) -> dict[str, Any]:
+    def audit(before: TargetRows, after: TargetRows) -> dict[str, Any]:
         return reencoding_fidelity(
-            before=SparseTargets.from_answers(before, slots),
-            after=SparseTargets.from_answers(after, fewer),
+            before=SparseTargets.from_rows(before, slots),
+            after=SparseTargets.from_rows(after, fewer),
             hierarchy=hierarchy,
         )
 
@@ -247,20 +248,20 @@ def diff(first: str, second: str, as_json: bool) -> None:
     from store.logit_store import LogitStore
     from store.upkeep.diff import diff
 
-    found = diff(LogitStore.open(first), LogitStore.open(second))
+    apart = diff(LogitStore.open(first), LogitStore.open(second))
     if as_json:
-        click.echo(json.dumps(found.to_json()))
+        click.echo(json.dumps(apart.to_json()))
         return
-    for name, (a, b) in found.manifest.items():
+    for name, (a, b) in apart.manifest.items():
         click.echo(f"{name}: {a} | {b}")
     click.echo(
-        f"samples: {found.rows_in_both} in both ({found.labels_that_differ} labelled differently), "
-        f"{found.rows_only_in_first} only in the first, {found.rows_only_in_second} only in the "
-        f"second; views in both: {', '.join(map(str, found.views_in_both)) or 'none'}"
+        f"samples: {apart.rows_in_both} in both ({apart.labels_that_differ} labelled differently), "
+        f"{apart.rows_only_in_first} only in the first, {apart.rows_only_in_second} only in the "
+        f"second; views in both: {', '.join(map(str, apart.views_in_both)) or 'none'}"
     )
-    if found.per_hierarchy:
+    if apart.per_hierarchy:
         click.echo("hierarchy  same top-1  Δ its probability  Δ confidence  largest")
-    for row in found.per_hierarchy:
+    for row in apart.per_hierarchy:
         click.echo(
             f"{row.hierarchy:9d}  {row.top1_agreement:10.2%}  {row.top1_prob_mean_abs:17.5f}  "
             f"{row.confidence_mean_abs:12.5f}  {row.confidence_max_abs:7.5f}"
@@ -314,8 +315,8 @@ def _view_range(text: str | None) -> range | None:
 
     if text is None:
         return None
-    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
-    if not found:
+    match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
+    if not match:
         raise ConfigError(f"--views {text!r} found, expected a number or a range as 0-3")
-    first, last = int(found[1]), int(found[2] or found[1])
+    first, last = int(match[1]), int(match[2] or match[1])
     return range(first, last + 1)

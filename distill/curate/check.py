@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.curate.duplicates import equal_groups, near_groups, pairs_of
-from distill.curate.image_check import Look, look_at
+from distill.curate.image_check import CheckUnit, check_unit
 from distill.data.formats.samples import Sample
 from distill.data.source import OUTSIDE, ImageSource, labels_or_outside
 from distill.errors import DataError
@@ -75,12 +75,12 @@ def check_images(
     reasons: dict[int, str] = {}
     size = 0
     with progress("checking", total, "images", shown=shown) as tick:
-        for looked in in_processes(look_at, _units(sources, near_bits is not None), workers):
-            rows = slice(looked.first, looked.first + len(looked.digests))
-            digests[rows], hashes[rows] = looked.digests, looked.hashes
-            reasons |= {looked.first + i: reason for i, reason in looked.reasons.items()}
-            size += looked.bytes_total
-            tick(len(looked.digests))
+        for unit in in_processes(check_unit, _units(sources, near_bits is not None), workers):
+            rows = slice(unit.first, unit.first + len(unit.digests))
+            digests[rows], hashes[rows] = unit.digests, unit.hashes
+            reasons |= {unit.first + i: reason for i, reason in unit.reasons.items()}
+            size += unit.bytes_total
+            tick(len(unit.digests))
     readable = np.setdiff1d(np.arange(total), np.fromiter(reasons, np.int64, len(reasons)))
     return CheckedImages(
         sources=sources,
@@ -93,13 +93,13 @@ def check_images(
     )
 
 
-def _units(sources: Mapping[str, ImageSource], hashed: bool) -> Iterator[Look]:
+def _units(sources: Mapping[str, ImageSource], hashed: bool) -> Iterator[CheckUnit]:
     first = 0
     for source in sources.values():
         for start in range(0, len(source), UNIT_IMAGES):
             rows = range(start, min(start + UNIT_IMAGES, len(source)))
             samples = [source.samples[row] for row in rows]
-            yield Look(first=first + start, samples=samples, hashed=hashed)
+            yield CheckUnit(first=first + start, samples=samples, hashed=hashed)
         first += len(source)
 
 

@@ -26,10 +26,10 @@ def near_groups(
     b + 1 bands of bits (pigeonholes), so only those that share a band are compared.
     """
     values, inverse = np.unique(hashes, return_inverse=True)
-    joined = np.arange(len(values))
+    roots_of = np.arange(len(values))
     for left, right in _near_pairs(values, bits):
-        _join(joined, left, right)
-    roots = np.array([_root(joined, i) for i in range(len(values))], np.int64)
+        _join(roots_of, left, right)
+    roots = np.array([_root(roots_of, i) for i in range(len(values))], np.int64)
     groups = roots[inverse]
     order = np.argsort(groups, kind="stable")
     return [np.sort(rows[some]) for some in _runs(order, np.diff(groups[order]) != 0)]
@@ -66,15 +66,15 @@ def _pairs_within(
                 yield int(some[left]), int(bucket[right])
 
 
-def _join(joined: NDArray[np.int64], left: int, right: int) -> None:
-    a, b = _root(joined, left), _root(joined, right)
-    joined[max(a, b)] = min(a, b)
+def _join(roots_of: NDArray[np.int64], left: int, right: int) -> None:
+    a, b = _root(roots_of, left), _root(roots_of, right)
+    roots_of[max(a, b)] = min(a, b)
 
 
-def _root(joined: NDArray[np.int64], i: int) -> int:
-    while joined[i] != i:
-        joined[i] = joined[joined[i]]
-        i = int(joined[i])
+def _root(roots_of: NDArray[np.int64], i: int) -> int:
+    while roots_of[i] != i:
+        roots_of[i] = roots_of[roots_of[i]]
+        i = int(roots_of[i])
     return i
 
 

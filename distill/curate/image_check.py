@@ -14,7 +14,7 @@ from distill.errors import DataError, DataUnavailableError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class CheckUnit:
     """first: the row of the first sample. hashed: whether perceptual hashes are wanted."""
 
     first: int
@@ -23,7 +23,7 @@ class Look:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Looked:
+class CheckedUnit:
     """digests: [n, 2] BLAKE2b-128 of each file. hashes: perceptual ones, 0 where not wanted.
 
     reasons: why an image cannot be read, by its place in the unit.
@@ -36,7 +36,7 @@ class Looked:
     bytes_total: int
 
 
-def look_at(unit: Look) -> Looked:
+def check_unit(unit: CheckUnit) -> CheckedUnit:
     """Read and decode the images of a unit.
 
     Raises:
@@ -60,7 +60,7 @@ def look_at(unit: Look) -> Looked:
         digests[i] = np.frombuffer(digest, np.uint64)
         if unit.hashed:
             hashes[i] = _perceptual(image)
-    return Looked(
+    return CheckedUnit(
         first=unit.first, digests=digests, hashes=hashes, reasons=reasons, bytes_total=total
     )
 

@@ -21,7 +21,7 @@ def published_classes(source: ImageSource) -> list[list[int]]:
     """
     names = [f"{IMAGENET_VAL.format(number)}.JPEG" for number in range(1, 50_001)]
     known = RealLabelsImagenet(names).real_labels
-    found = []
+    classes = []
     for sample in source.samples:
         name = sample.key.rpartition("/")[2] + ".JPEG"
         if name not in known:
@@ -29,8 +29,8 @@ def published_classes(source: ImageSource) -> list[list[int]]:
                 f"sample {sample.key!r} found, expected ILSVRC2012_val_00000001 to _00050000; "
                 "--labels real is for ImageNet-1K's validation images, pass a file for others"
             )
-        found.append([int(c) for c in known[name]])
-    return found
+        classes.append([int(c) for c in known[name]])
+    return classes
 
 
 def classes_by_row(
@@ -48,8 +48,8 @@ def classes_by_row(
         DataError: no image is known, or a label is no class.
     """
     keys = [sample.key for sample in source.samples]
-    found = [labels.get(key, labels.get(key.rpartition("/")[2])) for key in keys]
-    if all(each is None for each in found):
+    classes = [labels.get(key, labels.get(key.rpartition("/")[2])) for key in keys]
+    if all(each is None for each in classes):
         raise DataError(
             f"{source.location}: none of its {len(keys)} images is among the {len(labels)} that "
             f"the labels are of (first: {keys[0]!r}), expected keys of that data"
@@ -60,7 +60,7 @@ def classes_by_row(
     elif num_classes == IMAGENET_1K:
         synsets = flat_label_set("imagenet-1k")
     index = {synset: c for c, synset in enumerate(synsets)}
-    return [[_class_of(label, index, num_classes) for label in each or ()] for each in found]
+    return [[_class_of(label, index, num_classes) for label in each or ()] for each in classes]
 
 
 def _class_of(label: Label, index: Mapping[str, int], num_classes: int) -> int:

@@ -31,7 +31,7 @@ IMAGENET_VAL = "ILSVRC2012_val_{:08d}"
 
 @dataclass(frozen=True, eq=False)
 class RaterAnswers:
-    """Answer i: rater raters[i] said answers[i] of question questions[i], NO, MAYBE or YES.
+    """Answer i: rater raters[i] answer answers[i] of question questions[i], NO, MAYBE or YES.
 
     keys, labels: of the questions, whether a label is right for an image.
     """
@@ -45,7 +45,7 @@ class RaterAnswers:
 
 
 def read_raters(path: Path) -> RaterAnswers:
-    """Published form, .npz: `tensor` [raters, questions, 3], 1 where a rater said no, maybe, yes;
+    """Published form, .npz: `tensor` [raters, questions, 3], 1 where a rater answer no, maybe, yes;
     `info` [questions, 2], file name and label. Or CSV with rater, key, label and answer.
 
     Raises:
@@ -87,23 +87,27 @@ def scores(answers: RaterAnswers, iterations: int = 100) -> NDArray[np.float64]:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # crowd-kit's, about pandas
-        said = DawidSkene(n_iter=iterations).fit_predict_proba(table)
-    found = np.full(len(answers.keys), np.nan)
-    shares = [said[a].to_numpy() * weight for a, weight in ((YES, 1.0), (MAYBE, 0.5)) if a in said]
-    found[said.index.to_numpy()] = sum(shares) if shares else 0.0
-    return found
+        posterior = DawidSkene(n_iter=iterations).fit_predict_proba(table)
+    scores = np.full(len(answers.keys), np.nan)
+    shares = [
+        posterior[a].to_numpy() * weight
+        for a, weight in ((YES, 1.0), (MAYBE, 0.5))
+        if a in posterior
+    ]
+    scores[posterior.index.to_numpy()] = sum(shares) if shares else 0.0
+    return scores
 
 
 def labels_by_key(
     answers: RaterAnswers, scored: NDArray[np.float64], threshold: float = THRESHOLD
 ) -> dict[str, list[Label]]:
     """The labels of each image whose score is above the threshold; images may be left with none."""
-    found: dict[str, list[Label]] = defaultdict(list)
+    by_key: dict[str, list[Label]] = defaultdict(list)
     for key, label, score in zip(answers.keys, answers.labels, scored, strict=True):
-        labels = found[key]
+        labels = by_key[key]
         if score > threshold:
             labels.append(label)
-    return dict(found)
+    return dict(by_key)
 
 
 def write_labels(path: Path, labels: Mapping[str, Sequence[Label]]) -> None:
@@ -139,22 +143,22 @@ def read_agreed(path: Path) -> dict[str, list[Label]]:
     Raises:
         DataError: the file is of another form.
     """
-    found: dict[str, list[Label]] = defaultdict(list)
+    by_key: dict[str, list[Label]] = defaultdict(list)
     try:
         with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
             for row in csv.DictReader(file):
-                found[row["key"]].append(_label(row["label"] or ""))
+                by_key[row["key"]].append(_label(row["label"] or ""))
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise DataError(
             f"{path}: cannot be read ({first_line(error)}), expected CSV with key and label"
         ) from error
-    return dict(found)
+    return dict(by_key)
 
 
-def _labels(found: Any) -> list[Label]:
-    if not isinstance(found, list) or not all(isinstance(each, str | int) for each in found):
-        raise ValueError(f"{found!r} found as labels of an image, expected a list")
-    return found
+def _labels(labels: Any) -> list[Label]:
+    if not isinstance(labels, list) or not all(isinstance(each, str | int) for each in labels):
+        raise ValueError(f"{labels!r} found as labels of an image, expected a list")
+    return labels
 
 
 def _label(text: str) -> Label:
@@ -162,33 +166,35 @@ def _label(text: str) -> Label:
 
 
 def _read_npz(path: Path) -> RaterAnswers:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-        tensor, info = found["tensor"], found["info"]
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        tensor, info = archive["tensor"], archive["info"]
     if tensor.ndim != 3 or tensor.shape[1:] != (len(info), 3) or info.shape != (len(info), 2):
         raise ValueError(f"tensor {tensor.shape} and info {info.shape} found")
-    raters, questions, said = np.nonzero(tensor)
+    raters, questions, votes = np.nonzero(tensor)
     return RaterAnswers(
         str(path),
         tuple(str(name).rpartition(".")[0] or str(name) for name in info[:, 0]),
         tuple(_label(str(label)) for label in info[:, 1]),
         questions,
         raters,
-        said,
+        votes,
     )
 
 
 def _read_csv(path: Path) -> RaterAnswers:
-    asked: dict[tuple[str, Label], int] = {}
+    question_rows: dict[tuple[str, Label], int] = {}
     people: dict[str, int] = {}
     answers: list[tuple[int, int, int]] = []
     with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), 2):
-            said = row["answer"].strip().lower()
-            if said not in ANSWERS:
-                raise ValueError(f"line {number} has answer {said!r}, expected no, maybe or yes")
-            question = asked.setdefault((row["key"], _label(row["label"])), len(asked))
+            answer = row["answer"].strip().lower()
+            if answer not in ANSWERS:
+                raise ValueError(f"line {number} has answer {answer!r}, expected no, maybe or yes")
+            question = question_rows.setdefault(
+                (row["key"], _label(row["label"])), len(question_rows)
+            )
             rater = people.setdefault(row["rater"], len(people))
-            answers.append((question, rater, ANSWERS.index(said)))
+            answers.append((question, rater, ANSWERS.index(answer)))
     columns = np.array(answers, np.int64).reshape(-1, 3).T
-    keys, labels = zip(*asked, strict=True) if asked else ((), ())
+    keys, labels = zip(*question_rows, strict=True) if question_rows else ((), ())
     return RaterAnswers(str(path), keys, labels, *columns)

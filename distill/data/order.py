@@ -47,13 +47,13 @@ class SampleOrder:
 
     def at(self, position: int, count: int) -> list[tuple[int, NDArray[np.int64]]]:
         """The `count` rows from `position` on, as (epoch, rows), one pair for each epoch."""
-        found = []
+        ranges = []
         while count > 0:
             epoch, start = divmod(position, self.rows)
             part = _epoch(self, epoch)[start : start + count]
-            found.append((epoch, part))
+            ranges.append((epoch, part))
             position, count = position + len(part), count - len(part)
-        return found
+        return ranges
 
 
 @lru_cache(maxsize=2)

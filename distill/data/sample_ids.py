@@ -42,13 +42,13 @@ def find_rows(sorted_ids: SampleIds, wanted: SampleIds) -> NDArray[np.int64]:
         return np.full(len(wanted), -1, np.int64)
     rows = np.searchsorted(sorted_ids[:, 0], wanted[:, 0]).astype(np.int64)
     rows = np.minimum(rows, len(sorted_ids) - 1)
-    found = (sorted_ids[rows] == wanted).all(axis=1)
+    matches = (sorted_ids[rows] == wanted).all(axis=1)
     # Two ids that share their high word are a one in 10^5 event at 12 M rows: look on, one by one.
-    for i in np.flatnonzero(~found):
+    for i in np.flatnonzero(~matches):
         row = int(rows[i])
         while row + 1 < len(sorted_ids) and sorted_ids[row, 0] == wanted[i, 0]:
             row += 1
             if (sorted_ids[row] == wanted[i]).all():
-                rows[i], found[i] = row, True
+                rows[i], matches[i] = row, True
                 break
-    return np.where(found, rows, -1)
+    return np.where(matches, rows, -1)

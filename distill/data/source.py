@@ -46,9 +46,9 @@ class ImageSource:
             return self
         return ImageSource(self.location, self.samples[:limit], self.ids[:limit])
 
-    def taken(self, rows: NDArray[np.int64]) -> "ImageSource":
+    def select(self, rows: NDArray[np.int64]) -> "ImageSource":
         """Those rows, which must be ascending."""
-        return ImageSource(self.location, self.samples.taken(rows), self.ids[rows])
+        return ImageSource(self.location, self.samples.select(rows), self.ids[rows])
 
 
 def open_source(
@@ -84,7 +84,7 @@ def open_source(
     if len(twice):
         key = samples[int(order[twice[0]])].key
         raise DataError(f"{root}: the key {key!r} stands twice; expected every sample's key once")
-    return ImageSource(path, samples.taken(order), ids)
+    return ImageSource(path, samples.select(order), ids)
 
 
 def has_split(location: str | Path, split: str) -> bool:
@@ -93,8 +93,8 @@ def has_split(location: str | Path, split: str) -> bool:
     place = place_of(path)
     if place.kind(path) != "folder":
         return is_manifest(path) and bool(splits_of_manifest(path) & {*_names_of(split)})
-    found = place.entries(path)
-    return bool({*_names_of(split)} & {*found.folders} or _tars_of(found, split))
+    listing = place.entries(path)
+    return bool({*_names_of(split)} & {*listing.folders} or _tars_of(listing, split))
 
 
 def split_names(location: str | Path) -> list[str]:
@@ -175,34 +175,35 @@ def _of_file(path: str, split: str, indexes: Path | None) -> _Found:
 
 def _of_folder(path: str, split: str, indexes: Path | None) -> _Found:
     place = place_of(path)
-    found = place.entries(path)
+    listing = place.entries(path)
     parent = place.kind(f"{path}/../{UNFINISHED}") if "://" not in path else None
-    if UNFINISHED in found.files or parent:
+    if UNFINISHED in listing.files or parent:
         raise DataError(
             f"{path}: `distill prepare` has not finished here, expected a whole data set; run the "
             "same `distill prepare` again"
         )
-    inside = next((name for name in _names_of(split) if name in found.folders), None)
+    inside = next((name for name in _names_of(split) if name in listing.folders), None)
     root = f"{path}/{inside}" if inside else path
     if inside:
-        found = place.entries(root)
-    elif not _tar_names(found):
-        others = [name for names in SPLITS.values() for name in names if name in found.folders]
+        listing = place.entries(root)
+    elif not _tar_names(listing):
+        others = [name for names in SPLITS.values() for name in names if name in listing.folders]
         if others:
             raise DataError(
                 f"{path}: no split {split} found, only {', '.join(others)}; expected a folder of "
                 "that name: make one, or pass one of these folders"
             )
-    if is_arrow(found.files):
+    if is_arrow(listing.files):
         return root, lambda: list_arrow(root)
-    if _tar_names(found):
+    if _tar_names(listing):
         return root, lambda: list_tars(
-            [f"{root}/{name}" for name in _tars_of(found, split, all_of_one=bool(inside))], indexes
+            [f"{root}/{name}" for name in _tars_of(listing, split, all_of_one=bool(inside))],
+            indexes,
         )
 
     def list_images() -> SampleTable:
         of_classes = SampleTable.of(list_folders(root))
-        return of_classes if len(of_classes) else SampleTable.of(list_loose(root, found))
+        return of_classes if len(of_classes) else SampleTable.of(list_loose(root, listing))
 
     return root, list_images
 
@@ -211,13 +212,13 @@ def _names_of(split: str) -> tuple[str, ...]:
     return SPLITS.get(split, (split,))
 
 
-def _tar_names(found: Entries) -> list[str]:
-    return [name for name in found.files if name.endswith(".tar") and not name.startswith(".")]
+def _tar_names(listing: Entries) -> list[str]:
+    return [name for name in listing.files if name.endswith(".tar") and not name.startswith(".")]
 
 
-def _tars_of(found: Entries, split: str, *, all_of_one: bool | None = None) -> list[str]:
+def _tars_of(listing: Entries, split: str, *, all_of_one: bool | None = None) -> list[str]:
     """The tars of a split. all_of_one: whether those without a split's name count; None: never."""
-    tars = _tar_names(found)
+    tars = _tar_names(listing)
     named = [t for t in tars if any(t.startswith(f"{name}-") for name in _names_of(split))]
     if all_of_one is None:
         return named

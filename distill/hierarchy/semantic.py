@@ -191,9 +191,9 @@ class SemanticHierarchy:
     @cached_property
     def inner(self) -> NDArray[np.bool_]:
         """[num_classes]: whether other classes are below."""
-        found = np.zeros(self.num_classes, np.bool_)
-        found[[parent for parent in self.parents if parent >= 0]] = True
-        return found
+        inner = np.zeros(self.num_classes, np.bool_)
+        inner[[parent for parent in self.parents if parent >= 0]] = True
+        return inner
 
     @cached_property
     def level_sizes(self) -> tuple[int, ...]:
@@ -298,13 +298,13 @@ class SemanticHierarchy:
 
     def index(self, synset: str) -> int:
         """The class index of a synset."""
-        found = self._index.get(synset)
-        if found is None:
+        position = self._index.get(synset)
+        if position is None:
             raise HierarchyError(
                 f"{synset!r} is not in the label set {self.name} ({self.num_classes} classes)"
                 f"{did_you_mean(synset, self.synsets)}"
             )
-        return found
+        return position
 
     def __contains__(self, synset: object) -> bool:
         return synset in self._index
@@ -313,13 +313,13 @@ class SemanticHierarchy:
         """The synsets that are `word`, or are named so (case and underscores do not matter)."""
         if word in self._index:
             return (word,)
-        found = self.named(word)
-        if not found:
+        synsets = self.named(word)
+        if not synsets:
             raise HierarchyError(
                 f"{word!r} is neither a synset nor a name in {self.name}"
                 f"{did_you_mean(_plain(word), self._by_name)}"
             )
-        return found
+        return synsets
 
     def named(self, word: str) -> tuple[str, ...]:
         """The synsets that are named so; case, underscores and spaces around do not matter."""
@@ -341,20 +341,20 @@ class SemanticHierarchy:
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        synsets_by_name: dict[str, list[str]] = {}
         for synset, name in zip(self.synsets, self.names, strict=True):
-            found.setdefault(_plain(name), []).append(synset)
-        return found
+            synsets_by_name.setdefault(_plain(name), []).append(synset)
+        return synsets_by_name
 
     @cached_property
     def _moved(self) -> dict[str, HierarchyTensors]:
         return {}
 
     def _ancestor_indices(self, c: int) -> list[int]:
-        found: list[int] = []
+        chain: list[int] = []
         while (c := self.parents[c]) >= 0:
-            found.append(c)
-        return found
+            chain.append(c)
+        return chain
 
 
 def resolve(name_or_path: str) -> SemanticHierarchy:

@@ -75,12 +75,12 @@ def present_classes(
 ) -> Bool[Tensor, "batch classes"]:
     """Each label and all its ancestors, those of dropped levels too; none for a negative label."""
     none, tensors = hierarchy.num_classes, hierarchy.tensors(labels.device)
-    own = torch.where(labels < 0, none, labels.long())
+    label = torch.where(labels < 0, none, labels.long())
     semantic = hierarchy.semantic_labels(labels)
     columns = (semantic + tensors.starts).clamp(min=0)
     chain = torch.where(semantic < 0, none, tensors.class_order[columns])
     present = torch.zeros(len(labels), none + 1, dtype=torch.bool, device=labels.device)
-    present.scatter_(1, torch.cat([own[:, None], chain], 1), True)
+    present.scatter_(1, torch.cat([label[:, None], chain], 1), True)
     return present[:, :none]
 
 

@@ -36,8 +36,8 @@ def squared_error(
     cross = teacher_product(
         student=student, targets=targets, hierarchy=hierarchy, student_sums=student_sums
     )
-    own: PerHierarchy = segment_sums(student.square(), sizes)
-    return own + targets.sq_norm.float() - 2 * cross
+    student_squares: PerHierarchy = segment_sums(student.square(), sizes)
+    return student_squares + targets.sq_norm.float() - 2 * cross
 
 
 def teacher_squares(targets: TeacherTargets, hierarchy: SemanticHierarchy) -> PerHierarchy:

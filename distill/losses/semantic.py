@@ -151,18 +151,18 @@ def _check_targets(
             f"expected {hierarchy.num_hierarchies}"
         )
     if isinstance(targets, DenseTargets):
-        found, expected = targets.probs.shape[1], sum(hierarchy.classes_per_hierarchy)
+        given, expected = targets.probs.shape[1], sum(hierarchy.classes_per_hierarchy)
     else:
-        found, expected = targets.index.shape[1], sum(targets.slots)
+        given, expected = targets.index.shape[1], sum(targets.slots)
         if any(s > n for s, n in zip(targets.slots, hierarchy.classes_per_hierarchy, strict=True)):
             raise ValueError(
                 f"targets with slots {targets.slots} found, expected at most "
                 f"{hierarchy.classes_per_hierarchy}"
             )
-    if found != expected:
-        raise ValueError(f"targets with {found} columns found, expected {expected}")
+    if given != expected:
+        raise ValueError(f"targets with {given} columns found, expected {expected}")
 
 
-def _same_batch(what: str, found: int, logits: Tensor) -> None:
-    if found != logits.shape[0]:
-        raise ValueError(f"{what} for {found} images found, expected {logits.shape[0]}")
+def _same_batch(name: str, given: int, logits: Tensor) -> None:
+    if given != logits.shape[0]:
+        raise ValueError(f"{name} for {given} images found, expected {logits.shape[0]}")

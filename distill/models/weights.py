@@ -41,12 +41,16 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
     Raises:
         ConfigError: a tensor is missing, left over, or of another shape; says which.
     """
-    own = model.state_dict()
-    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    for name in sorted(own.keys() & weights.keys()):
-        if own[name].shape != weights[name].shape:
+    expected = model.state_dict()
+    missing, unknown = (
+        sorted(expected.keys() - weights.keys()),
+        sorted(weights.keys() - expected.keys()),
+    )
+    for name in sorted(expected.keys() & weights.keys()):
+        if expected[name].shape != weights[name].shape:
             raise ConfigError(
-                f"{path}: {name} is {list(weights[name].shape)}, expected {list(own[name].shape)}; "
+                f"{path}: {name} is {list(weights[name].shape)}, "
+                f"expected {list(expected[name].shape)}; "
                 "these weights are of another model or another label set: check the model's name "
                 "and --label-set"
             )

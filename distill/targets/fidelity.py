@@ -88,8 +88,10 @@ def reencoding_fidelity(
 ) -> dict[str, Any]:
     """`fidelity_figures` of `after` as if `before` were all that the teacher said."""
     seen = torch.ones(len(before.index), dtype=torch.bool) if before.valid is None else before.valid
-    exact = DenseTargets(probs=densify(before, hierarchy), confidence=before.confidence).taken(seen)
-    sparse = after.taken(seen)
+    exact = DenseTargets(probs=densify(before, hierarchy), confidence=before.confidence).select(
+        seen
+    )
+    sparse = after.select(seen)
     return fidelity_figures([fidelity_errors(exact=exact, sparse=sparse, hierarchy=hierarchy)])
 
 

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-Own = TypeVar("Own", bound="Answers")
+Own = TypeVar("Own", bound="TargetRows")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
+class TargetRows:
     """n rows of one view, S slots, K hierarchies: `SparseTargets` as NumPy rows."""
 
     index: NDArray[Any]  # [n, S] position within the slot's hierarchy
@@ -24,7 +24,7 @@ class Answers:
         return len(self.valid)
 
     @classmethod
-    def empty(cls, rows: int, slots: int, hierarchies: int) -> "Answers":
+    def empty(cls, rows: int, slots: int, hierarchies: int) -> "TargetRows":
         """Rows of a teacher that saw nothing yet: all zero, none valid."""
         return cls(
             index=np.zeros((rows, slots), np.int32),
@@ -35,16 +35,16 @@ class Answers:
         )
 
     @classmethod
-    def joined(cls: "type[Own]", parts: "Sequence[Own]") -> "Own":
+    def concatenate(cls: "type[Own]", parts: "Sequence[Own]") -> "Own":
         """Rows after rows."""
         columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
         return cls(**{name: np.concatenate(column) for name, column in columns.items()})
 
-    def taken(self, rows: NDArray[np.int64]) -> "Answers":
+    def select(self, rows: NDArray[np.int64]) -> "TargetRows":
         """Those rows, in that order."""
-        return Answers(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return TargetRows(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
-    def put(self, rows: NDArray[np.int64], answers: "Answers") -> None:
+    def put(self, rows: NDArray[np.int64], answers: "TargetRows") -> None:
         """Copy `answers` into those rows."""
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(answers, field.name)

@@ -17,10 +17,10 @@ from distill.data.sample_ids import SampleIds
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_probs, segment_sums, top_mass
 from distill.targets.encoding import EncodingSpec
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`; a GPU fetches it by itself, which it can from pinned memory alone."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -35,7 +35,7 @@ class DenseTargets:
     confidence: Float[Tensor, "batch hierarchies"]
     valid: Bool[Tensor, " batch"] | None = None
 
-    def taken(self, rows: Tensor) -> "DenseTargets":
+    def select(self, rows: Tensor) -> "DenseTargets":
         """Those rows, by index or by mask, on the targets' device."""
         return DenseTargets(
             probs=self.probs[rows],
@@ -47,9 +47,9 @@ class DenseTargets:
         """The same targets on `device`."""
         return replace(
             self,
-            probs=sent(self.probs, device),
-            confidence=sent(self.confidence, device),
-            valid=None if self.valid is None else sent(self.valid, device),
+            probs=to_device(self.probs, device),
+            confidence=to_device(self.confidence, device),
+            valid=None if self.valid is None else to_device(self.valid, device),
         )
 
 
@@ -71,7 +71,7 @@ class SparseTargets:
     slots: tuple[int, ...]
     valid: Bool[Tensor, " batch"] | None = None
 
-    def taken(self, rows: Tensor) -> "SparseTargets":
+    def select(self, rows: Tensor) -> "SparseTargets":
         """Those rows, by index or by mask, on the targets' device."""
         return SparseTargets(
             index=self.index[rows],
@@ -86,17 +86,17 @@ class SparseTargets:
         """The same targets on `device`."""
         return replace(
             self,
-            index=sent(self.index, device),
-            prob=sent(self.prob, device),
-            confidence=sent(self.confidence, device),
-            sq_norm=sent(self.sq_norm, device),
-            valid=None if self.valid is None else sent(self.valid, device),
+            index=to_device(self.index, device),
+            prob=to_device(self.prob, device),
+            confidence=to_device(self.confidence, device),
+            sq_norm=to_device(self.sq_norm, device),
+            valid=None if self.valid is None else to_device(self.valid, device),
         )
 
-    def to_answers(self) -> Answers:
+    def to_rows(self) -> TargetRows:
         """Copied to NumPy."""
         valid = self.valid
-        return Answers(
+        return TargetRows(
             index=self.index.cpu().numpy(),
             prob=self.prob.cpu().numpy(),
             confidence=self.confidence.cpu().numpy(),
@@ -105,7 +105,7 @@ class SparseTargets:
         )
 
     @classmethod
-    def from_answers(cls, answers: Answers, slots: tuple[int, ...]) -> "SparseTargets":
+    def from_rows(cls, answers: TargetRows, slots: tuple[int, ...]) -> "SparseTargets":
         """Sharing memory where NumPy allows it."""
         return cls(
             index=torch.from_numpy(answers.index),

@@ -31,7 +31,7 @@ from distill.errors import (
     first_line,
 )
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from distill.targets.tensors import SparseTargets
 from distill.wire import framing
 from distill.wire.refusal import Refused
@@ -146,9 +146,9 @@ class TeacherClient:
             )
             for i in range(0, count, self._most)
         ]
-        return SparseTargets.from_answers(Answers.joined(parts), self._slots)
+        return SparseTargets.from_rows(TargetRows.concatenate(parts), self._slots)
 
-    def _infer_once(self, inputs: Mapping[str, Any], ends: float) -> Answers:
+    def _infer_once(self, inputs: Mapping[str, Any], ends: float) -> TargetRows:
         fields = {
             "parameters": {"binary_data_output": True, "expect": self._digest},
             "outputs": [{"name": name} for name in OUTPUTS],
@@ -163,7 +163,7 @@ class TeacherClient:
                 break
             self._wait(pause_s, ends, "the server cannot read images now")
         self._require_answers(status, head)
-        return Answers(
+        return TargetRows(
             index=arrays["index"].astype(np.int32),
             prob=arrays["prob"].copy(),
             confidence=arrays["confidence"].copy(),
@@ -252,8 +252,8 @@ class TeacherClient:
                 if reply.status not in PASSING:
                     cure = CURES.get(reply.status, "expected an answer; look at the server's log")
                     raise TeacherRequestError(f"{self.location}: {reply.status}: {why}; {cure}")
-                asked = reply.headers.get("retry-after", "")
-                pause_s = max(pause_s, float(asked)) if asked.isdecimal() else pause_s
+                retry_after = reply.headers.get("retry-after", "")
+                pause_s = max(pause_s, float(retry_after)) if retry_after.isdecimal() else pause_s
             self._wait(pause_s, ends, why)
         raise self._unavailable(why)
 

@@ -101,8 +101,8 @@ def parse_head(raw: bytes | bytearray | memoryview) -> RequestHead:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "head"
-        found = "" if first["type"] in ("missing", "json_invalid") else f", {_short(first)} found"
-        raise malformed(f"{where}: {first['msg']}{found}") from error
+        detail = "" if first["type"] in ("missing", "json_invalid") else f", {_short(first)} found"
+        raise malformed(f"{where}: {first['msg']}{detail}") from error
 
 
 def tensors(head: RequestHead, raw: memoryview) -> dict[str, Tensor]:
@@ -111,27 +111,27 @@ def tensors(head: RequestHead, raw: memoryview) -> dict[str, Tensor]:
     Raises:
         Refused: names the input that is wrong, and the element.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for i, given in enumerate(head.inputs):
         where = f"inputs[{i}] ({_named(given.name)})"
-        if given.name in found:
+        if given.name in tensors:
             raise malformed(f"{where}: stands twice, expected each input once")
         size = given.parameters.binary_data_size
         if (size is None) == (given.data is None):
             raise malformed(f"{where}: expected either data or binary_data_size")
         if size is None:
-            found[given.name] = _from_json(given, where)
+            tensors[given.name] = _from_json(given, where)
             continue
         if size > len(raw):
             raise malformed(f"{where}: binary_data_size {size}, but {len(raw)} bytes are left")
-        found[given.name] = _from_raw(given, raw[:size], where)
+        tensors[given.name] = _from_raw(given, raw[:size], where)
         raw = raw[size:]
     if len(raw):
         raise malformed(
             f"{len(raw)} bytes after the last raw tensor, expected none; binary_data_size and "
             f"{HEAD_LENGTH} must add up to the body"
         )
-    return found
+    return tensors
 
 
 def _from_raw(given: InputHead, raw: memoryview, where: str) -> Tensor:
@@ -177,12 +177,12 @@ def _from_json(given: InputHead, where: str) -> Tensor:
         raise malformed(f"{where}: FP16 as JSON, expected it raw; send binary_data_size")
     try:
         # Through objects: NumPy would make floats of integers that need all 64 bits.
-        found = np.array(given.data, np.object_).ravel().tolist()
+        elements = np.array(given.data, np.object_).ravel().tolist()
         fitting = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
-        strange = next((value for value in found if type(value) not in fitting), None)
+        strange = next((value for value in elements if type(value) not in fitting), None)
         if strange is not None:
             raise TypeError(f"{repr(strange)[:40]} found")
-        values = np.array(found, dtype)
+        values = np.array(elements, dtype)
     except (ValueError, TypeError, OverflowError) as error:
         raise malformed(f"{where}: not {given.datatype} ({str(error)[:200]})") from error
     if values.size != count:

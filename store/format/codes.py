@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.targets.encoding import EncodingSpec
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 
 SQ_NORM_UNITS = 1024
 CONFIDENCE_UNITS_AT_LEAST = 5000  # a unit is at most 2e-4, so confidence is at most 1e-4 off
@@ -25,7 +25,7 @@ ANSWER_ARRAYS = ("index", "prob", "confidence", "sq_norm", "valid")
 StoredBlock = Mapping[str, NDArray[Any]]
 
 
-class Codes(Answers):
+class Codes(TargetRows):
     """Rows as integers: probabilities in steps, confidence and ΣT² in units of `Coding`."""
 
 
@@ -59,7 +59,7 @@ class Coding:
         slots, hierarchies = sum(self.spec.entries), len(self.classes_per_hierarchy)
         return {"index": slots, "prob": slots, "confidence": hierarchies, "sq_norm": hierarchies}
 
-    def quantise(self, answers: Answers) -> Codes:
+    def quantise(self, answers: TargetRows) -> Codes:
         """To the nearest code. Rows that are not valid become all zero: the same bytes always."""
         prob = np.floor(answers.prob.astype(np.float64) * self.spec.prob_steps + 0.5)
         coded = {
@@ -75,9 +75,9 @@ class Coding:
             valid=valid,
         )
 
-    def dequantise(self, codes: Answers) -> Answers:
+    def dequantise(self, codes: TargetRows) -> TargetRows:
         """Back to numbers."""
-        return Answers(
+        return TargetRows(
             index=codes.index.astype(np.int32),
             prob=np.divide(codes.prob, np.float32(self.spec.prob_steps), dtype=np.float32),
             confidence=_scaled(codes.confidence, self.confidence_units),
@@ -104,11 +104,11 @@ class Coding:
         confidence, sq_norm = self._predicted(stored["prob"])
         valid, dtypes = stored["valid"], self.dtypes
         predicted = {"confidence": confidence, "sq_norm": sq_norm}
-        whole = {n: np.where(valid, p + _unzigzag(stored[n]), 0) for n, p in predicted.items()}
+        columns = {n: np.where(valid, p + _unzigzag(stored[n]), 0) for n, p in predicted.items()}
         return Codes(
             index=stored["index"].T,
             prob=stored["prob"].T,
-            **{name: values.astype(dtypes[name]).T for name, values in whole.items()},
+            **{name: values.astype(dtypes[name]).T for name, values in columns.items()},
             valid=valid,
         )
 

@@ -67,8 +67,8 @@ def read_records(objects: Objects, blocks: Iterable[int], views: int) -> dict[in
     """
     wanted = list(blocks)
     contents = objects.read_all([record_key(block) for block in wanted])
-    found = zip(wanted, contents, strict=True)
-    return {b: _parsed(c, b, views, objects) for b, c in found if c is not None}
+    pairs = zip(wanted, contents, strict=True)
+    return {b: _parsed(c, b, views, objects) for b, c in pairs if c is not None}
 
 
 def delete_records(objects: Objects, blocks: Iterable[int]) -> None:
@@ -151,7 +151,7 @@ def read_compacted_records(
 def delete_other_generations(objects: Objects, generation: str) -> None:
     """Remove compacted commits that no root names any more."""
     keys = [(GENERATION_KEY.match(key), key) for key in objects.keys("commits")]
-    objects.delete([key for found, key in keys if found and found[1] != generation])
+    objects.delete([key for parsed, key in keys if parsed and parsed[1] != generation])
 
 
 def _compacted(objects: Objects, generation: str, name: str, sha256: str) -> bytes:
@@ -188,14 +188,14 @@ def _parsed(content: bytes, block: int, views: int, objects: Objects) -> Record:
 
 def _require_possible(record: Record, block: int, views: int) -> None:
     digests = record["content_sha256"]
-    whole = len(digests) == views and all(SHA256.fullmatch(digest) for digest in digests)
+    has_digests = len(digests) == views and all(SHA256.fullmatch(digest) for digest in digests)
     bad = all({"key", "reason"} <= entry.keys() for entry in record["bad"])
-    if record["block"] != block or not whole or not bad:
+    if record["block"] != block or not has_digests or not bad:
         raise ValueError("it has values that distill never writes")
 
 
-def _damaged(objects: Objects, what: str, why: str) -> CorruptStoreError:
+def _damaged(objects: Objects, part: str, why: str) -> CorruptStoreError:
     return CorruptStoreError(
-        f"{objects.location}: {what} is damaged ({why}), expected what was committed; "
+        f"{objects.location}: {part} is damaged ({why}), expected what was committed; "
         "`distill store repair` computes what is bad again"
     )

@@ -7,7 +7,7 @@ from distill.errors import CorruptStoreError, StoreError, first_line
 
 
 @contextmanager
-def damage_named(location: str, what: str) -> Iterator[None]:
+def damage_named(location: str, part: str) -> Iterator[None]:
     """Raises CorruptStoreError for what goes wrong inside; a StoreError passes as it is."""
     try:
         yield
@@ -15,6 +15,6 @@ def damage_named(location: str, what: str) -> Iterator[None]:
         raise
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CorruptStoreError(
-            f"{location}: {what} is damaged ({first_line(error)}), expected the bytes that were "
+            f"{location}: {part} is damaged ({first_line(error)}), expected the bytes that were "
             "committed; `distill store repair` computes what is bad again"
         ) from error

@@ -39,5 +39,5 @@ def require_documents(objects: Objects, root: Root) -> None:
 
 def damaged_documents(objects: Objects, root: Root) -> list[str]:
     """Keys of the documents that are missing or not what the root says."""
-    found = document_digests(objects, list(root.documents))
-    return [key for key, digest in root.documents.items() if found[key] != digest]
+    digests = document_digests(objects, list(root.documents))
+    return [key for key, digest in root.documents.items() if digests[key] != digest]

@@ -178,11 +178,11 @@ class Manifest:
             ("view policy", self.views, views),
             ("encoding", self.encoding, encoding),
         )
-        for what, found, expected in checks:
-            if expected is not None and found != expected:
+        for part, stored, expected in checks:
+            if expected is not None and stored != expected:
                 raise StoreMismatchError(
-                    f"{where}: {what} {_short(found)} found, this run expects {_short(expected)}; "
-                    f"use a store of that {what}, or `distill precompute` into another --store"
+                    f"{where}: {part} {_short(stored)} found, this run expects {_short(expected)}; "
+                    f"use a store of that {part}, or `distill precompute` into another --store"
                 )
 
 
@@ -205,10 +205,10 @@ def _require_types(manifest: Manifest) -> None:
         raise ValueError(f"first view {manifest.views.first} found")
 
 
-def _check_format(found: str, where: str) -> None:
-    name, _, version = found.partition("/")
+def _check_format(stored: str, where: str) -> None:
+    name, _, version = stored.partition("/")
     if name != FORMAT_NAME or not version.isdecimal():
-        raise ValueError(f"format {found!r} found")
+        raise ValueError(f"format {stored!r} found")
     if int(version) > FORMAT_VERSION:
         raise StoreError(
             f"{where}: format version {version} found, this distill reads up to {FORMAT_VERSION}; "

@@ -147,8 +147,8 @@ class Objects:
     def names(self, folder: str = "") -> list[str]:
         """Names directly below `folder`, of objects and of folders."""
         with self._named("be listed"):
-            found = obstore.list_with_delimiter(self._store, folder or None)
-        below = [*found["common_prefixes"], *(o["path"] for o in found["objects"])]
+            listing = obstore.list_with_delimiter(self._store, folder or None)
+        below = [*listing["common_prefixes"], *(o["path"] for o in listing["objects"])]
         return sorted(path.rpartition("/")[2] for path in below)
 
     def keys(self, folder: str = "") -> list[str]:
@@ -166,7 +166,7 @@ class Objects:
         return ThreadPoolExecutor(PARALLEL_REQUESTS, thread_name_prefix="store-requests")
 
     @contextmanager
-    def _named(self, what: str) -> Iterator[None]:
+    def _named(self, name: str) -> Iterator[None]:
         """The failure of a place as one line that says what to do."""
         try:
             yield
@@ -175,7 +175,7 @@ class Objects:
         except (BaseError, OSError, ValueError) as error:
             cause = _cause(error)
             raise StoreError(
-                f"{self.location}: cannot {what}: {cause}; committed blocks are safe: "
+                f"{self.location}: cannot {name}: {cause}; committed blocks are safe: "
                 f"{self._advice(error, cause)}, then run the same command again"
             ) from error
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from distill.data.sample_ids import SampleIds, ascending, find_rows, sample_ids, samples_digest
 from distill.errors import ConfigError, StoreError, StoreMismatchError
 from distill.targets.encoding import EncodingSpec
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from store.format.codes import ANSWER_ARRAYS, Codes
 from store.format.manifest import DatasetIdentity, Manifest, ViewIdentity
 from store.logit_store import LogitStore
@@ -46,7 +46,7 @@ class RowReader:
                 self._block = int(block)
             mine = places[blocks == block]
             parts.append(Codes(**{n: getattr(self._codes, n)[mine] for n in ANSWER_ARRAYS}))
-        return Codes.joined(parts)
+        return Codes.concatenate(parts)
 
 
 def merge(location: str | Path, sources: Sequence[LogitStore]) -> LogitStore:
@@ -129,7 +129,7 @@ def transcode(
     location: str | Path,
     source: LogitStore,
     encoding: EncodingSpec,
-    audit: Callable[[Answers, Answers], Mapping[str, Any]],
+    audit: Callable[[TargetRows, TargetRows], Mapping[str, Any]],
 ) -> LogitStore:
     """The same answers in another encoding; more entries than the source has cannot come back.
 
@@ -143,7 +143,7 @@ def transcode(
     columns = np.concatenate([np.arange(s, s + k) for s, k in zip(starts, kept, strict=True)])
     readers = [RowReader(source, view) for view in range(manifest.views.count)]
 
-    def shortened(rows: NDArray[np.int64], view: int) -> tuple[Answers, Codes]:
+    def shortened(rows: NDArray[np.int64], view: int) -> tuple[TargetRows, Codes]:
         before = manifest.coding.dequantise(readers[view].rows(rows))
         after = replace(before, index=before.index[:, columns], prob=before.prob[:, columns])
         return before, other.coding.quantise(after)
@@ -151,11 +151,11 @@ def transcode(
     sample = np.arange(min(AUDIT_ROWS, manifest.dataset.rows))
     pairs = [shortened(sample, view) for view in range(manifest.views.count)]
     before = _stacked([pair[0] for pair in pairs])
-    after = other.coding.dequantise(Codes.joined([pair[1] for pair in pairs]))
+    after = other.coding.dequantise(Codes.concatenate([pair[1] for pair in pairs]))
     known = certificate["fidelity"] and before.valid.any()
     fidelity = _added(certificate["fidelity"], audit(before, after)) if known else None
-    whole = {**certificate, "fidelity": fidelity}
-    return _write(out, lambda rows, view: shortened(rows, view)[1], [source], whole)
+    full_certificate = {**certificate, "fidelity": fidelity}
+    return _write(out, lambda rows, view: shortened(rows, view)[1], [source], full_certificate)
 
 
 def _merge_blocks(location: str | Path, sources: Sequence[LogitStore]) -> LogitStore:
@@ -220,11 +220,11 @@ def _merge_samples(location: str | Path, sources: Sequence[LogitStore]) -> Logit
     def read(rows: NDArray[np.int64], view: int) -> Codes:
         """Each source's rows stand in the order of the result already."""
         parts = [np.flatnonzero(origin[rows] == i) for i in range(len(sources))]
-        found = [
+        parts_of_view = [
             readers[i][view].rows(places[rows[part]]) for i, part in enumerate(parts) if len(part)
         ]
         back = np.argsort(np.concatenate(parts))
-        together = Codes.joined(found)
+        together = Codes.concatenate(parts_of_view)
         return Codes(**{n: getattr(together, n)[back] for n in ANSWER_ARRAYS})
 
     return _write(out, read, sources, _certificate(sources, ids))
@@ -309,7 +309,7 @@ def _added(before: Any, step: Any) -> Any:
     return before if isinstance(before, str) else round(before + step, 4)
 
 
-def _stacked(parts: Sequence[Answers]) -> Answers:
-    return Answers(
+def _stacked(parts: Sequence[TargetRows]) -> TargetRows:
+    return TargetRows(
         **{name: np.concatenate([getattr(p, name) for p in parts]) for name in ANSWER_ARRAYS}
     )

@@ -78,10 +78,10 @@ def restore(location: str, dataset: Dataset | None) -> list[str]:
 
 def revoke_bad(location: str) -> Verification:
     """Verify, and take the commits of bad blocks back."""
-    found = verify(location)
-    if found.bad_blocks:
-        LogitStore.open(location).revoke(found.bad_blocks)
-    return found
+    report = verify(location)
+    if report.bad_blocks:
+        LogitStore.open(location).revoke(report.bad_blocks)
+    return report
 
 
 def _restore_root(objects: Objects) -> list[str]:
@@ -168,7 +168,7 @@ def _record_of_chunks(
     """What can be told without the record: chunks whose checksums hold are what was written."""
     manifest = store.manifest
     try:
-        found = [
+        block_digests = [
             block_digest(read_chunks(store.objects, manifest, block, view))
             for view in range(manifest.views.count)
         ]
@@ -180,7 +180,7 @@ def _record_of_chunks(
     return {
         "block": block,
         "rows": [rows.start, rows.stop],
-        "content_sha256": list(digests or found),
+        "content_sha256": list(digests or block_digests),
         "host": "restored",
         "committed_at": "",
         "bad": [],

@@ -134,6 +134,6 @@ def _out_of_range(store: LogitStore, codes: Codes) -> str | None:
     return None
 
 
-def _line(objects: Objects, error: BaseException, what: str) -> str:
+def _line(objects: Objects, error: BaseException, part: str) -> str:
     text = str(error).removeprefix(f"{objects.location}: ")
-    return f"{what}: {text}" if what and what not in text else text
+    return f"{part}: {text}" if part and part not in text else text

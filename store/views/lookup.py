@@ -43,9 +43,9 @@ class RowIndex:
             before = (middle < top) & (self.ids[np.minimum(middle, top - 1), 0] < high)
             low, top = np.where(before, middle + 1, low), np.where(before, top, middle)
         rows = np.minimum(low, len(self.ids) - 1)
-        found = (self.ids[rows] == sample_ids).all(axis=1)
-        if not found.all():  # absent, or second of two ids that share their high word
-            rows[~found] = find_rows(self.ids, sample_ids[~found])
+        matches = (self.ids[rows] == sample_ids).all(axis=1)
+        if not matches.all():  # absent, or second of two ids that share their high word
+            rows[~matches] = find_rows(self.ids, sample_ids[~matches])
         return rows
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import StoreError
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from store.format.codes import codes_of, record_dtype
 from store.format.manifest import Manifest
 from store.format.objects import PARALLEL_REQUESTS
@@ -32,7 +32,7 @@ class ResidentView:
     view: int
     records: NDArray[Any]  # [rows] of `record_dtype`, memory-mapped, read-only
 
-    def gather(self, rows: NDArray[np.int64]) -> Answers:
+    def gather(self, rows: NDArray[np.int64]) -> TargetRows:
         """Those rows, in that order."""
         return self.manifest.coding.dequantise(codes_of(self.records[rows]))
 

@@ -86,7 +86,7 @@ class Spool:
         records = np.zeros(len(rows), self._dtype)
         for name in ANSWER_ARRAYS:
             records["record"][name] = getattr(codes, name)
-        whole = []
+        complete = []
         with self._lock:
             for i, (row, view) in enumerate(zip(rows.tolist(), views.tolist(), strict=True)):
                 block = row // self.manifest.block_rows
@@ -94,8 +94,8 @@ class Spool:
                 if not self._records[view, row]["crc"]:
                     self._put(view, row, records[i : i + 1])
                     self._missing[block] -= 1
-                    whole += [block] if not self._missing[block] else []
-        return whole
+                    complete += [block] if not self._missing[block] else []
+        return complete
 
     def forget(self, rows: Sequence[int]) -> None:
         """Those rows are to be computed again, in all views."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from store.format.codes import codes_of, record_dtype
 from store.logit_store import LogitStore
 from store.views.resident import decode_block, decoders, require_view
@@ -35,7 +35,7 @@ class StreamedView:
         self._free = list(range(self._capacity))
         self._pool = ThreadPoolExecutor(decoders(store), thread_name_prefix="stream")
 
-    def gather(self, rows: NDArray[np.int64]) -> Answers:
+    def gather(self, rows: NDArray[np.int64]) -> TargetRows:
         """Those rows, in that order.
 
         Raises:

@@ -36,9 +36,9 @@ def json_log() -> Journal:
             ],
         )
     )
-    own = logging.getLogger("uvicorn.error")
-    own.handlers, own.propagate = [handler], False
-    own.setLevel(logging.WARNING)
+    uvicorn_log = logging.getLogger("uvicorn.error")
+    uvicorn_log.handlers, uvicorn_log.propagate = [handler], False
+    uvicorn_log.setLevel(logging.WARNING)
 
     def write(event: Event) -> None:
         fields = {name: _clean(value) for name, value in event.items() if name != "time"}

@@ -36,13 +36,13 @@ class ApiKeys:
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.startswith("#"):
                 continue
-            found = LINE.fullmatch(line.strip())
-            if not found or found[1] in digests:
+            match = LINE.fullmatch(line.strip())
+            if not match or match[1] in digests:
                 raise ConfigError(
                     f"{path}: line {number}: expected a new name and sha256:… as "
                     "`distill api-key NAME` writes them"
                 )
-            digests[found[1]] = bytes.fromhex(found[2])
+            digests[match[1]] = bytes.fromhex(match[2])
         if not digests:
             raise ConfigError(f"{path}: no key found; make one with `distill api-key NAME`")
         return cls(digests)
@@ -57,8 +57,8 @@ class ApiKeys:
             kind, key = "bearer", _password(key)
         digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         owner = None
-        for name, own in self.digests.items():
-            if hmac.compare_digest(own, digest):
+        for name, key_digest in self.digests.items():
+            if hmac.compare_digest(key_digest, digest):
                 owner = name
         return owner if kind.lower() == "bearer" else None
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 
 CLASSES_SHOWN = 5
 
@@ -41,7 +41,7 @@ class HierarchyAnswer:
         return any(c.tagged for c in self.classes) and not self.classes[0].tagged
 
 
-def dense(answers: Answers, slots: Sequence[int], sizes: Sequence[int]) -> NDArray[np.float64]:
+def dense(answers: TargetRows, slots: Sequence[int], sizes: Sequence[int]) -> NDArray[np.float64]:
     """[ΣN_k]: the mean over the valid rows of `answers`; what is not kept is spread evenly."""
     parts = []
     for k, stop in enumerate(accumulate(slots)):
@@ -67,13 +67,13 @@ def in_words(
 ) -> list[HierarchyAnswer]:
     """probs: [ΣN_k] in hierarchy order. tag: class index, -1 without one. confidence: [K]."""
     positions = hierarchy.label_table[tag]
-    said = []
+    predictions = []
     for k, part in enumerate(hierarchy.slices):
         order = np.argsort(-probs[part], kind="stable")[:shown]
         if positions[k] >= 0 and positions[k] not in order:
             order = np.append(order, positions[k])
         classes = hierarchy.class_order[part]
-        said.append(
+        predictions.append(
             HierarchyAnswer(
                 hierarchy=k,
                 classes=tuple(
@@ -88,4 +88,4 @@ def in_words(
                 confidence=None if confidence is None else float(confidence[k]),
             )
         )
-    return said
+    return predictions

@@ -95,9 +95,9 @@ class TagFindings:
 
     def _all(self, verdict: Verdict) -> Findings:
         rows = np.flatnonzero(self.verdicts["verdict"] == verdict)
-        found = self.verdicts[rows]
-        order = np.argsort(-found["score"], kind="stable")
-        return Findings(rows[order], found["score"][order], found["proposed"][order])
+        chosen = self.verdicts[rows]
+        order = np.argsort(-chosen["score"], kind="stable")
+        return Findings(rows[order], chosen["score"][order], chosen["proposed"][order])
 
 
 def find_tags(
@@ -153,8 +153,10 @@ def _added(
     images: Images, tags: NDArray[np.int64], hierarchy: SemanticHierarchy, above: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The deepest class that the teacher is sure of below a tag that it agrees with; or the tag."""
-    own = np.minimum(hierarchy.levels[tags], hierarchy.num_hierarchies - 1)
-    agreed = images["top"][np.arange(len(tags)), own] == hierarchy.label_table[tags, own]
+    tag_levels = np.minimum(hierarchy.levels[tags], hierarchy.num_hierarchies - 1)
+    agreed = (
+        images["top"][np.arange(len(tags)), tag_levels] == hierarchy.label_table[tags, tag_levels]
+    )
     ends, least = _walked_down(images, tags, hierarchy, above)
     return np.where(agreed, ends, tags), least
 

@@ -61,17 +61,17 @@ class Gallery:
                 f"hierarchy {wanted.hierarchy} found, expected 0 to {hierarchies - 1}"
             )
         order = self._order(wanted)
-        found: list[int] = []
+        collected: list[int] = []
         stop = min(len(order), start + MOST_LOOKED_AT)
         for first in range(start, stop, LOOKED_AT_ONCE):
             rows = order[first : min(first + LOOKED_AT_ONCE, stop)]
             places = np.flatnonzero(self._fits(rows, wanted))
-            if len(found) + len(places) > images:
-                last = int(places[images - len(found) - 1]) if images > len(found) else -1
-                found += map(int, rows[places[: images - len(found)]])
-                return Page(tuple(found), first + last + 1, first + last + 1 - start)
-            found += map(int, rows[places])
-        return Page(tuple(found), stop if stop < len(order) else None, max(0, stop - start))
+            if len(collected) + len(places) > images:
+                last = int(places[images - len(collected) - 1]) if images > len(collected) else -1
+                collected += map(int, rows[places[: images - len(collected)]])
+                return Page(tuple(collected), first + last + 1, first + last + 1 - start)
+            collected += map(int, rows[places])
+        return Page(tuple(collected), stop if stop < len(order) else None, max(0, stop - start))
 
     def _order(self, wanted: Wanted) -> NDArray[np.int64]:
         """Candidates, the first to be shown first."""

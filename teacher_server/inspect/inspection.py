@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distill.data.sample_ids import SampleIds, find_rows
 from distill.errors import StoreError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from store.logit_store import LogitStore
 from store.summary import StoreSummary, summarise
 from store.views.cache import Cache, Put
@@ -99,12 +99,12 @@ class Inspection:
         return Subtrees(self.tree, self._kept("subtrees", SUMS, self.hierarchy.num_classes, fill))
 
     def _kept(
-        self, what: str, dtype: np.dtype[Any], rows: int, fill: Callable[[Put], None]
+        self, file_name: str, dtype: np.dtype[Any], rows: int, fill: Callable[[Put], None]
     ) -> NDArray[Any]:
         """In the cache, where it will be of use: a store that grows soon says something else."""
-        if self.beliefs.whole:
+        if self.beliefs.is_complete:
             name = digest_of([FORMAT, self.beliefs.name, self.judged.name, repr(self.rules)])
-            return self.cache.open(f"{name}-{what}", dtype, rows, fill)
+            return self.cache.open(f"{name}-{file_name}", dtype, rows, fill)
         made = np.zeros(rows, dtype)
 
         def put(first: int, values: NDArray[Any]) -> None:
@@ -150,7 +150,7 @@ class Inspection:
         prob = float(image["top_prob"][self.hierarchy.levels[proposed]] / UNITS)
         return Proposal(Verdict(verdict).name.lower(), proposed, prob, score)
 
-    def answers(self, row: int, view: int | None = None) -> Answers:
+    def answers(self, row: int, view: int | None = None) -> TargetRows:
         """What the teacher says of one image: a row a view, or of one view. Reads a block a view.
 
         Raises:
@@ -167,8 +167,8 @@ class Inspection:
             )
         views = range(len(digests)) if view is None else [view]
         here = np.array([place])
-        codes = [self.store.read_codes(block, v, digests[v]).taken(here) for v in views]
-        return manifest.coding.dequantise(Answers.joined(codes))
+        codes = [self.store.read_codes(block, v, digests[v]).select(here) for v in views]
+        return manifest.coding.dequantise(TargetRows.concatenate(codes))
 
 
 def open_inspection(
@@ -202,8 +202,8 @@ def open_inspection(
                 "compute every fold with a list of its own (`distill data folds`)"
             )
         judged = beliefs.with_images(
-            [(rows, found.images(np.arange(len(rows)))) for rows, found in opened],
-            [found.name for _, found in opened],
+            [(rows, part.images(np.arange(len(rows)))) for rows, part in opened],
+            [part.name for _, part in opened],
         )
     return Inspection(
         store=store,

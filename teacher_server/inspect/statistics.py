@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from distill.errors import CorruptStoreError
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from store.logit_store import LogitStore
 from store.views.cache import Cache, Put
 from store.views.resident import decoders
@@ -84,7 +84,7 @@ class Beliefs:
     blocks: NDArray[Any]
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every block could be read."""
         return bool((self.blocks["known"] == Known.ANSWER).all())
 
@@ -203,7 +203,7 @@ def _read_block(
 
 def believe(
     record: Any,
-    views: Sequence[Answers],
+    views: Sequence[TargetRows],
     labels: NDArray[np.int64],
     slots: Sequence[int],
     sizes: Sequence[int],
@@ -258,7 +258,7 @@ class _MeanAnswer:
 
     def __init__(
         self,
-        views: Sequence[Answers],
+        views: Sequence[TargetRows],
         weight: NDArray[np.float64],
         part: slice,
         size: int,

@@ -80,7 +80,7 @@ class Subtrees:
 
 
 def sums_by_subtree(
-    beliefs: Beliefs, labels: NDArray[np.int64], tree: ClassTree, found: TagFindings
+    beliefs: Beliefs, labels: NDArray[np.int64], tree: ClassTree, tag_findings: TagFindings
 ) -> NDArray[Any]:
     """[C] of SUMS. Every image counts for its tag's class and each ancestor."""
     hierarchy, classes = tree.hierarchy, tree.hierarchy.num_classes
@@ -91,8 +91,8 @@ def sums_by_subtree(
 
     sums["tagged"] = count(labels[labels >= 0])
     sums["images"] = tree.summed(sums["tagged"])
-    sums["missing"] = tree.summed(count(labels[found.missing.rows]))
-    sums["suspect"] = tree.summed(count(labels[found.suspect.rows]))
+    sums["missing"] = tree.summed(count(labels[tag_findings.missing.rows]))
+    sums["suspect"] = tree.summed(count(labels[tag_findings.suspect.rows]))
     answered = np.zeros(classes, np.int64)
     for first, images in beliefs.by_block():
         tags = labels[first : first + len(images)]

@@ -52,10 +52,10 @@ class Pictures:
 
 def write_missing(path: Path, inspection: Inspection, pictures: Pictures) -> None:
     """CSV: key, tag, wnid (the deepest class that is missing), the path to it, p of each class."""
-    found, labels = inspection.tags.missing, inspection.labels
+    tag_findings, labels = inspection.tags.missing, inspection.labels
     synsets, name = inspection.hierarchy.synsets, inspection.tree.name
     lines = []
-    for row, score, proposed in _rows(found):
+    for row, score, proposed in _rows(tag_findings):
         tag = int(labels[row])
         added = inspection.tree.path(proposed)[len(inspection.tree.path(tag)) :]
         image = inspection.judged.images(np.array([row]))[0]
@@ -72,10 +72,10 @@ def write_missing(path: Path, inspection: Inspection, pictures: Pictures) -> Non
 
 def write_suspect(path: Path, inspection: Inspection, pictures: Pictures) -> None:
     """CSV: key, tag, what the teacher sees instead and how surely, p of the tag's path, score."""
-    found, labels = inspection.tags.suspect, inspection.labels
+    tag_findings, labels = inspection.tags.suspect, inspection.labels
     synsets, name = inspection.hierarchy.synsets, inspection.tree.name
     lines = []
-    for row, score, seen in _rows(found):
+    for row, score, seen in _rows(tag_findings):
         tag = int(labels[row])
         image = inspection.judged.images(np.array([row]))[0]
         judged = inspection.tree.path(tag)[: inspection.hierarchy.num_hierarchies]
@@ -104,13 +104,13 @@ def write_cleaned(
 
     Returns how many images it keeps, how many tags it fills in, how many images it leaves out.
     """
-    found = inspection.tags
+    tag_findings = inspection.tags
     wnid = np.full(len(inspection.labels), -1)
     kept = np.ones(len(inspection.labels), np.bool_)
     if missing:
-        wnid[found.missing.rows] = found.missing.proposed
+        wnid[tag_findings.missing.rows] = tag_findings.missing.proposed
     if suspect:
-        kept[found.suspect.rows] = False
+        kept[tag_findings.suspect.rows] = False
     rows = np.flatnonzero(kept)
     synsets = inspection.hierarchy.synsets
     lines = (
@@ -130,16 +130,20 @@ def score_missing(inspection: Inspection, truth: NDArray[np.int64]) -> dict[str,
     softmax. Precision: share of added tags on the true path; recall: of missing ones, supplied.
     None of nothing.
     """
-    hierarchy, labels, found = inspection.hierarchy, inspection.labels, inspection.tags.missing
+    hierarchy, labels, tag_findings = (
+        inspection.hierarchy,
+        inspection.labels,
+        inspection.tags.missing,
+    )
     proposed = labels.copy()
-    proposed[found.rows] = found.proposed
+    proposed[tag_findings.rows] = tag_findings.proposed
     tagged, added, true = (hierarchy.label_table[c] for c in (labels, proposed, truth))
     new = (tagged < 0) & (added >= 0)
     right = new & (added == true)
     sound = ((tagged < 0) | (tagged == true)).all(1, keepdims=True)
     wanted = (tagged < 0) & (true >= 0) & sound & inspection.judged_rows[:, None]
     return {
-        "images": len(found),
+        "images": len(tag_findings),
         "added": int(new.sum()),
         "missing": int(wanted.sum()),
         "precision": _share(right, new),
@@ -154,18 +158,22 @@ def score_suspect(inspection: Inspection, truth: NDArray[np.int64]) -> dict[str,
     """
     from torchmetrics.functional.classification import binary_average_precision
 
-    labels, found, hierarchy = inspection.labels, inspection.tags.suspect, inspection.hierarchy
+    labels, tag_findings, hierarchy = (
+        inspection.labels,
+        inspection.tags.suspect,
+        inspection.hierarchy,
+    )
     tagged, true = hierarchy.label_table[labels], hierarchy.label_table[truth]
     judged = inspection.judged_rows
     wrong = ((tagged >= 0) & (tagged != true)).any(1) & judged
     listed = np.zeros(len(labels), np.bool_)
-    listed[found.rows] = True
+    listed[tag_findings.rows] = True
     ranking = None
     if wrong.any():
         scores = torch.from_numpy(contradictions(inspection)[judged])
         ranking = float(binary_average_precision(scores, torch.from_numpy(wrong[judged]).int()))
     return {
-        "images": len(found),
+        "images": len(tag_findings),
         "wrong": int(wrong.sum()),
         "precision": _share(listed & wrong, listed),
         "recall": _share(listed & wrong, wrong),
@@ -191,8 +199,13 @@ def _share(some: NDArray[np.bool_], of: NDArray[np.bool_]) -> float | None:
 # -- in words -------------------------------------------------------------------------------------
 
 
-def _rows(found: Findings) -> Any:
-    return zip(map(int, found.rows), found.score, map(int, found.proposed), strict=True)
+def _rows(tag_findings: Findings) -> Any:
+    return zip(
+        map(int, tag_findings.rows),
+        tag_findings.score,
+        map(int, tag_findings.proposed),
+        strict=True,
+    )
 
 
 def _prob(inspection: Inspection, image: Any, c: int) -> str:

@@ -64,16 +64,16 @@ class ClassTree:
         Raises:
             HierarchyError: none is called so, or several are.
         """
-        found = [self.hierarchy.index(synset) for synset in self.hierarchy.find(word)]
-        if len(found) > 1:
+        matches = [self.hierarchy.index(synset) for synset in self.hierarchy.find(word)]
+        if len(matches) > 1:
             offered = "; ".join(
                 f"{self.hierarchy.synsets[c]} ({' > '.join(map(self.name, self.path(c)))})"
-                for c in found
+                for c in matches
             )
             raise HierarchyError(
-                f"{word!r} names {len(found)} classes, expected one; pass its synset: {offered}"
+                f"{word!r} names {len(matches)} classes, expected one; pass its synset: {offered}"
             )
-        return found[0]
+        return matches[0]
 
     def subtree(self, c: int) -> slice:
         """The ranks of a class and of all below it."""

@@ -9,10 +9,10 @@ from distill.data.view_policy import ViewPolicy
 from distill.data.views import draw_view, render_pixels
 from distill.errors import DistillError
 from teacher_server.pages.error import PageError
-from teacher_server.pages.site import Look
+from teacher_server.pages.site import StoreSnapshot
 
 
-def image_of(look: Look, row: int, view: int | None) -> Image.Image:
+def image_of(look: StoreSnapshot, row: int, view: int | None) -> Image.Image:
     """The image itself, or one of its views as the teacher saw it.
 
     Raises:

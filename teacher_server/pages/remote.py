@@ -10,7 +10,7 @@ from distill.errors import StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.wire.client import TeacherClient
 from teacher_server.inspect.dense_rows import dense
-from teacher_server.pages.site import Said
+from teacher_server.pages.site import Prediction
 
 
 class RemoteTeacher:
@@ -32,9 +32,9 @@ class RemoteTeacher:
         """The server itself refuses what it has no room for."""
         return nullcontext()
 
-    async def ask(self, pixels: NDArray[np.uint8], client: str) -> Said:
+    async def ask(self, pixels: NDArray[np.uint8], client: str) -> Prediction:
         """See `LiveTeacher`."""
         targets = await asyncio.to_thread(self.client.infer_images, pixels[None])
-        answers = targets.to_answers()
+        answers = targets.to_rows()
         probs = dense(answers, targets.slots, self.hierarchy.classes_per_hierarchy)
-        return Said(probs, answers.confidence[0])
+        return Prediction(probs, answers.confidence[0])

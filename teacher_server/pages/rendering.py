@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from distill.files import write_atomically
 from teacher_server.inspect.inspection import Inspection
 from teacher_server.inspect.overview import QUANTILES
-from teacher_server.pages.site import Later, Look, Site
+from teacher_server.pages.site import Later, Site, StoreSnapshot
 
 STATIC = {
     "style.css": "text/css",
@@ -48,7 +48,7 @@ def render(template: str, **context: Any) -> str:
 
 def write_overview(path: Path, inspection: Inspection) -> None:
     """The overview as one file that needs no other."""
-    look = Look(inspection)
+    look = StoreSnapshot(inspection)
     summary = inspection.summary
     site = Site(
         hierarchy=inspection.hierarchy,
@@ -79,7 +79,7 @@ def static_url(name: str) -> str:
     return f"/static/{name}?{hashlib.sha256(static_text(name).encode()).hexdigest()[:16]}"
 
 
-def charts_of(site: Site, look: Look | None) -> dict[str, Any]:
+def charts_of(site: Site, look: StoreSnapshot | None) -> dict[str, Any]:
     """What `charts.js` draws: figures by hierarchy."""
     classes = list(site.hierarchy.classes_per_hierarchy)
     if look is None:

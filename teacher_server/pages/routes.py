@@ -33,7 +33,7 @@ from teacher_server.pages.rendering import (
     shown_id,
     static_text,
 )
-from teacher_server.pages.site import LiveTeacher, Look, Said, Site
+from teacher_server.pages.site import LiveTeacher, Prediction, Site, StoreSnapshot
 from teacher_server.pages.uploads import Upload, announced_bytes, received, uploaded
 
 THUMBNAIL, LARGE = 160, 512  # longer side in pixels
@@ -77,29 +77,29 @@ def pages_of(site: Site) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     decoders = asyncio.Semaphore(DECODED_AT_ONCE)
 
-    def look() -> Look | None:
+    def look() -> StoreSnapshot | None:
         """The store, where it has been read."""
         return site.store.get() if site.store else None
 
-    def required() -> Look:
-        found = look()
-        if found is None:
+    def required() -> StoreSnapshot:
+        snapshot = look()
+        if snapshot is None:
             raise _not_there(site)
-        return found
+        return snapshot
 
     @router.get("/")
     def overview() -> HTMLResponse:
-        found = look()
+        snapshot = look()
         failure = site.store.failure if site.store else ""
-        reading = site.store is not None and found is None and not failure
+        reading = site.store is not None and snapshot is None and not failure
         return _page(
             site,
             "overview.html",
             title="Overview",
-            look=found,
+            look=snapshot,
             failure=failure,
             wait=reading,
-            charts=charts_of(site, found),
+            charts=charts_of(site, snapshot),
         )
 
     @router.get("/tree")
@@ -124,10 +124,10 @@ def pages_of(site: Site) -> APIRouter:
         high: FormNumber = "",
         start: FormNumber = "",
     ) -> HTMLResponse:
-        found = required()
+        snapshot = required()
         wanted = wanted_by(site, tag.strip(), kind, hierarchy, low, high)
         try:
-            page = found.gallery.page(wanted, number("start", start, 0, int, 0, 2**40))
+            page = snapshot.gallery.page(wanted, number("start", start, 0, int, 0, 2**40))
         except ConfigError as error:
             raise PageError(400, str(error)) from error
         form = {"tag": tag, "kind": kind, "hierarchy": hierarchy, "low": low, "high": high}
@@ -136,41 +136,43 @@ def pages_of(site: Site) -> APIRouter:
             site,
             "gallery.html",
             title="Gallery",
-            look=found,
+            look=snapshot,
             form=form,
             kinds=KINDS,
             wanted=wanted,
             page=page,
             more=more,
-            tiles=[_tile(found, row) for row in page.rows],
+            tiles=[_tile(snapshot, row) for row in page.rows],
         )
 
     @router.get("/sample")
     def find_sample(key: Annotated[str, Query(max_length=4096)] = "") -> Response:
-        found, wanted = required(), key.strip()
+        snapshot, wanted = required(), key.strip()
         try:
-            row = found.inspection.row_of(sample_ids([wanted]), wanted)
+            row = snapshot.inspection.row_of(sample_ids([wanted]), wanted)
         except DistillError as error:
             raise PageError(404, str(error)) from error
-        return RedirectResponse(f"/sample/{shown_id(found.inspection.store.sample_ids[row])}", 303)
+        return RedirectResponse(
+            f"/sample/{shown_id(snapshot.inspection.store.sample_ids[row])}", 303
+        )
 
     @router.get("/sample/{sample_id}")
     def sample(sample_id: SampleId, view: FormNumber = "") -> HTMLResponse:
-        found = required()
-        row = _row_of(found, sample_id)
-        views = found.inspection.store.manifest.views.count
+        snapshot = required()
+        row = _row_of(snapshot, sample_id)
+        views = snapshot.inspection.store.manifest.views.count
         chosen = number("view", view, None, int, 0, views - 1)
-        return _page(site, "sample.html", title="Sample", **_sample(site, found, row, chosen))
+        return _page(site, "sample.html", title="Sample", **_sample(site, snapshot, row, chosen))
 
     @router.get("/image/{sample_id}")
     async def image(sample_id: SampleId, view: FormNumber = "", large: FormNumber = "") -> Response:
-        found = required()
-        row = await asyncio.to_thread(_row_of, found, sample_id)
-        views = found.inspection.store.manifest.views.count
+        snapshot = required()
+        row = await asyncio.to_thread(_row_of, snapshot, sample_id)
+        views = snapshot.inspection.store.manifest.views.count
         chosen = number("view", view, None, int, 0, views - 1)
         async with decoders:
             side = LARGE if large else THUMBNAIL
-            jpeg = await asyncio.to_thread(_thumbnail, found, row, chosen, side)
+            jpeg = await asyncio.to_thread(_thumbnail, snapshot, row, chosen, side)
         headers = {**page_headers(), "cache-control": "private, max-age=300"}
         return Response(jpeg, media_type="image/jpeg", headers=headers)
 
@@ -190,7 +192,7 @@ def pages_of(site: Site) -> APIRouter:
                     content = await uploaded(request)
                     async with decoders:
                         picture = await asyncio.to_thread(received, content, live, site.student)
-                    said = await live.ask(picture.pixels, client)
+                    prediction = await live.ask(picture.pixels, client)
         except Refused as error:
             raise PageError(error.status, error.text, retry_after_s=error.retry_after_s) from error
         except TimeoutError as error:
@@ -199,7 +201,7 @@ def pages_of(site: Site) -> APIRouter:
             return Response(status_code=CLIENT_GONE)
         except DistillError as error:
             raise PageError(503, str(error)) from error
-        return await asyncio.to_thread(_asked, site, picture, said)
+        return await asyncio.to_thread(_predicted, site, picture, prediction)
 
     @router.get("/static/{name}")
     def static(name: Annotated[str, Path(max_length=40)]) -> Response:
@@ -226,7 +228,7 @@ def _not_there(site: Site) -> PageError:
     )
 
 
-def _row_of(look: Look, sample_id: str) -> int:
+def _row_of(look: StoreSnapshot, sample_id: str) -> int:
     words = np.array([[int(sample_id[:16], 16), int(sample_id[16:], 16)]], np.uint64)
     try:
         return look.inspection.row_of(words, sample_id)
@@ -234,7 +236,7 @@ def _row_of(look: Look, sample_id: str) -> int:
         raise PageError(404, str(error)) from error
 
 
-def _tree(site: Site, look: Look | None, c: int | None) -> HTMLResponse:
+def _tree(site: Site, look: StoreSnapshot | None, c: int | None) -> HTMLResponse:
     tree = site.tree
     children = tree.roots if c is None else tree.children[c]
     figures = look.inspection.subtrees if look else None
@@ -255,7 +257,7 @@ def _tree(site: Site, look: Look | None, c: int | None) -> HTMLResponse:
     )
 
 
-def _tile(look: Look, row: int) -> dict[str, Any]:
+def _tile(look: StoreSnapshot, row: int) -> dict[str, Any]:
     """One image of the gallery. proposal: what the teacher would change."""
     inspection = look.inspection
     tag = int(inspection.labels[row])
@@ -267,7 +269,7 @@ def _tile(look: Look, row: int) -> dict[str, Any]:
     }
 
 
-def _sample(site: Site, look: Look, row: int, view: int | None) -> dict[str, Any]:
+def _sample(site: Site, look: StoreSnapshot, row: int, view: int | None) -> dict[str, Any]:
     """Everything on a sample's page. view: the one whose answer is shown; None is their mean."""
     inspection = look.inspection
     manifest, hierarchy, tag = (
@@ -277,13 +279,13 @@ def _sample(site: Site, look: Look, row: int, view: int | None) -> dict[str, Any
     )
     answers, why_not = None, ""
     try:
-        said = inspection.answers(row, view)
-        if said.valid.any():
+        rows = inspection.answers(row, view)
+        if rows.valid.any():
             answers = in_words(
-                dense(said, manifest.slots, hierarchy.classes_per_hierarchy),
+                dense(rows, manifest.slots, hierarchy.classes_per_hierarchy),
                 hierarchy,
                 tag=tag,
-                confidence=said.confidence[said.valid].mean(0),
+                confidence=rows.confidence[rows.valid].mean(0),
             )
         else:
             why_not = "Its image could not be read when the store was computed."
@@ -309,7 +311,7 @@ def _sample(site: Site, look: Look, row: int, view: int | None) -> dict[str, Any
     }
 
 
-def _thumbnail(look: Look, row: int, view: int | None, side: int) -> bytes:
+def _thumbnail(look: StoreSnapshot, row: int, view: int | None, side: int) -> bytes:
     return as_jpeg(image_of(look, row, view), side)
 
 
@@ -321,13 +323,13 @@ def _require_live(site: Site) -> LiveTeacher:
     return site.live
 
 
-def _asked(site: Site, picture: Upload, said: Said) -> HTMLResponse:
+def _predicted(site: Site, picture: Upload, prediction: Prediction) -> HTMLResponse:
     beside = None if picture.student is None else in_words(picture.student, site.hierarchy, tag=-1)
     return _page(
         site,
         "ask.html",
         title="Ask the teacher",
-        said=in_words(said.probs, site.hierarchy, tag=-1, confidence=said.confidence),
+        said=in_words(prediction.probs, site.hierarchy, tag=-1, confidence=prediction.confidence),
         beside=beside,
         shown=base64.b64encode(picture.jpeg).decode(),
     )

@@ -50,7 +50,7 @@ class Student(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
+class Prediction:
     """A live teacher's answer. probs: [ΣN_k]. confidence: [K]."""
 
     probs: NDArray[Any]
@@ -77,7 +77,7 @@ class LiveTeacher(Protocol):
         """
         ...
 
-    async def ask(self, pixels: NDArray[np.uint8], client: str) -> Said:
+    async def ask(self, pixels: NDArray[np.uint8], client: str) -> Prediction:
         """What it says of an image of its size, [height, width, 3].
 
         Raises:
@@ -151,7 +151,7 @@ class Later(Generic[Value]):
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class StoreSnapshot:
     """A store and, where they are at hand, its images. blind: why there are none, in words."""
 
     inspection: Inspection
@@ -165,9 +165,9 @@ class Look:
 
     def may_grow(self) -> bool:
         """Whether blocks were missing or damaged when it was read."""
-        return not self.inspection.beliefs.whole
+        return not self.inspection.beliefs.is_complete
 
-    def prepared(self) -> "Look":
+    def prepared(self) -> "StoreSnapshot":
         """Itself, with all that takes a pass over the images computed: no page waits for it."""
         _ = self.inspection.overview, self.inspection.subtrees, self.gallery.page(Wanted())
         return self
@@ -179,7 +179,7 @@ class Site:
 
     hierarchy: SemanticHierarchy
     teacher: str
-    store: Later[Look] | None = None
+    store: Later[StoreSnapshot] | None = None
     student: Student | None = None
     live: LiveTeacher | None = None
     tree: ClassTree = field(init=False)
@@ -216,12 +216,12 @@ class ReaderApart:
             self._process.start()
             theirs.close()
             try:
-                said = ours.recv()
+                failure = ours.recv()
             except EOFError:
-                said = "reading it ended early, expected to go on; open the page again"
+                failure = "reading it ended early, expected to go on; open the page again"
             self._process.join()
-        if self._closed or said:
-            raise StoreError(f"{self.location}: {said or 'this server ends'}")
+        if self._closed or failure:
+            raise StoreError(f"{self.location}: {failure or 'this server ends'}")
         return open_inspection(self.location, rules=self.rules, cache=self.cache)
 
     def close(self) -> None:
@@ -236,12 +236,12 @@ def _read(location: str, rules: Rules, cache: Path | None, parent: Connection) -
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
     os.nice(19)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    said = ""
+    failure = ""
     try:
-        Look(open_inspection(location, rules=rules, cache=cache)).prepared()
+        StoreSnapshot(open_inspection(location, rules=rules, cache=cache)).prepared()
     except DistillError as error:
-        said = str(error).removeprefix(f"{location}: ")
-    parent.send(said)
+        failure = str(error).removeprefix(f"{location}: ")
+    parent.send(failure)
 
 
 def _end_with(parent: Connection) -> None:

@@ -76,8 +76,8 @@ def received(content: bytes, live: LiveTeacher, student: Student | None) -> Uplo
 
 def _of_this_site(request: Request) -> bool:
     """A browser says where a form comes from, in one of two ways."""
-    told = request.headers.get("sec-fetch-site")
-    if told is not None:
-        return told in ("same-origin", "none")
+    fetch_site = request.headers.get("sec-fetch-site")
+    if fetch_site is not None:
+        return fetch_site in ("same-origin", "none")
     origin = request.headers.get("origin")
     return origin is None or urlsplit(origin).netloc == request.headers.get("host")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distill.data.loader import ViewBatch
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.fidelity import FidelityErrors, fidelity_errors, fidelity_figures
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from distill.targets.tensors import DenseTargets, SparseTargets
 from store.logit_store import LogitStore
 
@@ -33,16 +33,18 @@ class Audit:
         """Keep the replay proofs of a batch."""
         self.replay |= {str(row): proofs for row, proofs in batch.proofs.items()}
 
-    def add_answers(self, rows: NDArray[np.int64], *, exact: DenseTargets, said: Answers) -> None:
+    def add_answers(
+        self, rows: NDArray[np.int64], *, exact: DenseTargets, predicted: TargetRows
+    ) -> None:
         """Compare what the teacher said with what the store will give back, on its device."""
         sampled = np.flatnonzero(rows < FIDELITY_ROWS)
         if not len(sampled):
             return
         manifest, device = self.store.manifest, exact.probs.device
-        stored = manifest.coding.dequantise(manifest.coding.quantise(said.taken(sampled)))
+        stored = manifest.coding.dequantise(manifest.coding.quantise(predicted.select(sampled)))
         errors = fidelity_errors(
-            exact=exact.taken(torch.from_numpy(sampled).to(device)),
-            sparse=SparseTargets.from_answers(stored, manifest.slots).to(device),
+            exact=exact.select(torch.from_numpy(sampled).to(device)),
+            sparse=SparseTargets.from_rows(stored, manifest.slots).to(device),
             hierarchy=self.hierarchy,
         )
         self.errors.append(errors.cpu())

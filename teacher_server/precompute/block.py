@@ -15,7 +15,7 @@ from distill.data.loader import ViewBatch
 from distill.data.source import ImageSource
 from distill.errors import TeacherError, printable
 from distill.events import Journal
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from store.logit_store import LogitStore
 from teacher_server.precompute.audit import Audit
 from teacher_server.teacher.forward_pass import Encoded
@@ -35,7 +35,7 @@ class BlockAnswers:
         self.rows = store.manifest.rows_of_block(block)
         slots, hierarchies = sum(store.manifest.slots), teacher.hierarchy.num_hierarchies
         self.views = [
-            Answers.empty(len(self.rows), slots, hierarchies)
+            TargetRows.empty(len(self.rows), slots, hierarchies)
             for _ in range(store.manifest.views.count)
         ]
         self.bad: list[dict[str, str]] = []
@@ -43,7 +43,7 @@ class BlockAnswers:
         self.missing = len(self.rows)
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every row has come in."""
         return self.missing == 0
 
@@ -60,15 +60,15 @@ class BlockAnswers:
         if self.audit:
             self.audit.add_proofs(batch)
         for part, rows, views in located(batch, answers, len(self.views)):
-            said = part.sparse.to_answers()
-            self._require_finite(said, rows)
-            put_by_view(self.views, said, rows - self.rows.start, views)
+            predicted = part.sparse.to_rows()
+            self._require_finite(predicted, rows)
+            put_by_view(self.views, predicted, rows - self.rows.start, views)
             if self.audit and part.exact:
-                self.audit.add_answers(rows, exact=part.exact, said=said)
+                self.audit.add_answers(rows, exact=part.exact, predicted=predicted)
         self.missing -= len(batch.rows) + len(batch.bad)
 
-    def _require_finite(self, said: Answers, rows: NDArray[np.int64]) -> None:
-        wrong = sorted({int(row) for row in rows[~np.isfinite(said.confidence).all(1)]})
+    def _require_finite(self, predicted: TargetRows, rows: NDArray[np.int64]) -> None:
+        wrong = sorted({int(row) for row in rows[~np.isfinite(predicted.confidence).all(1)]})
         if wrong:
             keys = ", ".join(self.source.samples[row].key for row in wrong[:5])
             raise TeacherError(
@@ -91,12 +91,15 @@ def located(
 
 
 def put_by_view(
-    kept: Sequence[Answers], said: Answers, rows: NDArray[np.int64], views: NDArray[np.int64]
+    kept: Sequence[TargetRows],
+    predicted: TargetRows,
+    rows: NDArray[np.int64],
+    views: NDArray[np.int64],
 ) -> None:
     """Copy each answer into its row of its view."""
     for view, of_it in enumerate(kept):
         which = np.flatnonzero(views == view)
-        of_it.put(rows[which], said.taken(which))
+        of_it.put(rows[which], predicted.select(which))
 
 
 class BlockWriter:

@@ -76,7 +76,7 @@ def dry_run(
     store, pending = open_same(path, manifest), list(range(manifest.num_blocks))
     if store:
         manifest, pending = store.manifest, store.pending_blocks()
-    own = share.of(pending)
+    shard_blocks = share.of(pending)
     return DryRun(
         store=str(path),
         new=store is None,
@@ -93,8 +93,8 @@ def dry_run(
         batch_size=options.batch_size,
         blocks_all=manifest.num_blocks,
         blocks_done=manifest.num_blocks - len(pending),
-        blocks=len(own),
-        images=rows_of(manifest, own),
+        blocks=len(shard_blocks),
+        images=rows_of(manifest, shard_blocks),
     )
 
 

@@ -15,11 +15,11 @@ from distill.errors import TeacherError
 from distill.progress import progress
 from distill.targets.encoding import EncodingSpec
 from distill.targets.fidelity import FidelityErrors, fidelity_errors
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from distill.targets.tensors import DenseTargets, sparsify
 from teacher_server.precompute.audit import FIDELITY_ROWS, REPLAY_ROWS
 from teacher_server.precompute.block import located, put_by_view
-from teacher_server.precompute.pipeline import answered
+from teacher_server.precompute.pipeline import run_forward
 from teacher_server.teacher.batch_size import Speed
 from teacher_server.teacher.forward_pass import Forward
 from teacher_server.teacher.teacher import Teacher
@@ -29,7 +29,7 @@ from teacher_server.teacher.teacher import Teacher
 class Pilot:
     """What the teacher said. answers, errors: by encoding; answers: of each view."""
 
-    answers: dict[str, list[Answers]]
+    answers: dict[str, list[TargetRows]]
     errors: dict[str, list[FidelityErrors]]
     replay: dict[str, list[str]]
     unreadable: int = 0
@@ -49,7 +49,7 @@ class PilotRuns:
         with self._forward(spec) as forward, progress("timing", len(source), "images") as tick:
             started = time.monotonic()
             batches = self._batches(source, views, prove=False)
-            for batch, _ in answered(forward, batches, keep_exact=lambda batch: False):
+            for batch, _ in run_forward(forward, batches, keep_exact=lambda batch: False):
                 tick(len(batch.rows) + len(batch.bad))
             return time.monotonic() - started
 
@@ -65,7 +65,7 @@ class PilotRuns:
         pilot = Pilot(
             answers={
                 name: [
-                    Answers.empty(len(source), sum(spec.entries), hierarchy.num_hierarchies)
+                    TargetRows.empty(len(source), sum(spec.entries), hierarchy.num_hierarchies)
                     for _ in range(views)
                 ]
                 for name, spec in specs.items()
@@ -76,7 +76,7 @@ class PilotRuns:
         first_spec = next(iter(specs.values()))
         with self._forward(first_spec) as forward, progress("pilot", len(source), "images") as tick:
             batches = self._batches(source, views, prove=True)
-            for batch, parts in answered(forward, batches, keep_exact=lambda batch: True):
+            for batch, parts in run_forward(forward, batches, keep_exact=lambda batch: True):
                 pilot.unreadable += len(batch.bad)
                 pilot.replay |= {str(row): proofs for row, proofs in batch.proofs.items()}
                 for part, rows, drawn in located(batch, parts, views):
@@ -101,11 +101,11 @@ class PilotRuns:
         audited = torch.from_numpy(np.flatnonzero(rows < FIDELITY_ROWS)).to(exact.probs.device)
         for name, spec in specs.items():
             sparse = sparsify(exact, self.teacher.hierarchy, spec)
-            put_by_view(pilot.answers[name], sparse.to_answers(), rows, drawn)
+            put_by_view(pilot.answers[name], sparse.to_rows(), rows, drawn)
             if len(audited):
                 errors = fidelity_errors(
-                    exact=exact.taken(audited),
-                    sparse=sparse.taken(audited),
+                    exact=exact.select(audited),
+                    sparse=sparse.select(audited),
                     hierarchy=self.teacher.hierarchy,
                 )
                 pilot.errors[name].append(errors.cpu())

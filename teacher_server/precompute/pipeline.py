@@ -64,8 +64,8 @@ class Pipeline:
             return {"speed": replace(self.speed, batch_size=forward.batch_size).to_json()}
 
         with forward, BlockWriter(self.store, stages, self.journal, facts) as writer:
-            for whole in self._whole_blocks(forward, blocks, rows):
-                writer.write(whole)
+            for block in self._whole_blocks(forward, blocks, rows):
+                writer.write(block)
                 if self.stopping():
                     break
         stages.wall = time.perf_counter() - started
@@ -76,7 +76,7 @@ class Pipeline:
     ) -> Iterator[BlockAnswers]:
         block: BlockAnswers | None = None
         loaded = self._loaded(blocks, rows, forward.stages)
-        for batch, answers in answered(forward, loaded, keep_exact=_is_audited):
+        for batch, answers in run_forward(forward, loaded, keep_exact=_is_audited):
             number = next(iter((*batch.rows, *batch.bad))) // self.store.manifest.block_rows
             if block is None:
                 block = BlockAnswers(number, self.store, self.source, self.teacher)
@@ -84,7 +84,7 @@ class Pipeline:
             told = block.bad[len(block.bad) - len(batch.bad) :]
             keys = {bad["key"]: bad["reason"] for bad in told}
             self.on_batch(len(batch.rows) + len(batch.bad), keys)
-            if block.whole:
+            if block.is_complete:
                 yield block
                 block = None
 
@@ -126,7 +126,7 @@ def _waited_for(blocks: Iterable[int], stages: StageSeconds) -> Iterator[int]:
         started = time.perf_counter()
 
 
-def answered(
+def run_forward(
     forward: Forward, batches: Iterable[ViewBatch], *, keep_exact: Callable[[ViewBatch], bool]
 ) -> Iterator[tuple[ViewBatch, list[Encoded]]]:
     """Batches in order with their answers, image after image in all views.

@@ -105,8 +105,8 @@ def make_plan(
     runs = PilotRuns(teacher=teacher, policy=policy, speed=speed, workers=workers)
     half = pilot.limited(max(1, len(pilot) // 2))
     once, more = (runs.seconds(half, views=n, spec=spec) / len(half) for n in (1, pilot_views))
-    asked = runs.answers(pilot, views=pilot_views, specs=specs)
-    if asked.unreadable == len(pilot):
+    pilot_run = runs.answers(pilot, views=pilot_views, specs=specs)
+    if pilot_run.unreadable == len(pilot):
         raise DataError(
             f"{source.location}: none of {len(pilot)} pilot images can be read, expected images; "
             "run `distill precompute --limit 1` to see why"
@@ -118,8 +118,8 @@ def make_plan(
     options = PrecomputeOptions(policy=policy, block_rows=min(block_rows, rows))
     stores = []
     for name in encodings:
-        sizes_of = _sizes(pilot, teacher, replace(options, encoding=name), asked, name)
-        figures = fidelity_figures(asked.errors[name])
+        sizes_of = _sizes(pilot, teacher, replace(options, encoding=name), pilot_run, name)
+        figures = fidelity_figures(pilot_run.errors[name])
         for count in views:
             total = sizes_of.total(rows, count, options.block_rows)
             stores.append(
@@ -136,7 +136,7 @@ def make_plan(
     return Plan(
         rows=rows,
         pilot_images=len(pilot),
-        pilot_unreadable=asked.unreadable,
+        pilot_unreadable=pilot_run.unreadable,
         seconds_per_image=per_image,
         seconds_per_view=per_view,
         stores=tuple(stores),
@@ -161,12 +161,12 @@ class _Sizes:
 
 
 def _sizes(
-    pilot: ImageSource, teacher: Teacher, options: PrecomputeOptions, asked: Pilot, name: str
+    pilot: ImageSource, teacher: Teacher, options: PrecomputeOptions, pilot_run: Pilot, name: str
 ) -> _Sizes:
     labels = label_indices(pilot, teacher.hierarchy)
-    fidelity = fidelity_figures(asked.errors[name])
+    fidelity = fidelity_figures(pilot_run.errors[name])
     documents, chunks = [], 0
-    for views in range(1, len(asked.answers[name]) + 1):
+    for views in range(1, len(pilot_run.answers[name]) + 1):
         manifest = manifest_for(
             pilot, labels, teacher, replace(options, views=views, block_rows=len(pilot))
         )
@@ -179,16 +179,16 @@ def _sizes(
                 labels=labels,
                 hierarchy=teacher.hierarchy.to_json(),
             )
-            replay = {row: proofs[:views] for row, proofs in asked.replay.items()}
+            replay = {row: proofs[:views] for row, proofs in pilot_run.replay.items()}
             audit = {"fidelity": fidelity, "replay": replay}
-            store.write_block(0, asked.answers[name][:views], {"bad": [], "audit": audit})
+            store.write_block(0, pilot_run.answers[name][:views], {"bad": [], "audit": audit})
             store.finish(audit)
             chunks = sum(_chunk_bytes(place, array) for array in ANSWER_ARRAYS)
             label = _chunk_bytes(place, "label")
             samples = label + _chunk_bytes(place, "sample_id")
             documents.append(store.bytes_total() - chunks - samples)
     further = documents[1] - documents[0] if len(documents) > 1 else 0
-    seen = len(pilot) * len(asked.answers[name])
+    seen = len(pilot) * len(pilot_run.answers[name])
     return _Sizes(chunks / seen, (documents[0], further), label / len(pilot))
 
 

@@ -61,9 +61,9 @@ def cluster(address: str | None = None) -> Iterator[Any]:
         ) from error
     with redirect_stdout(sys.stderr):
         try:
-            if address and (found := HOST_AND_PORT.fullmatch(address)):
+            if address and (match := HOST_AND_PORT.fullmatch(address)):
                 # Ray itself would try for minutes.
-                socket.create_connection((found[1], int(found[2])), timeout=CONNECT_S).close()
+                socket.create_connection((match[1], int(match[2])), timeout=CONNECT_S).close()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
@@ -231,8 +231,8 @@ class _Crew:
             speed, stages = self.ray.get(hand.work)
             self.speed = speed or self.speed
             self.stages.add(stages)
-            asked = [hand.news] if hand.news else []
-            for answer in (*asked, hand.actor.news.remote()):
+            waiting = [hand.news] if hand.news else []
+            for answer in (*waiting, hand.actor.news.remote()):
                 self._take_in(hand, self.ray.get(answer), run)
             self._dismiss(hand)
 
@@ -282,12 +282,12 @@ class _Crew:
 
     def _patiently(self, answer: Any) -> Any:
         """Wait, and tell the user when it takes long: the cluster may have no room."""
-        began, told = time.monotonic(), False
+        began, warned = time.monotonic(), False
         while not self._is_there(answer, POLL_S):
             if self.stopping():
                 raise KeyboardInterrupt
-            if not told and time.monotonic() - began > SLOW_START_S:
-                told = True
+            if not warned and time.monotonic() - began > SLOW_START_S:
+                warned = True
                 self.journal.note(
                     f"no worker has started yet; the cluster has {self.ray.cluster_resources()}",
                     "waiting for a worker",

@@ -45,7 +45,7 @@ class Worker:
         self.load, self.device = load, device
         self.blocks: queue.Queue[int | None] = queue.Queue()
         self.stopped = False
-        self.told, self.telling = News(), Lock()
+        self.unsent, self.telling = News(), Lock()
         self.journal = Journal(self._record, self._say)
 
     @cached_property
@@ -90,9 +90,9 @@ class Worker:
     def news(self) -> News:
         """Since the last time."""
         with self.telling:
-            told, self.told = self.told, News()
-        told.wants = self.blocks.empty()
-        return told
+            unsent, self.unsent = self.unsent, News()
+        unsent.wants = self.blocks.empty()
+        return unsent
 
     def _taken(self, first: int) -> Iterator[int]:
         yield first
@@ -101,13 +101,13 @@ class Worker:
 
     def _count(self, images: int, bad: dict[str, str]) -> None:
         with self.telling:
-            self.told.images += images
-            self.told.bad |= bad
+            self.unsent.images += images
+            self.unsent.bad |= bad
 
     def _record(self, event: Event) -> None:
         with self.telling:
-            self.told.events.append({**event, "host": socket.gethostname(), "pid": os.getpid()})
+            self.unsent.events.append({**event, "host": socket.gethostname(), "pid": os.getpid()})
 
     def _say(self, text: str) -> None:
         with self.telling:
-            self.told.notes.append(text)
+            self.unsent.notes.append(text)

@@ -143,8 +143,8 @@ def fill(
     log_start(journal, store, teacher, blocks=len(blocks), rows=rows, share=asdict(share))
     if not blocks:
         return None, StageSeconds()
-    own = rows_of(store.manifest, share.of(range(store.manifest.num_blocks)))
-    with progress("precompute", own, "images", done=own - rows) as tick:
+    shard_rows = rows_of(store.manifest, share.of(range(store.manifest.num_blocks)))
+    with progress("precompute", shard_rows, "images", done=shard_rows - rows) as tick:
 
         def on_batch(images: int, bad: dict[str, str]) -> None:
             tally.add(images, bad)

@@ -26,7 +26,7 @@ ROWS_A_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedAgain:
+class SpotCheck:
     """steps_apart: largest difference of a stored probability, in the encoding's steps."""
 
     images: int
@@ -52,7 +52,7 @@ class AskedAgain:
 
 def ask_again(
     location: str, *, source: ImageSource, teacher: Teacher, sample: int, workers: int
-) -> AskedAgain:
+) -> SpotCheck:
     """Compare `sample` rows, spread evenly over the store, in all their views.
 
     Raises:
@@ -85,19 +85,19 @@ def ask_again(
             continue
         for view, reader in enumerate(readers):
             exact = teacher.targets([pixels[:, view] for pixels in batch.pixels])
-            said = manifest.coding.quantise(
-                sparsify(exact, hierarchy, manifest.encoding).to_answers()
+            predicted = manifest.coding.quantise(
+                sparsify(exact, hierarchy, manifest.encoding).to_rows()
             )
             stored = reader.rows(np.array(batch.rows))
             seen = stored.valid
-            apart = _steps_apart(manifest, said, stored)[seen]
+            apart = _steps_apart(manifest, predicted, stored)[seen]
             steps = max(steps, int(apart.max(initial=0)))
             units = manifest.coding.confidence_units
-            differs = np.abs(said.confidence[seen] / units - stored.confidence[seen] / units)
+            differs = np.abs(predicted.confidence[seen] / units - stored.confidence[seen] / units)
             confidence = max(confidence, float(differs.max(initial=0)))
             too_far = (apart > most_steps) | (differs.max(1) > most_confidence)
             rows_apart += int(too_far.sum())
-    return AskedAgain(
+    return SpotCheck(
         images=len(rows),
         views=len(drawn),
         steps_apart=steps,
@@ -114,24 +114,24 @@ def _require_bad_as_stored(source: ImageSource, batch: ViewBatch, reader: RowRea
             raise DataError(f"{source.location}: {key!r}: {reason}; expected the stored image")
 
 
-def _steps_apart(manifest: Manifest, said: Codes, stored: Codes) -> NDArray[np.int64]:
+def _steps_apart(manifest: Manifest, predicted: Codes, stored: Codes) -> NDArray[np.int64]:
     """[rows]: the largest difference of a class's probability, in steps.
 
     What one side kept and the other did not counts by how far it is above the other's least kept.
     """
-    worst = np.zeros(len(said), np.int64)
+    worst = np.zeros(len(predicted), np.int64)
     stop = 0
     parts = zip(manifest.slots, manifest.hierarchy.classes_per_hierarchy, strict=True)
     for slots, classes in parts:
         start, stop = stop, stop + slots
         dense, least = [], []
-        for codes in (said, stored):
+        for codes in (predicted, stored):
             prob = codes.prob[:, start:stop].astype(np.int64)
-            whole = np.zeros((len(prob), classes), np.int64)
+            dense_row = np.zeros((len(prob), classes), np.int64)
             # From the least: empty slots name class 0, which a full slot may hold.
             for slot in reversed(range(slots)):
-                np.put_along_axis(whole, codes.index[:, [start + slot]], prob[:, [slot]], 1)
-            dense.append(whole)
+                np.put_along_axis(dense_row, codes.index[:, [start + slot]], prob[:, [slot]], 1)
+            dense.append(dense_row)
             least.append(prob[:, -1:])
         either = np.where(dense[0] == 0, dense[1] - least[0], dense[0] - least[1])
         one_sided = (dense[0] == 0) ^ (dense[1] == 0)

@@ -33,14 +33,14 @@ class Permit:
     client: str
     held: Counter[str] = field(default_factory=Counter)
 
-    def reserve(self, what: str, amount: int) -> None:
+    def reserve(self, resource: str, amount: int) -> None:
         """More of a budget.
 
         Raises:
             Refused: 429, it would be over.
         """
-        self.admission.take(what, amount, self.client)
-        self.held[what] += amount
+        self.admission.take(resource, amount, self.client)
+        self.held[resource] += amount
 
 
 @dataclass(eq=False)
@@ -70,40 +70,40 @@ class Admission:
             permit.reserve("images", 1)
             yield permit
         finally:
-            for what, amount in permit.held.items():
-                self.in_flight[what] -= amount
-                self._of_client[client, what] -= amount
-                if not self._of_client[client, what]:
-                    del self._of_client[client, what]
+            for resource, amount in permit.held.items():
+                self.in_flight[resource] -= amount
+                self._of_client[client, resource] -= amount
+                if not self._of_client[client, resource]:
+                    del self._of_client[client, resource]
 
-    def take(self, what: str, amount: int, client: str) -> None:
+    def take(self, resource: str, amount: int, client: str) -> None:
         """Used by `Permit.reserve`."""
-        budget = getattr(self.budgets, what)
-        free = budget - self.in_flight[what]
-        own = self._of_client[client, what]
-        over_share = self.fair and own and own + amount > SHARE_OF_FREE * free
+        budget = getattr(self.budgets, resource)
+        free = budget - self.in_flight[resource]
+        held_by_client = self._of_client[client, resource]
+        over_share = self.fair and held_by_client and held_by_client + amount > SHARE_OF_FREE * free
         if amount > free or over_share:
             if over_share and amount <= free:
-                raise self._full(what, amount, own, "of this key ")
-            raise self._full(what, amount, self.in_flight[what], "")
-        self.in_flight[what] += amount
-        self._of_client[client, what] += amount
+                raise self._full(resource, amount, held_by_client, "of this key ")
+            raise self._full(resource, amount, self.in_flight[resource], "")
+        self.in_flight[resource] += amount
+        self._of_client[client, resource] += amount
 
-    def _full(self, what: str, amount: int, held: int, whose: str) -> Refused:
+    def _full(self, resource: str, amount: int, held: int, whose: str) -> Refused:
         seconds = self.retry_after_s()
         return Refused(
             429,
-            f"{held} {what} {whose}in flight, no room for {amount} more of "
-            f"{getattr(self.budgets, what)}; try again in {seconds} s",
-            what,
+            f"{held} {resource} {whose}in flight, no room for {amount} more of "
+            f"{getattr(self.budgets, resource)}; try again in {seconds} s",
+            resource,
             retry_after_s=seconds,
         )
 
     def require_room(self) -> None:
         """Raises Refused with 429 where not even one image has room: before anything else."""
-        for what in ("images", "requests"):
-            if self.in_flight[what] >= getattr(self.budgets, what):
-                raise self._full(what, 1, self.in_flight[what], "")
+        for resource in ("images", "requests"):
+            if self.in_flight[resource] >= getattr(self.budgets, resource):
+                raise self._full(resource, 1, self.in_flight[resource], "")
 
     @property
     def idle(self) -> bool:

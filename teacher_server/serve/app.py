@@ -28,8 +28,8 @@ from teacher_server.serve.inputs import INPUTS
 from teacher_server.serve.pages import site_of
 from teacher_server.serve.service import (
     DEFAULT_OUTPUTS,
-    Answered,
-    Asked,
+    InferRequest,
+    InferResult,
     Service,
 )
 
@@ -143,7 +143,7 @@ def make_app(
     async def live() -> Response:
         """200 while the process is of use; a supervisor restarts it on 503."""
         if service.is_dead:
-            raise unavailable(service.sickness())
+            raise unavailable(service.failure())
         return Response()
 
     @api.get("/v2/health/ready", response_class=Response, responses=errors(503))
@@ -307,16 +307,18 @@ async def infer_once(service: Service, request: Request) -> Response:
             patience = options.deadline_s
             if head.parameters.timeout:
                 patience = min(patience, head.parameters.timeout / 1e6)
-            asked = Asked(
+            infer_request = InferRequest(
                 tensors=tensors,
                 outputs=outputs,
                 client=client,
                 deadline=started + patience,
                 useless=lambda: gone,
             )
-            answered = await _unless_gone(request, service.infer(asked), asked.deadline)
+            infer_result = await _unless_gone(
+                request, service.infer(infer_request), infer_request.deadline
+            )
             service.metrics.request.observe(time.monotonic() - started)
-            body, headers = reply(head, answered, raw_outputs(head, outputs))
+            body, headers = reply(head, infer_result, raw_outputs(head, outputs))
             permit.reserve("bytes", len(body))
             return _HeldReply(body, headers, held.pop_all())
     except TimeoutError as error:
@@ -329,8 +331,8 @@ async def infer_once(service: Service, request: Request) -> Response:
 
 
 async def _unless_gone(
-    request: Request, answer: Coroutine[Any, Any, Answered], deadline: float
-) -> Answered:
+    request: Request, answer: Coroutine[Any, Any, InferResult], deadline: float
+) -> InferResult:
     """Wait for the answer; give up when the client goes away or the deadline is over."""
     asking = asyncio.ensure_future(answer)
     leaving = asyncio.ensure_future(request.receive())
@@ -359,19 +361,21 @@ class _HeldReply(Response):
             await super().__call__(scope, receive, send)
 
 
-def reply(head: RequestHead, answered: Answered, raw: set[str]) -> tuple[bytes, dict[str, str]]:
+def reply(
+    head: RequestHead, infer_result: InferResult, raw: set[str]
+) -> tuple[bytes, dict[str, str]]:
     """The answers in the protocol's framing: body and headers."""
     fields: dict[str, Any] = {"model_name": MODEL, "model_version": VERSION}
     if head.id is not None:
         fields["id"] = head.id
-    if answered.bad:
-        fields["parameters"] = {"bad": {str(i): bad.reason for i, bad in answered.bad.items()}}
-    body, head_bytes = to_body(fields, "outputs", answered.outputs, raw)
+    if infer_result.bad:
+        fields["parameters"] = {"bad": {str(i): bad.reason for i, bad in infer_result.bad.items()}}
+    body, head_bytes = to_body(fields, "outputs", infer_result.outputs, raw)
     headers = {}
-    if said := answered.said:
-        headers["x-queue-ms"] = f"{1000 * said.queue_s:.2f}"
-        headers["x-infer-ms"] = f"{1000 * said.infer_s:.2f}"
-        headers["x-batch-size"] = str(said.batch_size)
+    if batch := infer_result.batch:
+        headers["x-queue-ms"] = f"{1000 * batch.queue_s:.2f}"
+        headers["x-infer-ms"] = f"{1000 * batch.infer_s:.2f}"
+        headers["x-batch-size"] = str(batch.batch_size)
     if head_bytes is not None:
         headers[HEAD_LENGTH] = str(head_bytes)
     headers["content-type"] = "application/" + ("json" if head_bytes is None else "octet-stream")

@@ -85,15 +85,15 @@ async def read_request(
         if head is None and head_bytes and filled >= head_bytes:
             head = parse_head(memoryview(body)[:head_bytes])
             permit.reserve("images", count_images(head) - 1)
-    with memoryview(body)[:filled].toreadonly() as whole:
+    with memoryview(body)[:filled].toreadonly() as view:
         if head_bytes == 0:
-            return _one_jpeg(memoryview(bytes(whole)))
+            return _one_jpeg(memoryview(bytes(view)))
         if head_bytes is None:
             run = asyncio.get_running_loop().run_in_executor
             large = filled > LARGE_JSON
             if large:
                 permit.reserve("bytes", (JSON_SWELLS - 1) * filled)
-            head = await run(pool, parse_head, bytes(whole)) if large else parse_head(whole)
+            head = await run(pool, parse_head, bytes(view)) if large else parse_head(view)
             permit.reserve("images", count_images(head) - 1)
             empty = memoryview(b"")
             return head, await run(pool, tensors, head, empty) if large else tensors(head, empty)

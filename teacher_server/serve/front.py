@@ -48,7 +48,7 @@ class Front:
         state = scope[STATE] = RequestState(_request_id(headers.get(b"x-request-id", "")))
         started = time.monotonic()
 
-        async def told(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 state.status = message["status"]
                 message.setdefault("headers", [])
@@ -58,18 +58,18 @@ class Front:
         try:
             refusal = self._refusal(scope["path"], headers, state)
             if refusal:
-                await tell(told, *refusal)
+                await tell(send_with_id, *refusal)
             else:
-                await self.app(scope, receive, told)
+                await self.app(scope, receive, send_with_id)
         except asyncio.CancelledError:  # the server's own deadline, at its end
             if not state.status:
-                await tell(told, 503, "this server ends", {"retry-after": "1"})
+                await tell(send_with_id, 503, "this server ends", {"retry-after": "1"})
         except Exception as error:  # whatever it is, the client gets an answer
             self.service.journal.event(
                 "error", request_id=state.request_id, error=type(error).__name__, text=str(error)
             )
             if not state.status:
-                await tell(told, 500, "an error of this server; its log has more", {})
+                await tell(send_with_id, 500, "an error of this server; its log has more", {})
         finally:
             if scope["path"] not in PROBES:
                 self._log(scope, state, time.monotonic() - started)

@@ -11,8 +11,8 @@ from distill.errors import DistillError
 from distill.wire.refusal import Refused, unavailable
 from teacher_server.inspect.findings import Rules
 from teacher_server.inspect.tag_lists import Pictures
-from teacher_server.pages.site import Later, Look, ReaderApart, Said, Site, Student
-from teacher_server.serve.service import Asked, Service
+from teacher_server.pages.site import Later, Prediction, ReaderApart, Site, StoreSnapshot, Student
+from teacher_server.serve.service import InferRequest, Service
 
 NO_IMAGES = "This server was started without --data, so there are no images to show."
 
@@ -24,16 +24,16 @@ def site_of(service: Service, student: Student | None = None) -> Site:
     if samples and samples.store:
         reader = ReaderApart(samples.store.location, Rules())
 
-        def look() -> Look:
+        def look() -> StoreSnapshot:
             inspection = reader.read()
             if samples.source is None:
-                return Look(inspection, None, NO_IMAGES).prepared()
+                return StoreSnapshot(inspection, None, NO_IMAGES).prepared()
             try:
-                return Look(inspection, Pictures.of(inspection, samples.source)).prepared()
+                return StoreSnapshot(inspection, Pictures.of(inspection, samples.source)).prepared()
             except DistillError as error:
-                return Look(inspection, None, str(error)).prepared()
+                return StoreSnapshot(inspection, None, str(error)).prepared()
 
-        store = Later(look, stale=Look.may_grow, close=reader.close)
+        store = Later(look, stale=StoreSnapshot.may_grow, close=reader.close)
     return Site(
         hierarchy=service.hierarchy,
         teacher=service.teacher.identity.name,
@@ -65,10 +65,10 @@ class OwnTeacher:
             self.service.metrics.rejected.labels(error.reason).inc()
             raise
 
-    async def ask(self, pixels: NDArray[np.uint8], client: str) -> Said:
+    async def ask(self, pixels: NDArray[np.uint8], client: str) -> Prediction:
         """See `LiveTeacher`."""
         gone = False
-        asked = Asked(
+        infer_request = InferRequest(
             tensors={"image": pixels[None]},
             outputs=("probs", "confidence"),
             client=client,
@@ -76,7 +76,7 @@ class OwnTeacher:
             useless=lambda: gone,
         )
         try:
-            outputs = (await self.service.infer(asked)).outputs
+            outputs = (await self.service.infer(infer_request)).outputs
         finally:
             gone = True
-        return Said(outputs["probs"][0].astype(np.float32), outputs["confidence"][0])
+        return Prediction(outputs["probs"][0].astype(np.float32), outputs["confidence"][0])

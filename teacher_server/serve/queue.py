@@ -16,19 +16,19 @@ from threading import Condition, Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from distill.wire.refusal import too_late
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Said:
+class BatchResult:
     """What the teacher said of some images, and how.
 
     probs: [n, ΣN_k] FP16, where it was asked for. queue_s: until the last image's batch was formed.
     batch_size: padded images in that batch.
     """
 
-    answers: Answers
+    answers: TargetRows
     probs: NDArray[np.float16] | None
     queue_s: float
     infer_s: float
@@ -47,10 +47,10 @@ class Work:
     dense: bool = False
     client: str = ""
     deadline: float = math.inf
-    answer: "Future[Said]" = field(default_factory=Future)
+    answer: "Future[BatchResult]" = field(default_factory=Future)
     put_at: float = 0.0
     _taken: int = 0
-    _parts: dict[int, Said] = field(default_factory=dict)
+    _parts: dict[int, BatchResult] = field(default_factory=dict)
     _missing: int = 0
     _lock: Lock = field(default_factory=Lock)  # several lanes may put parts of it
 
@@ -76,13 +76,13 @@ class Work:
         left, self._taken = self.left, len(self)
         return left
 
-    def put(self, start: int, said: Said) -> None:
+    def put(self, start: int, result: BatchResult) -> None:
         """The answers to the images from `start` on; the last ones settle the work."""
         with self._lock:
-            self._parts[start] = said
-            self._missing -= len(said.answers)
-            whole = not self._missing
-        if whole:
+            self._parts[start] = result
+            self._missing -= len(result.answers)
+            complete = not self._missing
+        if complete:
             settle(self.answer, _joined([self._parts[start] for start in sorted(self._parts)]))
 
 
@@ -98,13 +98,13 @@ class Piece:
         return self.stop - self.start
 
 
-def settle(answer: "Future[Said]", said: Said | BaseException) -> None:
+def settle(answer: "Future[BatchResult]", result: BatchResult | BaseException) -> None:
     """Give an answer to whoever still waits for it."""
     try:
-        if isinstance(said, BaseException):
-            answer.set_exception(said)
+        if isinstance(result, BaseException):
+            answer.set_exception(result)
         else:
-            answer.set_result(said)
+            answer.set_result(result)
     except InvalidStateError:  # cancelled, or failed already
         pass
 
@@ -228,12 +228,12 @@ class WorkQueue:
             del self._works[client]
 
 
-def _joined(parts: list[Said]) -> Said:
+def _joined(parts: list[BatchResult]) -> BatchResult:
     if len(parts) == 1:
         return parts[0]
     dense = [part.probs for part in parts if part.probs is not None]
-    return Said(
-        answers=Answers.joined([part.answers for part in parts]),
+    return BatchResult(
+        answers=TargetRows.concatenate([part.answers for part in parts]),
         probs=np.concatenate(dense) if dense else None,
         queue_s=max(part.queue_s for part in parts),
         infer_s=max(part.infer_s for part in parts),

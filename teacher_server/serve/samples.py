@@ -25,7 +25,7 @@ from distill.data.view_policy import ViewPolicy
 from distill.errors import ConfigError, StoreError
 from distill.events import Journal
 from distill.targets.encoding import EncodingSpec
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from distill.wire.refusal import unavailable
 from distill.wire.status import Status
 from store.format.manifest import DatasetIdentity
@@ -100,7 +100,7 @@ def open_samples(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Found:
+class SampleLookup:
     """rows: of the data set, -1 where it has no such sample; views: as the store counts them.
 
     known: [n] whether `answers` holds the answer. bad: elements that cannot be answered.
@@ -109,7 +109,7 @@ class Found:
     rows: NDArray[np.int64]
     views: NDArray[np.int64]
     known: NDArray[np.bool_]
-    answers: Answers
+    answers: TargetRows
     bad: dict[int, Bad]
 
     @property
@@ -217,7 +217,9 @@ class SampleAnswers:
         """The number by which the policy draws view 0."""
         return self.store.manifest.views.first if self.store else 0
 
-    async def look_up(self, ids: SampleIds, views: NDArray[np.int64], *, stored: bool) -> Found:
+    async def look_up(
+        self, ids: SampleIds, views: NDArray[np.int64], *, stored: bool
+    ) -> SampleLookup:
         """What is known of those samples. stored: answers of the store will do.
 
         Raises:
@@ -226,7 +228,7 @@ class SampleAnswers:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._look_up, ids, views, stored)
 
-    def _look_up(self, ids: SampleIds, views: NDArray[np.int64], stored: bool) -> Found:
+    def _look_up(self, ids: SampleIds, views: NDArray[np.int64], stored: bool) -> SampleLookup:
         if self._index:
             rows = self._index.rows(ids)
         else:
@@ -258,7 +260,7 @@ class SampleAnswers:
                     int(i),
                     Bad(Status.UNKNOWN_SAMPLE, "the store has no such answer, and no images"),
                 )
-        return Found(rows=rows, views=views, known=known, answers=answers, bad=bad)
+        return SampleLookup(rows=rows, views=views, known=known, answers=answers, bad=bad)
 
     def _read(
         self,
@@ -266,7 +268,7 @@ class SampleAnswers:
         rows: NDArray[np.int64],
         views: NDArray[np.int64],
         known: NDArray[np.bool_],
-        answers: Answers,
+        answers: TargetRows,
     ) -> None:
         """Put what the store or the spool has into `answers`."""
         assert self.store is not None
@@ -295,24 +297,28 @@ class SampleAnswers:
                 decoded.set_exception(error)
         return decoded.result()
 
-    def _empty(self, rows: int) -> Answers:
+    def _empty(self, rows: int) -> TargetRows:
         hierarchies = self.teacher.hierarchy.num_hierarchies
-        return Answers.empty(rows, sum(self.encoding.entries), hierarchies)
+        return TargetRows.empty(rows, sum(self.encoding.entries), hierarchies)
 
-    async def draw(self, decoder: Decoder, found: Found, useless: Callable[[], bool]) -> Decoded:
+    async def draw(
+        self, decoder: Decoder, looked_up: SampleLookup, useless: Callable[[], bool]
+    ) -> Decoded:
         """The images of what is missing, as the policy draws them."""
         assert self.source is not None
-        missing = found.missing
-        numbers = found.views[missing] + self.first_view
+        missing = looked_up.missing
+        numbers = looked_up.views[missing] + self.first_view
         return await decoder.samples(
-            self.source, self.policy, found.rows[missing], numbers, useless
+            self.source, self.policy, looked_up.rows[missing], numbers, useless
         )
 
-    def keep(self, found: Found, elements: NDArray[np.int64], answers: Answers) -> None:
+    def keep(
+        self, looked_up: SampleLookup, elements: NDArray[np.int64], answers: TargetRows
+    ) -> None:
         """Write through what was computed for those elements; images that are none as well."""
         if self._write_through:
-            rows, views = found.rows[elements], found.views[elements]
-            self._write_through.keep(rows, views, answers.taken(elements))
+            rows, views = looked_up.rows[elements], looked_up.views[elements]
+            self._write_through.keep(rows, views, answers.select(elements))
 
     def close(self, within_s: float) -> bool:
         """Put what was computed on the disk; whether all threads came to their end."""

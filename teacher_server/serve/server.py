@@ -67,8 +67,8 @@ async def _serve(
     for number in SIGNALS:
         loop.add_signal_handler(number, signals.count)
     serving = loop.create_task(server.serve([listener]))
-    own = ThreadPoolExecutor(2, thread_name_prefix="life")  # the loop would wait for its own
-    warming: asyncio.Future[None] = loop.run_in_executor(own, service.start)
+    threads = ThreadPoolExecutor(2, thread_name_prefix="life")  # the loop would wait for its own
+    warming: asyncio.Future[None] = loop.run_in_executor(threads, service.start)
     looking = loop.create_task(_look_after(service))
     ending = loop.create_task(signals.first.wait())
     try:
@@ -89,10 +89,10 @@ async def _serve(
     finally:
         ending.cancel()
         looking.cancel()
-        ended = await loop.run_in_executor(own, service.close, CLOSING_S / 2)
+        ended = await loop.run_in_executor(threads, service.close, CLOSING_S / 2)
         server.should_exit = True
         await serving
-        own.shutdown(wait=False)
+        threads.shutdown(wait=False)
         gc.unfreeze()
         journal.event("ended", in_flight=dict(service.admission.in_flight), in_time=ended)
     return ended

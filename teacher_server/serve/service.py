@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from distill.events import Journal
 from distill.targets.encoding import EncodingSpec
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from distill.wire.framing import RequestHead, Tensor
 from distill.wire.refusal import Refused, malformed, too_late, unavailable
 from distill.wire.status import Status
@@ -30,7 +30,7 @@ from teacher_server.serve.decoding import Bad, Decoded, Decoder
 from teacher_server.serve.inputs import MAIN_INPUTS, main_input, require_within
 from teacher_server.serve.lane import Lane
 from teacher_server.serve.metrics import Metrics
-from teacher_server.serve.queue import Said, Work, WorkQueue
+from teacher_server.serve.queue import BatchResult, Work, WorkQueue
 from teacher_server.serve.samples import SampleAnswers
 from teacher_server.teacher.teacher import Teacher
 
@@ -62,7 +62,7 @@ class ServeOptions:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Asked:
+class InferRequest:
     """A request. useless: whether nobody waits for it any more."""
 
     tensors: Mapping[str, Tensor]
@@ -73,12 +73,12 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answered:
-    """bad: why elements have no answer. said: how the teacher was asked; None if it was not."""
+class InferResult:
+    """bad: why elements have no answer. batch: how the teacher was asked; None if it was not."""
 
     outputs: dict[str, NDArray[Any]]
     bad: dict[int, Bad]
-    said: Said | None
+    batch: BatchResult | None
 
 
 class Service:
@@ -156,9 +156,9 @@ class Service:
             return "this server is about to end"
         if not self._warm:
             return "the teacher is warming up"
-        return self.sickness()
+        return self.failure()
 
-    def sickness(self) -> str:
+    def failure(self) -> str:
         """Why a device answers no more; empty while all do."""
         now = time.monotonic()
         for lane in self.lanes:
@@ -175,14 +175,14 @@ class Service:
 
     def look_after(self) -> None:
         """To be called every second: a sick service tells those that wait, and dies in time."""
-        sickness = self.sickness()
-        if not sickness:
+        failure = self.failure()
+        if not failure:
             self._sick_since = None
         elif self._sick_since is None:
             self._sick_since = time.monotonic()
-            self.journal.event("not ready", text=sickness)
+            self.journal.event("not ready", text=failure)
             if any(lane.failure for lane in self.lanes):
-                self.queue.fail(unavailable(sickness, "device_lost"))
+                self.queue.fail(unavailable(failure, "device_lost"))
 
     @property
     def is_dead(self) -> bool:
@@ -266,56 +266,56 @@ class Service:
             )
         return shape[0]
 
-    async def infer(self, asked: Asked) -> Answered:
+    async def infer(self, request: InferRequest) -> InferResult:
         """The answers to a request whose head `count_images` accepted.
 
         Raises:
             Refused: an element is bad and `status` was not asked for; or the teacher fails.
         """
-        dense = "probs" in asked.outputs
-        if "sample_id" in asked.tensors:
-            reply = await self._infer_samples(asked, dense)
+        dense = "probs" in request.outputs
+        if "sample_id" in request.tensors:
+            reply = await self._infer_samples(request, dense)
         else:
-            reply = await self._infer_images(asked, dense)
-        if reply.bad and "status" not in asked.outputs:
+            reply = await self._infer_images(request, dense)
+        if reply.bad and "status" not in request.outputs:
             element, bad = min(reply.bad.items())
-            name = next(name for name in MAIN_INPUTS if name in asked.tensors)
+            name = next(name for name in MAIN_INPUTS if name in request.tensors)
             raise _refusal(f"{name}[{element}]: {bad.reason}", bad.status)
-        return reply.answered(asked.outputs)
+        return reply.to_result(request.outputs)
 
-    async def _infer_images(self, asked: Asked, dense: bool) -> "_Reply":
-        crcs: Any = asked.tensors.get("crc32")
-        images: Any = asked.tensors.get("image")
-        jpegs: Any = asked.tensors.get("jpeg")
+    async def _infer_images(self, request: InferRequest, dense: bool) -> "_Reply":
+        crcs: Any = request.tensors.get("crc32")
+        images: Any = request.tensors.get("image")
+        jpegs: Any = request.tensors.get("jpeg")
         with self.metrics.decode.time():
             if images is not None:
-                decoded = await self.decoder.images(images, crcs, asked.useless)
+                decoded = await self.decoder.images(images, crcs, request.useless)
             else:
-                decoded = await self.decoder.jpegs(jpegs, crcs, asked.useless)
+                decoded = await self.decoder.jpegs(jpegs, crcs, request.useless)
         reply = self._reply(len(images if images is not None else jpegs), dense)
-        await self._ask(asked, decoded, np.arange(len(reply.answers)), reply)
+        await self._ask(request, decoded, np.arange(len(reply.answers)), reply)
         self.metrics.images.labels("teacher").inc(len(reply.answers) - len(reply.bad))
         return reply
 
-    async def _infer_samples(self, asked: Asked, dense: bool) -> "_Reply":
+    async def _infer_samples(self, request: InferRequest, dense: bool) -> "_Reply":
         """What the store has is not asked again; what is asked is written through."""
         samples = self.samples
         assert samples is not None
         if dense and samples.source is None:
             raise malformed("output probs: a store keeps none; ask for index and prob")
-        ids: Any = asked.tensors["sample_id"]
-        views: Any = asked.tensors.get("view", np.zeros(len(ids), np.int32))
-        found = await samples.look_up(ids, views.astype(np.int64), stored=not dense)
+        ids: Any = request.tensors["sample_id"]
+        views: Any = request.tensors.get("view", np.zeros(len(ids), np.int32))
+        looked_up = await samples.look_up(ids, views.astype(np.int64), stored=not dense)
         reply = self._reply(len(ids), dense)
-        reply.bad |= found.bad
-        known, missing = np.flatnonzero(found.known), found.missing
-        reply.answers.put(known, found.answers.taken(known))
+        reply.bad |= looked_up.bad
+        known, missing = np.flatnonzero(looked_up.known), looked_up.missing
+        reply.answers.put(known, looked_up.answers.select(known))
         self.metrics.images.labels("store").inc(len(known))
         if len(missing):
             with self.metrics.decode.time():
-                decoded = await samples.draw(self.decoder, found, asked.useless)
-            await self._ask(asked, decoded, missing, reply)
-            samples.keep(found, self._to_keep(missing, reply), reply.answers)
+                decoded = await samples.draw(self.decoder, looked_up, request.useless)
+            await self._ask(request, decoded, missing, reply)
+            samples.keep(looked_up, self._to_keep(missing, reply), reply.answers)
             self.metrics.images.labels("teacher").inc(len(missing))
         return reply
 
@@ -326,39 +326,39 @@ class Service:
         return np.array(kept, np.int64)
 
     async def _ask(
-        self, asked: Asked, decoded: Decoded, elements: NDArray[np.int64], reply: "_Reply"
+        self, request: InferRequest, decoded: Decoded, elements: NDArray[np.int64], reply: "_Reply"
     ) -> None:
         """Ask the teacher, and put its answers where `elements` says."""
         reply.bad |= {int(elements[i]): bad for i, bad in decoded.bad.items()}
         good = np.delete(elements, list(decoded.bad))
-        if asked.useless():
+        if request.useless():
             raise too_late("nobody waits for this any more")  # the rest was not even decoded
         if not len(good):
             return
-        work = Work(decoded.pixels, reply.probs is not None, asked.client, asked.deadline)
+        work = Work(decoded.pixels, reply.probs is not None, request.client, request.deadline)
         self.queue.put(work)
         try:
-            said = await asyncio.wrap_future(work.answer)
+            batch = await asyncio.wrap_future(work.answer)
         finally:
             self.queue.give_up(work)  # for a request that was cancelled
-        self.metrics.queue.observe(said.queue_s)
-        finite = np.isfinite(said.answers.confidence).all(1)
+        self.metrics.queue.observe(batch.queue_s)
+        finite = np.isfinite(batch.answers.confidence).all(1)
         for element in good[~finite]:
             reply.bad[int(element)] = Bad(
                 Status.NOT_FINITE, "the teacher's answer is not finite; its weights are to blame"
             )
         # As a store keeps it, so that a student sees the same from either.
-        answers = said.answers.taken(np.flatnonzero(finite))
+        answers = batch.answers.select(np.flatnonzero(finite))
         reply.answers.put(good[finite], self.coding.dequantise(self.coding.quantise(answers)))
-        if reply.probs is not None and said.probs is not None:
-            reply.probs[good[finite]] = said.probs[finite]
-        reply.said = said
+        if reply.probs is not None and batch.probs is not None:
+            reply.probs[good[finite]] = batch.probs[finite]
+        reply.batch = batch
 
     def _reply(self, count: int, dense: bool) -> "_Reply":
         slots, hierarchies = sum(self.options.encoding.entries), self.hierarchy.num_hierarchies
         members = sum(self.hierarchy.classes_per_hierarchy)
         return _Reply(
-            Answers.empty(count, slots, hierarchies),
+            TargetRows.empty(count, slots, hierarchies),
             np.zeros((count, members), np.float16) if dense else None,
         )
 
@@ -374,14 +374,14 @@ def _refusal(text: str, status: Status) -> Refused:
 
 @dataclass(eq=False)
 class _Reply:
-    """Answers of all elements of a request, while they come in."""
+    """TargetRows of all elements of a request, while they come in."""
 
-    answers: Answers
+    answers: TargetRows
     probs: NDArray[np.float16] | None
     bad: dict[int, Bad] = field(default_factory=dict)
-    said: Said | None = None
+    batch: BatchResult | None = None
 
-    def answered(self, names: Sequence[str]) -> Answered:
+    def to_result(self, names: Sequence[str]) -> InferResult:
         answers = self.answers
         arrays: dict[str, Callable[[], NDArray[Any]]] = {
             "index": lambda: answers.index.astype(np.uint16),
@@ -392,7 +392,7 @@ class _Reply:
             "status": self._status,
         }
         outputs = {name: arrays[name]() for name in names}
-        return Answered(outputs=outputs, bad=dict(sorted(self.bad.items())), said=self.said)
+        return InferResult(outputs=outputs, bad=dict(sorted(self.bad.items())), batch=self.batch)
 
     def _status(self) -> NDArray[np.int32]:
         status = np.zeros(len(self.answers), np.int32)

@@ -17,7 +17,7 @@ from distill.data.images import read_image
 from distill.data.source import ImageSource
 from distill.errors import DataError, first_line, printable
 from distill.events import Journal
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from store.logit_store import LogitStore
 from store.views.spool import Spool
 from teacher_server.precompute.bad_images import Tally
@@ -50,7 +50,7 @@ class WriteThrough:
         self._ending = False
         self._commit(spool.whole_blocks())
 
-    def keep(self, rows: NDArray[np.int64], views: NDArray[np.int64], answers: Answers) -> None:
+    def keep(self, rows: NDArray[np.int64], views: NDArray[np.int64], answers: TargetRows) -> None:
         """Put answers into the spool, soon."""
         if len(rows) and not self._ending:
             codes = self.store.manifest.coding.quantise(answers)
@@ -73,13 +73,13 @@ class WriteThrough:
 
     def _write(self, rows: NDArray[np.int64], views: NDArray[np.int64], codes: Any) -> None:
         try:
-            whole = self.spool.write(rows, views, codes)
+            complete = self.spool.write(rows, views, codes)
         except Exception as error:  # answers go on without being kept
             self.journal.event("not written through", rows=len(rows), text=first_line(error))
             return
         now = time.monotonic()
         again = [block for block, at in self._failed.items() if now - at > TRY_AGAIN_S]
-        self._commit([*whole, *again])
+        self._commit([*complete, *again])
 
     def _commit(self, blocks: Sequence[int]) -> None:
         for block in blocks:

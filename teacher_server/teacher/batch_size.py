@@ -51,7 +51,7 @@ def choose_speed(
 
     earlier: `Speed.to_json` of a block that is finished already.
     """
-    asked = bool(compiled)
+    requested = bool(compiled)
     if earlier:
         batch_size = batch_size or int(earlier["batch_size"])
         compiled = bool(earlier["compiled"]) if compiled is None else compiled
@@ -60,7 +60,7 @@ def choose_speed(
     if views >= TUNED_FROM and batch_size is None:
         speed = _best_batch(teacher, spec, views)
     if compiled:
-        speed = _compiled_if_possible(teacher, spec, speed, asked=asked, journal=journal)
+        speed = _compiled_if_possible(teacher, spec, speed, requested=requested, journal=journal)
     elif views >= TUNED_FROM and compiled is None:
         speed = _compiled_if_faster(teacher, spec, speed, views, journal)
     journal.event("speed chosen", **asdict(speed))
@@ -115,19 +115,19 @@ def _compiled_if_faster(
             rate = measure(forward, size)
     if views / rate < COMPILE_PAYS_S:
         return eager
-    compiled = _compiled_if_possible(teacher, spec, eager, asked=False, journal=journal)
+    compiled = _compiled_if_possible(teacher, spec, eager, requested=False, journal=journal)
     return compiled if (compiled.views_per_s or 0) >= WORTH * rate else eager
 
 
 def _compiled_if_possible(
-    teacher: Teacher, spec: EncodingSpec, eager: Speed, *, asked: bool, journal: Journal
+    teacher: Teacher, spec: EncodingSpec, eager: Speed, *, requested: bool, journal: Journal
 ) -> Speed:
     size = eager.batch_size
     try:
         with Forward(teacher, spec, batch_size=size, compiled=True) as forward:
             rate = measure(forward, size)
     except Exception as error:  # compilers raise whatever is wrong with them
-        if asked:
+        if requested:
             raise ConfigError(
                 f"teacher {teacher.identity.name}: cannot be compiled here ({first_line(error)}), "
                 "expected a compiler that torch can use; use --no-compile"

@@ -35,7 +35,7 @@ STAGES = (("to_device", 0, 1), ("forward", 2, 3), ("encode", 3, 4), ("to_host", 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Answers of some views. sparse: on the host, once `Forward.collect` has waited for it.
+    """TargetRows of some views. sparse: on the host, once `Forward.collect` has waited for it.
 
     exact: on the device, and dense: its probabilities as float16 on the host, only where they were
     asked for.
@@ -168,9 +168,9 @@ class Forward:
         sparse = replace(sparse, index=sparse.index.int())
         moments.append(self._now())
         sparse = sparse.to(HOST)
-        whole = exact.probs.half().to(HOST, non_blocking=True) if dense else None
+        half_probs = exact.probs.half().to(HOST, non_blocking=True) if dense else None
         moments.append(self._now())
-        return Encoded(sparse, exact if keep_exact else None, whole, tuple(moments))
+        return Encoded(sparse, exact if keep_exact else None, half_probs, tuple(moments))
 
     def _on_its_device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self.teacher.device) if self._on_gpu else nullcontext()

@@ -42,21 +42,21 @@ class StageSeconds:
             "the driver's blocks (take larger --block-rows)": self.wait_for_blocks,
             "writing the store (put it on a faster disk or a nearer bucket)": self.wait_for_write,
         }
-        what, waited = max(waits.items(), key=lambda each: each[1])
+        stage, waited = max(waits.items(), key=lambda each: each[1])
         if waited > MUCH * wall:
-            return f"{what}: {waited / wall:.0%} of the time was spent waiting for it"
+            return f"{stage}: {waited / wall:.0%} of the time was spent waiting for it"
         return f"the teacher's forward pass: {self.forward / wall:.0%} of the time"
 
     def lines(self) -> list[str]:
         """For people."""
 
-        def told(*names: str) -> str:
+        def in_words(*names: str) -> str:
             shares = [(name.replace("_", " "), getattr(self, name)) for name in names]
             return ", ".join(f"{name} {s:.1f} s" for name, s in shares if s >= 0.05) or "no time"
 
         return [
             f"time: {self.wall:.1f} s, of which the device took: "
-            f"{told('to_device', 'forward', 'encode', 'to_host')}",
-            f"waiting: {told(*WAITS)}; beside it: {told('read', 'render', 'write')}",
+            f"{in_words('to_device', 'forward', 'encode', 'to_host')}",
+            f"waiting: {in_words(*WAITS)}; beside it: {in_words('read', 'render', 'write')}",
             f"bottleneck: {self.bottleneck}",
         ]

@@ -89,14 +89,14 @@ class Teacher:
         Confidence is the sum of the top 5% (rule "top"), or the mass that reached each hierarchy
         (rule "reach"). Rows for which a member's logits are not finite are NaN.
         """
-        said = [
+        outputs = [
             member.probs_and_reach(own, self.hierarchy)
             for member, own in zip(self.members, logits, strict=True)
         ]
-        probs = _mean([probs for probs, _ in said])
+        probs = _mean([probs for probs, _ in outputs])
         finite = torch.stack([own.isfinite().all(1) for own in logits]).all(0)
         if self.identity.confidence == "reach":
-            confidence = _mean([reach for _, reach in said])
+            confidence = _mean([reach for _, reach in outputs])
         else:
             confidence = top_mass(probs, self.hierarchy)
         unknown = ~finite[:, None]

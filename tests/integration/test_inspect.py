@@ -29,7 +29,7 @@ from small_store import write as write_blocks
 from distill.data.sample_list import SampleList
 from distill.data.source import open_source
 from distill.errors import StoreMismatchError
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from distill.targets.tensors import SparseTargets, densify
 from store.logit_store import LogitStore
 from store.views.cache import Cache
@@ -46,10 +46,10 @@ def complete(tmp_path: Path) -> LogitStore:
 
 
 @pytest.fixture
-def views(complete: LogitStore) -> list[Answers]:
+def views(complete: LogitStore) -> list[TargetRows]:
     """What the teacher says of all rows, by view."""
     return [
-        Answers.joined([answers_of(complete.manifest, block, view) for block in range(4)])
+        TargetRows.concatenate([answers_of(complete.manifest, block, view) for block in range(4)])
         for view in range(VIEWS)
     ]
 
@@ -57,7 +57,7 @@ def views(complete: LogitStore) -> list[Answers]:
 # -- what is read off a store ---------------------------------------------------------------------
 
 
-def test_figures_equal_numpy_over_all_rows(complete: LogitStore, views: list[Answers]) -> None:
+def test_figures_equal_numpy_over_all_rows(complete: LogitStore, views: list[TargetRows]) -> None:
     inspection = open_inspection(complete.location, rules=Rules())
     confidence = np.concatenate([view.confidence for view in views])
     kept = np.concatenate([view.prob for view in views])
@@ -79,10 +79,12 @@ def test_figures_equal_numpy_over_all_rows(complete: LogitStore, views: list[Ans
         assert row.confidence_change == pytest.approx(change, abs=2e-4)
 
 
-def test_beliefs_are_the_means_of_dense_answers(complete: LogitStore, views: list[Answers]) -> None:
+def test_beliefs_are_the_means_of_dense_answers(
+    complete: LogitStore, views: list[TargetRows]
+) -> None:
     images = open_inspection(complete.location, rules=Rules()).beliefs.images(np.arange(ROWS))
     slots = complete.manifest.slots
-    dense = np.mean([densify(SparseTargets.from_answers(v, slots), HIERARCHY) for v in views], 0)
+    dense = np.mean([densify(SparseTargets.from_rows(v, slots), HIERARCHY) for v in views], 0)
     labels = HIERARCHY.label_table[LABELS]
     tops = [np.stack([_by_hierarchy(v.index)[k][:, 0] for v in views]) for k in range(4)]
     for k, part in enumerate(HIERARCHY.slices):
@@ -137,7 +139,7 @@ def test_store_that_grows_or_is_mended_is_read_where_it_is_new(tmp_path: Path) -
     assert sum(told) == 4 + 1 + 1
     chunk.write_bytes(whole)
     mended = open_beliefs(store, HIERARCHY, cache, read_block=told.append)
-    assert mended.whole
+    assert mended.is_complete
     assert sum(told) == 4 + 1 + 1 + 1
     assert len({*names, damaged.name, mended.name}) == 3  # damaged is as if missing
     assert len(list(cache.folder.glob("*-beliefs.rows"))) == 1
@@ -231,7 +233,7 @@ def test_sample_says_what_the_teacher_sees(distill: Distill, store: Path, figure
     assert said["tag"] == sample.label
     opened = LogitStore.open(store)
     inspection = open_inspection(str(store), rules=Rules())
-    views = SparseTargets.from_answers(inspection.answers(3), opened.manifest.slots)
+    views = SparseTargets.from_rows(inspection.answers(3), opened.manifest.slots)
     dense = densify(views, HIERARCHY).mean(0)
     for k, part in enumerate(HIERARCHY.slices):
         first = said["answers"][k]["classes"][0]

@@ -156,7 +156,7 @@ def test_what_is_computed_is_kept_and_becomes_the_store_of_a_precompute(
     assert not list((tmp_path / "cache").glob("*.spool"))
     rows = np.arange(16, 96)  # block 0 is computed once more, for its audit
     kept = of_store(filled, tmp_path).fetch(ids, 1)
-    same(kept.taken(torch.from_numpy(rows)), again.taken(torch.from_numpy(rows)))
+    same(kept.select(torch.from_numpy(rows)), again.select(torch.from_numpy(rows)))
 
 
 def metric_sum(server: Live, label: str) -> float:

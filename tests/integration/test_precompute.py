@@ -45,7 +45,7 @@ def test_store_holds_what_the_teacher_says_of_each_view(
             digest = opened.content_digests()[block][view]
             codes = opened.read_codes(block, view, digest)
             stored = opened.manifest.coding.dequantise(codes)
-            targets = SparseTargets.from_answers(stored, opened.manifest.slots)
+            targets = SparseTargets.from_rows(stored, opened.manifest.slots)
             torch.testing.assert_close(
                 targets.confidence[place], said.confidence[0], atol=1.2e-4, rtol=0
             )

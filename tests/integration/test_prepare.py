@@ -387,7 +387,7 @@ def like(release: str, **changes: Any) -> dict[str, Any] | None:
     kept = [c for c, n in found.items() if n >= 500]
     images = {"train": published.train, "val": 50 * len(kept)} | changes.get("images", {})
     return compare(
-        found=found,
+        images_by_class=found,
         kept=kept,
         images=images,
         bad=changes.get("bad", {}),

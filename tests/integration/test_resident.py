@@ -39,7 +39,7 @@ def plain_rows(store: LogitStore, view: int) -> Any:
     """All rows of a view by the slow way round."""
     blocks = range(store.manifest.num_blocks)
     coding = store.manifest.coding
-    return Codes.joined([coding.quantise(answers_of(store.manifest, b, view)) for b in blocks])
+    return Codes.concatenate([coding.quantise(answers_of(store.manifest, b, view)) for b in blocks])
 
 
 @pytest.mark.parametrize("kind", ["resident", "streamed of 2 blocks", "streamed of all"])

@@ -135,7 +135,7 @@ def test_key_without_permission_is_named(
 
 
 class Forbidding(Unreliable):
-    """Answers 403 to everything."""
+    """TargetRows 403 to everything."""
 
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:1", slow_down=1, cut=0)

@@ -432,9 +432,9 @@ def test_an_epoch_is_saved_before_it_is_judged(
         os.kill(os.getpid(), signal.SIGTERM)
         return judge(*arguments, **keywords)
 
-    judge = trainers.evaluation.evaluate.judge
+    judge = trainers.evaluation.evaluate.run_evaluation
     with monkeypatch.context() as patch:
-        patch.setattr(trainers.evaluation.evaluate, "judge", interrupted)
+        patch.setattr(trainers.evaluation.evaluate, "run_evaluation", interrupted)
         stopped = distill(*train("run", *common))
     assert stopped.code == 0
     assert "stopped after a checkpoint; to go on" in stopped.err

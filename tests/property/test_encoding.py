@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from distill.errors import ConfigError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import PRESETS, EncodingSpec
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from distill.targets.tensors import SparseTargets, dense_targets, densify, encode
 from store.format.chunks import decode_chunk, encode_chunk
 from store.format.codes import ANSWER_ARRAYS, SQ_NORM_UNITS, Coding
@@ -48,8 +48,8 @@ def test_a_store_gives_back_the_very_probabilities_of_the_encoding(
     spec = EncodingSpec(entries=entries, prob_steps=prob_steps)
     sparse = encode(torch.from_numpy(values), HIERARCHY, spec)
     coding = Coding(spec, SIZES)
-    codes = coding.from_stored(coding.to_stored(coding.quantise(sparse.to_answers())))
-    back = SparseTargets.from_answers(coding.dequantise(codes), spec.entries)
+    codes = coding.from_stored(coding.to_stored(coding.quantise(sparse.to_rows())))
+    back = SparseTargets.from_rows(coding.dequantise(codes), spec.entries)
     assert torch.equal(back.prob, sparse.prob)
     kept = sparse.prob > 0
     assert torch.equal(back.index[kept].long(), sparse.index[kept])
@@ -65,7 +65,7 @@ def test_storing_twice_changes_nothing(
 ) -> None:
     spec = EncodingSpec(entries=entries, prob_steps=prob_steps)
     coding = Coding(spec, SIZES)
-    once = coding.quantise(encode(torch.from_numpy(values), HIERARCHY, spec).to_answers())
+    once = coding.quantise(encode(torch.from_numpy(values), HIERARCHY, spec).to_rows())
     twice = coding.quantise(coding.dequantise(once))
     for name in ANSWER_ARRAYS:
         assert (getattr(once, name) == getattr(twice, name)).all()
@@ -93,7 +93,7 @@ def test_chunks_come_back_and_any_changed_byte_is_found(values: np.ndarray, padd
 
 def test_rows_without_an_image_are_all_zero() -> None:
     spec = EncodingSpec.named("standard", SIZES)
-    answers = Answers.empty(4, sum(spec.entries), 4)
+    answers = TargetRows.empty(4, sum(spec.entries), 4)
     answers.confidence[:] = 0.5
     answers.prob[:] = 0.5
     coding = Coding(spec, SIZES)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.targets.rows import Answers
+from distill.targets.rows import TargetRows
 from distill.wire.refusal import Refused
 from teacher_server.serve.admission import Admission, Budgets
 from teacher_server.serve.lane import shapes_up_to
-from teacher_server.serve.queue import Piece, Said, Work, WorkQueue
+from teacher_server.serve.queue import BatchResult, Piece, Work, WorkQueue
 
 IMAGES = st.integers(1, 20)
 
@@ -30,11 +30,11 @@ def answer(pieces: list[Piece]) -> None:
     """With what the images hold."""
     for piece in pieces:
         seen = piece.work.pixels[0][piece.start : piece.stop, 0, :, 0]
-        answers = Answers.empty(len(piece), 2, 1)
+        answers = TargetRows.empty(len(piece), 2, 1)
         answers.prob[:] = seen
         piece.work.put(
             piece.start,
-            Said(answers=answers, probs=None, queue_s=0.0, infer_s=0.0, batch_size=1),
+            BatchResult(answers=answers, probs=None, queue_s=0.0, infer_s=0.0, batch_size=1),
         )
 
 

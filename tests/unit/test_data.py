@@ -265,7 +265,7 @@ def test_samples_as_columns_are_the_same_samples(tmp_path: Path) -> None:
     ]
     table = SampleTable.of(iter(samples))
     assert list(table) == samples
-    assert list(table.taken(np.array([2, 0]))) == [samples[2], samples[0]]
+    assert list(table.select(np.array([2, 0]))) == [samples[2], samples[0]]
     assert list(table[1:3]) == samples[1:3]
     assert table[0].path == f"{tmp_path}/a/ä\udcff.JPEG"
     assert [s.path for s in table[1:]] == ["x.tar", "y.tar", "x.tar"]

@@ -20,11 +20,11 @@ from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelInput
 from trainers.evaluation.meters import (
     Meter,
-    MissingTags,
+    MissingTagsMeter,
     Reading,
-    Real,
-    Semantic,
-    SingleLabel,
+    RealMeter,
+    SemanticMeter,
+    SingleLabelMeter,
     label_meter,
     tag_meter,
 )
@@ -41,7 +41,7 @@ class Stopped(Exception):
 
 
 @torch.no_grad()
-def judge(
+def run_evaluation(
     model: nn.Module,
     meters: Sequence[Meter],
     *,
@@ -92,7 +92,9 @@ def validation_on(
         model: nn.Module, model_input: ModelInput, stop: Callable[[], bool]
     ) -> dict[str, Any]:
         meter = new_meter()
-        judge(model, [meter], model_input=model_input, source=source, machine=machine, stop=stop)
+        run_evaluation(
+            model, [meter], model_input=model_input, source=source, machine=machine, stop=stop
+        )
         return dict(meter.result(machine.world))
 
     return validate
@@ -123,8 +125,8 @@ def evaluate(
         )
     device = machine.device
     meters: list[Meter] = [
-        Semantic(labels, hierarchy, reading, device),
-        SingleLabel(labels, hierarchy, reading, most_specific(labels, hierarchy), device),
+        SemanticMeter(labels, hierarchy, reading, device),
+        SingleLabelMeter(labels, hierarchy, reading, most_specific(labels, hierarchy), device),
         label_meter(labels, hierarchy, reading, device),
     ]
     return _judged(trained, meters, source, machine)
@@ -182,7 +184,7 @@ def evaluate_recovery(
 ) -> dict[str, Any]:
     """How many of the tags that are missing in `source` the model supplies."""
     _require_classes(trained, hierarchy.num_classes)
-    meter = MissingTags(
+    meter = MissingTagsMeter(
         tagged=label_indices(source, hierarchy),
         true=read_truth(truth, source, hierarchy),
         hierarchy=hierarchy,
@@ -215,7 +217,7 @@ def evaluate_real(
     if hierarchy:
         right = np.array([c for classes in allowed for c in classes], np.int64)
         answerable = exclusive_classes(right, hierarchy)
-    meter = Real(allowed, answerable, hierarchy, reading, machine.device)
+    meter = RealMeter(allowed, answerable, hierarchy, reading, machine.device)
     return _judged(trained, [meter], source, machine)
 
 
@@ -223,7 +225,7 @@ def _judged(
     trained: TrainedModel, meters: Sequence[Meter], source: ImageSource, machine: Machine
 ) -> dict[str, Any]:
     model = trained.model.to(machine.device)
-    bad = judge(model, meters, model_input=trained.input, source=source, machine=machine)
+    bad = run_evaluation(model, meters, model_input=trained.input, source=source, machine=machine)
     if bad == len(source):
         raise DataError(
             f"{source.location}: none of {bad} images can be read, expected images; repair the data"

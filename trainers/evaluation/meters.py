@@ -53,7 +53,7 @@ class Meter(Protocol):
         ...
 
 
-class Semantic:
+class SemanticMeter:
     """Top-1 of each hierarchy, and in total. labels: [n] class indices."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Semantic:
         return _figures("semantic_top1", self._meter, world)
 
 
-class MissingTags:
+class MissingTagsMeter:
     """Does a model supply the tags that are missing?
 
     Of images tagged with an ancestor of their true class, or not at all: top-1 in the hierarchies
@@ -112,7 +112,7 @@ class MissingTags:
         return _figures("missing_tag_recovery", self._meter, world)
 
 
-class SingleLabel:
+class SingleLabelMeter:
     """Top-1 and top-5 among `candidates` (class indices), as a single answer.
 
     Images whose label is no candidate are passed over.
@@ -135,9 +135,9 @@ class SingleLabel:
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
-        own = class_scores(logits, self.hierarchy, self.reading)[:, self._candidates]
+        candidate_scores = class_scores(logits, self.hierarchy, self.reading)[:, self._candidates]
         wanted = self._places[rows]
-        best = own.topk(min(5, own.shape[1]), 1).indices
+        best = candidate_scores.topk(min(5, candidate_scores.shape[1]), 1).indices
         hits = best == wanted[:, None]
         self.counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), (wanted >= 0).sum()])
 
@@ -147,7 +147,7 @@ class SingleLabel:
         return {"top1": top1 / judged, "top5": top5 / judged} if judged else {}
 
 
-class MultiLabel:
+class MultiLabelMeter:
     """Mean average precision over all decisions (micro) and over classes that occur (macro).
 
     present: of rows, which classes each image has, [rows, classes], and which images are judged,
@@ -201,10 +201,10 @@ class MultiLabel:
 
 def label_meter(
     labels: Labels, hierarchy: SemanticHierarchy, reading: Reading, device: torch.device
-) -> MultiLabel:
+) -> MultiLabelMeter:
     """Of labels [n] with all their ancestors; images without a label are not judged."""
     given = torch.from_numpy(labels)
-    return MultiLabel(
+    return MultiLabelMeter(
         lambda rows: (present_classes(given[rows], hierarchy), given[rows] >= 0),
         hierarchy,
         reading,
@@ -215,10 +215,10 @@ def label_meter(
 
 def tag_meter(
     tags: NDArray[np.bool_], classes: SemanticHierarchy, reading: Reading, device: torch.device
-) -> MultiLabel:
+) -> MultiLabelMeter:
     """Of tags [n, classes]; an image without any is judged as that."""
     given = torch.from_numpy(tags)
-    return MultiLabel(
+    return MultiLabelMeter(
         lambda rows: (given[rows], torch.ones(len(rows), dtype=torch.bool)),
         classes,
         reading,
@@ -227,7 +227,7 @@ def tag_meter(
     )
 
 
-class Real:
+class RealMeter:
     """Whether a model's one answer is among the reassessed labels of the image.
 
     Beyer et al. 2020 (arXiv 2006.07159). allowed: classes by row; images without any are skipped.

@@ -37,7 +37,7 @@ class TagFile:
             DataError: an image is not in the file, or has a tag that is not among `classes`.
         """
         column = {name: i for i, name in enumerate(classes)}
-        found = np.zeros((len(source), len(classes)), np.bool_)
+        matrix = np.zeros((len(source), len(classes)), np.bool_)
         by_stem, absent = self._by_stem(source), []
         for row, sample in enumerate(source.samples):
             names = self.tags.get(sample.key, by_stem.get(_stem(sample.key)))
@@ -50,14 +50,14 @@ class TagFile:
                         f"{self.location}: {sample.key!r} has tag {name!r}, expected one of the "
                         f"{len(classes)} of the training images; leave it out, or add it there"
                     )
-                found[row, column[name]] = True
+                matrix[row, column[name]] = True
         if absent:
             raise DataError(
                 f"{self.location}: lacks {len(absent)} of the {len(source)} images in "
                 f"{source.location} (first: {absent[0]!r}), expected a line for each, with or "
                 "without tags"
             )
-        return found
+        return matrix
 
     def _by_stem(self, source: ImageSource) -> dict[str, Sequence[str]]:
         """Tags by the last part of a key, where only one image and one line have it."""

@@ -12,7 +12,7 @@ from distill.curate.proposals import ModelPredictions
 from distill.data.source import ImageSource
 from distill.errors import ConfigError
 from distill.hierarchy.semantic import SemanticHierarchy
-from trainers.evaluation.evaluate import exclusive_classes, judge
+from trainers.evaluation.evaluate import exclusive_classes, run_evaluation
 from trainers.evaluation.meters import Reading, class_scores
 from trainers.models.trained import TrainedModel
 from trainers.process_group import Machine, World
@@ -47,7 +47,7 @@ def predict_top_classes(
     reading = Reading(scheme or trained.scheme or "single-label", trained.taught)
     top = _TopClasses(len(source), candidates, hierarchy, reading)
     model = trained.model.to(machine.device)
-    judge(model, [top], model_input=trained.input, source=source, machine=machine)
+    run_evaluation(model, [top], model_input=trained.input, source=source, machine=machine)
     return ModelPredictions(
         model=trained.name,
         classes=top.classes,

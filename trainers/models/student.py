@@ -60,12 +60,12 @@ def write_student(
 
 
 def _with_own_classifier(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    own = model.state_dict()
+    fresh = model.state_dict()
     heads = tuple(f"{name}." for name in classifier_names(model))
     other = [
         name
-        for name in own
+        for name in fresh
         if name.startswith(heads)
-        and (name not in weights or weights[name].shape != own[name].shape)
+        and (name not in weights or weights[name].shape != fresh[name].shape)
     ]
-    return {**weights, **{name: own[name] for name in other}}
+    return {**weights, **{name: fresh[name] for name in other}}

@@ -108,9 +108,9 @@ class InProcessTargets:
             order = self.hierarchy.tensors(logits[0].device).class_order
             probs = torch.stack([own.sigmoid() for own in logits]).mean(0)[:, order]
             return DenseTargets(probs=probs, confidence=torch.ones_like(probs[:, :1]))
-        said = self.teacher.answer(logits)
+        dense = self.teacher.answer(logits)
         # Copies outside of inference mode, so that gradients may flow past them.
-        return DenseTargets(probs=said.probs.clone(), confidence=said.confidence.clone())
+        return DenseTargets(probs=dense.probs.clone(), confidence=dense.confidence.clone())
 
     def prepare(self, epoch: int) -> None:
         """The next epoch needs nothing."""

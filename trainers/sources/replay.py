@@ -29,18 +29,18 @@ def check_replay(replay: ReplayProofs, source: ImageSource, policy: ViewPolicy) 
                 f"{source.location}: {key!r}: {batch.bad[int(row)]}; expected the image that the "
                 "teacher saw"
             )
-        for view, stored, found in zip(views, proofs, batch.proofs[int(row)], strict=True):
-            if stored != found:
+        for view, stored, drawn in zip(views, proofs, batch.proofs[int(row)], strict=True):
+            if stored != drawn:
                 where = f"{replay.where}: sample {key!r}, view {view}"
-                raise _differs(where, stored, found, replay.provenance)
+                raise _differs(where, stored, drawn, replay.provenance)
     return len(rows) * len(views)
 
 
 def _differs(
-    where: str, stored: str, found: str, provenance: Mapping[str, Any]
+    where: str, stored: str, drawn: str, provenance: Mapping[str, Any]
 ) -> StoreMismatchError:
     """Which step of the view is the first to differ, and what to do about it."""
-    steps = zip_longest(stored.split(), found.split(), fillvalue="nothing:")
+    steps = zip_longest(stored.split(), drawn.split(), fillvalue="nothing:")
     then, now = next((then, now) for then, now in steps if then != now)
     name, _, _ = then.rpartition(":")
     here, _, _ = now.rpartition(":")

@@ -54,13 +54,13 @@ class ServerTargets:
         """What the server draws of some samples; None where it draws nothing."""
         if not self._samples:
             return None
-        said = self.client.replay()
-        return said["proofs"] and ReplayProofs(
+        document = self.client.replay()
+        return document["proofs"] and ReplayProofs(
             where=self.location,
-            proofs=said["proofs"],
-            views=tuple(said["views"]),
+            proofs=document["proofs"],
+            views=tuple(document["views"]),
             size=self.input_size,
-            provenance=said["provenance"],
+            provenance=document["provenance"],
         )
 
     def view(self, epoch: int) -> int:

@@ -139,7 +139,7 @@ class StoreTargets:
                 "the store; precompute the data set that the student trains on"
             )
         answers = self._opened(view).gather(rows)
-        return SparseTargets.from_answers(answers, self.store.manifest.slots)
+        return SparseTargets.from_rows(answers, self.store.manifest.slots)
 
     def announce(self, sample_ids: SampleIds, view: int, pixels: Sequence[Tensor] = ()) -> None:
         """Reading takes no time."""

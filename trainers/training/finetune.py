@@ -21,12 +21,12 @@ from distill.errors import ConfigError, DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
 from trainers.evaluation.evaluate import validation_on
-from trainers.evaluation.meters import Meter, Reading, SingleLabel, tag_meter
+from trainers.evaluation.meters import Meter, Reading, SingleLabelMeter, tag_meter
 from trainers.process_group import Machine
 from trainers.recipe import Recipe
 from trainers.training.loop import TrainReport, train
-from trainers.training.matching import matched, require_hierarchy
-from trainers.training.objectives import Tags, objective_of
+from trainers.training.matching import match_targets, require_hierarchy
+from trainers.training.objectives import TagsObjective, objective_of
 
 RANDOM, PRETRAINED = "random", "pretrained"
 MOST_CLASSES = 100_000
@@ -108,7 +108,7 @@ def finetune(
     require_hierarchy(targets, classes)
     source = training.source
     tagged = np.zeros(len(source), np.int64)
-    what = matched(
+    inputs = match_targets(
         recipe=recipe,
         source=source,
         labels=label_indices(source, classes) if training.tags is None else tagged,
@@ -119,20 +119,20 @@ def finetune(
         say=say,
     )
     objective = (
-        objective_of(recipe, classes, what.labels)
+        objective_of(recipe, classes, inputs.labels)
         if training.tags is None
-        else Tags(hierarchy=classes, given=training.tags, recipe=recipe)
+        else TagsObjective(hierarchy=classes, given=training.tags, recipe=recipe)
     )
     validate = None
     if validation:
         new_meter = _meters(recipe, validation, classes, machine.device)
         validate = validation_on(validation.source, new_meter, machine)
     return train(
-        recipe=what.recipe,
+        recipe=inputs.recipe,
         objective=objective,
-        images=what.images,
+        images=inputs.images,
         validate=validate,
-        identity={**what.identity, "tags_digest": _digest(training.tags)},
+        identity={**inputs.identity, "tags_digest": _digest(training.tags)},
         out=out,
         machine=machine,
         checkpoint_every=checkpoint_every,
@@ -236,4 +236,4 @@ def _meters(
         )
     labels, everything = label_indices(source, classes), range(classes.num_classes)
     reading = Reading(recipe.scheme)
-    return lambda: SingleLabel(labels, classes, reading, everything, device)
+    return lambda: SingleLabelMeter(labels, classes, reading, everything, device)

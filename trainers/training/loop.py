@@ -22,7 +22,7 @@ from torch import nn
 from distill.errors import ConfigError, first_line
 from distill.models.creation import check_input
 from distill.progress import progress
-from distill.targets.tensors import sent
+from distill.targets.tensors import to_device
 from trainers.evaluation.evaluate import Stopped, Validate
 from trainers.models.student import create_student, student_input, write_student
 from trainers.process_group import Machine, World
@@ -135,7 +135,7 @@ def train(
                 batch = next(batches)
                 rows = batch.rows
                 pixels = batch.pixels[0][:, 0].to(device, non_blocking=True)
-                labels = sent(objective.labels(rows), device)
+                labels = to_device(objective.labels(rows), device)
                 share = len(rows) / recipe.batch_size
                 last = part == recipe.accumulate - 1
                 with _gradients_averaged(parallel, world, now=last):
@@ -168,7 +168,7 @@ def train(
             epoch_ends = done.steps % steps_per_epoch == 0
             due = epoch_ends or stopped or done.steps % checkpoint_every == 0
             if due or losses.full:
-                values = losses.taken(world, done.steps, images.source.samples)
+                values = losses.select(world, done.steps, images.source.samples)
                 labels_sum, kd_sum = np.sum(values, axis=0) + done.loss_sums
                 done = replace(done, loss_sums=(float(labels_sum), float(kd_sum)))
                 record.losses(done.steps + 1 - len(values), values, kd_weight)

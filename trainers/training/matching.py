@@ -20,7 +20,7 @@ from trainers.training.batches import TrainingSet
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Matched:
+class TrainingInputs:
     """recipe: with the views of the targets. labels: [n], with those of the list.
 
     identity: what a run that goes on must find again.
@@ -32,7 +32,7 @@ class Matched:
     identity: dict[str, Any]
 
 
-def matched(
+def match_targets(
     *,
     recipe: Recipe,
     source: ImageSource,
@@ -42,7 +42,7 @@ def matched(
     samples: SampleList | None,
     max_bad_fraction: float,
     say: Callable[[str], None],
-) -> Matched:
+) -> TrainingInputs:
     """All of `source`, or what is on the list, to be trained on with those targets.
 
     Raises:
@@ -71,7 +71,7 @@ def matched(
         if targets
         else SampleOrder(len(source), recipe.seed)
     )
-    return Matched(
+    return TrainingInputs(
         recipe=recipe,
         images=TrainingSet(
             source=source,

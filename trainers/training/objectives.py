@@ -56,9 +56,9 @@ def objective_of(
 ) -> Objective:
     """labels: [n] class indices, negative for none."""
     kinds: dict[Scheme, Callable[..., Objective]] = {
-        "single-label": SingleLabel,
-        "multi-label": MultiLabel,
-        "semantic": Semantic,
+        "single-label": SingleLabelObjective,
+        "multi-label": MultiLabelObjective,
+        "semantic": SemanticObjective,
     }
     return kinds[recipe.scheme](hierarchy=hierarchy, given=labels, recipe=recipe)
 
@@ -87,7 +87,7 @@ class _Taught:
         )
 
 
-class Semantic(_Taught):
+class SemanticObjective(_Taught):
     """One softmax for each hierarchy. given: [n] class indices."""
 
     kd_loss = staticmethod(semantic_kd_loss)
@@ -103,7 +103,7 @@ class Semantic(_Taught):
         )
 
 
-class SingleLabel(_Taught):
+class SingleLabelObjective(_Taught):
     """One softmax over all classes. given: [n] class indices."""
 
     kd_loss = staticmethod(single_label_kd_loss)
@@ -115,7 +115,7 @@ class SingleLabel(_Taught):
         )
 
 
-class MultiLabel(_Taught):
+class MultiLabelObjective(_Taught):
     """One sigmoid for each class. given: [n] class indices, which mean their ancestors too."""
 
     kd_loss = staticmethod(multi_label_kd_loss)
@@ -126,7 +126,7 @@ class MultiLabel(_Taught):
         return multi_label_loss(logits=logits, present=present, kind=self.recipe.multi_label_loss)
 
 
-class Tags(_Taught):
+class TagsObjective(_Taught):
     """One sigmoid for each tag. given: [n, classes], which tags each image has."""
 
     kd_loss = staticmethod(multi_label_kd_loss)

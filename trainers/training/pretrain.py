@@ -12,11 +12,11 @@ from distill.data.source import ImageSource, label_indices
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
 from trainers.evaluation.evaluate import validation_on
-from trainers.evaluation.meters import Reading, Semantic
+from trainers.evaluation.meters import Reading, SemanticMeter
 from trainers.process_group import Machine
 from trainers.recipe import Recipe
 from trainers.training.loop import TrainReport, train
-from trainers.training.matching import matched, require_hierarchy
+from trainers.training.matching import match_targets, require_hierarchy
 from trainers.training.objectives import objective_of
 
 
@@ -47,7 +47,7 @@ def pretrain(
         DataError: too many images cannot be read.
     """
     require_hierarchy(targets, hierarchy)
-    what = matched(
+    inputs = match_targets(
         recipe=recipe,
         source=source,
         labels=label_indices(source, hierarchy),
@@ -62,14 +62,14 @@ def pretrain(
         labels = label_indices(validation, hierarchy)
         reading = Reading(recipe.scheme, taught=targets is not None and recipe.kd_weight != 0)
         validate = validation_on(
-            validation, lambda: Semantic(labels, hierarchy, reading, machine.device), machine
+            validation, lambda: SemanticMeter(labels, hierarchy, reading, machine.device), machine
         )
     return train(
-        recipe=what.recipe,
-        objective=objective_of(what.recipe, hierarchy, what.labels),
-        images=what.images,
+        recipe=inputs.recipe,
+        objective=objective_of(inputs.recipe, hierarchy, inputs.labels),
+        images=inputs.images,
         validate=validate,
-        identity=what.identity,
+        identity=inputs.identity,
         out=out,
         machine=machine,
         checkpoint_every=checkpoint_every,

@@ -40,7 +40,7 @@ class StepLosses:
         """Whether there is no room for another step."""
         return len(self._rows) == STEPS_AT_ONCE
 
-    def taken(self, world: World, last_step: int, keys: Sequence[Any]) -> list[list[float]]:
+    def select(self, world: World, last_step: int, keys: Sequence[Any]) -> list[list[float]]:
         """[steps, 2], up to `last_step`; all processes must ask.
 
         keys: the samples, by row.
@@ -48,14 +48,14 @@ class StepLosses:
         Raises:
             ConfigError: one of them is no number; says at which step and batch.
         """
-        own = self._sums[: len(self._rows)].clone()
+        sums = self._sums[: len(self._rows)].clone()
         values: list[list[float]] = world.sum(self._sums)[: len(self._rows)].tolist()
         rows, self._rows = self._rows, []
         self._sums.zero_()
         for step, (labels, kd) in enumerate(values, last_step - len(values) + 1):
             if not (math.isfinite(labels) and math.isfinite(kd)):
                 here = step - last_step - 1  # from the end
-                batch = rows[here] if not own[here].isfinite().all() else []
+                batch = rows[here] if not sums[here].isfinite().all() else []
                 raise ConfigError(_no_number(step, labels, kd, [keys[row].key for row in batch]))
         return values
 

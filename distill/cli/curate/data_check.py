@@ -111,11 +111,11 @@ def _outside_lines(report: "DataReport") -> list[str]:
     return lines
 
 
-def _pairs_line(title: str, what: str, tagging: "Tagging") -> str:
+def _pairs_line(title: str, meaning: str, tagging: "Tagging") -> str:
     if not tagging.pairs:
         return f"{title}: none"
     return (
-        f"{title}: {tagging.pairs} pairs {what}, {tagging.across_splits} of them in two splits; "
+        f"{title}: {tagging.pairs} pairs {meaning}, {tagging.across_splits} of them in two splits; "
         f"tagged alike {tagging.same}, one more generally {tagging.general}, contradicting "
         f"{tagging.contradicting}"
     )

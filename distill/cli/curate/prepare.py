@@ -145,8 +145,8 @@ def _comparison(against: Any) -> list[str]:
     if against is None:
         return ["compared with: nothing, it resembles neither published ImageNet-21K-P"]
     counts = ", ".join(
-        f"{what} {against[what]['found']} of {against[what]['published']}"
-        for what in ("classes", "train", "val")
+        f"{part} {against[part]['found']} of {against[part]['published']}"
+        for part in ("classes", "train", "val")
     )
     match = "as published" if against["matches"] else "NOT as published"
     return [f"compared with {against['release']}: {match}: {counts}"] + [

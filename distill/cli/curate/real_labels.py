@@ -115,7 +115,7 @@ def propose(
 
 
 def _label_set(
-    named: str | None, own: "SemanticHierarchy | None", num_classes: int
+    named: str | None, trained_on: "SemanticHierarchy | None", num_classes: int
 ) -> "SemanticHierarchy":
     """Of the option, else of the model; ImageNet-1K's where it has its number of classes."""
     from distill.errors import ConfigError
@@ -124,8 +124,8 @@ def _label_set(
 
     if named:
         return resolve(named)
-    if own:
-        return own
+    if trained_on:
+        return trained_on
     if num_classes == 1000:
         return SemanticHierarchy.from_chains(flat_label_set("imagenet-1k"), {}, name="imagenet-1k")
     raise ConfigError(

@@ -149,7 +149,7 @@ def inspect(
     from distill.cli.inspect.report import Report
     from distill.errors import ConfigError
 
-    asked = {
+    given_options = {
         "--by-class": by_class,
         "--by-subtree": by_subtree is not None,
         "--sample": sample is not None,
@@ -162,7 +162,7 @@ def inspect(
         "--plot": plot,
         "--html": html,
     }
-    given = {option for option, value in asked.items() if value}
+    given = {option for option, value in given_options.items() if value}
     for several in ({"--by-class", "--by-subtree", "--sample"}, {"--csv", "--json"}):
         if len(given & several) > 1:
             raise ConfigError(

@@ -15,7 +15,7 @@ PATIENCE_S = 20.0  # of somebody who looks at a page
 
 if TYPE_CHECKING:
     from teacher_server.inspect.inspection import Inspection
-    from teacher_server.pages.site import Look, Site
+    from teacher_server.pages.site import Site, StoreSnapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Serving:
     def _site(self, opened: Callable[[], "Inspection"], data: str | None, split: str) -> "Site":
         from distill.wire.client import TeacherClient
         from teacher_server.pages.remote import RemoteTeacher
-        from teacher_server.pages.site import Later, Look, Site
+        from teacher_server.pages.site import Later, Site, StoreSnapshot
         from trainers.models.prediction import StudentOpinion
 
         inspection = opened()
@@ -79,32 +79,34 @@ class Serving:
             live = RemoteTeacher(client, hierarchy)
         first = _look(inspection, data, split).prepared()
 
-        def again() -> Look:
+        def again() -> StoreSnapshot:
             return replace(first, inspection=opened()).prepared()
 
         return Site(
             hierarchy=hierarchy,
             teacher=inspection.summary.teacher,
-            store=Later(again, value=first, stale=Look.may_grow),
+            store=Later(again, value=first, stale=StoreSnapshot.may_grow),
             student=student or None,
             live=live,
         )
 
 
-def _look(inspection: "Inspection", data: str | None, split: str) -> "Look":
+def _look(inspection: "Inspection", data: str | None, split: str) -> "StoreSnapshot":
     """With the images; where they are not to be had, the pages say so and show the rest."""
     from distill.cli.options.images import open_images
     from distill.errors import DistillError
     from teacher_server.inspect.tag_lists import Pictures
-    from teacher_server.pages.site import Look
+    from teacher_server.pages.site import StoreSnapshot
 
     if data is None:
-        return Look(inspection, None, "Started without --data, so there are no images to show.")
+        return StoreSnapshot(
+            inspection, None, "Started without --data, so there are no images to show."
+        )
     try:
-        return Look(inspection, Pictures.of(inspection, open_images(data, split)))
+        return StoreSnapshot(inspection, Pictures.of(inspection, open_images(data, split)))
     except DistillError as error:
         click.echo(f"distill: {error}", err=True)
-        return Look(inspection, None, str(error))
+        return StoreSnapshot(inspection, None, str(error))
 
 
 serving = gathered(

@@ -104,20 +104,20 @@ class Report:
             return
         probs = dense(answers, manifest.slots, hierarchy.classes_per_hierarchy)
         confidence = answers.confidence[answers.valid].mean(0)
-        said = in_words(probs, hierarchy, tag=tag, confidence=confidence)
+        predictions = in_words(probs, hierarchy, tag=tag, confidence=confidence)
         wnid = hierarchy.synsets[tag] if tag >= 0 else None
         self._json["sample"] = {
             "key": key,
             "row": row,
             "tag": wnid,
-            "answers": [asdict(each) for each in said],
+            "answers": [asdict(each) for each in predictions],
         }
         name = f"{wnid} {inspection.tree.name(tag)}" if wnid else "none"
         self._before.append(
             f"{key}: tag {name}; means over {len(answers)} views, * is the tag's path"
         )
         names = ["hierarchy", "P_k", "synset", "name", "p", "tag"]
-        self._table = names, [line for each in said for line in _of_answer(each)]
+        self._table = names, [line for each in predictions for line in _of_answer(each)]
 
     def against_truth(self, truth: NDArray[np.int64]) -> None:
         """How right the lists are. truth: [rows]."""
@@ -134,10 +134,10 @@ class Report:
             f"{_shown(suspect['average_precision'])}",
         ]
 
-    def files(self, what: str, paths: Sequence[Path]) -> None:
+    def files(self, kind: str, paths: Sequence[Path]) -> None:
         """What was written."""
-        self._json.setdefault("files", {})[what] = [str(path) for path in paths]
-        self._after.append(f"{what}: {', '.join(map(str, paths))}")
+        self._json.setdefault("files", {})[kind] = [str(path) for path in paths]
+        self._after.append(f"{kind}: {', '.join(map(str, paths))}")
 
     def cleaned(self, path: Path, kept: int, filled: int, left_out: int) -> None:
         """The list for training."""

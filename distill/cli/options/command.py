@@ -158,8 +158,8 @@ class Group(click.Group):
 
 def extra_settings() -> dict[str, Any]:
     """The settings of the command that runs which are none of its options, by dotted key."""
-    found: dict[str, Any] = click.get_current_context().meta.get(EXTRA, {})
-    return found
+    own_settings: dict[str, Any] = click.get_current_context().meta.get(EXTRA, {})
+    return own_settings
 
 
 # -- settings --------------------------------------------------------------------------------------

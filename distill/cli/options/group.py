@@ -15,8 +15,8 @@ def gathered(
 
     def decorate(command: Command) -> Command:
         def called(**given: Any) -> Any:
-            own = {name: given.pop(name) for name in names}
-            return command(**given, **{into: make(**own)})
+            values = {name: given.pop(name) for name in names}
+            return command(**given, **{into: make(**values)})
 
         called.__name__, called.__doc__ = command.__name__, command.__doc__
         params: list[click.Parameter] = getattr(command, "__click_params__", [])

@@ -131,16 +131,18 @@ def evaluate(
                     f"{where}: nothing says which classes its logits are of, expected a "
                     "hierarchy.json beside it; pass --label-set"
                 )
-            what: dict[str, Any] = {
+            keywords: dict[str, Any] = {
                 "hierarchy": hierarchy,
                 "reading": Reading(scheme or trained.scheme or "semantic", trained.taught),
                 "machine": machine,
             }
-            found = evaluate(trained, source=source, **what)
+            figures_of_model = evaluate(trained, source=source, **keywords)
             if truth and tagged:
-                recovery = evaluate_recovery(trained, source=tagged, truth=truth, **what)
-                found |= {name: v for name, v in recovery.items() if name.startswith("missing")}
-            return found
+                recovery = evaluate_recovery(trained, source=tagged, truth=truth, **keywords)
+                figures_of_model |= {
+                    name: v for name, v in recovery.items() if name.startswith("missing")
+                }
+            return figures_of_model
 
         judged = {name: figures(name, each) for name, each in zip(models, opened, strict=True)}
     if as_json:

@@ -108,9 +108,10 @@ def finetune(
         recipe = choice.read(scheme="multi-label" if tag_file else "single-label", epochs=EPOCHS)
 
         def labelled(source: "ImageSource", file: Path | None) -> "LabelledImages":
-            own = read_tags(file) if file else tag_file
+            tags_of_split = read_tags(file) if file else tag_file
             return LabelledImages(
-                source=source, tags=own.present(source, classes.synsets) if own else None
+                source=source,
+                tags=tags_of_split.present(source, classes.synsets) if tags_of_split else None,
             )
 
         source = open_images(data).limited(limit)
@@ -120,7 +121,7 @@ def finetune(
             else classes_of(source)
         )
         val_at = val_data or (data if has_split(data, "val") else None)
-        what: dict[str, Any] = {
+        shared: dict[str, Any] = {
             "training": labelled(source, None),
             "validation": labelled(open_images(val_at, "val"), val_tags) if val_at else None,
             "classes": classes,
@@ -132,14 +133,14 @@ def finetune(
             **keywords,
         }
         if not compare:
-            return {"": finetune(recipe=recipe, out=out, **what)}
+            return {"": finetune(recipe=recipe, out=out, **shared)}
         if val_at is None:
             raise ConfigError(
                 "--compare found, but no validation images, expected some to compare by; pass "
                 "--val-data"
             )
         starts = [init.strip() for init in compare.split(",") if init.strip()]
-        one = lambda recipe, out: finetune(recipe=recipe, out=out, **what)  # noqa: E731
+        one = lambda recipe, out: finetune(recipe=recipe, out=out, **shared)  # noqa: E731
         return run_each(starts, longer, recipe, out, one)
 
     reports = train_as_command("finetune", run, out, device, workers, as_json, train)

@@ -35,14 +35,14 @@ def train_as_command(
     """
     with finishing_first(title, "the step") as stop, ExitStack() as stack:
         from distill.cli.launcher import share_of_work
-        from trainers.process_group import Machine, joined, own_device
+        from trainers.process_group import Machine, join_process_group, own_device
 
-        asked = share_of_work(None, None, os.environ).device(device)
-        world = stack.enter_context(joined(os.environ))
+        device_name = share_of_work(None, None, os.environ).device(device)
+        world = stack.enter_context(join_process_group(os.environ))
         if run_choice.wandb:
             stack.enter_context(_wandb(run_choice.wandb, out, sends=world.leads))
         machine = Machine(
-            device=own_device(asked),
+            device=own_device(device_name),
             world=world,
             workers=workers,
             compiled=run_choice.compiled,

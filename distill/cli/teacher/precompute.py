@@ -182,7 +182,7 @@ def precompute(
         store = store if "://" in store else str(Path(store).absolute())
     source = open_images(data, split)
     if samples:
-        source = source.taken(np.sort(SampleList.read(samples).rows(source)))
+        source = source.select(np.sort(SampleList.read(samples).rows(source)))
     source = source.limited(limit)
     settings = PrecomputeOptions(
         policy=policy,
@@ -195,9 +195,9 @@ def precompute(
         workers=workers,
         max_bad_fraction=max_bad_fraction,
     )
-    what: dict[str, Any] = {"source": source, "path": store, "options": settings}
+    keywords: dict[str, Any] = {"source": source, "path": store, "options": settings}
     if dry_run:
-        would = dry.dry_run(**what, teacher=choice.load(launched.device(device)), share=share)
+        would = dry.dry_run(**keywords, teacher=choice.load(launched.device(device)), share=share)
         click.echo(json.dumps(would.to_json()) if as_json else "\n".join(would.lines()))
         return
     if engine == "ray" and share.count > 1:
@@ -218,13 +218,13 @@ def precompute(
                 index=share.index,
                 count=share.count,
             )
-        what |= {"journal": journal, "stopping": stopping}
+        keywords |= {"journal": journal, "stopping": stopping}
         if ray:
             report = precompute_on_ray(
-                ray, **what, load=choice.load, device=device, workers=ray_workers
+                ray, **keywords, load=choice.load, device=device, workers=ray_workers
             )
         else:
-            report = run(**what, teacher=choice.load(launched.device(device)), share=share)
+            report = run(**keywords, teacher=choice.load(launched.device(device)), share=share)
         interrupted = stopping() and report.blocks_left > 0
         if interrupted:
             journal.event("interrupted", blocks_left=report.blocks_left)

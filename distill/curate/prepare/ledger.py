@@ -102,10 +102,10 @@ def _lines(*lines: Mapping[str, Any]) -> bytes:
 
 
 def _require_empty(out: Path) -> None:
-    found = next((path.name for path in out.iterdir()), None)
-    if found is not None:
+    other = next((path.name for path in out.iterdir()), None)
+    if other is not None:
         raise ConfigError(
-            f"{out}: {found!r} found in it, expected an empty folder or one that `distill prepare` "
+            f"{out}: {other!r} found in it, expected an empty folder or one that `distill prepare` "
             "began; give another --out"
         )
 
@@ -160,11 +160,11 @@ def _read(file: BinaryIO, *, mend: bool = True) -> tuple[dict[str, Any], list[Un
     """The head and the units; a last line that was cut off does not count, and is taken away."""
     file.seek(0)
     content = file.read()
-    whole = content[: content.rfind(b"\n") + 1]
-    if mend and len(whole) < len(content):
-        file.truncate(len(whole))
+    complete = content[: content.rfind(b"\n") + 1]
+    if mend and len(complete) < len(content):
+        file.truncate(len(complete))
     try:
-        head, *lines = [json.loads(line) for line in whole.splitlines()] or [{}]
+        head, *lines = [json.loads(line) for line in complete.splitlines()] or [{}]
         units = [UnitDone(**line) for line in lines]
         if not all(isinstance(unit.name, str) and isinstance(unit.bad, dict) for unit in units):
             raise ValueError("a unit without a name")
@@ -175,10 +175,10 @@ def _read(file: BinaryIO, *, mend: bool = True) -> tuple[dict[str, Any], list[Un
         ) from error
 
 
-def _require_same(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _require_same(out: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for name, value in wanted.items():
-        if found.get(name) != value:
+        if stored.get(name) != value:
             raise ConfigError(
-                f"{out}: begun with {name} {found.get(name)!r}, this command has {value!r}; "
+                f"{out}: begun with {name} {stored.get(name)!r}, this command has {value!r}; "
                 "expected the same: run it as before, or give another --out"
             )

@@ -94,20 +94,20 @@ def list_raw(location: str, tick: Ticker, workers: int = 0) -> RawImages:
     listing, tars = _Listing(), list[ClassTar]()
     if kind == "file":
         with open_tar(location) as file:
-            own = SampleTable.of(_counted(_of_tar(file, location, listing, tars.append), tick))
+            top = SampleTable.of(_counted(_of_tar(file, location, listing, tars.append), tick))
     else:
         names = [n for n in disk.entries(location).files if n.lower().endswith(".tar")]
         tars += [ClassTar(PurePosixPath(name).stem, f"{location}/{name}") for name in names]
-        own = SampleTable.of(_counted(_of_folders(location, listing), tick))
-    found = {-1: (own, listing.skipped)}
+        top = SampleTable.of(_counted(_of_folders(location, listing), tick))
+    tables = {-1: (top, listing.skipped)}
     few = len(tars) < TARS_FOR_PROCESSES
     for number, table, skipped in in_processes(
         list_class_tars, _units(tars), 0 if few else workers
     ):
-        found[number] = table, skipped
+        tables[number] = table, skipped
         tick(len(table))
-    parts = [found[number] for number in sorted(found)]
-    samples = SampleTable.joined([table for table, _ in parts])
+    parts = [tables[number] for number in sorted(tables)]
+    samples = SampleTable.concatenate([table for table, _ in parts])
     if not len(samples):
         raise DataError(
             f"{location}: no images of classes found; expected class tars as n01440764.tar, or "
@@ -144,7 +144,7 @@ def _counted(samples: Iterable[Sample], tick: Ticker) -> Iterator[Sample]:
 
 
 def _of_tar(
-    file: BufferedReader, path: str, listing: _Listing, found: Callable[[ClassTar], None]
+    file: BufferedReader, path: str, listing: _Listing, on_class_tar: Callable[[ClassTar], None]
 ) -> Iterator[Sample]:
     """The images in class directories; class tars are `found`."""
     if file.peek(2)[:2] == GZIP:
@@ -154,7 +154,7 @@ def _of_tar(
     for member in members(file, path):
         inner = PurePosixPath(member.name)
         if inner.suffix.lower() == ".tar":
-            found(ClassTar(inner.stem, path, member.offset, member.offset + member.size))
+            on_class_tar(ClassTar(inner.stem, path, member.offset, member.offset + member.size))
         else:
             yield from listing.sample(
                 inner.parent.name, member.name, path, member.offset, member.size
@@ -162,22 +162,22 @@ def _of_tar(
 
 
 def _of_class_tar(tar: ClassTar, listing: _Listing) -> Iterator[Sample]:
-    found, name = 0, f"{tar.of_class}.tar"
+    listed, name = 0, f"{tar.of_class}.tar"
     try:
         with Disk().open(tar.path) as file:
             for member in members(file, name, start=tar.start, end=tar.end):
-                found += 1
+                listed += 1
                 yield from listing.sample(
                     tar.of_class, member.name, tar.path, member.offset, member.size
                 )
     except DataUnavailableError:
         raise
     except DataError as error:
-        listing.skipped[name] = f"damaged after {found} files: {error}"
+        listing.skipped[name] = f"damaged after {listed} files: {error}"
 
 
 def _of_folders(root: str, listing: _Listing) -> Iterator[Sample]:
     for sample in list_folders(root):
         name = f"{sample.key}{sample.suffix}"
-        for found in listing.sample(str(sample.label), name, root, 0, -1):
-            yield Sample(found.key, found.label, root, found.suffix, name=name)
+        for image in listing.sample(str(sample.label), name, root, 0, -1):
+            yield Sample(image.key, image.label, root, image.suffix, name=name)

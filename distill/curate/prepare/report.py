@@ -57,7 +57,7 @@ class PrepareReport:
 
 def compare(
     *,
-    found: Mapping[str, int],
+    images_by_class: Mapping[str, int],
     kept: Sequence[str],
     images: Mapping[str, int],
     bad: Mapping[str, str],
@@ -86,9 +86,11 @@ def compare(
     }
     return {
         "release": name,
-        **{what: {"found": a, "published": b} for what, (a, b) in counts.items()},
+        **{part: {"found": a, "published": b} for part, (a, b) in counts.items()},
         "matches": all(a == b for a, b in counts.values()),
-        "why": _reasons(published, theirs, mine, found, images, bad, min_images, val_images),
+        "why": _reasons(
+            published, theirs, mine, images_by_class, images, bad, min_images, val_images
+        ),
     }
 
 
@@ -96,17 +98,17 @@ def _reasons(
     published: Published,
     theirs: set[str],
     mine: set[str],
-    found: Mapping[str, int],
+    images_by_class: Mapping[str, int],
     images: Mapping[str, int],
     bad: Mapping[str, str],
     min_images: int,
     val_images: int,
 ) -> list[str]:
-    absent = sorted(theirs - set(found))
-    small = sorted(c for c in theirs - mine if 0 < found.get(c, 0) < min_images)
-    other = sorted(c for c in theirs - mine if found.get(c, 0) >= min_images)
+    absent = sorted(theirs - set(images_by_class))
+    small = sorted(c for c in theirs - mine if 0 < images_by_class.get(c, 0) < min_images)
+    other = sorted(c for c in theirs - mine if images_by_class.get(c, 0) >= min_images)
     more = sorted(mine - theirs)
-    exactly = [c for c in more if found[c] == 500]
+    exactly = [c for c in more if images_by_class[c] == 500]
     reasons = []
     if absent:
         reasons.append(f"{_some(absent)} of the published label set are not in this release")

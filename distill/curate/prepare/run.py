@@ -97,12 +97,12 @@ def _chosen(
 ) -> tuple[RawImages, Selection]:
     with progress("listing", 0, "images", shown=shown) as tick:
 
-        def told(units: int, note: str = "") -> None:
+        def tick_listed(units: int, note: str = "") -> None:
             if stopping():  # nothing is in hand yet
                 raise KeyboardInterrupt
             tick(units, note)
 
-        images = list_raw(raw, told, options.workers)
+        images = list_raw(raw, tick_listed, options.workers)
     rules = options.selection
     return images, select(images.samples, rules)
 
@@ -122,7 +122,7 @@ def _recipe(options: PrepareOptions) -> dict[str, Any]:
 
 def _identity(images: RawImages, chosen: Selection) -> dict[str, Any]:
     """Which images were chosen, by names, and by sizes where a tar tells them."""
-    table = images.samples.taken(np.concatenate([chosen.train, chosen.val]))
+    table = images.samples.select(np.concatenate([chosen.train, chosen.val]))
     ids = sample_ids(sample.key for sample in table)
     return {
         "images": {split: len(chosen.rows(split)) for split in SPLITS},
@@ -243,7 +243,7 @@ def _report(
         complete=False,
         seconds=time.monotonic() - started,
         against=compare(
-            found=chosen.images,
+            images_by_class=chosen.images,
             kept=chosen.kept,
             images=counts,
             bad=bad,

@@ -54,15 +54,15 @@ def select(samples: SampleTable, rules: SelectionRules) -> Selection:
     """
     order = np.argsort(samples.rows["label"], kind="stable")
     starts = np.flatnonzero(np.diff(samples.rows["label"][order], prepend=-1))
-    found = {
+    classes = {
         str(samples.labels[samples.rows["label"][rows[0]]]): rows
         for rows in np.split(order, starts[1:])
     }
     images: dict[str, int] = {}
     parts: dict[str, list[NDArray[np.int64]]] = {"train": [], "val": []}
     kept, twice = [], []
-    for name in sorted(found):
-        rows, repeated = _by_name(samples, found[name])
+    for name in sorted(classes):
+        rows, repeated = _by_name(samples, classes[name])
         twice.append(repeated)
         images[name] = len(rows)
         wanted = rules.label_set is None or name in rules.label_set

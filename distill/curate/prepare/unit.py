@@ -128,8 +128,8 @@ def _write_shard(unit: Unit, shrunk: _Shrunk) -> int:
             file.write(head + content + _padding(content))
             file.write(_head(f"{sample.key}.wnid", label) + label + _padding(label))
         file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end mark
-    with part.open("rb") as whole:
-        index = index_of(SampleTable.of(listed), identity_of(whole))
+    with part.open("rb") as shard:
+        index = index_of(SampleTable.of(listed), identity_of(shard))
     Path(index_path(path)).write_bytes(index)  # one that is torn counts as none
     return part.stat().st_size
 

@@ -56,14 +56,14 @@ def list_arrow(root: str) -> SampleTable:
         columns = _columns_of(info["features"], root)
         if state.get("_indices_files"):
             raise DataError(f"{root}: rows are chosen by an index file; save_to_disk it again")
-        found = [sample for name in names for sample in _list_file(root, name, columns)]
+        listed = [sample for name in names for sample in _list_file(root, name, columns)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{root}: not a whole data set ({error}), expected what datasets' save_to_disk writes; "
             "save it again"
         ) from error
-    files = {key for key, _ in found if key}
-    by_name = bool(columns.key) or len(files) == len(found)
+    files = {key for key, _ in listed if key}
+    by_name = bool(columns.key) or len(files) == len(listed)
     return SampleTable.of(
         Sample(
             key if by_name else f"{number:09d}",
@@ -75,7 +75,7 @@ def list_arrow(root: str) -> SampleTable:
             False,
             sample.name,
         )
-        for number, (key, sample) in enumerate(found)
+        for number, (key, sample) in enumerate(listed)
     )
 
 
@@ -105,20 +105,20 @@ def _list_file(root: str, name: str, columns: _Columns) -> Iterator[tuple[str, S
         raise DataError(f"{root}: {name!r} found as a data file, expected a name in that folder")
     try:
         with pyarrow.memory_map(path) as mapped:
-            whole = mapped.read_buffer()
-            for batch in pyarrow.ipc.open_stream(whole):
+            content = mapped.read_buffer()
+            for batch in pyarrow.ipc.open_stream(content):
                 batch.validate(full=True)  # or hostile offsets would end the interpreter
-                yield from _list_batch(root, path, batch, whole, columns)
+                yield from _list_batch(root, path, batch, content, columns)
     except (pyarrow.ArrowException, UnicodeDecodeError, SystemError) as error:
         raise DataError(f"{path}: not a whole Arrow file ({error}); save it again") from error
 
 
 def _list_batch(
-    root: str, path: str, batch: Any, whole: Any, columns: _Columns
+    root: str, path: str, batch: Any, content: Any, columns: _Columns
 ) -> Iterator[tuple[str, Sample]]:
     images = batch.column(columns.image)
-    starts, ends, null = _ranges(images.field("bytes"), whole.address)
-    if (~null & ((starts < 0) | (ends > whole.size))).any():
+    starts, ends, null = _ranges(images.field("bytes"), content.address)
+    if (~null & ((starts < 0) | (ends > content.size))).any():
         raise DataError(f"{path}: compressed, expected plain Arrow; save it with datasets again")
     names = images.field("path").to_pylist()
     keys = batch.column(columns.key).to_pylist() if columns.key else names

@@ -13,9 +13,9 @@ def list_folders(root: str) -> Iterator[Sample]:
             yield from _images(root, inside, files, inside.partition("/")[0])
 
 
-def list_loose(root: str, found: Entries) -> Iterator[Sample]:
+def list_loose(root: str, entries: Entries) -> Iterator[Sample]:
     """The images directly in `root`, without labels."""
-    return _images(root, "", found.files, None)
+    return _images(root, "", entries.files, None)
 
 
 def split_image_name(name: str) -> tuple[str, str] | None:

@@ -103,7 +103,7 @@ class SampleTable(Sequence[Sample]):
     def __getitem__(self, index: slice) -> "SampleTable": ...
     def __getitem__(self, index: int | slice) -> "Sample | SampleTable":
         if isinstance(index, slice):
-            return self.taken(index)
+            return self.select(index)
         row = self.rows[index].item()
         start, size, named, label, place, suffix, guessed, offset, stored = row
         text = self.keys[start : start + size + named]
@@ -119,7 +119,7 @@ class SampleTable(Sequence[Sample]):
         )
 
     @classmethod
-    def joined(cls, tables: Sequence["SampleTable"]) -> "SampleTable":
+    def concatenate(cls, tables: Sequence["SampleTable"]) -> "SampleTable":
         """The samples of all, one table after another."""
         if len(tables) == 1:
             return tables[0]
@@ -138,7 +138,7 @@ class SampleTable(Sequence[Sample]):
         rows = np.concatenate(parts)
         return cls(rows, bytes(keys), tuple(labels), tuple(places), tuple(suffixes))
 
-    def taken(self, which: slice | NDArray[np.int64]) -> "SampleTable":
+    def select(self, which: slice | NDArray[np.int64]) -> "SampleTable":
         """Those rows, in that order."""
         return replace(self, rows=self.rows[which])
 

@@ -16,7 +16,7 @@ MAX_HEADER_BYTES = 2**20  # of long names and PAX records, which are read whole
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class TarMember:
     """offset: of its bytes in the outermost file."""
 
     name: str
@@ -41,7 +41,7 @@ def open_tar(path: str) -> BufferedReader:
 
 def members(
     file: BufferedReader, path: str, *, start: int = 0, end: int | None = None
-) -> Iterator[Member]:
+) -> Iterator[TarMember]:
     """The members of the tar that stands from `start` to `end` in `file`; `path` names it.
 
     Raises:
@@ -64,7 +64,7 @@ def members(
                         f"{path}: {member.name!r} has size {member.size}; copy it again"
                     )
                 if member.isreg() and not member.issparse():
-                    yield Member(member.name, member.offset_data, member.size)
+                    yield TarMember(member.name, member.offset_data, member.size)
             file.seek(tar.offset)
             # tarfile takes a damaged header for the end.
             if file.read(max(0, min(BLOCK, end - tar.offset))) != bytes(BLOCK):

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from distill.data.formats.samples import IMAGE_SUFFIXES, ROW, Sample, SampleTable
-from distill.data.formats.tar_members import Member, members, open_tar
+from distill.data.formats.tar_members import TarMember, members, open_tar
 from distill.errors import DataError, DataUnavailableError
 from distill.files import write_atomically
 from distill.storage import place_of
@@ -40,12 +40,12 @@ def list_tars(tars: list[str], indexes: Path | None) -> SampleTable:
         DataError: one is not a whole uncompressed tar, or holds a key twice in a row.
     """
     with ThreadPoolExecutor(TARS_AT_ONCE) as pool:  # a bucket answers slowly, but many at once
-        return SampleTable.joined(list(pool.map(lambda tar: _table_of(tar, indexes), tars)))
+        return SampleTable.concatenate(list(pool.map(lambda tar: _table_of(tar, indexes), tars)))
 
 
 def list_tar(file: BufferedReader, path: str) -> Iterator[Sample]:
     """The images of one tar; labels may stand anywhere in it."""
-    images: dict[str, Member] = {}
+    images: dict[str, TarMember] = {}
     labels: dict[str, str | int] = {}
     for member in members(file, path):
         key, suffix = split_key(member.name)
@@ -69,7 +69,7 @@ def split_key(name: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), (dot + suffix).lower()
 
 
-def _read_label(file: BufferedReader, member: Member, suffix: str, path: str) -> str | int:
+def _read_label(file: BufferedReader, member: TarMember, suffix: str, path: str) -> str | int:
     here = file.tell()
     file.seek(member.offset)
     text = file.read(min(member.size, MAX_LABEL_BYTES)).decode("utf-8", "replace").strip()
@@ -134,9 +134,9 @@ def _read_index(path: str, identity: str, tar: str) -> SampleTable | None:
     """None where there is none of this tar; one that makes no sense counts as none."""
     try:
         content = place_of(path).read(path, 0, -1, at_most=MAX_INDEX_BYTES)
-        with np.load(io.BytesIO(content), allow_pickle=False) as found:
-            head = json.loads(found["head"].tobytes())
-            rows, keys = found["rows"], found["keys"].tobytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as document:
+            head = json.loads(document["head"].tobytes())
+            rows, keys = document["rows"], document["keys"].tobytes()
         keys.decode("utf-8", "surrogatepass")
         if head["format"] != FORMAT or head["identity"] != identity or rows.dtype != ROW:
             return None
