@@ -71,7 +71,7 @@ def main() -> None:
     if not options.quick:
         draw(points, options.out / "encoding_frontier.svg")
     print("\n## Whole stores, everything included\n")
-    print("| teacher | encoding | views | B a view | fresh median | p99 | near median | p99 |")
+    print("| teacher | encoding | views | B per view | fresh median | p99 | near median | p99 |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for s in sizes:
         print(
@@ -313,7 +313,7 @@ def print_packing(answers: TargetRows) -> None:
     ways: dict[str, Any] = {"zstd 9, a column a block (ours)": None}
     ways |= {f"zstd 9, {n} shuffle": numcodecs.Blosc("zstd", 9, s) for n, s in shuffles.items()}
     ways |= {"plain zstd 19": numcodecs.Zstd(19), "lz4": numcodecs.Blosc("lz4", 9, 2)}
-    print(f"\n## Packing, {answers.name}, standard preset (B a view)\n")
+    print(f"\n## Packing, {answers.name}, standard preset (B per view)\n")
     print("| compressor | index | prob |\n| --- | --- | --- |")
     for name, codec in ways.items():
         print(f"| {name} | {bytes_of(stored['index'], codec):.1f} | "

@@ -54,7 +54,7 @@ class Point:
 def print_points(name: str, points: list[Point]) -> None:
     best = frontier(points)
     print(f"\n## {name}: payload against angle\n")
-    print("| encoding | B a view | fresh median | p99 | near median | p99 | on the frontier |")
+    print("| encoding | B per view | fresh median | p99 | near median | p99 | on the frontier |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for p in sorted(points, key=lambda p: p.payload):
         print(

@@ -529,7 +529,7 @@ def _jpegs(count: int, size: tuple[int, int]) -> bytes:
 
 
 def _rate(seen: list[list[float]], images: int) -> float:
-    """Answered images a second, from the first answer to the last request's begin."""
+    """Answered images per second, from the first answer to the last request's begin."""
     good = [(began, began + seconds) for status, seconds, began in seen if status == 200]
     if not good:
         return 0.0

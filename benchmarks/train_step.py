@@ -42,7 +42,8 @@ from distill.models.creation import pick_device
 from distill.targets.tensors import TargetSource
 from store.logit_store import LogitStore
 from store.views.cache import Cache
-from teacher_server.precompute.run import PrecomputeOptions, precompute
+from teacher_server.precompute.options import PrecomputeOptions
+from teacher_server.precompute.run import precompute
 from teacher_server.teacher.loading import MemberChoice, load_teacher
 from trainers.models.student import create_student, student_input
 from trainers.process_group import Machine, World

@@ -74,9 +74,9 @@ def is_dead_decoder(error: RuntimeError) -> bool:
 def dead_decoder(error: BaseException) -> str:
     """What to tell of it."""
     return (
-        f"a process that decodes images died ({first_line(error)}), expected it to live; give it "
-        "more memory (in a container also shared memory, as `docker run --shm-size 8g`), or lower "
-        "--workers or --batch-size"
+        f"a process that decodes images died ({first_line(error)}), expected it to keep running; "
+        "give it more memory (in a container also shared memory, as `docker run --shm-size 8g`), "
+        "or lower --workers or --batch-size"
     )
 
 

@@ -54,7 +54,7 @@ def read_toml(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: no such file; expected settings in TOML") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file}: not readable as TOML ({error}); mend it") from error
+        raise ConfigError(f"{file}: not readable as TOML ({error}); fix it") from error
 
 
 def _put(document: dict[str, Any], key: str, value: Any) -> None:

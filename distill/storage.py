@@ -73,7 +73,7 @@ def place_of(path: str) -> Place:
     if path.startswith(S3):
         return Bucket()
     if "://" in path:
-        raise DataError(f"{path}: unknown kind of place, expected a folder, a file or s3://…")
+        raise DataError(f"{path}: unknown kind of location, expected a folder, a file or s3://…")
     return Disk()
 
 
@@ -302,5 +302,5 @@ def unavailable(path: str, cause: str) -> DataUnavailableError:
     """What to raise of trouble that passes."""
     return DataUnavailableError(
         f"{path}: cannot be read now ({cause}), expected a disk, a network and a machine in "
-        "order; finished work is kept: mend it, and run the same command again"
+        "order; finished work is kept: fix it, then run the same command again"
     )

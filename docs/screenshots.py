@@ -78,7 +78,7 @@ def _shoot(new_page: object, base: str) -> None:
         {"name": "figure.jpg", "mimeType": "image/jpeg", "buffer": image}
     )
     page.get_by_role("button", name="Ask").click()
-    page.get_by_text("What the teacher says").wait_for()
+    page.get_by_text("Teacher predictions").wait_for()
     _save(page, "ask")
 
 

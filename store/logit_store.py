@@ -285,7 +285,7 @@ class LogitStore:
             write_chunks(self.objects, self.manifest, block, stored)
         raise StoreError(
             f"{self.location}: another process writes other answers into block {block} again and "
-            "again; run one writer a block, then `distill store verify`"
+            "again; run one writer per block, then `distill store verify`"
         )
 
     def _holds(self, block: int, digests: Sequence[str]) -> bool:

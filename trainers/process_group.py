@@ -119,7 +119,7 @@ def join_process_group(environment: Mapping[str, str]) -> Iterator[World]:
         if world.size > 1 and any(word in str(error) for word in CONNECTIONS):
             raise ConfigError(
                 f"process {world.rank} of {world.size} lost the others ({first_line(error)}), "
-                "expected all to live; what went wrong is said by the one that ended first"
+                "expected all to keep running; the process that ended first reports the cause"
             ) from error
         raise
     finally:

@@ -71,5 +71,5 @@ class Recipe:
             raise ConfigError(f"seed {self.seed} found, expected 0 to 2^64 - 1")
 
     def to_json(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """Return a document for checkpoints."""
         return asdict(self)

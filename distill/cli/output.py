@@ -35,7 +35,7 @@ def fidelity_line(summary: "StoreSummary") -> str:
 def size_line(summary: "StoreSummary") -> str:
     """Bytes and bad images."""
     return (
-        f"size: {in_bytes(summary.bytes_total)}, {summary.bytes_per_view:.0f} B a view; "
+        f"size: {in_bytes(summary.bytes_total)}, {summary.bytes_per_view:.0f} B per view; "
         f"bad images: {summary.invalid_rows}"
     )
 

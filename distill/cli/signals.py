@@ -28,11 +28,11 @@ class Stopping:
         if self.by == signal.SIGINT:
             raise KeyboardInterrupt
         command = shlex.join(["distill", *sys.argv[1:]])
-        click.echo(f"stopped after a checkpoint; to go on: {command}", err=True)
+        click.echo(f"stopped after a checkpoint; to resume: {command}", err=True)
 
 
 @contextmanager
-def finishing_first(command: str, work: str = "the block") -> Iterator[Stopping]:
+def finishing_first(command: str, work: str = "the current block") -> Iterator[Stopping]:
     """Gives what tells whether to stop after the work in hand."""
     stopping = Stopping()
 
@@ -42,7 +42,7 @@ def finishing_first(command: str, work: str = "the block") -> Iterator[Stopping]
         stopping.by = signal.Signals(number)
         # Not print: whatever was interrupted may be in the middle of one.
         name = stopping.by.name
-        text = f"{command}: {name}: finishing {work} in hand; once more to stop at once\n"
+        text = f"{command}: {name}: finishing {work}; once more to stop at once\n"
         os.write(STDERR, text.encode())
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}

@@ -149,7 +149,7 @@ def repair(
         return
     for line in report.restored:
         click.echo(f"restored: {line}")
-    click.echo(f"{location}: {len(report.recomputed)} blocks computed again; it is whole")
+    click.echo(f"{location}: {len(report.recomputed)} blocks computed again; it is complete")
 
 
 @store.command(examples=["A B --out STORE"])

@@ -50,7 +50,7 @@ def read_bytes(sample: Sample) -> bytes:
 
 
 def read_all(samples: Sequence[Sample]) -> list[Callable[[], bytes]]:
-    """For each sample, what gives or raises `read_bytes` of it; of a bucket many at once."""
+    """Return a call per sample that gives or raises `read_bytes`; buckets are read concurrently."""
     if not any(sample.path.startswith(S3) for sample in samples):
         return [partial(read_bytes, sample) for sample in samples]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
@@ -103,10 +103,10 @@ def decode_image(
     except Image.DecompressionBombError as error:
         raise DataError(f"too many pixels: {first_line(error)}") from error
     except UnidentifiedImageError as error:
-        known = f"of no known format ({', '.join(formats)})"
+        known = f"of no supported format ({', '.join(formats)})"
         raise DataError(f"not an image: {known}") from error
     except Exception as error:  # decoders raise whatever hostile bytes provoke
-        raise DataError(f"not a whole image: {first_line(error)}") from error
+        raise DataError(f"undecodable image: {first_line(error)}") from error
 
 
 def squish(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -45,18 +45,18 @@ class SampleList:
                 wnids = ("",) * len(keys)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(
-                f"{path}: cannot be read ({error}); expected one sample key a line, or CSV with "
+                f"{path}: cannot be read ({error}); expected one sample key per line, or CSV with "
                 "key and wnid"
             ) from error
         if not keys:
-            raise DataError(f"{path}: no samples found; expected one key a line")
+            raise DataError(f"{path}: no samples found; expected one key per line")
         return cls(str(path), keys, wnids)
 
     def rows(self, source: ImageSource) -> NDArray[np.int64]:
         """[n]: where each key stands in `source`, in the order of the list.
 
         Raises:
-            DataError: a key is not in the data, or stands twice.
+            DataError: a key is not in the data, or appears twice.
         """
         rows = find_rows(source.ids, sample_ids(self.keys))
         absent = np.flatnonzero(rows < 0)
@@ -68,7 +68,7 @@ class SampleList:
         kept, counts = np.unique(rows, return_counts=True)
         if (counts > 1).any():
             twice = source.samples[int(kept[np.argmax(counts > 1)])].key
-            raise DataError(f"{self.location}: {twice!r} stands twice, expected every key once")
+            raise DataError(f"{self.location}: {twice!r} appears twice, expected every key once")
         return rows
 
     def applied(
@@ -77,7 +77,7 @@ class SampleList:
         """The rows to train on, ascending, and the labels [n] of all rows, the new ones included.
 
         Raises:
-            DataError: a key is not in the data, or stands twice; a wnid is not in the label set.
+            DataError: a key is not in the data, or appears twice; a wnid is not in the label set.
         """
         rows, labels = self.rows(source), labels.copy()
         for row, wnid in zip(rows, self.wnids, strict=True):

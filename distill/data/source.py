@@ -57,13 +57,13 @@ def open_source(
     """Recognise what `location` holds, a path or s3://…, and list one split of it.
 
     A tar; a CSV or Parquet table of paths; a folder of tars, of which those named after the split
-    where any is; a Hugging Face data set; a folder of one folder a class, or of images without
+    where any is; a Hugging Face data set; a folder of one folder per class, or of images without
     labels; or a folder that holds such a folder named after the split.
 
     indexes: folder to keep the indexes of tars in, so that each is listed once.
 
     Raises:
-        DataError: nothing is there, nothing of a known form, or a key stands twice.
+        DataError: nothing is there, nothing of a known form, or a key appears twice.
         DataUnavailableError: the disk or the network does not answer now.
     """
     path = _path_of(location)
@@ -74,7 +74,7 @@ def open_source(
     samples = list_samples()
     if not len(samples):
         raise DataError(
-            f"{root}: no images found; expected one folder a class with {' '.join(IMAGE_SUFFIXES)} "
+            f"{root}: no images found; expected class folders with {' '.join(IMAGE_SUFFIXES)} "
             "files, or WebDataset tars of key.jpg with key.wnid or key.cls"
         )
     ids = sample_ids(s.key for s in samples)
@@ -83,7 +83,7 @@ def open_source(
     twice = np.flatnonzero((ids[1:] == ids[:-1]).all(axis=1))
     if len(twice):
         key = samples[int(order[twice[0]])].key
-        raise DataError(f"{root}: the key {key!r} stands twice; expected every sample's key once")
+        raise DataError(f"{root}: the key {key!r} appears twice; expected every sample's key once")
     return ImageSource(path, samples.select(order), ids)
 
 
@@ -122,7 +122,7 @@ def label_indices(source: ImageSource, hierarchy: SemanticHierarchy) -> NDArray[
         raise DataError(
             f"{source.location}: sample {sample.key!r} has label {sample.label!r}, expected a "
             f"synset or an index of label set {hierarchy.name} ({hierarchy.num_classes} classes), "
-            "or a name that one of them alone has; pass the --label-set that the data was tagged "
+            "or a name that only one class has; pass the --label-set that the data was tagged "
             "with; `distill data check` lists all such labels"
         )
     return labels
@@ -168,7 +168,7 @@ def _of_file(path: str, split: str, indexes: Path | None) -> _Found:
     if is_manifest(path):
         return path, lambda: SampleTable.of(list_manifest(path, _names_of(split)))
     raise DataError(
-        f"{path}: a file of unknown form; expected a folder, a .tar, or a .csv or .parquet table "
+        f"{path}: unknown file format; expected a folder, a .tar, or a .csv or .parquet table "
         "with the columns path and wnid"
     )
 
@@ -179,8 +179,8 @@ def _of_folder(path: str, split: str, indexes: Path | None) -> _Found:
     parent = place.kind(f"{path}/../{UNFINISHED}") if "://" not in path else None
     if UNFINISHED in listing.files or parent:
         raise DataError(
-            f"{path}: `distill prepare` has not finished here, expected a whole data set; run the "
-            "same `distill prepare` again"
+            f"{path}: `distill prepare` has not finished here, expected a complete data set; run "
+            "the same `distill prepare` again"
         )
     inside = next((name for name in _names_of(split) if name in listing.folders), None)
     root = f"{path}/{inside}" if inside else path

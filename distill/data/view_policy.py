@@ -47,7 +47,7 @@ class ViewPolicy:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """For a manifest."""
+        """Return a document for a manifest."""
         return asdict(self)
 
     @classmethod

@@ -21,7 +21,7 @@ HEAD = "# synset and hypernym; from WordNet 3.0, Copyright 2006 by Princeton Uni
 
 
 def flat_label_set(name_or_path: str) -> tuple[str, ...]:
-    """The synsets of one of `FLAT_LABEL_SETS`, or of a text file with one wnid a line.
+    """The synsets of one of `FLAT_LABEL_SETS`, or of a text file with one wnid per line.
 
     Raises:
         HierarchyError: it is neither.
@@ -38,7 +38,7 @@ def flat_label_set(name_or_path: str) -> tuple[str, ...]:
         )
     synsets = tuple(wordnet.read_label_set(name_or_path))
     if not synsets:
-        raise HierarchyError(f"{name_or_path}: no wnids found, expected one a line")
+        raise HierarchyError(f"{name_or_path}: no wnids found, expected one per line")
     return synsets
 
 

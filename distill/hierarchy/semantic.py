@@ -72,7 +72,7 @@ class SemanticHierarchy:
         a softmax, as the paper's authors do, unless it is the only level.
 
         Raises:
-            HierarchyError: a synset stands twice, or a chain disagrees with its ancestors' chains.
+            HierarchyError: a synset appears twice, or a chain disagrees with its ancestors' chains.
         """
         index = _index_of(synsets)
         chains = {s: [a for a in ancestors.get(s, ()) if a in index] for s in synsets}

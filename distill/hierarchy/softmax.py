@@ -67,7 +67,7 @@ def class_log_probs(
 def subtree_probs(
     logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy
 ) -> Float[Tensor, "batch classes"]:
-    """Of one softmax over all classes: each class's probability and those of all below it.
+    """Return the probability of each class and all classes below it, from one softmax.
 
     Whatever is a swan is a bird too: what a single-label model says of a hierarchy.
     """

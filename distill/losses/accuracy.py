@@ -52,7 +52,7 @@ class SemanticAccuracyMeter:
         self.right += ((answers == expected) & (expected >= 0)).sum(0)
 
     def result(self) -> SemanticAccuracy:
-        """Of all batches so far."""
+        """Return the accuracy over all batches so far."""
         counts = self.judged.tolist()
         shares = [
             r / n if n else float("nan") for r, n in zip(self.right.tolist(), counts, strict=True)

@@ -36,7 +36,7 @@ class EncodingSpec:
     def __post_init__(self) -> None:
         if not self.entries or not all(1 <= n <= MAX_ENTRIES for n in self.entries):
             raise ConfigError(
-                f"encoding entries {self.entries} found, expected 1 to {MAX_ENTRIES} a hierarchy"
+                f"encoding entries {self.entries} found, expected 1 to {MAX_ENTRIES} per hierarchy"
             )
         if not 7 <= self.prob_steps <= MAX_PROB_STEPS:
             raise ConfigError(
@@ -81,7 +81,7 @@ class EncodingSpec:
         return cls.budgeted(classes_per_hierarchy, entries=entries, prob_steps=steps)
 
     def to_json(self) -> dict[str, Any]:
-        """For a manifest."""
+        """Return a document for a manifest."""
         return {"entries": list(self.entries), "prob_steps": self.prob_steps}
 
     @classmethod

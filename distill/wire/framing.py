@@ -115,7 +115,7 @@ def tensors(head: RequestHead, raw: memoryview) -> dict[str, Tensor]:
     for i, given in enumerate(head.inputs):
         where = f"inputs[{i}] ({_named(given.name)})"
         if given.name in tensors:
-            raise malformed(f"{where}: stands twice, expected each input once")
+            raise malformed(f"{where}: appears twice, expected each input once")
         size = given.parameters.binary_data_size
         if (size is None) == (given.data is None):
             raise malformed(f"{where}: expected either data or binary_data_size")
@@ -218,7 +218,7 @@ def requested(head: RequestHead, available: Sequence[str], default: Sequence[str
     """The names of the outputs, in the order in which they are asked for.
 
     Raises:
-        Refused: one is unknown, stands twice, or is wanted as a classification.
+        Refused: one is unknown, appears twice, or is wanted as a classification.
     """
     names = [output.name for output in head.outputs]
     for i, output in enumerate(head.outputs):
@@ -228,7 +228,7 @@ def requested(head: RequestHead, available: Sequence[str], default: Sequence[str
         if output.parameters.classification:
             raise malformed(f"{where}: classification is not supported; ask for the tensor itself")
         if names.index(output.name) != i:
-            raise malformed(f"{where}: stands twice, expected each output once")
+            raise malformed(f"{where}: appears twice, expected each output once")
         if output.name == "probs" and not _is_raw(output, head):
             raise malformed(f"{where}: FP16 comes raw only; ask for it with binary_data")
     return names or list(default)

@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class Status(IntEnum):
-    """Of one element; others of the request are not affected."""
+    """Status of one element; others of the request are not affected."""
 
     OK = 0
     NOT_AN_IMAGE = 1

@@ -26,7 +26,7 @@ SAMPLE_DESCRIPTIONS = {
 SAMPLE_ARRAYS = tuple(SAMPLE_DESCRIPTIONS)
 SAMPLE_CHUNK_ROWS = 2**18
 COMPRESSION_LEVEL = 9
-# Columns that share a code: two of index cost 0.1 B a view and decode half as fast again.
+# Columns that share a code: two of index cost 0.1 B per view and decode half as fast again.
 COLUMNS_A_BLOCK = {"index": 2}
 
 

@@ -157,7 +157,7 @@ class Objects:
             return [o["path"] for batch in obstore.list(self._store, folder or None) for o in batch]
 
     def bytes_total(self) -> int:
-        """Of all objects."""
+        """Total size of all objects."""
         with self._named("be listed"):
             return sum(o["size"] for batch in obstore.list(self._store) for o in batch)
 
@@ -204,7 +204,7 @@ def open_objects(location: "str | Path | Objects") -> Objects:
         raise StoreError(f"{text!r} found as the place of a store, expected a folder or a URL")
     if "://" in text and not text.startswith(URL_SCHEMES):
         raise StoreError(
-            f"{text}: unknown kind of place, expected a folder or one of {' '.join(URL_SCHEMES)}"
+            f"{text}: unknown kind of location, expected a folder or one of {' '.join(URL_SCHEMES)}"
         )
     return Objects(text.rstrip("/") if text.startswith(URL_SCHEMES) else text)
 

@@ -88,7 +88,7 @@ class Cache:
         """Remove what is not in use, the least recently opened first, until `size` fits."""
         room = self.room()
         if size > room:
-            raise OSError(f"{max(0, room)} bytes can be had")
+            raise OSError(f"{max(0, room)} bytes are available")
         files = sorted(self.folder.glob("*" + SUFFIX), key=_opened)
         used = sum(map(_size, [*files, *self.folder.glob("*" + BUILDING)]))
         for path in files:

@@ -197,7 +197,7 @@ class Spool:
 
 
 def _crc(record: Any) -> int:
-    """Of the record's own bytes; never 0, which says that nothing is there."""
+    """Checksum the record's bytes; never 0, which marks an empty record."""
     return max(1, zlib.crc32(record["record"].tobytes()))
 
 

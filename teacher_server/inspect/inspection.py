@@ -60,7 +60,7 @@ class Inspection:
 
     @property
     def hierarchy(self) -> SemanticHierarchy:
-        """Of the store."""
+        """Hierarchy of the store."""
         return self.tree.hierarchy
 
     @property
@@ -248,7 +248,7 @@ def _gaps(location: str, beliefs: Beliefs) -> list[str]:
     if missing:
         gaps.append(
             f"{len(missing)} of {blocks} blocks are not computed yet: run the same `distill "
-            "precompute` again, it goes on where it stopped"
+            "precompute` again, it resumes where it stopped"
         )
     if damaged:
         named = ", ".join(map(str, damaged[:8])) + (" …" if len(damaged) > 8 else "")

@@ -46,7 +46,7 @@ class Pictures:
         return self.source.samples[int(self.places[row])]
 
     def key(self, row: int) -> str:
-        """Of one row's image."""
+        """Return the key of a row's image."""
         return self.sample(row).key
 
 
@@ -209,5 +209,5 @@ def _rows(tag_findings: Findings) -> Any:
 
 
 def _prob(inspection: Inspection, image: Any, c: int) -> str:
-    """Of a class that is the teacher's first choice."""
+    """Format the probability of a class that is the teacher's first choice."""
     return f"{image['top_prob'][inspection.hierarchy.levels[c]] / UNITS:.4f}"

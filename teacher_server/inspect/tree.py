@@ -19,7 +19,7 @@ class ClassTree:
 
     @cached_property
     def children(self) -> list[list[int]]:
-        """Of each class, by display name; those of the whole tree stand last."""
+        """Children of each class, by display name; the last entry holds the roots."""
         names, parents = self.hierarchy.names, self.hierarchy.parents
         below: list[list[int]] = [[] for _ in range(len(parents) + 1)]
         for c in sorted(range(len(parents)), key=lambda c: (names[c].lower(), c)):
@@ -55,7 +55,7 @@ class ClassTree:
         return end
 
     def name(self, c: int) -> str:
-        """For people."""
+        """Return the display name of a class."""
         return self.hierarchy.display_name(self.hierarchy.synsets[c])
 
     def named(self, word: str) -> int:

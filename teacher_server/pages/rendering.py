@@ -31,7 +31,7 @@ POLICY = (
 
 
 def page_headers() -> dict[str, str]:
-    """Of every page and file."""
+    """Return the headers of every page and file."""
     return {
         "content-security-policy": POLICY,
         "x-content-type-options": "nosniff",
@@ -97,7 +97,7 @@ def charts_of(site: Site, look: StoreSnapshot | None) -> dict[str, Any]:
 
 
 def class_url(wnid: str) -> str:
-    """Of a class's page; whoever made the label set may have called it anything."""
+    """Return the URL of a class's page; names in a label set may hold any character."""
     return f"/tree/{quote(wnid, safe='')}"
 
 

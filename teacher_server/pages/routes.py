@@ -224,7 +224,7 @@ def _not_there(site: Site) -> PageError:
     if site.store.failure:
         return PageError(503, site.store.failure)
     return PageError(
-        503, "The store is being read for the first time; this page comes by itself.", wait=True
+        503, "The store is being read for the first time; this page reloads by itself.", wait=True
     )
 
 

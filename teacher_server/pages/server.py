@@ -54,7 +54,7 @@ def pages_server(site: Site, keys: ApiKeys | None, address: Address) -> uvicorn.
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> HTMLResponse:
-        return error_page(site, 500, "An error of this program; its output has more.")
+        return error_page(site, 500, "Internal error; see the program's output.")
 
     return uvicorn.Server(configured(Guarded(app, keys), address))
 

@@ -41,7 +41,7 @@ class Student(Protocol):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Display name of the student."""
         ...
 
     def probs(self, image: Image.Image) -> NDArray[Any]:
@@ -160,7 +160,7 @@ class StoreSnapshot:
 
     @cached_property
     def gallery(self) -> Gallery:
-        """Of its images."""
+        """Gallery of the store's images."""
         return Gallery(self.inspection)
 
     def may_grow(self) -> bool:
@@ -221,7 +221,7 @@ class ReaderApart:
                 failure = "reading it ended early, expected to go on; open the page again"
             self._process.join()
         if self._closed or failure:
-            raise StoreError(f"{self.location}: {failure or 'this server ends'}")
+            raise StoreError(f"{self.location}: {failure or 'the server is shutting down'}")
         return open_inspection(self.location, rules=self.rules, cache=self.cache)
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ class Audit:
         self.errors.append(errors.cpu())
 
     def to_json(self) -> dict[str, Any]:
-        """For the commit record of block 0."""
+        """Return a document for the commit record of block 0."""
         fidelity = fidelity_figures(self.errors) if self.errors else None
         return {"fidelity": fidelity, "replay": self.replay}
 

@@ -38,5 +38,5 @@ class Tally:
 
     @property
     def note(self) -> str:
-        """For the progress bar."""
+        """Return a note for the progress bar."""
         return f"{len(self._bad)} bad" if self._bad else ""

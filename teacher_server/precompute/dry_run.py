@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.source import ImageSource, label_indices
-from teacher_server.precompute.run import PrecomputeOptions, Share, manifest_for, open_same, rows_of
+from teacher_server.precompute.options import PrecomputeOptions, Share
+from teacher_server.precompute.run import manifest_for, open_same, rows_of
 from teacher_server.teacher.teacher import Teacher
 
 
@@ -39,7 +40,7 @@ class DryRun:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the plan as lines of text."""
         policy = ", ".join(f"{name} {value}" for name, value in self.view_policy.items())
         first, last = self.views[0], self.views[-1]
         state = "new" if self.new else f"{self.blocks_done} of {self.blocks_all} blocks are there"

@@ -13,69 +13,87 @@ from typing import Any
 
 from distill.data.loader import ViewBatch, ViewRequest, in_batches, load_views
 from distill.data.source import ImageSource
-from distill.data.view_policy import ViewPolicy
 from distill.events import Journal
 from store.logit_store import LogitStore
 from teacher_server.precompute.audit import FIDELITY_ROWS, REPLAY_ROWS
 from teacher_server.precompute.block import BlockAnswers, BlockWriter
-from teacher_server.teacher.batch_size import Speed
+from teacher_server.precompute.options import PrecomputeOptions
+from teacher_server.teacher.batch_size import Speed, choose_speed
 from teacher_server.teacher.forward_pass import Encoded, Forward
 from teacher_server.teacher.stages import StageSeconds
 from teacher_server.teacher.teacher import Teacher
 
+OnBatch = Callable[[int, dict[str, str]], None]
 BATCHES_AHEAD = 1  # wait at the device, so that it need not wait
 
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """One teacher, one store, one source.
-
-    workers: processes that decode. on_batch: told of each batch's images and its bad ones, by key;
-    what it raises stops the run. stopping: asked after each block whether to leave it at that.
-    """
+    """Computes blocks of one store from one data set with one teacher."""
 
     store: LogitStore
     source: ImageSource
     teacher: Teacher
-    policy: ViewPolicy
-    speed: Speed
-    workers: int
+    options: PrecomputeOptions
     journal: Journal
-    on_batch: Callable[[int, dict[str, str]], None]
-    stopping: Callable[[], bool] = lambda: False
 
-    def run(self, blocks: Iterable[int], *, rows: int) -> StageSeconds:
+    def run(
+        self,
+        blocks: Iterable[int],
+        *,
+        rows: int,
+        on_batch: OnBatch,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> tuple[Speed, StageSeconds]:
         """Compute those blocks, `rows` rows or fewer, and write them.
+
+        on_batch: called with the number of a batch's images, and the reasons of its bad ones by
+        key; what it raises stops the run. stopping: asked after each block whether to stop.
 
         Raises:
             TeacherError, StoreError, DataError: blocks that were written before it are kept.
         """
-        stages, started = StageSeconds(), time.perf_counter()
+        speed, stages = self._speed(rows), StageSeconds()
+        started = time.perf_counter()
         forward = Forward(
             self.teacher,
             self.store.manifest.encoding,
-            batch_size=self.speed.batch_size,
-            compiled=self.speed.compiled,
+            batch_size=speed.batch_size,
+            compiled=speed.compiled,
             journal=self.journal,
             stages=stages,
         )
 
         def facts() -> dict[str, Any]:
-            return {"speed": replace(self.speed, batch_size=forward.batch_size).to_json()}
+            return {"speed": replace(speed, batch_size=forward.batch_size).to_json()}
 
         with forward, BlockWriter(self.store, stages, self.journal, facts) as writer:
-            for block in self._whole_blocks(forward, blocks, rows):
+            loaded = self._loaded(blocks, rows, speed.batch_size, stages)
+            for block in self._computed(forward, loaded, on_batch):
                 writer.write(block)
-                if self.stopping():
+                if stopping():
                     break
         stages.wall = time.perf_counter() - started
-        return stages
+        return speed, stages
 
-    def _whole_blocks(
-        self, forward: Forward, blocks: Iterable[int], rows: int
+    def _speed(self, rows: int) -> Speed:
+        """As finished blocks were computed, the smallest batch of them; measured without any."""
+        speeds = [record["speed"] for record in self.store.records().values() if "speed" in record]
+        earlier = min(speeds, key=lambda speed: int(speed["batch_size"]), default=None)
+        return choose_speed(
+            self.teacher,
+            self.store.manifest.encoding,
+            views=rows * self.store.manifest.views.count,
+            batch_size=self.options.batch_size,
+            compiled=self.options.compiled,
+            earlier=earlier,
+            journal=self.journal,
+        )
+
+    def _computed(
+        self, forward: Forward, loaded: Iterable[ViewBatch], on_batch: OnBatch
     ) -> Iterator[BlockAnswers]:
         block: BlockAnswers | None = None
-        loaded = self._loaded(blocks, rows, forward.stages)
         for batch, answers in run_forward(forward, loaded, keep_exact=_is_audited):
             number = next(iter((*batch.rows, *batch.bad))) // self.store.manifest.block_rows
             if block is None:
@@ -83,22 +101,22 @@ class Pipeline:
             block.add(batch, answers)
             told = block.bad[len(block.bad) - len(batch.bad) :]
             keys = {bad["key"]: bad["reason"] for bad in told}
-            self.on_batch(len(batch.rows) + len(batch.bad), keys)
+            on_batch(len(batch.rows) + len(batch.bad), keys)
             if block.is_complete:
                 yield block
                 block = None
 
     def _loaded(
-        self, blocks: Iterable[int], rows: int, stages: StageSeconds
+        self, blocks: Iterable[int], rows: int, batch_size: int, stages: StageSeconds
     ) -> Iterator[ViewBatch]:
         views = self.store.manifest.views.count
-        images = max(1, self.speed.batch_size // views)
+        images = max(1, batch_size // views)
         batches = load_views(
             self.source,
-            self.policy,
+            self.options.policy,
             self.teacher.sizes,
             self._requests(_waited_for(blocks, stages), images),
-            workers=min(self.workers, -(-rows // images)),
+            workers=min(self.options.workers, -(-rows // images)),
             pin_memory=self.teacher.device.type == "cuda",
         )
         started, blocked = time.perf_counter(), stages.wait_for_blocks

@@ -25,8 +25,9 @@ from store.format.codes import ANSWER_ARRAYS
 from store.format.layout import SAMPLE_CHUNK_ROWS, create_sample_arrays
 from store.format.objects import Objects
 from store.logit_store import LogitStore
+from teacher_server.precompute.options import PrecomputeOptions
 from teacher_server.precompute.pilot import Pilot, PilotRuns
-from teacher_server.precompute.run import PrecomputeOptions, manifest_for
+from teacher_server.precompute.run import manifest_for
 from teacher_server.teacher.batch_size import choose_speed
 from teacher_server.teacher.teacher import Teacher
 

@@ -23,14 +23,9 @@ from distill.events import Journal
 from distill.progress import Ticker, progress
 from store.logit_store import LogitStore
 from teacher_server.precompute.bad_images import Tally
+from teacher_server.precompute.options import PrecomputeOptions
 from teacher_server.precompute.ray_worker import LoadTeacher, News, Worker
-from teacher_server.precompute.run import (
-    PrecomputeOptions,
-    PrecomputeReport,
-    finish_if_whole,
-    report_of,
-    rows_of,
-)
+from teacher_server.precompute.run import PrecomputeReport, finish_if_whole, report_of, rows_of
 from teacher_server.teacher.batch_size import Speed
 from teacher_server.teacher.stages import StageSeconds
 
@@ -276,7 +271,7 @@ class _Crew:
         if self.losses >= LOSSES_IN_A_ROW:
             raise TeacherUnavailableError(
                 f"{self.losses} workers were lost one after another (the last: "
-                f"{_why(error)}), expected them to live; look at the nodes' memory and "
+                f"{_why(error)}), expected them to keep running; look at the nodes' memory and "
                 "GPUs, then run the same command again"
             ) from error
 

@@ -10,8 +10,9 @@ from threading import Lock
 
 from distill.data.source import ImageSource
 from distill.events import Event, Journal
-from store.logit_store import LogitStore
-from teacher_server.precompute.run import PrecomputeOptions, compute, log_start, open_or_create
+from teacher_server.precompute.options import PrecomputeOptions
+from teacher_server.precompute.pipeline import Pipeline
+from teacher_server.precompute.run import log_start, open_or_create
 from teacher_server.teacher.batch_size import Speed
 from teacher_server.teacher.stages import StageSeconds
 from teacher_server.teacher.teacher import Teacher
@@ -49,31 +50,31 @@ class Worker:
         self.journal = Journal(self._record, self._say)
 
     @cached_property
-    def ready(self) -> tuple[Teacher, LogitStore]:
+    def pipeline(self) -> Pipeline:
         """The teacher, loaded, and the store, opened or made."""
         teacher = self.load(self.device)
-        store = open_or_create(self.source, teacher, self.path, self.options)
-        log_start(self.journal, store, teacher)
-        return teacher, store
+        pipeline = Pipeline(
+            store=open_or_create(self.source, teacher, self.path, self.options),
+            source=self.source,
+            teacher=teacher,
+            options=self.options,
+            journal=self.journal,
+        )
+        log_start(pipeline)
+        return pipeline
 
     def prepare(self) -> list[int]:
         """Get ready; the blocks that are to be computed."""
-        return self.ready[1].pending_blocks()
+        return self.pipeline.store.pending_blocks()
 
     def work(self, rows: int) -> tuple[Speed | None, StageSeconds]:
         """Compute the blocks of `take` until None comes. rows: about how many, to tune for."""
         first = self.blocks.get()
         if first is None:  # there was nothing left when this worker came
             return None, StageSeconds()
-        teacher, store = self.ready
-        return compute(
-            store,
-            self.source,
-            teacher,
-            self.options,
-            self._taken(first),
+        return self.pipeline.run(
+            self._blocks_from(first),
             rows=rows,
-            journal=self.journal,
             on_batch=self._count,
             stopping=lambda: self.stopped,
         )
@@ -94,7 +95,7 @@ class Worker:
         unsent.wants = self.blocks.empty()
         return unsent
 
-    def _taken(self, first: int) -> Iterator[int]:
+    def _blocks_from(self, first: int) -> Iterator[int]:
         yield first
         while (block := self.blocks.get()) is not None and not self.stopped:
             yield block

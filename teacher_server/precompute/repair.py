@@ -13,7 +13,9 @@ from store.format.root import Root, read_root_or_copy
 from store.logit_store import LogitStore
 from store.upkeep.repair import Dataset, restore, revoke_bad
 from teacher_server.precompute.bad_images import Tally
-from teacher_server.precompute.run import PrecomputeOptions, Share, fill, finish_if_whole
+from teacher_server.precompute.options import PrecomputeOptions, Share
+from teacher_server.precompute.pipeline import Pipeline
+from teacher_server.precompute.run import fill, finish_if_whole
 from teacher_server.teacher.teacher import Teacher
 
 
@@ -65,8 +67,15 @@ def repair(
     before = root.certificate
     certified = before and {name: before[name] for name in ("fidelity", "replay")}
     if source and teacher:
-        options, tally = options_of(root, batch_size, workers), Tally(store, source, 1.0)
-        fill(store, source, teacher, options, share=Share(), journal=Journal(), tally=tally)
+        tally = Tally(store, source, 1.0)
+        pipeline = Pipeline(
+            store=store,
+            source=source,
+            teacher=teacher,
+            options=options_of(root, batch_size, workers),
+            journal=Journal(),
+        )
+        fill(pipeline, share=Share(), tally=tally)
         bad = tally.bad
     if store.certificate is None:
         finish_if_whole(store, Journal(), certified)

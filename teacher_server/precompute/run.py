@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from distill.data.sample_ids import samples_digest
 from distill.data.source import ImageSource, label_indices
-from distill.data.view_policy import ViewPolicy
-from distill.errors import ConfigError
 from distill.events import Journal
 from distill.progress import progress
 from distill.targets.encoding import EncodingSpec
@@ -26,49 +24,11 @@ from store.logit_store import LogitStore, has_store
 from store.summary import StoreSummary, summarise
 from teacher_server.precompute.audit import certificate
 from teacher_server.precompute.bad_images import Tally
+from teacher_server.precompute.options import PrecomputeOptions, Share
 from teacher_server.precompute.pipeline import Pipeline
-from teacher_server.teacher.batch_size import Speed, choose_speed
+from teacher_server.teacher.batch_size import Speed
 from teacher_server.teacher.stages import StageSeconds
 from teacher_server.teacher.teacher import Teacher
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """Which blocks are this process's: every `count`th, from `index` on."""
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise ConfigError(
-                f"shard index {self.index} of {self.count} found, expected 0 to {self.count - 1}; "
-                "pass --worker-index below --num-workers"
-            )
-
-    def of(self, blocks: Iterable[int]) -> list[int]:
-        """Those of `blocks` that are this share's."""
-        return [block for block in blocks if block % self.count == self.index]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrecomputeOptions:
-    """encoding: as `EncodingSpec.named` takes it. first_view: the number of the first view drawn.
-
-    batch_size: views in one forward pass; None is measured. compiled: None where it is faster.
-    block_rows: images between two commits. workers: processes that decode. max_bad_fraction: share
-    of unreadable images beyond which the run stops.
-    """
-
-    policy: ViewPolicy
-    views: int = 1
-    first_view: int = 0
-    encoding: str = "standard"
-    batch_size: int | None = None
-    compiled: bool | None = None
-    block_rows: int = 8192
-    workers: int = 2
-    max_bad_fraction: float = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,38 +69,28 @@ def precompute(
         TeacherError: an answer of the teacher is not finite, or its device was lost.
     """
     journal = journal or Journal()
-    share = share or Share()
     store = open_or_create(source, teacher, path, options)
     tally = Tally(store, source, options.max_bad_fraction)
-    speed, stages = fill(
-        store,
-        source,
-        teacher,
-        options,
-        share=share,
-        journal=journal,
-        tally=tally,
-        stopping=stopping,
+    pipeline = Pipeline(
+        store=store, source=source, teacher=teacher, options=options, journal=journal
     )
+    speed, stages = fill(pipeline, share=share or Share(), tally=tally, stopping=stopping)
     left = finish_if_whole(store, journal)
     return report_of(store, tally, speed, stages, stages.wall, left)
 
 
 def fill(
-    store: LogitStore,
-    source: ImageSource,
-    teacher: Teacher,
-    options: PrecomputeOptions,
+    pipeline: Pipeline,
     *,
     share: Share,
-    journal: Journal,
     tally: Tally,
     stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[Speed | None, StageSeconds]:
-    """Compute the pending blocks of a share, of a store of this very source and teacher."""
+    """Compute the pending blocks of a share, with progress."""
+    store = pipeline.store
     blocks = share.of(store.pending_blocks())
     rows = rows_of(store.manifest, blocks)
-    log_start(journal, store, teacher, blocks=len(blocks), rows=rows, share=asdict(share))
+    log_start(pipeline, blocks=len(blocks), rows=rows, share=asdict(share))
     if not blocks:
         return None, StageSeconds()
     shard_rows = rows_of(store.manifest, share.of(range(store.manifest.num_blocks)))
@@ -150,45 +100,7 @@ def fill(
             tally.add(images, bad)
             tick(images, tally.note)
 
-        return compute(
-            store,
-            source,
-            teacher,
-            options,
-            blocks,
-            rows=rows,
-            journal=journal,
-            on_batch=on_batch,
-            stopping=stopping,
-        )
-
-
-def compute(
-    store: LogitStore,
-    source: ImageSource,
-    teacher: Teacher,
-    options: PrecomputeOptions,
-    blocks: Iterable[int],
-    *,
-    rows: int,
-    journal: Journal,
-    on_batch: Callable[[int, dict[str, str]], None],
-    stopping: Callable[[], bool],
-) -> tuple[Speed, StageSeconds]:
-    """Compute those blocks, of about `rows` rows, at the speed of the finished ones."""
-    speed = speed_for(store, teacher, options, rows, journal)
-    pipeline = Pipeline(
-        store=store,
-        source=source,
-        teacher=teacher,
-        policy=options.policy,
-        speed=speed,
-        workers=options.workers,
-        journal=journal,
-        on_batch=on_batch,
-        stopping=stopping,
-    )
-    return speed, pipeline.run(blocks, rows=rows)
+        return pipeline.run(blocks, rows=rows, on_batch=on_batch, stopping=stopping)
 
 
 def manifest_for(
@@ -257,23 +169,6 @@ def open_same(path: str | Path, manifest: Manifest) -> LogitStore | None:
     return store
 
 
-def speed_for(
-    store: LogitStore, teacher: Teacher, options: PrecomputeOptions, rows: int, journal: Journal
-) -> Speed:
-    """As finished blocks were computed, the smallest batch of them; measured where none are."""
-    speeds = [record["speed"] for record in store.records().values() if "speed" in record]
-    earlier = min(speeds, key=lambda speed: int(speed["batch_size"]), default=None)
-    return choose_speed(
-        teacher,
-        store.manifest.encoding,
-        views=rows * store.manifest.views.count,
-        batch_size=options.batch_size,
-        compiled=options.compiled,
-        earlier=earlier,
-        journal=journal,
-    )
-
-
 def finish_if_whole(
     store: LogitStore, journal: Journal, certified: Mapping[str, Any] | None = None
 ) -> int:
@@ -315,16 +210,16 @@ def rows_of(manifest: Manifest, blocks: Iterable[int]) -> int:
     return sum(len(manifest.rows_of_block(block)) for block in blocks)
 
 
-def log_start(journal: Journal, store: LogitStore, teacher: Teacher, **fields: Any) -> None:
-    """What runs, where, on what."""
-    manifest = store.manifest
-    journal.event(
+def log_start(pipeline: Pipeline, **fields: Any) -> None:
+    """Log what runs, where and on what."""
+    store, manifest = pipeline.store, pipeline.store.manifest
+    pipeline.journal.event(
         "run started",
         host=socket.gethostname(),
         store=store.location,
         store_identity=manifest.identity,
         teacher=asdict(manifest.teacher),
-        device=str(teacher.device),
+        device=str(pipeline.teacher.device),
         views=asdict(manifest.views),
         versions=dict(manifest.provenance),
         **fields,

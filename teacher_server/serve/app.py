@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
@@ -26,10 +26,10 @@ from teacher_server.serve.body import announced_bytes, read_request
 from teacher_server.serve.front import STATE, Front
 from teacher_server.serve.inputs import INPUTS
 from teacher_server.serve.pages import site_of
+from teacher_server.serve.queue import InferResult
 from teacher_server.serve.service import (
     DEFAULT_OUTPUTS,
     InferRequest,
-    InferResult,
     Service,
 )
 
@@ -90,7 +90,7 @@ class InferReply(BaseModel):
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI document."""
+    """Describe error responses in the OpenAPI document."""
     return {status: {"model": ErrorBody} for status in (*statuses, 500)}
 
 
@@ -106,9 +106,18 @@ INFER_BODY = {
 }
 INFER_OK: dict[str, Any] = {
     "headers": {
-        "x-queue-ms": {"schema": {"type": "number"}, "description": "Until the batch was formed."},
-        "x-infer-ms": {"schema": {"type": "number"}, "description": "The batch, there and back."},
-        "x-batch-size": {"schema": {"type": "integer"}, "description": "Its images, padded."},
+        "x-queue-ms": {
+            "schema": {"type": "number"},
+            "description": "Time until the batch was formed.",
+        },
+        "x-infer-ms": {
+            "schema": {"type": "number"},
+            "description": "Forward pass of the batch, copies included.",
+        },
+        "x-batch-size": {
+            "schema": {"type": "integer"},
+            "description": "Images in the batch, padding included.",
+        },
     },
     "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
 }
@@ -212,7 +221,7 @@ def make_app(
 
     @api.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": "an error of this server; its log has more"}, 500)
+        return JSONResponse({"error": "internal server error; see the server's log"}, 500)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -318,7 +327,7 @@ async def infer_once(service: Service, request: Request) -> Response:
                 request, service.infer(infer_request), infer_request.deadline
             )
             service.metrics.request.observe(time.monotonic() - started)
-            body, headers = reply(head, infer_result, raw_outputs(head, outputs))
+            body, headers = reply(head, infer_result, outputs)
             permit.reserve("bytes", len(body))
             return _HeldReply(body, headers, held.pop_all())
     except TimeoutError as error:
@@ -362,20 +371,21 @@ class _HeldReply(Response):
 
 
 def reply(
-    head: RequestHead, infer_result: InferResult, raw: set[str]
+    head: RequestHead, result: InferResult, outputs: Sequence[str]
 ) -> tuple[bytes, dict[str, str]]:
     """The answers in the protocol's framing: body and headers."""
     fields: dict[str, Any] = {"model_name": MODEL, "model_version": VERSION}
     if head.id is not None:
         fields["id"] = head.id
-    if infer_result.bad:
-        fields["parameters"] = {"bad": {str(i): bad.reason for i, bad in infer_result.bad.items()}}
-    body, head_bytes = to_body(fields, "outputs", infer_result.outputs, raw)
+    if result.bad:
+        fields["parameters"] = {"bad": {str(i): bad.reason for i, bad in result.bad.items()}}
+    raw = raw_outputs(head, outputs)
+    body, head_bytes = to_body(fields, "outputs", result.tensors(outputs), raw)
     headers = {}
-    if batch := infer_result.batch:
-        headers["x-queue-ms"] = f"{1000 * batch.queue_s:.2f}"
-        headers["x-infer-ms"] = f"{1000 * batch.infer_s:.2f}"
-        headers["x-batch-size"] = str(batch.batch_size)
+    if timing := result.timing:
+        headers["x-queue-ms"] = f"{1000 * timing.queue_s:.2f}"
+        headers["x-infer-ms"] = f"{1000 * timing.infer_s:.2f}"
+        headers["x-batch-size"] = str(timing.batch_size)
     if head_bytes is not None:
         headers[HEAD_LENGTH] = str(head_bytes)
     headers["content-type"] = "application/" + ("json" if head_bytes is None else "octet-stream")

@@ -63,13 +63,13 @@ class Front:
                 await self.app(scope, receive, send_with_id)
         except asyncio.CancelledError:  # the server's own deadline, at its end
             if not state.status:
-                await tell(send_with_id, 503, "this server ends", {"retry-after": "1"})
+                await tell(send_with_id, 503, "the server is shutting down", {"retry-after": "1"})
         except Exception as error:  # whatever it is, the client gets an answer
             self.service.journal.event(
                 "error", request_id=state.request_id, error=type(error).__name__, text=str(error)
             )
             if not state.status:
-                await tell(send_with_id, 500, "an error of this server; its log has more", {})
+                await tell(send_with_id, 500, "internal server error; see the server's log", {})
         finally:
             if scope["path"] not in PROBES:
                 self._log(scope, state, time.monotonic() - started)

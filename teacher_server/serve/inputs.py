@@ -63,7 +63,7 @@ def require_within(name: str, shape: list[int], *, max_images: int, max_pixels: 
     """Raises Refused with 413 where there are too many images, or pixels of one."""
     if shape[0] > max_images:
         raise too_large(
-            f"{shape[0]} images found, expected at most {max_images} a request; send several"
+            f"{shape[0]} images found, expected at most {max_images} per request; send several"
         )
     if name == "image" and math.prod(shape[1:3]) > max_pixels:
         height, width = shape[1:3]

@@ -22,7 +22,7 @@ from distill.events import Journal
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
 from distill.wire.refusal import Refused, unavailable
-from teacher_server.serve.queue import BatchResult, Piece, WorkQueue, settle
+from teacher_server.serve.queue import BatchTiming, InferResult, Piece, WorkQueue, settle
 from teacher_server.teacher.forward_pass import Encoded, Forward
 from teacher_server.teacher.teacher import Teacher
 
@@ -175,30 +175,34 @@ class Lane:
             self._retry_alone(launched, error)
         else:
             infer_s = self.queue.now() - launched.formed_at
-            self._hand_out(launched, _BatchRows.of(parts), infer_s)
+            self._hand_out(launched, parts, infer_s)
             self.on_batch(sum(map(len, launched.pieces)), launched.shape, infer_s)
         finally:
             if launched.buffers:
                 self._spare.setdefault(launched.shape, []).append(launched.buffers)
             self._keep_to_what_fits()
 
-    def _hand_out(self, launched: _Launched, rows_of_batch: "_BatchRows", infer_s: float) -> None:
+    def _hand_out(self, launched: _Launched, parts: Sequence[Encoded], infer_s: float) -> None:
+        """Give each piece its rows; parts: more than one where memory ran out."""
+        rows = TargetRows.concatenate([part.sparse.to_rows() for part in parts])
+        dense = [part.dense.numpy() for part in parts if part.dense is not None]
+        probs = np.concatenate(dense) if dense else None
         first = 0
         for piece in launched.pieces:
-            rows = slice(first, first + len(piece))
-            first = rows.stop
+            last = first + len(piece)
             piece.work.put(
                 piece.start,
-                BatchResult(
-                    answers=rows_of_batch.answers.select(np.arange(rows.start, rows.stop)),
-                    probs=rows_of_batch.probs[rows]
-                    if piece.work.dense and rows_of_batch.probs is not None
-                    else None,
-                    queue_s=launched.formed_at - piece.work.put_at,
-                    infer_s=infer_s,
-                    batch_size=launched.shape,
+                InferResult(
+                    rows=rows.select(np.arange(first, last)),
+                    probs=probs[first:last] if piece.work.dense and probs is not None else None,
+                    timing=BatchTiming(
+                        queue_s=launched.formed_at - piece.work.put_at,
+                        infer_s=infer_s,
+                        batch_size=launched.shape,
+                    ),
                 ),
             )
+            first = last
 
     def _retry_alone(self, launched: _Launched, error: Exception) -> None:
         """Something in this batch is poison: whose is it?"""
@@ -248,20 +252,3 @@ class Lane:
                 first += len(piece)
             target[first:] = 0
         return buffers
-
-
-@dataclass(frozen=True, eq=False)
-class _BatchRows:
-    """A batch's answers; more than one part where memory ran out."""
-
-    answers: TargetRows
-    probs: NDArray[np.float16] | None
-
-    @classmethod
-    def of(cls, parts: Sequence[Encoded]) -> "_BatchRows":
-        answers = [part.sparse.to_rows() for part in parts]
-        dense = [part.dense.numpy() for part in parts if part.dense is not None]
-        return cls(
-            answers=answers[0] if len(answers) == 1 else TargetRows.concatenate(answers),
-            probs=np.concatenate(dense) if dense else None,
-        )

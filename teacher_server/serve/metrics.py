@@ -16,27 +16,27 @@ class Metrics:
             "teacher_requests", "Requests answered.", ["route", "code"], registry=registry
         )
         self.images = Counter(
-            "teacher_images", "Images answered, by where from.", ["source"], registry=registry
+            "teacher_images", "Images answered, by source.", ["source"], registry=registry
         )
         self.rejected = Counter(
             "teacher_rejected", "Requests refused.", ["reason"], registry=registry
         )
         self.cancelled = Counter(
-            "teacher_cancelled", "Requests whose client went away.", registry=registry
+            "teacher_cancelled", "Requests whose client disconnected.", registry=registry
         )
         self.queue_images = Gauge(
-            "teacher_queue_images", "Images that wait for a batch.", registry=registry
+            "teacher_queue_images", "Images waiting for a batch.", registry=registry
         )
         self.inflight_bytes = Gauge(
             "teacher_inflight_bytes", "Bytes of bodies in flight.", registry=registry
         )
-        self.ready = Gauge("teacher_ready", "1 while requests are answered.", registry=registry)
+        self.ready = Gauge("teacher_ready", "1 while the server is ready.", registry=registry)
         self.batch_size = Histogram(
             "teacher_batch_size", "Images in a batch.", buckets=BATCHES, registry=registry
         )
-        self.queue = self._seconds("queue", "From being put into the queue to being in a batch.")
+        self.queue = self._seconds("queue", "Time from queueing to batching.")
         self.decode = self._seconds("decode", "Decoding and resizing the images of a request.")
-        self.forward = self._seconds("forward", "A batch on its device, there and back.")
+        self.forward = self._seconds("forward", "Forward pass of a batch, copies included.")
         self.request = self._seconds("request", "A request, from its head to its reply.")
 
     def _seconds(self, name: str, text: str) -> Histogram:

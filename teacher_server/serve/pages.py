@@ -76,7 +76,8 @@ class OwnTeacher:
             useless=lambda: gone,
         )
         try:
-            outputs = (await self.service.infer(infer_request)).outputs
+            result = await self.service.infer(infer_request)
         finally:
             gone = True
-        return Prediction(outputs["probs"][0].astype(np.float32), outputs["confidence"][0])
+        assert result.probs is not None  # asked for above
+        return Prediction(result.probs[0].astype(np.float32), result.rows.confidence[0])

@@ -8,31 +8,77 @@ that are idle and between the keys that wait.
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from threading import Condition, Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill.targets.rows import TargetRows
 from distill.wire.refusal import too_late
+from teacher_server.serve.decoding import Bad
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BatchResult:
-    """What the teacher said of some images, and how.
+@dataclass(frozen=True, kw_only=True)
+class BatchTiming:
+    """queue_s: until the last image's batch was formed. batch_size: its images, padded."""
 
-    probs: [n, ΣN_k] FP16, where it was asked for. queue_s: until the last image's batch was formed.
-    batch_size: padded images in that batch.
-    """
-
-    answers: TargetRows
-    probs: NDArray[np.float16] | None
     queue_s: float
     infer_s: float
     batch_size: int
+
+
+@dataclass(kw_only=True, eq=False)
+class InferResult:
+    """The teacher's predictions for the images of a request, or of a part of it.
+
+    probs: [n, ΣN_k] FP16, where they are wanted. bad: why elements have none. timing: of the
+    teacher's batch; None where none was needed.
+    """
+
+    rows: TargetRows
+    probs: NDArray[np.float16] | None = None
+    bad: dict[int, Bad] = field(default_factory=dict)
+    timing: BatchTiming | None = None
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["InferResult"]) -> "InferResult":
+        """Parts of one request, none of them bad."""
+        if len(parts) == 1:
+            return parts[0]
+        dense = [part.probs for part in parts if part.probs is not None]
+        timings = [part.timing for part in parts if part.timing is not None]
+        return cls(
+            rows=TargetRows.concatenate([part.rows for part in parts]),
+            probs=np.concatenate(dense) if dense else None,
+            timing=BatchTiming(
+                queue_s=max(timing.queue_s for timing in timings),
+                infer_s=max(timing.infer_s for timing in timings),
+                batch_size=max(timing.batch_size for timing in timings),
+            ),
+        )
+
+    def tensors(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """The named outputs of the protocol."""
+        rows = self.rows
+        arrays: dict[str, Callable[[], NDArray[Any]]] = {
+            "index": lambda: rows.index.astype(np.uint16),
+            "prob": lambda: rows.prob,
+            "sq_norm": lambda: rows.sq_norm,
+            "confidence": lambda: rows.confidence,
+            "probs": lambda: np.empty(0) if self.probs is None else self.probs,
+            "status": self._status,
+        }
+        return {name: arrays[name]() for name in names}
+
+    def _status(self) -> NDArray[np.int32]:
+        status = np.zeros(len(self.rows), np.int32)
+        for element, bad in self.bad.items():
+            status[element] = bad.status
+        return status
 
 
 @dataclass(eq=False)
@@ -47,10 +93,10 @@ class Work:
     dense: bool = False
     client: str = ""
     deadline: float = math.inf
-    answer: "Future[BatchResult]" = field(default_factory=Future)
+    answer: "Future[InferResult]" = field(default_factory=Future)
     put_at: float = 0.0
     _taken: int = 0
-    _parts: dict[int, BatchResult] = field(default_factory=dict)
+    _parts: dict[int, InferResult] = field(default_factory=dict)
     _missing: int = 0
     _lock: Lock = field(default_factory=Lock)  # several lanes may put parts of it
 
@@ -76,14 +122,17 @@ class Work:
         left, self._taken = self.left, len(self)
         return left
 
-    def put(self, start: int, result: BatchResult) -> None:
+    def put(self, start: int, result: InferResult) -> None:
         """The answers to the images from `start` on; the last ones settle the work."""
         with self._lock:
             self._parts[start] = result
-            self._missing -= len(result.answers)
+            self._missing -= len(result.rows)
             complete = not self._missing
         if complete:
-            settle(self.answer, _joined([self._parts[start] for start in sorted(self._parts)]))
+            settle(
+                self.answer,
+                InferResult.concatenate([self._parts[start] for start in sorted(self._parts)]),
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +147,7 @@ class Piece:
         return self.stop - self.start
 
 
-def settle(answer: "Future[BatchResult]", result: BatchResult | BaseException) -> None:
+def settle(answer: "Future[InferResult]", result: InferResult | BaseException) -> None:
     """Give an answer to whoever still waits for it."""
     try:
         if isinstance(result, BaseException):
@@ -210,7 +259,7 @@ class WorkQueue:
                 work = works[0]
                 if work.left and self.now() >= work.deadline:
                     self.images -= work.drop()
-                    settle(work.answer, too_late("the deadline was over before a batch had room"))
+                    settle(work.answer, too_late("the deadline passed before a batch had room"))
                 if work.left:
                     pieces.append(work.cut(quantum))
                     quantum -= len(pieces[-1])
@@ -226,16 +275,3 @@ class WorkQueue:
         if not self._works[client]:
             self._clients.remove(client)
             del self._works[client]
-
-
-def _joined(parts: list[BatchResult]) -> BatchResult:
-    if len(parts) == 1:
-        return parts[0]
-    dense = [part.probs for part in parts if part.probs is not None]
-    return BatchResult(
-        answers=TargetRows.concatenate([part.answers for part in parts]),
-        probs=np.concatenate(dense) if dense else None,
-        queue_s=max(part.queue_s for part in parts),
-        infer_s=max(part.infer_s for part in parts),
-        batch_size=max(part.batch_size for part in parts),
-    )

@@ -35,11 +35,8 @@ from store.views.lookup import open_row_index
 from store.views.resident import ResidentView, open_resident_view
 from store.views.spool import Spool
 from teacher_server.precompute.audit import REPLAY_ROWS
-from teacher_server.precompute.run import (
-    PrecomputeOptions,
-    open_or_create,
-    versions,
-)
+from teacher_server.precompute.options import PrecomputeOptions
+from teacher_server.precompute.run import open_or_create, versions
 from teacher_server.serve.decoding import Bad, Decoded, Decoder
 from teacher_server.serve.write_through import WriteThrough
 from teacher_server.teacher.teacher import Teacher

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -30,7 +30,7 @@ from teacher_server.serve.decoding import Bad, Decoded, Decoder
 from teacher_server.serve.inputs import MAIN_INPUTS, main_input, require_within
 from teacher_server.serve.lane import Lane
 from teacher_server.serve.metrics import Metrics
-from teacher_server.serve.queue import BatchResult, Work, WorkQueue
+from teacher_server.serve.queue import InferResult, Work, WorkQueue
 from teacher_server.serve.samples import SampleAnswers
 from teacher_server.teacher.teacher import Teacher
 
@@ -70,15 +70,6 @@ class InferRequest:
     client: str
     deadline: float  # by time.monotonic
     useless: Callable[[], bool]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class InferResult:
-    """bad: why elements have no answer. batch: how the teacher was asked; None if it was not."""
-
-    outputs: dict[str, NDArray[Any]]
-    bad: dict[int, Bad]
-    batch: BatchResult | None
 
 
 class Service:
@@ -153,7 +144,7 @@ class Service:
     def why_not_ready(self) -> str:
         """Empty while requests are answered."""
         if self.draining:
-            return "this server is about to end"
+            return "the server is shutting down"
         if not self._warm:
             return "the teacher is warming up"
         return self.failure()
@@ -208,7 +199,7 @@ class Service:
 
     @property
     def images_per_s(self) -> float:
-        """Of all lanes, at full batches."""
+        """Throughput of all lanes at full batches."""
         return sum(lane.images_per_s for lane in self.lanes)
 
     def _retry_after_s(self) -> int:
@@ -274,16 +265,17 @@ class Service:
         """
         dense = "probs" in request.outputs
         if "sample_id" in request.tensors:
-            reply = await self._infer_samples(request, dense)
+            result = await self._infer_samples(request, dense)
         else:
-            reply = await self._infer_images(request, dense)
-        if reply.bad and "status" not in request.outputs:
-            element, bad = min(reply.bad.items())
+            result = await self._infer_images(request, dense)
+        if result.bad and "status" not in request.outputs:
+            element, bad = min(result.bad.items())
             name = next(name for name in MAIN_INPUTS if name in request.tensors)
             raise _refusal(f"{name}[{element}]: {bad.reason}", bad.status)
-        return reply.to_result(request.outputs)
+        result.bad = dict(sorted(result.bad.items()))
+        return result
 
-    async def _infer_images(self, request: InferRequest, dense: bool) -> "_Reply":
+    async def _infer_images(self, request: InferRequest, dense: bool) -> InferResult:
         crcs: Any = request.tensors.get("crc32")
         images: Any = request.tensors.get("image")
         jpegs: Any = request.tensors.get("jpeg")
@@ -292,12 +284,12 @@ class Service:
                 decoded = await self.decoder.images(images, crcs, request.useless)
             else:
                 decoded = await self.decoder.jpegs(jpegs, crcs, request.useless)
-        reply = self._reply(len(images if images is not None else jpegs), dense)
-        await self._ask(request, decoded, np.arange(len(reply.answers)), reply)
-        self.metrics.images.labels("teacher").inc(len(reply.answers) - len(reply.bad))
-        return reply
+        result = self._empty_result(len(images if images is not None else jpegs), dense)
+        await self._ask(request, decoded, np.arange(len(result.rows)), result)
+        self.metrics.images.labels("teacher").inc(len(result.rows) - len(result.bad))
+        return result
 
-    async def _infer_samples(self, request: InferRequest, dense: bool) -> "_Reply":
+    async def _infer_samples(self, request: InferRequest, dense: bool) -> InferResult:
         """What the store has is not asked again; what is asked is written through."""
         samples = self.samples
         assert samples is not None
@@ -306,60 +298,65 @@ class Service:
         ids: Any = request.tensors["sample_id"]
         views: Any = request.tensors.get("view", np.zeros(len(ids), np.int32))
         looked_up = await samples.look_up(ids, views.astype(np.int64), stored=not dense)
-        reply = self._reply(len(ids), dense)
-        reply.bad |= looked_up.bad
+        result = self._empty_result(len(ids), dense)
+        result.bad |= looked_up.bad
         known, missing = np.flatnonzero(looked_up.known), looked_up.missing
-        reply.answers.put(known, looked_up.answers.select(known))
+        result.rows.put(known, looked_up.answers.select(known))
         self.metrics.images.labels("store").inc(len(known))
         if len(missing):
             with self.metrics.decode.time():
                 decoded = await samples.draw(self.decoder, looked_up, request.useless)
-            await self._ask(request, decoded, missing, reply)
-            samples.keep(looked_up, self._to_keep(missing, reply), reply.answers)
+            await self._ask(request, decoded, missing, result)
+            samples.keep(looked_up, self._to_keep(missing, result), result.rows)
             self.metrics.images.labels("teacher").inc(len(missing))
-        return reply
+        return result
 
-    def _to_keep(self, computed: NDArray[np.int64], reply: "_Reply") -> NDArray[np.int64]:
+    def _to_keep(self, computed: NDArray[np.int64], result: InferResult) -> NDArray[np.int64]:
         """Those that would come out the same again; of images that are away nothing is known."""
         passing = (Status.NOT_NOW, Status.NOT_FINITE, Status.UNREADABLE)
-        kept = [i for i in computed if i not in reply.bad or reply.bad[i].status not in passing]
+        kept = [i for i in computed if i not in result.bad or result.bad[i].status not in passing]
         return np.array(kept, np.int64)
 
     async def _ask(
-        self, request: InferRequest, decoded: Decoded, elements: NDArray[np.int64], reply: "_Reply"
+        self,
+        request: InferRequest,
+        decoded: Decoded,
+        elements: NDArray[np.int64],
+        result: InferResult,
     ) -> None:
         """Ask the teacher, and put its answers where `elements` says."""
-        reply.bad |= {int(elements[i]): bad for i, bad in decoded.bad.items()}
+        result.bad |= {int(elements[i]): bad for i, bad in decoded.bad.items()}
         good = np.delete(elements, list(decoded.bad))
         if request.useless():
-            raise too_late("nobody waits for this any more")  # the rest was not even decoded
+            raise too_late("the client went away")  # the rest was not even decoded
         if not len(good):
             return
-        work = Work(decoded.pixels, reply.probs is not None, request.client, request.deadline)
+        work = Work(decoded.pixels, result.probs is not None, request.client, request.deadline)
         self.queue.put(work)
         try:
             batch = await asyncio.wrap_future(work.answer)
         finally:
             self.queue.give_up(work)  # for a request that was cancelled
-        self.metrics.queue.observe(batch.queue_s)
-        finite = np.isfinite(batch.answers.confidence).all(1)
+        if batch.timing:
+            self.metrics.queue.observe(batch.timing.queue_s)
+        finite = np.isfinite(batch.rows.confidence).all(1)
         for element in good[~finite]:
-            reply.bad[int(element)] = Bad(
-                Status.NOT_FINITE, "the teacher's answer is not finite; its weights are to blame"
+            result.bad[int(element)] = Bad(
+                Status.NOT_FINITE, "the teacher's output contains NaN or Inf; check its weights"
             )
         # As a store keeps it, so that a student sees the same from either.
-        answers = batch.answers.select(np.flatnonzero(finite))
-        reply.answers.put(good[finite], self.coding.dequantise(self.coding.quantise(answers)))
-        if reply.probs is not None and batch.probs is not None:
-            reply.probs[good[finite]] = batch.probs[finite]
-        reply.batch = batch
+        answers = batch.rows.select(np.flatnonzero(finite))
+        result.rows.put(good[finite], self.coding.dequantise(self.coding.quantise(answers)))
+        if result.probs is not None and batch.probs is not None:
+            result.probs[good[finite]] = batch.probs[finite]
+        result.timing = batch.timing
 
-    def _reply(self, count: int, dense: bool) -> "_Reply":
+    def _empty_result(self, count: int, dense: bool) -> InferResult:
         slots, hierarchies = sum(self.options.encoding.entries), self.hierarchy.num_hierarchies
         members = sum(self.hierarchy.classes_per_hierarchy)
-        return _Reply(
-            TargetRows.empty(count, slots, hierarchies),
-            np.zeros((count, members), np.float16) if dense else None,
+        return InferResult(
+            rows=TargetRows.empty(count, slots, hierarchies),
+            probs=np.zeros((count, members), np.float16) if dense else None,
         )
 
 
@@ -370,32 +367,3 @@ def _refusal(text: str, status: Status) -> Refused:
     if status == Status.NOT_FINITE:
         return Refused(500, text, "failed")
     return Refused(404, text, "samples") if status == Status.UNKNOWN_SAMPLE else malformed(text)
-
-
-@dataclass(eq=False)
-class _Reply:
-    """TargetRows of all elements of a request, while they come in."""
-
-    answers: TargetRows
-    probs: NDArray[np.float16] | None
-    bad: dict[int, Bad] = field(default_factory=dict)
-    batch: BatchResult | None = None
-
-    def to_result(self, names: Sequence[str]) -> InferResult:
-        answers = self.answers
-        arrays: dict[str, Callable[[], NDArray[Any]]] = {
-            "index": lambda: answers.index.astype(np.uint16),
-            "prob": lambda: answers.prob,
-            "sq_norm": lambda: answers.sq_norm,
-            "confidence": lambda: answers.confidence,
-            "probs": lambda: np.empty(0) if self.probs is None else self.probs,
-            "status": self._status,
-        }
-        outputs = {name: arrays[name]() for name in names}
-        return InferResult(outputs=outputs, bad=dict(sorted(self.bad.items())), batch=self.batch)
-
-    def _status(self) -> NDArray[np.int32]:
-        status = np.zeros(len(self.answers), np.int32)
-        for element, bad in self.bad.items():
-            status[element] = bad.status
-        return status

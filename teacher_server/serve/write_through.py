@@ -21,14 +21,16 @@ from distill.targets.rows import TargetRows
 from store.logit_store import LogitStore
 from store.views.spool import Spool
 from teacher_server.precompute.bad_images import Tally
-from teacher_server.precompute.run import PrecomputeOptions, compute, finish_if_whole
+from teacher_server.precompute.options import PrecomputeOptions
+from teacher_server.precompute.pipeline import Pipeline
+from teacher_server.precompute.run import finish_if_whole
 from teacher_server.teacher.teacher import Teacher
 
 TRY_AGAIN_S = 30.0
 
 
 class WriteThrough:
-    """Of one server. options: how a whole block is computed, and how many images may be bad."""
+    """Write computed rows into the store. options: how blocks are computed, bad-image limit."""
 
     def __init__(
         self,
@@ -117,17 +119,15 @@ class WriteThrough:
             if self._ending:
                 raise DataError("the server ends")
 
-        compute(
-            self.store,
-            self.source,
-            self.teacher,
-            self.options,
-            [block],
-            rows=len(self.store.manifest.rows_of_block(block)),
+        pipeline = Pipeline(
+            store=self.store,
+            source=self.source,
+            teacher=self.teacher,
+            options=self.options,
             journal=self.journal,
-            on_batch=go_on,
-            stopping=lambda: False,
         )
+        rows = len(self.store.manifest.rows_of_block(block))
+        pipeline.run([block], rows=rows, on_batch=go_on)
 
     def _write_block(self, block: int) -> bool:
         """Whether it was written: not if images are good now that were bad before."""

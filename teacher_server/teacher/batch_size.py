@@ -33,7 +33,7 @@ class Speed:
     views_per_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For a commit record."""
+        """Return a document for a commit record."""
         return {"batch_size": self.batch_size, "compiled": self.compiled}
 
 

@@ -212,7 +212,7 @@ class Forward:
                 return
             self.batch_size = batch_size // 2
             self.journal.note(
-                f"out of memory: going on with batches of {self.batch_size}",
+                f"out of memory: continuing with batches of {self.batch_size}",
                 "batch halved",
                 batch_size=self.batch_size,
             )

@@ -29,7 +29,7 @@ class StageSeconds:
     wait_for_write: float = 0.0
 
     def add(self, other: "StageSeconds") -> None:
-        """Of another run or another process."""
+        """Add the times of another run or process."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
@@ -48,7 +48,7 @@ class StageSeconds:
         return f"the teacher's forward pass: {self.forward / wall:.0%} of the time"
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the times as lines of text."""
 
         def in_words(*names: str) -> str:
             shares = [(name.replace("_", " "), getattr(self, name)) for name in names]

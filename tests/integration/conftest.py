@@ -17,7 +17,7 @@ from distill.data.view_policy import ViewPolicy
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.creation import create_model
 from distill.wire.client import TeacherClient
-from teacher_server.precompute.run import PrecomputeOptions
+from teacher_server.precompute.options import PrecomputeOptions
 from teacher_server.serve.samples import open_samples
 from teacher_server.teacher.loading import MemberChoice, load_teacher
 from teacher_server.teacher.teacher import Teacher

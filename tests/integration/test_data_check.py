@@ -57,7 +57,7 @@ def test_everything_about_a_small_data_set(
     assert report["unlabelled"] == 0
     assert report["classes_present"] == 3
     assert report["images_per_class"] == {"min": 1.0, "median": 3.0, "max": 4.0}
-    assert report["unreadable_by_kind"] == {"not an image": 1, "not a whole image": 1}
+    assert report["unreadable_by_kind"] == {"not an image": 1, "undecodable image": 1}
     assert report["inner"] == 1
     levels = [level["tagged_here"] for level in report["per_hierarchy"]]  # type: ignore[attr-defined]
     above, square, circle = (

@@ -405,9 +405,9 @@ def head(**changes: Any) -> dict[str, Any]:
         (head(data=[10**30] * 192), "not UINT8"),
         (head(data=None), "expected either data or binary_data_size"),
         (head(parameters={"binary_data_size": 4}), "expected either data or binary_data_size"),
-        ({"inputs": head()["inputs"] * 2}, "stands twice"),
+        ({"inputs": head()["inputs"] * 2}, "appears twice"),
         ({**head(), "outputs": [{"name": "logits"}]}, "outputs[0] ('logits'): no such output"),
-        ({**head(), "outputs": [{"name": "status"}] * 2}, "outputs[1] ('status'): stands twice"),
+        ({**head(), "outputs": [{"name": "status"}] * 2}, "outputs[1] ('status'): appears twice"),
         ({**head(), "outputs": [{"name": "probs"}]}, "FP16 comes raw only"),
         (
             {"inputs": [{"name": "jpeg", "datatype": "BYTES", "shape": [1], "data": ["*"]}]},

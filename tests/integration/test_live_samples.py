@@ -29,7 +29,7 @@ from distill.wire.client import TeacherClient
 from store.logit_store import LogitStore
 from store.views.cache import Cache
 from store.views.spool import Spool
-from teacher_server.precompute.run import PrecomputeOptions
+from teacher_server.precompute.options import PrecomputeOptions
 from teacher_server.serve.samples import open_samples
 from teacher_server.teacher.teacher import Teacher
 from trainers.sources.store import StoreTargets

@@ -184,7 +184,9 @@ def test_answer_that_is_not_finite_is_that_images_own(
     with live(echo_teacher(hierarchy)) as server:
         reply = ask(server, pixels)
         assert reply.status == 500
-        assert "image[1]: the teacher's answer is not finite" in json.loads(reply.data)["error"]
+        assert (
+            "image[1]: the teacher's output contains NaN or Inf" in json.loads(reply.data)["error"]
+        )
         told = ask(server, pixels, ("status",))
         assert np.frombuffer(told.data[-12:], "<i4").tolist() == [0, 5, 0]
 

@@ -80,7 +80,7 @@ def test_store_is_read_by_another_process_while_the_server_answers(
     with serving(store) as (server, client):
         found = Browsed(f"http://{server.address}", {})
         assert "being read for the first time" in found.text("/")
-        assert "comes by itself" in found.text("/gallery", 503)
+        assert "reloads by itself" in found.text("/gallery", 503)
         assert client.client.infer_images(np.zeros((1, 32, 32, 3), np.uint8)).prob.sum() > 3
         wait_until(lambda: "96 × 2" in found.text("/"), 60)
         assert read == []
@@ -371,7 +371,7 @@ def test_uploaded_image_is_answered(
         page = upload(found, content).data.decode()
         first = hierarchy.slices[0]
         top = hierarchy.class_order[first][int(direct.index[0, 0])]
-        said = re.findall(r'<a href="/tree/(n\d+)">', page.split("What the teacher says")[1])
+        said = re.findall(r'<a href="/tree/(n\d+)">', page.split("Teacher predictions")[1])
         assert said[0] == hierarchy.synsets[top]
         assert "data:image/jpeg;base64," in page
         for status, reply in (
@@ -427,7 +427,7 @@ def test_pages_ask_a_server_elsewhere(
     with serving(data=False) as (_, client):
         site = site_of(knowing, figures, live=RemoteTeacher(client.client, hierarchy))
         with pages(site) as found:
-            assert "What the teacher says" in upload(found, picture(figures)).data.decode()
+            assert "Teacher predictions" in upload(found, picture(figures)).data.decode()
     with pages(site) as found:
         site.live.client.deadline_s = 0.2  # type: ignore[union-attr]
         assert upload(found, picture(figures)).status == 503

@@ -110,7 +110,7 @@ def test_walk_down_the_tree(show: Callable[..., Page], browsed: Browsed) -> None
     for name in ("polygon", "quadrilateral", "parallelogram", "rectangle", "square"):
         page.get_by_role("table").get_by_role("link", name=name, exact=True).click()
         expect(page.get_by_role("heading", level=1)).to_contain_text(name)
-    expect(page.get_by_text("There is no class below.")).to_be_visible()
+    expect(page.get_by_text("This class has no children.")).to_be_visible()
     page.get_by_role("navigation", name="Path").get_by_role("link", name="polygon").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("polygon")
     page.get_by_label("Class by name or synset").fill("heart")
@@ -154,7 +154,7 @@ def test_upload_an_image(show: Callable[..., Page], found: Browsed, figures: Pat
         {"name": "<b>.jpg", "mimeType": "image/jpeg", "buffer": content}
     )
     page.get_by_role("button", name="Ask").click()
-    expect(page.get_by_role("heading", name="What the teacher says")).to_be_visible()
+    expect(page.get_by_role("heading", name="Teacher predictions")).to_be_visible()
     shown = page.get_by_role("img", name="The image you sent")
     expect(shown).to_have_js_property("naturalWidth", 32)
     expect(page.get_by_role("heading", level=3)).to_have_count(4)

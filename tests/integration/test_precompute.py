@@ -154,7 +154,7 @@ def test_bad_images_are_recorded_and_their_rows_invalid(
     opened = LogitStore.open(path)
     recorded = [b for record in opened.records().values() for b in record["bad"]]
     assert {b["key"] for b in recorded} == {"train000000", "train000001"}
-    assert all("not a whole image" in b["reason"] for b in recorded)
+    assert all("undecodable image" in b["reason"] for b in recorded)
     valid = arrays(path)["valid"]
     rows = [
         i

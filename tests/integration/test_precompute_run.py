@@ -79,7 +79,7 @@ def test_interrupted_it_finishes_the_block_in_hand(
     os.killpg(running.pid, number)  # as a terminal and Slurm do: to all processes
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
-    assert f"{number.name}: finishing the block in hand" in err
+    assert f"{number.name}: finishing the current block" in err
     assert err.splitlines()[-1].startswith("distill: interrupted; finished work is kept")
     before = LogitStore.open(path).records()
     assert 1 <= len(before) < 12
@@ -269,7 +269,7 @@ def zoo(figures: Path, folder: Path) -> dict[str, str]:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return {
-        "truncated": "not a whole image",
+        "truncated": "undecodable image",
         "empty": "not an image",
         "text": "not an image",
         "bomb": "too many pixels",
@@ -291,7 +291,7 @@ def test_bad_images_are_told_by_kind_and_odd_ones_are_used(
     ran = distill(*words, "--json")
     assert ran.code == 0, ran.err
     report = json.loads(ran.out)
-    assert report["bad"] == {"not a whole image": 1, "not an image": 2, "too many pixels": 1}
+    assert report["bad"] == {"undecodable image": 1, "not an image": 2, "too many pixels": 1}
     records = LogitStore.open(tmp_path / "store").records().values()
     reasons = {each["key"]: each["reason"] for record in records for each in record["bad"]}
     assert {key: reason.partition(":")[0] for key, reason in reasons.items()} == bad

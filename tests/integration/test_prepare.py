@@ -137,7 +137,7 @@ def test_bad_images_are_listed_and_the_rest_goes_on(form: str, tmp_path: Path, p
         "n00000001/n00000001_empty": "not an image: 0 bytes found",
         "n00000001/n00000001_cut": reasons["n00000001/n00000001_cut"],
         "n00000001/n00000001_text": reasons["n00000001/n00000001_text"],
-        "n00000001/n00000001_3": "its name stands twice",
+        "n00000001/n00000001_3": "its name appears twice",
         f"n00000001/{'x' * 250}": "its name is too long for a file",
     }
     keys = {
@@ -204,7 +204,7 @@ def test_a_class_tar_that_ends_early_is_named(tmp_path: Path, prepare) -> None: 
         (lambda whole: whole[: len(whole) // 2], "ends inside"),
         (lambda whole: whole[: len(whole) // 2 // 512 * 512], "ends inside"),
         (lambda whole: b"\x1f\x8b" + whole, "compressed by gzip"),
-        (lambda whole: b"", "not a whole uncompressed tar"),
+        (lambda whole: b"", "not a complete uncompressed tar"),
         (lambda whole: tar_of({"notes.txt": b"x"}), "no images of classes found"),
     ],
 )

@@ -88,7 +88,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_weights(
         assert stopped.code == 130
         assert "run the same command again to resume" in stopped.err
     went_on = distill(*train("stopped", *command))
-    assert f"going on at step {stop_after} of 12" in went_on.out
+    assert f"resuming at step {stop_after} of 12" in went_on.out
     assert distill(*train("whole", *command)).code == 0
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
     runs = [json.loads((tmp_path / o / "run.json").read_text()) for o in ("stopped", "whole")]
@@ -151,7 +151,7 @@ def test_bad_images_are_left_out_up_to_a_share(
         (["-o", "optimizer=adamm"], "optimizer 'adamm' found"),
         (["-o", "accumulate=16"], "expected two images for each; raise --batch-size"),
         (["--config", "/nowhere.toml"], "no such file; expected settings in TOML"),
-        (["--samples", "/nowhere.csv"], "expected one sample key a line"),
+        (["--samples", "/nowhere.csv"], "expected one sample key per line"),
         (["--teacher-weights", "f"], "without --targets timm:NAME"),
         (["--targets", "/nowhere"], "no such store"),
         (["--data", "/nowhere"], "no such file or folder"),

@@ -136,7 +136,7 @@ def test_interrupted_it_finishes_blocks_in_hand_and_goes_on_later(
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=120)
     assert running.returncode == 130, err
-    assert "finishing the block in hand" in err
+    assert "finishing the current block" in err
     assert "run the same command again" in err
     done = LogitStore.open(tmp_path / "store")
     assert 0 < len(done.pending_blocks()) < 12

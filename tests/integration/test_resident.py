@@ -127,7 +127,7 @@ def test_cache_keeps_its_limit_and_drops_the_least_recently_used(
     assert len(names) == 2
     # What is in use stays, and what cannot fit says so.
     kept = [open_resident_view(complete, 0, cache), open_resident_view(other, 0, cache)]
-    with pytest.raises(StoreError, match="0 bytes can be had"):
+    with pytest.raises(StoreError, match="0 bytes are available"):
         open_resident_view(complete, 1, cache)
     assert len(kept) == 2
     del kept
@@ -243,7 +243,7 @@ def test_two_views_built_at_once_keep_the_limit_together(tmp_path: Path) -> None
 
     with ThreadPoolExecutor(2) as pool:
         said = sorted(pool.map(build, ["one", "other"]))
-    assert "bytes can be had" in said[0] or "bytes can be had" in said[1]
+    assert "bytes are available" in said[0] or "bytes are available" in said[1]
     assert "1" in (said[0], said[1])
     assert sum(p.stat().st_size for p in cache.folder.glob("*.rows*")) <= 6000
 

@@ -109,7 +109,7 @@ def test_what_is_not_there_and_what_does_not_answer_differ(
         open_source("s3://no-such-bucket/data")
     with pytest.raises(DataError, match="expected s3://bucket/prefix"):
         open_source("s3://")
-    with pytest.raises(DataError, match="unknown kind of place"):
+    with pytest.raises(DataError, match="unknown kind of location"):
         open_source("gs://bucket/data")
     upload(data, bucket)
     source = open_source(f"{bucket}/train")

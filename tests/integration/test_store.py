@@ -272,7 +272,7 @@ def test_places_without_a_store_are_named(tmp_path: Path) -> None:
     zarr.create_group(tmp_path / "other")
     with pytest.raises(CorruptStoreError, match="not a distill store"):
         LogitStore.open(tmp_path / "other")
-    with pytest.raises(StoreError, match="unknown kind of place"):
+    with pytest.raises(StoreError, match="unknown kind of location"):
         LogitStore.open("ftp://host/store")
 
 

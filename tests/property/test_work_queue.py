@@ -14,7 +14,7 @@ from distill.targets.rows import TargetRows
 from distill.wire.refusal import Refused
 from teacher_server.serve.admission import Admission, Budgets
 from teacher_server.serve.lane import shapes_up_to
-from teacher_server.serve.queue import BatchResult, Piece, Work, WorkQueue
+from teacher_server.serve.queue import BatchTiming, InferResult, Piece, Work, WorkQueue
 
 IMAGES = st.integers(1, 20)
 
@@ -34,12 +34,12 @@ def answer(pieces: list[Piece]) -> None:
         answers.prob[:] = seen
         piece.work.put(
             piece.start,
-            BatchResult(answers=answers, probs=None, queue_s=0.0, infer_s=0.0, batch_size=1),
+            InferResult(rows=answers, timing=BatchTiming(queue_s=0.0, infer_s=0.0, batch_size=1)),
         )
 
 
 def is_own(each: Work) -> bool:
-    said = each.answer.result(0).answers.prob
+    said = each.answer.result(0).rows.prob
     own = each.pixels[0][:, 0, :, 0]
     return said.shape == own.shape and bool((said == own).all())
 

@@ -158,7 +158,7 @@ def test_a_table_may_give_keys_indices_and_absolute_paths(
         (b"path,wnid\n", "no images found"),
         (b'path,wnid\n"' + b"x" * 200_000, "cannot be read as CSV"),
         (b"path\n" + b"x" * 5000 + b".jpg\n", "row 1 has no path"),
-        (b"path\na.jpg\na.jpg\n", "the key 'a' stands twice"),
+        (b"path\na.jpg\na.jpg\n", "the key 'a' appears twice"),
     ],
 )
 def test_wrong_tables_are_one_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -365,7 +365,7 @@ def test_arrow_keys_that_are_numbers_begin_at_0_and_stand_once(tmp_path: Path) -
     hugging_face(image=rows(3), label=[0] * 3, key=["0", "1", "2"]).save_to_disk(tmp_path / "a")
     assert {s.key for s in open_source(tmp_path / "a").samples} == {"0", "1", "2"}
     hugging_face(image=rows(2), label=[0] * 2, key=["x", "x"]).save_to_disk(tmp_path / "b")
-    with pytest.raises(DataError, match="the key 'x' stands twice"):
+    with pytest.raises(DataError, match="the key 'x' appears twice"):
         open_source(tmp_path / "b")
 
 

@@ -45,7 +45,7 @@ class Meter(Protocol):
     """update: on each batch of a process. result: on all processes, of all of them."""
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
-        """Of those images."""
+        """Add the logits of those images."""
         ...
 
     def result(self, world: World) -> Mapping[str, Any]:
@@ -202,7 +202,7 @@ class MultiLabelMeter:
 def label_meter(
     labels: Labels, hierarchy: SemanticHierarchy, reading: Reading, device: torch.device
 ) -> MultiLabelMeter:
-    """Of labels [n] with all their ancestors; images without a label are not judged."""
+    """Make a meter of labels [n] with all their ancestors; unlabelled images are skipped."""
     given = torch.from_numpy(labels)
     return MultiLabelMeter(
         lambda rows: (present_classes(given[rows], hierarchy), given[rows] >= 0),
@@ -216,7 +216,7 @@ def label_meter(
 def tag_meter(
     tags: NDArray[np.bool_], classes: SemanticHierarchy, reading: Reading, device: torch.device
 ) -> MultiLabelMeter:
-    """Of tags [n, classes]; an image without any is judged as that."""
+    """Make a meter of tags [n, classes]; an image without tags counts."""
     given = torch.from_numpy(tags)
     return MultiLabelMeter(
         lambda rows: (given[rows], torch.ones(len(rows), dtype=torch.bool)),
@@ -299,7 +299,7 @@ def semantic_scores(
 
 
 def _figures(name: str, meter: SemanticAccuracyMeter, world: World) -> dict[str, Any]:
-    """Of all processes; None, which JSON knows, where no image was judged."""
+    """Combine the figures of all processes; None where no image was measured."""
     world.sum(meter.right)
     world.sum(meter.judged)
     accuracy = meter.result()

@@ -30,7 +30,7 @@ def predict_top_classes(
     machine: Machine,
     scheme: Scheme | None = None,
 ) -> ModelPredictions:
-    """Of a hierarchy only leaves count, or the most specific classes that occur as tags.
+    """Predict the most probable leaves, or most specific classes that occur as tags, per image.
 
     labels: [n] class of each tag, -1 for none. scheme: how logits are read; as the model was
     trained by default.

@@ -57,7 +57,7 @@ def classes_of(source: ImageSource) -> SemanticHierarchy:
     labels = set(source.samples.labels)
     if None in labels or not labels:
         raise DataError(
-            f"{source.location}: images without a label found, expected one folder a class; for "
+            f"{source.location}: images without a label found, expected one folder per class; for "
             "images with tags pass --tags"
         )
     if all(isinstance(label, int) for label in labels):

@@ -84,7 +84,7 @@ def train(
     if saved:
         done = restore(out, saved, model=model, averaged=averaged, optimizer=optimizer)
         images = replace(images, order=done.order)
-        say(f"going on at step {done.steps} of {total_steps}")
+        say(f"resuming at step {done.steps} of {total_steps}")
     parallel = world.parallel(model, device)
     if machine.compiled:
         parallel = torch.compile(parallel)  # type: ignore[assignment]
@@ -229,13 +229,13 @@ def _require_finite(model: nn.Module, step: int) -> None:
     finite = torch.stack([parameter.isfinite().all() for parameter in model.parameters()])
     if not finite.all():
         raise ConfigError(
-            f"the weights after step {step} are no finite numbers, expected them to be; the last "
+            f"the weights after step {step} contain NaN or Inf, expected finite numbers; the last "
             "checkpoint is kept: lower --lr"
         )
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
-    """Of all that a step draws, such as dropout."""
+    """Seed everything that a step draws, such as dropout."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 

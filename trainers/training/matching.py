@@ -112,6 +112,6 @@ def _check_views(targets: TrainingTargets, source: ImageSource, say: Callable[[s
         say(f"replay proof: {replayed} views drawn again, pixel for pixel what the teacher saw")
     else:
         say(
-            f"{targets.location}: holds no replay proof of these images; their views are taken on "
-            "trust"
+            f"{targets.location}: holds no replay proof of these images; their views are not "
+            "verified"
         )

@@ -35,11 +35,11 @@ class Objective(Protocol):
 
     @property
     def hierarchy(self) -> SemanticHierarchy:
-        """Of the logits' classes."""
+        """Hierarchy of the logits' classes."""
         ...
 
     def labels(self, rows: list[int]) -> Tensor:
-        """Of those images, on the CPU; one row each."""
+        """Return the labels of those images on the CPU, one row each."""
         ...
 
     def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:

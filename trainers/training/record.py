@@ -84,7 +84,7 @@ class Record:
             self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def losses(self, first_step: int, values: Sequence[Sequence[float]], kd_weight: float) -> None:
-        """Of consecutive steps."""
+        """Record the losses of consecutive steps."""
         for step, (labels, kd) in enumerate(values, first_step):
             self.scalars(
                 step,

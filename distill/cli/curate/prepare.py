@@ -104,7 +104,7 @@ def prepare(
         unit_images=shard_images if form == "webdataset" else FOLDER_UNIT,
         workers=workers,
     )
-    with finishing_first("prepare", "the shards") as stopping:
+    with finishing_first("prepare", "the current shards") as stopping:
         report = run(raw.rstrip("/") or "/", out, settings, stopping=stopping, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(report.to_json()))

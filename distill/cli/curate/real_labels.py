@@ -117,7 +117,7 @@ def propose(
 def _label_set(
     named: str | None, trained_on: "SemanticHierarchy | None", num_classes: int
 ) -> "SemanticHierarchy":
-    """Of the option, else of the model; ImageNet-1K's where it has its number of classes."""
+    """Resolve the option, or take the model's; 1,000 classes without names are ImageNet-1K's."""
     from distill.errors import ConfigError
     from distill.hierarchy.hypernyms import flat_label_set
     from distill.hierarchy.semantic import SemanticHierarchy, resolve

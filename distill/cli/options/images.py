@@ -19,5 +19,5 @@ def open_images(data: str, split: str = "train") -> "ImageSource":
 
 
 def absolute(data: str) -> str:
-    """For processes that run in other folders."""
+    """Return the absolute path, for processes that run in other folders."""
     return data if "://" in data else str(Path(data).absolute())

@@ -34,7 +34,7 @@ class TeacherChoice:
     confidence: Literal["top", "reach"]
 
     def with_absolute_paths(self) -> "TeacherChoice":
-        """For processes that run in other folders."""
+        """Return the choice with absolute paths, for processes that run in other folders."""
         files = (*self.weights, *self.heads, self.label_set)
         absolute = {file: str(Path(file).absolute()) for file in files if Path(file).is_file()}
         return replace(

@@ -33,7 +33,7 @@ def train_as_command(
 
     No report where it was stopped before its end, or in processes that are not to speak.
     """
-    with finishing_first(title, "the step") as stop, ExitStack() as stack:
+    with finishing_first(title, "the current step") as stop, ExitStack() as stack:
         from distill.cli.launcher import share_of_work
         from trainers.process_group import Machine, join_process_group, own_device
 
@@ -88,7 +88,7 @@ def report_training(report: "TrainReport", as_json: bool) -> None:
 
 
 def _silent(text: str) -> None:
-    """Of several processes one speaks."""
+    """Print nothing: only the first process reports."""
 
 
 def _wandb(project: str, out: Path, *, sends: bool) -> Any:

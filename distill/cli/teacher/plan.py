@@ -104,14 +104,14 @@ def plan(
         return
     click.echo(
         f"{made.rows} images; pilot of {made.pilot_images}: "
-        f"{1000 * made.seconds_per_image:.2f} ms an image and "
-        f"{1000 * made.seconds_per_view:.2f} ms a view on this machine"
+        f"{1000 * made.seconds_per_image:.2f} ms per image and "
+        f"{1000 * made.seconds_per_view:.2f} ms per view on this machine"
     )
     if made.pilot_unreadable:
         click.echo(f"{made.pilot_unreadable} pilot images could not be read")
     click.echo(
         "angle of the KD gradient: for a fresh student, and for one near the teacher\n"
-        "encoding              views     hours       size  B a view   median    p99     median"
+        "encoding              views     hours       size  B per view   median    p99     median"
         "    p99"
     )
     for planned in made.stores:

@@ -172,8 +172,8 @@ def precompute(
 
     from distill.data.sample_list import SampleList
     from teacher_server.precompute import dry_run as dry
+    from teacher_server.precompute.options import PrecomputeOptions, Share
     from teacher_server.precompute.ray_driver import cluster, precompute_on_ray
-    from teacher_server.precompute.run import PrecomputeOptions, Share
     from teacher_server.precompute.run import precompute as run
 
     share = Share(index=launched.index, count=launched.count)

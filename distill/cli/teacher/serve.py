@@ -192,7 +192,7 @@ def serve(
     from distill.cli.options.images import open_images
     from distill.targets.encoding import EncodingSpec
     from teacher_server.http.json_log import json_log
-    from teacher_server.precompute.run import PrecomputeOptions
+    from teacher_server.precompute.options import PrecomputeOptions
     from teacher_server.serve.admission import Budgets
     from teacher_server.serve.lane import devices_of
     from teacher_server.serve.samples import open_samples

@@ -22,7 +22,7 @@ FORMAT = "distill-prepare/1"
 
 
 class Ledger:
-    """Of one output folder; held by one process at a time.
+    """Record the finished units of one output folder; one process holds it at a time.
 
     Raises:
         ConfigError: another command holds it, or the folder was begun in another way.

@@ -1,8 +1,8 @@
 """The raw release as it was downloaded: which images there are, of which class, and where.
 
 fall11 is a tar of a tar for each class (n01440764.tar), winter21 a tar of directories; either may
-also lie unpacked, as class tars in a folder or as a folder a class. Only headers are read, nothing
-is unpacked: an image in a tar within a tar is a range of bytes of the outermost file.
+also lie unpacked, as class tars in a folder or as one folder per class. Only headers are read,
+nothing is unpacked: an image in a tar within a tar is a range of bytes of the outermost file.
 """
 
 from collections.abc import Callable, Iterable, Iterator

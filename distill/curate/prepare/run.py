@@ -260,7 +260,7 @@ def _write_lists(
     bad: Mapping[str, str],
     report: PrepareReport,
 ) -> None:
-    twice = {images.samples[int(row)].key: "its name stands twice" for row in chosen.twice}
+    twice = {images.samples[int(row)].key: "its name appears twice" for row in chosen.twice}
     rows = [*images.skipped.items(), *twice.items(), *sorted(bad.items())]
     write_csv(out / "bad_images.csv", ["name", "reason"], rows)
     kept = frozenset(chosen.kept)

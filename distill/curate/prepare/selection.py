@@ -39,7 +39,7 @@ class Selection:
     twice: NDArray[np.int64]
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Of train or val."""
+        """Return the rows of split train or val."""
         return self.train if split == "train" else self.val
 
 

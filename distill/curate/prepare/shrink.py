@@ -21,7 +21,7 @@ def shrink(content: bytes, rules: ShrinkRules) -> bytes:
     same, to know that it is whole.
 
     Raises:
-        DataError: it is not a whole image.
+        DataError: it is undecodable image.
     """
     # Twice the size leaves the filter enough that nobody sees how it was decoded.
     image = decode_image(content, enough=2 * rules.size)

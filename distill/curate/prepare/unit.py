@@ -54,7 +54,7 @@ class UnitDone:
 
     @property
     def split(self) -> str:
-        """Of the data."""
+        """Split that the unit belongs to."""
         return self.name.partition("-")[0]
 
 

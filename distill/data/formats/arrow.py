@@ -59,7 +59,7 @@ def list_arrow(root: str) -> SampleTable:
         listed = [sample for name in names for sample in _list_file(root, name, columns)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{root}: not a whole data set ({error}), expected what datasets' save_to_disk writes; "
+            f"{root}: incomplete data set ({error}), expected what datasets' save_to_disk writes; "
             "save it again"
         ) from error
     files = {key for key, _ in listed if key}
@@ -110,7 +110,7 @@ def _list_file(root: str, name: str, columns: _Columns) -> Iterator[tuple[str, S
                 batch.validate(full=True)  # or hostile offsets would end the interpreter
                 yield from _list_batch(root, path, batch, content, columns)
     except (pyarrow.ArrowException, UnicodeDecodeError, SystemError) as error:
-        raise DataError(f"{path}: not a whole Arrow file ({error}); save it again") from error
+        raise DataError(f"{path}: incomplete Arrow file ({error}); save it again") from error
 
 
 def _list_batch(

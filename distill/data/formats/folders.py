@@ -1,4 +1,4 @@
-"""ImageFolder: a folder a class, with images in it or further below; or loose images."""
+"""ImageFolder: one folder per class, with images in it or further below; or loose images."""
 
 from collections.abc import Iterator
 

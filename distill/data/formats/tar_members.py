@@ -45,7 +45,7 @@ def members(
     """The members of the tar that stands from `start` to `end` in `file`; `path` names it.
 
     Raises:
-        DataError: it is not a whole uncompressed tar.
+        DataError: it is not a complete uncompressed tar.
         DataUnavailableError: it cannot be read now.
     """
     try:
@@ -75,7 +75,9 @@ def members(
     except OSError as error:
         raise unavailable(path, str(error.strerror or error)) from error
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: not a whole uncompressed tar ({error}); copy it again") from error
+        raise DataError(
+            f"{path}: not a complete uncompressed tar ({error}); copy it again"
+        ) from error
 
 
 class _Header(tarfile.TarInfo):

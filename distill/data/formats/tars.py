@@ -37,7 +37,7 @@ def list_tars(tars: list[str], indexes: Path | None) -> SampleTable:
     indexes: folder to keep indexes in; None for none.
 
     Raises:
-        DataError: one is not a whole uncompressed tar, or holds a key twice in a row.
+        DataError: one is not a complete uncompressed tar, or holds a key twice in a row.
     """
     with ThreadPoolExecutor(TARS_AT_ONCE) as pool:  # a bucket answers slowly, but many at once
         return SampleTable.concatenate(list(pool.map(lambda tar: _table_of(tar, indexes), tars)))
@@ -51,7 +51,9 @@ def list_tar(file: BufferedReader, path: str) -> Iterator[Sample]:
         key, suffix = split_key(member.name)
         if suffix in IMAGE_SUFFIXES:
             if key in images:
-                raise DataError(f"{path}: the key {key!r} stands twice; expected one image a key")
+                raise DataError(
+                    f"{path}: the key {key!r} appears twice; expected one image per key"
+                )
             images[key] = member
         elif suffix in LABEL_SUFFIXES:
             labels[key] = _read_label(file, member, suffix, path)
