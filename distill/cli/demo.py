@@ -2,37 +2,48 @@
 
 import json
 import shlex
+import sys
 import time
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
-from distill.cli.options.command import command, option
+from distill.cli.options import common
+from distill.cli.options.command import PATH, command, option
 
 # timm's smallest ResNet (0.4 M parameters) is teacher and student: a few minutes on two cores. What
 # the teacher has and the students lack is time.
 MODEL = "test_resnet"
 TEACHER_EPOCHS = 12
 STUDENT_EPOCHS = 5
+RUNS = ("without-kd", "with-kd", "teacher")
 
 
 @command(examples=["--out demo-out"])
-@option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("demo-out"),
-    help="Folder for all files of the demo.",
-)
-def demo(out: Path) -> None:
+@option("--out", type=PATH, default=Path("demo-out"), help="Folder for all files of the demo.")
+@common.as_json
+def demo(out: Path, as_json: bool) -> None:
     """Render figures, train a teacher, precompute, pretrain with and without KD, inspect.
 
     Downloads nothing. Run the same command again to resume.
     """
+    started = time.monotonic()
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        _walk(out)
+    seconds = time.monotonic() - started
+    if as_json:
+        accuracy = {name: _validation(out / name) for name in RUNS}
+        click.echo(json.dumps({"seconds": seconds, "validation": accuracy}, allow_nan=False))
+    else:
+        _report(out, seconds)
+
+
+def _walk(out: Path) -> None:
     from distill.data.plane_figures import HIERARCHY, OUTLINES, FigureSet, write_figures
     from distill.errors import ConfigError
 
-    started = time.monotonic()
     data, store = out / "figures", out / "store.zarr"
     if out.exists() and not (out / "figures" / "labels.csv").exists() and any(out.iterdir()):
         raise ConfigError(f"{out}: other files found, expected a new folder; choose another --out")
@@ -58,7 +69,6 @@ def demo(out: Path) -> None:
     kd = ["--targets", store, "--cache", out / "cache"]
     _command(*train, *kd, "--epochs", STUDENT_EPOCHS, "--out", out / "with-kd")
     _command("inspect", store, "--plot", out / "charts")
-    _report(out, time.monotonic() - started)
 
 
 def _command(*arguments: object) -> None:
@@ -70,12 +80,17 @@ def _command(*arguments: object) -> None:
     distill.main(words, standalone_mode=False)
 
 
+def _validation(run: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((run / "run.json").read_text())
+    validation: dict[str, Any] = record["history"][-1]["validation"]
+    return validation
+
+
 def _report(out: Path, seconds: float) -> None:
     click.echo("\nsemantic top-1 against the true classes (validation images, %)")
     click.echo(f"{'hierarchy':12s}" + "".join(f"{k:>8d}" for k in range(4)) + f"{'total':>8s}")
-    for name in ("without-kd", "with-kd", "teacher"):
-        run: dict[str, Any] = json.loads((out / name / "run.json").read_text())
-        validation = run["history"][-1]["validation"]
+    for name in RUNS:
+        validation = _validation(out / name)
         shares = [*validation["semantic_top1_per_hierarchy"], validation["semantic_top1"]]
         click.echo(f"{name:12s}" + "".join(f"{100 * share:8.1f}" for share in shares))
     click.echo(f"\n{seconds:.0f} s in all; the files it left:")

@@ -1,11 +1,20 @@
-"""A store in lines for people, as several commands print it."""
+"""Results as JSON or as lines, and a store in lines, as several commands print it."""
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from distill.cli.options.common import in_bytes
 
 if TYPE_CHECKING:
     from store.summary import StoreSummary
+
+
+def print_result(as_json: bool, document: Mapping[str, Any], *lines: str) -> None:
+    """One JSON document, or lines for people."""
+    click.echo(json.dumps(document, allow_nan=False) if as_json else "\n".join(lines))
 
 
 def state_line(summary: "StoreSummary") -> str:

@@ -13,7 +13,7 @@ SKIPPED = ("config", "set", "json", "dry_run")
 
 @command(examples=["precompute", "pretrain > my.toml", "store verify"])
 @click.argument("names", metavar="COMMAND...", nargs=-1, required=True)
-@option("--json", "as_json", is_flag=True, show_default=False, help="Print the result as JSON.")
+@option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def settings(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
     """List all options and settings of COMMAND with their defaults.

@@ -9,7 +9,7 @@ import click
 
 from distill.cli.options import common, teacher
 from distill.cli.options.checks import known_encoding
-from distill.cli.options.command import Group, option
+from distill.cli.options.command import PATH, Group, option, setting
 from distill.cli.output import store_lines
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def info(location: str, as_json: bool) -> None:
 @store.command(examples=["STORE", "STORE --teacher tresnet_l --weights FILE --data DATA"])
 @location
 @teacher.teacher(required=False)
-@option("--data", help="Images that the store was made from; needs --teacher.", section="Input")
-@option("--split", default="train", help="Split of --data.", section="Input", setting=True)
-@option("--sample", section="Input", type=click.IntRange(1), default=256, help="Images per block.")
+@option("--data", help="Images that the store was made from; needs --teacher.")
+@setting("--split", default="train", help="Split of --data.")
+@option("--sample", type=click.IntRange(1), default=256, help="Images per block.", section="Input")
 @common.machine
 @common.as_json
 def verify(
@@ -101,14 +101,10 @@ def verify(
 @store.command(examples=["STORE --teacher tresnet_l --weights FILE --data DATA"])
 @location
 @teacher.teacher(required=False)
-@option("--data", help="Images that the store was made from.", section="Input")
-@option("--split", default="train", help="Split of --data.", section="Input", setting=True)
+@option("--data", help="Images that the store was made from.")
+@setting("--split", default="train", help="Split of --data.")
 @option(
-    "--batch-size",
-    type=click.IntRange(1),
-    help="Views per batch.",
-    show_default="as in the store",
-    section="Training",
+    "--batch-size", type=click.IntRange(1), help="Views per batch.", show_default="as in the store"
 )
 @common.limit
 @common.machine
@@ -170,19 +166,8 @@ def merge(locations: tuple[str, ...], out: str, as_json: bool) -> None:
 @location
 @out
 @option("--views", help="View numbers to keep, as in 1 or 0-3.", show_default="all")
-@option(
-    "--keys",
-    section="Input",
-    type=click.Path(path_type=Path),
-    help="File with one sample key per line.",
-)
-@option(
-    "--class",
-    "classes",
-    section="Input",
-    multiple=True,
-    help="wnid of a class to keep with its descendants.",
-)
+@option("--keys", type=PATH, help="File with one sample key per line.")
+@option("--class", "classes", multiple=True, help="wnid of a class to keep with its descendants.")
 @common.limit
 @common.as_json
 def subset(

@@ -179,6 +179,12 @@ def test_wrong_words_are_one_line_before_torch_is_loaded(words: list[str], messa
 
 
 @each_command
+def test_every_command_that_has_a_result_gives_it_as_json(context: click.Context) -> None:
+    if context.command_path != "distill serve":
+        assert "json" in command_of(context).setting_options()
+
+
+@each_command
 def test_common_flags_are_everywhere(
     context: click.Context, distill: Callable[..., object]
 ) -> None:

@@ -8,7 +8,7 @@ import click
 from distill.cli.curate.data_check import check
 from distill.cli.curate.real_labels import real_labels
 from distill.cli.options import common
-from distill.cli.options.command import Group, option
+from distill.cli.options.command import PATH, Group, option
 
 
 @click.group(cls=Group)
@@ -22,9 +22,9 @@ data.add_command(real_labels)
 
 @data.command(examples=["--data DATA --folds 5 --out FOLDS"])
 @common.data
-@option("--split", default="train", help="Split of --data.", section="Input")
+@option("--split", default="train", help="Split of --data.")
 @option("--folds", type=click.IntRange(2, 1000), default=10, help="Number of folds.")
-@option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the lists.")
+@option("--out", required=True, type=PATH, help="Folder for the lists.")
 @common.as_json
 def folds(data: str, split: str, folds: int, out: Path, as_json: bool) -> None:
     """Split DATA into folds: for each, the keys held out and the keys to train on.

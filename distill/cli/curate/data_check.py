@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from distill.cli.options import common
-from distill.cli.options.command import command, option
+from distill.cli.options.command import PATH, command, option
 from distill.cli.options.common import in_bytes
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ SHOWN = 5  # of each list
 
 @command(examples=["--data DATA", "--data DATA --near 4 --out LISTS"])
 @common.data
-@option("--split", help="Check only this split.", show_default="all splits", section="Input")
+@option("--split", help="Check only this split.", show_default="all splits")
 @common.label_set()
 @option(
     "--near",
@@ -27,9 +27,7 @@ SHOWN = 5  # of each list
     help=("Also find near duplicates: how many of 64 bits two perceptual hashes may differ in."),
 )
 @option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Folder for unreadable.csv, outside.csv, duplicates.csv, near.csv.",
+    "--out", type=PATH, help="Folder for unreadable.csv, outside.csv, duplicates.csv, near.csv."
 )
 @common.processes
 @common.as_json

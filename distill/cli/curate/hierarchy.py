@@ -1,10 +1,16 @@
 """`distill hierarchy build · show · import`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill.cli.options.command import Group, option
+from distill.cli.options import common
+from distill.cli.options.command import PATH, Group, option
+from distill.cli.output import print_result
+
+if TYPE_CHECKING:
+    from distill.hierarchy.semantic import SemanticHierarchy
 
 
 @click.group(cls=Group)
@@ -14,15 +20,11 @@ def hierarchy() -> None:
 
 @hierarchy.command(examples=["wnids.txt --out mine.json --name mine"])
 @click.argument("source")
-@option("--out", required=True, type=click.Path(path_type=Path), help="JSON file to write.")
+@option("--out", required=True, type=PATH, help="JSON file to write.")
 @option("--name", help="Name of the hierarchy.", show_default="that of the file")
-@option(
-    "--keep-deepest",
-    is_flag=True,
-    help="Keep the softmax of the deepest level.",
-    show_default=False,
-)
-def build(source: str, out: Path, name: str | None, keep_deepest: bool) -> None:
+@option("--keep-deepest", is_flag=True, help="Keep the softmax of the deepest level.")
+@common.as_json
+def build(source: str, out: Path, name: str | None, keep_deepest: bool, as_json: bool) -> None:
     """Build a hierarchy from WordNet 3.0.
 
     SOURCE is a text file with one wnid per line, imagenet21k-p-fall11 or imagenet21k-p-winter21.
@@ -34,34 +36,38 @@ def build(source: str, out: Path, name: str | None, keep_deepest: bool) -> None:
         wordnet.read_label_set(source), name=name or out.stem, drop_deepest=not keep_deepest
     )
     built.save(out)
-    click.echo(f"{out}: {_sizes(built)}")
+    print_result(as_json, _document(built, out), f"{out}: {_sizes(built)}")
 
 
 @hierarchy.command(examples=["--out hypernyms.txt"])
-@option("--out", required=True, type=click.Path(path_type=Path), help="Table to write.")
-def hypernyms(out: Path) -> None:
+@option("--out", required=True, type=PATH, help="Table to write.")
+@common.as_json
+def hypernyms(out: Path, as_json: bool) -> None:
     """Write the table of hypernyms that ships with distill, from WordNet 3.0."""
     from distill.hierarchy.hypernyms import write_table
 
-    click.echo(f"{out}: {write_table(out)} synsets with a hypernym")
+    count = write_table(out)
+    document = {"path": str(out), "synsets": count}
+    print_result(as_json, document, f"{out}: {count} synsets with a hypernym")
 
 
 @hierarchy.command(name="import", examples=["imagenet21k_miil_tree.pth --out tree.json"])
-@click.argument("tree", type=click.Path(path_type=Path))
-@option("--out", required=True, type=click.Path(path_type=Path), help="JSON file to write.")
-def import_(tree: Path, out: Path) -> None:
+@click.argument("tree", type=PATH)
+@option("--out", required=True, type=PATH, help="JSON file to write.")
+@common.as_json
+def import_(tree: Path, out: Path, as_json: bool) -> None:
     """Import the authors' imagenet21k_miil_tree.pth, TREE. Nothing in it is executed."""
     from distill.hierarchy.semantic import SemanticHierarchy
 
     built = SemanticHierarchy.from_miil_tree(tree)
     built.save(out)
-    click.echo(f"{out}: {_sizes(built)}")
+    print_result(as_json, _document(built, out), f"{out}: {_sizes(built)}")
 
 
 @hierarchy.command(examples=["imagenet21k-p-fall11", "imagenet21k-p-fall11 swan"])
 @click.argument("name")
 @click.argument("word", required=False)
-@option("--json", "as_json", is_flag=True, help="Print the result as JSON.", show_default=False)
+@common.as_json
 def show(name: str, word: str | None, as_json: bool) -> None:
     """Print the levels of NAME (bundled, or a JSON file), or the chains of WORD in it."""
     import json
@@ -103,8 +109,18 @@ def show(name: str, word: str | None, as_json: bool) -> None:
         click.echo(f"{level:9d}  {size:7d}  {weight}  {examples}")
 
 
-def _sizes(built: "SemanticHierarchy") -> str:  # type: ignore[name-defined]
+def _sizes(built: "SemanticHierarchy") -> str:
     return (
         f"{built.num_classes} classes in {built.num_hierarchies} hierarchies, "
         f"digest {built.digest[:12]}"
     )
+
+
+def _document(built: "SemanticHierarchy", out: Path) -> dict[str, Any]:
+    return {
+        "path": str(out),
+        "name": built.name,
+        "digest": built.digest,
+        "num_classes": built.num_classes,
+        "classes_per_hierarchy": list(built.classes_per_hierarchy),
+    }

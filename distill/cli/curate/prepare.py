@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from distill.cli.options import common
-from distill.cli.options.command import command, option
+from distill.cli.options.command import PATH, command, option
 from distill.cli.options.common import in_bytes
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ FOLDER_UNIT = 500  # images of class folders that count as done together
     ]
 )
 @click.argument("raw")
-@option("--out", required=True, type=click.Path(path_type=Path), help="Folder to fill.")
+@option("--out", required=True, type=PATH, help="Folder to fill.")
 @option(
     "--format",
     "form",
@@ -31,38 +31,20 @@ FOLDER_UNIT = 500  # images of class folders that count as done together
     default="folder",
     help="Class folders, or WebDataset shards.",
 )
-@option(
-    "--min-images",
-    type=click.IntRange(1),
-    default=500,
-    section="Input",
-    help="Drop classes with fewer images.",
-)
-@option(
-    "--val-images",
-    type=click.IntRange(0),
-    default=50,
-    help="Validation images per class.",
-    section="Input",
-)
+@option("--min-images", type=click.IntRange(1), default=500, help="Drop classes with fewer images.")
+@option("--val-images", type=click.IntRange(0), default=50, help="Validation images per class.")
 @option(
     "--seed",
     type=int,
     help="Draw the validation images at random; without it, the first by name.",
     show_default="none",
-    section="Input",
 )
 @common.label_set("all classes found")
 @option("--size", type=click.IntRange(8, 4096), default=224, help="Pixels per side.")
 @option("--quality", type=click.IntRange(1, 100), default=95, help="JPEG quality.")
 @option("--shard-images", type=click.IntRange(1), default=10_000, help="Images per shard.")
 @common.processes
-@option(
-    "--dry-run",
-    is_flag=True,
-    help="List the release and report; write nothing.",
-    show_default=False,
-)
+@option("--dry-run", is_flag=True, help="List the release and report; write nothing.")
 @common.as_json
 def prepare(
     raw: str,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from distill.cli.options import common
-from distill.cli.options.command import Group, option
+from distill.cli.options.command import PATH, Group, option
 
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
@@ -24,7 +24,7 @@ def real_labels() -> None:
 @real_labels.command(examples=["RUN timm:resnet50 --data DATA --out PROPOSED"])
 @click.argument("models", nargs=-1, required=True)
 @common.data
-@option("--split", default="val", help="Split of --data.", section="Input")
+@option("--split", default="val", help="Split of --data.")
 @common.label_set("the first model's")
 @common.scheme
 @option(
@@ -33,7 +33,7 @@ def real_labels() -> None:
     default=3,
     help="Mean number of confident predictions per image that count for a model.",
 )
-@option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the CSV files.")
+@option("--out", required=True, type=PATH, help="Folder for the CSV files.")
 @common.limit
 @common.machine
 @common.as_json
@@ -72,12 +72,7 @@ def propose(
     machine = Machine(device=pick_device(device), workers=workers)
     predictions = [
         predict_top_classes(
-            model,
-            source=source,
-            labels=labels,
-            hierarchy=hierarchy,
-            machine=machine,
-            scheme=scheme,
+            model, source=source, labels=labels, hierarchy=hierarchy, machine=machine, scheme=scheme
         )
         for model in opened
     ]
@@ -137,23 +132,16 @@ def _label_set(
 @real_labels.command(
     "from-raters", examples=["answers.csv --agreed PROPOSED/agreed.csv --out real.json"]
 )
-@click.argument("raters", type=click.Path(path_type=Path))
-@option("--out", required=True, type=click.Path(path_type=Path), help="JSON file to write.")
-@option(
-    "--agreed",
-    type=click.Path(path_type=Path),
-    help="CSV with key and label of images that needed no rating.",
-    section="Input",
-)
+@click.argument("raters", type=PATH)
+@option("--out", required=True, type=PATH, help="JSON file to write.")
+@option("--agreed", type=PATH, help="CSV with key and label of images that needed no rating.")
 @option(
     "--threshold",
     type=click.FloatRange(0, 1),
     default=0.5,
     help="Accept labels above this probability.",
 )
-@option(
-    "--scores", type=click.Path(path_type=Path), help="Also write all probabilities to this CSV."
-)
+@option("--scores", type=PATH, help="Also write all probabilities to this CSV.")
 @common.as_json
 def from_raters(
     raters: Path,

@@ -7,7 +7,7 @@ import click
 
 from distill.cli.inspect.pages import Serving, serving
 from distill.cli.options import common
-from distill.cli.options.command import command, option
+from distill.cli.options.command import PATH, command, option, setting
 from distill.cli.options.group import gathered
 from distill.cli.options.listening import Listening, listening
 
@@ -30,15 +30,13 @@ def _rules(**thresholds: float) -> "Rules":
 rules = gathered(
     "rules",
     (
-        option(
+        setting(
             "--missing-above",
             type=click.FloatRange(0, 1),
             default=0.7,
             help="Smallest probability of every class on the path of an added tag.",
-            section="Input",
-            setting=True,
         ),
-        option(
+        setting(
             "--suspect-above",
             type=click.FloatRange(0, min_open=True),
             default=2.5,
@@ -46,16 +44,12 @@ rules = gathered(
                 "Smallest mean of ln(p of the teacher's class / p of the tag) over the "
                 "tag's levels."
             ),
-            section="Input",
-            setting=True,
         ),
-        option(
+        setting(
             "--sure-above",
             type=click.FloatRange(0, 1),
             default=0.3,
             help="Smallest probability of the teacher's class where it contradicts a tag.",
-            section="Input",
-            setting=True,
         ),
     ),
     _rules,
@@ -70,55 +64,46 @@ rules = gathered(
     ]
 )
 @click.argument("path", metavar="STORE")
-@option("--by-class", is_flag=True, help="Print one line per class.", show_default=False)
+@option("--by-class", is_flag=True, help="Print one line per class.")
 @option("--by-subtree", metavar="SYNSET", help="Print this class and its children.")
 @option("--sample", metavar="KEY", help="Print the teacher's predictions for this image.")
-@option("--data", help="Images that STORE was made from.", section="Input")
-@option("--split", default="train", help="Split of --data.", section="Input", setting=True)
+@option("--data", help="Images that STORE was made from.")
+@setting("--split", default="train", help="Split of --data.")
 @option(
-    "--missing",
-    type=click.Path(path_type=Path),
-    help="Write tags to add: CSV with key, tag, wnid, path, confidence.",
+    "--missing", type=PATH, help="Write tags to add: CSV with key, tag, wnid, path, confidence."
 )
 @option(
     "--suspect",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help=("Write tags that the teacher contradicts: CSV with key, tag, its class, confidence."),
 )
 @option(
     "--cleaned",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help=("Write a list for `pretrain --samples`: suspect tags removed, missing ones added."),
 )
-@option(
+@setting(
     "--folds",
     multiple=True,
     metavar="STORE",
     help="Store of an out-of-fold teacher; one per fold.",
     section="Input",
-    setting=True,
 )
-@option(
-    "--truth",
-    type=click.Path(path_type=Path),
-    help="CSV with key and true_wnid, to score missing and suspect tags.",
-    section="Input",
-    setting=True,
+@setting(
+    "--truth", type=PATH, help="CSV with key and true_wnid, to score missing and suspect tags."
 )
 @rules
 @serving
 @listening(port=8080, setting=True)
-@option("--plot", type=click.Path(path_type=Path), help="Folder for charts.")
-@option("--html", type=click.Path(path_type=Path), help="Write the overview as one file.")
-@option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.", show_default=False)
+@option("--plot", type=PATH, help="Folder for charts.")
+@option("--html", type=PATH, help="Write the overview as one file.")
+@option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
 @common.as_json
-@option(
+@setting(
     "--cache",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder for what is read off the store; STORE.inspect by default, for a bucket "
     "~/.cache/distill.",
-    section="Machine",
-    setting=True,
 )
 def inspect(
     path: str,

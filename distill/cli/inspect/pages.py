@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from distill.cli.options.command import option
+from distill.cli.options.command import option, setting
 from distill.cli.options.group import gathered
 from distill.cli.options.listening import Listening
 from distill.errors import ConfigError
@@ -40,11 +40,7 @@ class Serving:
                 raise ConfigError(f"{name} found without --serve, expected it for pages alone")
 
     def run(
-        self,
-        opened: Callable[[], "Inspection"],
-        data: str | None,
-        split: str,
-        listening: Listening,
+        self, opened: Callable[[], "Inspection"], data: str | None, split: str, listening: Listening
     ) -> None:
         """Serve pages until a signal comes.
 
@@ -112,37 +108,11 @@ def _look(inspection: "Inspection", data: str | None, split: str) -> "StoreSnaps
 serving = gathered(
     "serving",
     (
-        option(
-            "--serve",
-            "wanted",
-            is_flag=True,
-            help="Serve everything as web pages.",
-            show_default=False,
-            section="Server",
-        ),
-        option(
-            "--student",
-            help="Trained model to show beside the teacher.",
-            section="Student",
-            setting=True,
-        ),
-        option(
-            "--device", default="cpu", help="Device of --student.", section="Machine", setting=True
-        ),
-        option(
-            "--ask",
-            metavar="URL",
-            help="Teacher server that answers for uploaded images.",
-            section="Server",
-            setting=True,
-        ),
-        option(
-            "--api-key",
-            envvar="DISTILL_API_KEY",
-            help="API key of the server at --ask.",
-            section="Server",
-            setting=True,
-        ),
+        option("--serve", "wanted", is_flag=True, help="Serve everything as web pages."),
+        setting("--student", help="Trained model to show beside the teacher."),
+        setting("--device", default="cpu", help="Device of --student."),
+        setting("--ask", metavar="URL", help="Teacher server that answers for uploaded images."),
+        setting("--api-key", envvar="DISTILL_API_KEY", help="API key of the server at --ask."),
     ),
     Serving,
 )

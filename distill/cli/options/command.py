@@ -19,7 +19,35 @@ from click.types import OptionHelpExtra
 from distill.errors import ConfigError, did_you_mean
 from distill.settings import flat, read_toml
 
-SECTIONS = ("Input", "Teacher", "Student", "Output", "Training", "Server", "Machine", "Settings")
+# Where each option stands in --help; those that are not named here stand under "Output".
+SECTIONS = {
+    "Input": (
+        "data split limit samples label-set scheme targets tags val-data val-tags labels truth "
+        "max-bad-fraction min-images val-images seed agreed missing-above suspect-above "
+        "sure-above keys class rows images"
+    ),
+    "Teacher": (
+        "teacher weights head random-weights input-size precision confidence teacher-weights "
+        "teacher-head"
+    ),
+    "Student": "student init image-size",
+    "Output": "",
+    "Training": (
+        "kd-weight divergence epochs batch-size lr weight-decay label-smoothing view-policy "
+        "checkpoint-every compare longer"
+    ),
+    "Server": (
+        "serve ask api-key host port api-key-file tls-certificate tls-key max-batch-size "
+        "max-wait-ms max-inflight-images max-inflight-mib max-inflight-requests max-images "
+        "max-body-mib max-pixels deadline-s drain-s"
+    ),
+    "Machine": (
+        "device workers cache compile cache-gib read engine ray-workers shard-index num-shards"
+    ),
+    "Settings": "config set",
+}
+SECTION_OF = {f"--{name}": title for title, names in SECTIONS.items() for name in names.split()}
+PATH = click.Path(path_type=Path)
 COMMON = "Common: -h, --help; --version; -q, --quiet: no progress; -v, --verbose: tracebacks"
 EXTRA = "distill.extra_settings"
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -29,11 +57,12 @@ class Option(click.Option):
     """section: of --help. setting: left out there, listed by `distill settings`."""
 
     def __init__(
-        self, *names: Any, section: str = "Output", setting: bool = False, **keywords: Any
+        self, *names: Any, section: str = "", setting: bool = False, **keywords: Any
     ) -> None:
-        keywords.setdefault("show_default", True)
+        keywords.setdefault("show_default", not keywords.get("is_flag"))
         super().__init__(*names, **{"hidden": setting, **keywords})
-        self.section, self.setting = section, setting
+        known = (SECTION_OF[name] for name in self.opts if name in SECTION_OF)
+        self.section, self.setting = section or next(known, "Output"), setting
 
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
         """The default as a plain word, and no range: errors name it."""
@@ -57,6 +86,7 @@ class Option(click.Option):
 
 
 option = partial(click.option, cls=Option)
+setting = partial(option, setting=True)
 
 
 def adapt(*settings: str, **defaults: str) -> Callable[[Decorated], Decorated]:
@@ -108,7 +138,7 @@ class Command(click.Command):
             record = param.get_help_record(ctx)
             if record and isinstance(param, Option):
                 sections.setdefault(param.section, []).append(record)
-        for title in sorted(sections, key=SECTIONS.index):
+        for title in sorted(sections, key=list(SECTIONS).index):
             with formatter.section(title):
                 formatter.write_dl(sections[title])
 
@@ -169,11 +199,10 @@ def _settings_options() -> list[click.Parameter]:
     return [
         Option(
             ["--config"],
-            type=click.Path(path_type=Path),
+            type=PATH,
             is_eager=True,
             expose_value=False,
             callback=_take_settings,
-            section="Settings",
             help="TOML file of settings; options and -o override it.",
         ),
         Option(
@@ -183,7 +212,6 @@ def _settings_options() -> list[click.Parameter]:
             is_eager=True,
             expose_value=False,
             callback=_take_settings,
-            section="Settings",
             help="One setting; may be repeated.",
         ),
     ]

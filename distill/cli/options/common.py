@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from distill.cli.options.checks import existing_location, known_label_set
-from distill.cli.options.command import option
+from distill.cli.options.command import PATH, option, setting
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 DEFAULT_LABEL_SET = "imagenet21k-p-fall11"
@@ -18,38 +17,28 @@ data: Decorator = option(
     "--data",
     required=True,
     callback=existing_location,
-    section="Input",
     help="Images: class folders, WebDataset tars, a Hugging Face data set, or a CSV or Parquet "
     "table of paths; a local path or s3://….",
 )
-samples: Decorator = option(
+samples: Decorator = setting(
     "--samples",
-    type=click.Path(path_type=Path),
-    section="Input",
-    setting=True,
+    type=PATH,
     help="Train on these samples only: a list of keys, or a CSV with key and wnid.",
 )
 scheme: Decorator = option(
     "--scheme",
     type=click.Choice(["single-label", "multi-label", "semantic"]),
     show_default="as trained",
-    section="Input",
     help="How to read the logits.",
 )
 limit: Decorator = option(
-    "--limit",
-    type=click.IntRange(1),
-    section="Input",
-    help="Use only N images, a fair and repeatable choice.",
+    "--limit", type=click.IntRange(1), help="Use only N images, a fair and repeatable choice."
 )
-as_json: Decorator = option(
-    "--json", "as_json", is_flag=True, show_default=False, help="Print the result as JSON."
-)
+as_json: Decorator = option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 processes: Decorator = option(
     "--workers",
     type=click.IntRange(0),
     default=CORES,
-    section="Machine",
     help="Worker processes; 0 works in this process.",
 )
 
@@ -61,7 +50,6 @@ def label_set(shown: str = "", *, setting: bool = False) -> Decorator:
         default=None if shown else DEFAULT_LABEL_SET,
         show_default=shown or True,
         callback=known_label_set,
-        section="Input",
         setting=setting,
         help="Label set and hierarchy: a bundled name or a JSON file.",
     )
@@ -74,12 +62,9 @@ def machine(command: Callable[..., Any]) -> Callable[..., Any]:
         "--workers",
         type=click.IntRange(0),
         default=min(8, CORES),
-        section="Machine",
         help="Processes that decode images.",
     )
-    device: Decorator = option(
-        "--device", default="auto", section="Machine", help="auto, cpu, cuda or cuda:N."
-    )
+    device: Decorator = option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
     return device(workers(command))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill.cli.options.command import option
+from distill.cli.options.command import PATH, option
 from distill.cli.options.group import gathered
 
 if TYPE_CHECKING:
@@ -54,42 +54,22 @@ def listening(
     return gathered(
         "listening",
         (
-            option(
-                "--host",
-                default="127.0.0.1",
-                help="Address to listen on.",
-                section="Server",
-                setting=setting,
-            ),
+            option("--host", default="127.0.0.1", help="Address to listen on.", setting=setting),
             option(
                 "--port",
                 type=click.IntRange(0, 65535),
                 default=port,
                 help="Port; 0 takes a free one.",
-                section="Server",
                 setting=setting,
             ),
             option(
                 "--api-key-file",
-                type=click.Path(path_type=Path),
+                type=PATH,
                 help="Accepted API keys; without it, only this machine may connect.",
-                section="Server",
                 setting=setting,
             ),
-            option(
-                "--tls-certificate",
-                type=click.Path(path_type=Path),
-                help="TLS certificate, PEM.",
-                section="Server",
-                setting=setting,
-            ),
-            option(
-                "--tls-key",
-                type=click.Path(path_type=Path),
-                help="TLS private key, PEM.",
-                section="Server",
-                setting=setting,
-            ),
+            option("--tls-certificate", type=PATH, help="TLS certificate, PEM.", setting=setting),
+            option("--tls-key", type=PATH, help="TLS private key, PEM.", setting=setting),
         ),
         Listening,
     )

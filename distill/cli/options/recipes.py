@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from distill.cli.options.checks import known_models, output_folder
-from distill.cli.options.command import extra_settings, option
+from distill.cli.options.command import PATH, extra_settings, option, setting
 from distill.cli.options.group import Command, gathered
 
 if TYPE_CHECKING:
@@ -46,87 +45,48 @@ def _choice(**options: Any) -> RecipeChoice:
 recipe = gathered(
     "choice",
     (
-        option(
-            "--student",
-            required=True,
-            callback=known_models,
-            section="Student",
-            help="timm model name.",
-        ),
+        option("--student", required=True, callback=known_models, help="timm model name."),
         option(
             "--init",
             show_default="pretrained",
-            section="Student",
             help="pretrained (timm's weights), random, a weight file or a run's folder.",
         ),
-        option(
+        setting(
             "--image-size",
             type=click.IntRange(8, 4096),
             show_default="224",
-            section="Student",
-            setting=True,
             help="Pixels per side.",
         ),
         option(
             "--scheme",
             show_default="semantic",
-            section="Training",
             help="single-label, multi-label or semantic.",
-        ),
-        option(
-            "--kd-weight",
-            type=float,
-            show_default="by scheme",
             section="Training",
-            help="Weight of the KD term.",
         ),
+        option("--kd-weight", type=float, show_default="by scheme", help="Weight of the KD term."),
+        setting("--divergence", show_default="mse", help="KD distance: mse or kl."),
+        option("--epochs", type=int, show_default="80", help="Epochs."),
         option(
-            "--divergence",
-            show_default="mse",
-            section="Training",
-            setting=True,
-            help="KD distance: mse or kl.",
+            "--batch-size", type=int, show_default="128", help="Images per step, over all devices."
         ),
-        option("--epochs", type=int, show_default="80", section="Training", help="Epochs."),
-        option(
-            "--batch-size",
-            type=int,
-            show_default="128",
-            section="Training",
-            help="Images per step, over all devices.",
-        ),
-        option(
-            "--lr", type=float, show_default="3e-4", section="Training", help="Peak learning rate."
-        ),
-        option(
+        option("--lr", type=float, show_default="3e-4", help="Peak learning rate."),
+        setting(
             "--weight-decay",
             type=float,
             show_default="1e-4",
-            section="Training",
-            setting=True,
             help="Weight decay, not applied to norms and biases.",
         ),
-        option(
-            "--label-smoothing",
-            type=float,
-            show_default="0.2",
-            section="Training",
-            setting=True,
-            help="Label smoothing.",
-        ),
-        option(
+        setting("--label-smoothing", type=float, show_default="0.2", help="Label smoothing."),
+        setting(
             "--seed",
             type=click.IntRange(0),
             show_default="0",
-            section="Training",
-            setting=True,
             help="Random seed.",
+            section="Training",
         ),
-        option(
+        setting(
             "--view-policy",
             show_default="augmented",
-            section="Training",
-            setting=True,
             help="augmented, or plain (squish-resize only).",
         ),
     ),
@@ -145,44 +105,27 @@ class RunChoice:
 
 
 out: Callable[[Command], Command] = option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    callback=output_folder,
-    help="Folder of the run.",
+    "--out", required=True, type=PATH, callback=output_folder, help="Folder of the run."
 )
 run = gathered(
     "run",
     (
-        option(
+        setting(
             "--checkpoint-every",
             type=click.IntRange(1),
             default=500,
-            section="Training",
-            setting=True,
             help="Steps between checkpoints; every epoch also ends with one.",
         ),
-        option(
+        setting(
             "--max-bad-fraction",
             type=click.FloatRange(0, 1),
             default=0.001,
-            section="Input",
-            setting=True,
             help="Largest tolerated share of unreadable images.",
         ),
-        option(
-            "--compile",
-            "compiled",
-            is_flag=True,
-            section="Machine",
-            setting=True,
-            help="Use torch.compile.",
-            show_default=False,
-        ),
-        option(
+        setting("--compile", "compiled", is_flag=True, help="Use torch.compile."),
+        setting(
             "--wandb",
             metavar="PROJECT",
-            setting=True,
             help="Also log to Weights & Biases (pip install '.[wandb]').",
         ),
     ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from distill.cli.options.checks import existing_targets
-from distill.cli.options.command import option
+from distill.cli.options.command import PATH, option, setting
 from distill.cli.options.group import gathered
 from distill.cli.options.images import CACHE
 
@@ -33,11 +33,7 @@ class TargetsChoice:
     read: Literal["auto", "resident", "streamed"]
 
     def open(
-        self,
-        device: str,
-        hierarchy: "Callable[[], SemanticHierarchy]",
-        *,
-        yes_or_no: bool = False,
+        self, device: str, hierarchy: "Callable[[], SemanticHierarchy]", *, yes_or_no: bool = False
     ) -> "TrainingTargets | None":
         """Ready to be asked; None without --targets.
 
@@ -101,53 +97,32 @@ targets = gathered(
             callback=existing_targets,
             help="Store (folder or s3://…), teacher server (http://…), or timm:NAME for a teacher "
             "in this process; without it, labels only.",
-            section="Input",
         ),
-        option(
+        setting(
             "--api-key",
             envvar="DISTILL_API_KEY",
             show_envvar=True,
             help="API key of the teacher server.",
             section="Input",
-            setting=True,
         ),
-        option(
-            "--teacher-weights",
-            show_default="hub",
-            help="Weight file of timm:NAME.",
-            section="Teacher",
-            setting=True,
-        ),
-        option(
+        setting("--teacher-weights", show_default="hub", help="Weight file of timm:NAME."),
+        setting(
             "--teacher-head",
             show_default="auto",
             help="Head of timm:NAME, as --head of precompute.",
-            section="Teacher",
-            setting=True,
         ),
-        option(
-            "--cache",
-            type=click.Path(path_type=Path),
-            default=Path(CACHE),
-            help="Folder for decoded views.",
-            section="Machine",
-            setting=True,
-        ),
-        option(
+        setting("--cache", type=PATH, default=Path(CACHE), help="Folder for decoded views."),
+        setting(
             "--cache-gib",
             type=click.FloatRange(0, 2**30),
             show_default="no limit",
             help="Largest size of --cache, in GiB.",
-            section="Machine",
-            setting=True,
         ),
-        option(
+        setting(
             "--read",
             type=click.Choice(["auto", "resident", "streamed"]),
             default="auto",
             help="resident decodes whole views into --cache, streamed reads blocks as needed.",
-            section="Machine",
-            setting=True,
         ),
     ),
     TargetsChoice,

@@ -9,7 +9,7 @@ import click
 
 from distill.cli.options import common
 from distill.cli.options.checks import known_models
-from distill.cli.options.command import option
+from distill.cli.options.command import option, setting
 from distill.cli.options.group import Command, gathered
 
 if TYPE_CHECKING:
@@ -83,57 +83,46 @@ def teacher(*, required: bool = True) -> Callable[[Command], Command]:
                 multiple=True,
                 callback=known_models,
                 help="timm model name; tresnet_l is the paper's. Repeat it to average several.",
-                section="Teacher",
             ),
             option(
                 "--weights",
                 multiple=True,
                 show_default="hub",
                 help="safetensors or state-dict file, or hub for timm's; one per --teacher.",
-                section="Teacher",
             ),
-            option(
+            setting(
                 "--head",
                 "heads",
                 multiple=True,
                 show_default="auto",
                 help="semantic, or the label set of a flat classifier: imagenet-1k, -12k, -21k, "
                 "-22k, -22k-ms or a file of wnids; one per --teacher.",
-                section="Teacher",
-                setting=True,
             ),
             option(
                 "--random-weights",
                 is_flag=True,
                 show_default=False,
                 help="Allow random weights, for a trial run.",
-                section="Teacher",
             ),
             common.label_set(setting=True),
-            option(
+            setting(
                 "--input-size",
                 type=click.IntRange(8, 4096),
                 show_default="the model's",
                 help="Pixels per side.",
-                section="Teacher",
-                setting=True,
             ),
-            option(
+            setting(
                 "--precision",
                 type=click.Choice(["float32", "bfloat16"]),
                 show_default="bfloat16 on a GPU, float32 elsewhere",
                 help="Floating-point format.",
-                section="Teacher",
-                setting=True,
             ),
-            option(
+            setting(
                 "--confidence",
                 type=click.Choice(["top", "reach"]),
                 default="top",
                 help="P_k: the sum of the top 5%; or, of flat classifiers, the probability that "
                 "reaches the hierarchy.",
-                section="Teacher",
-                setting=True,
             ),
         ),
         _choice,

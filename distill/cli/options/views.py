@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from distill.cli.options.command import option
+from distill.cli.options.command import setting
 from distill.cli.options.group import gathered
 
 if TYPE_CHECKING:
@@ -21,39 +21,30 @@ def _policy(view_policy: str, view_seed: int, **numbers: float | None) -> "ViewP
 views = gathered(
     "policy",
     (
-        option(
+        setting(
             "--view-policy",
             default="augmented",
             help="augmented (flip, RandAugment, Cutout), or plain (squish-resize only, one view).",
-            setting=True,
+            section="Output",
         ),
-        option(
-            "--view-seed",
-            type=click.IntRange(0),
-            default=0,
-            help="Seed of the views.",
-            setting=True,
-        ),
-        option(
+        setting("--view-seed", type=click.IntRange(0), default=0, help="Seed of the views."),
+        setting(
             "--randaugment-ops",
             type=int,
             show_default="2",
             help="RandAugment transforms per view; 0 for none.",
-            setting=True,
         ),
-        option(
+        setting(
             "--randaugment-magnitude",
             type=float,
             show_default="9",
             help="RandAugment strength, 0 to 10.",
-            setting=True,
         ),
-        option(
+        setting(
             "--cutout",
             type=float,
             show_default="0.5",
             help="Side of the Cutout square; 0 for none.",
-            setting=True,
         ),
     ),
     _policy,

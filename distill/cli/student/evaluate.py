@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli.options import common
-from distill.cli.options.command import command, option
+from distill.cli.options.command import PATH, command, option
 
 if TYPE_CHECKING:
     from trainers.models.trained import TrainedModel
@@ -32,21 +32,17 @@ SHARES = (
     ]
 )
 @click.argument("models", nargs=-1, required=True)
-@option("--data", help="Labelled images.", section="Input")
-@option("--split", default="val", help="Split to evaluate on.", section="Input")
+@option("--data", help="Labelled images.")
+@option("--split", default="val", help="Split to evaluate on.")
 @common.label_set("that of the model")
 @common.scheme
 @option(
     "--truth",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help=("CSV with key and true_wnid: also measure how many missing training tags are recovered."),
-    section="Input",
 )
 @option(
-    "--tags",
-    type=click.Path(path_type=Path),
-    help="Tags for models fine-tuned on tags, in a form that finetune takes.",
-    section="Input",
+    "--tags", type=PATH, help="Tags for models fine-tuned on tags, in a form that finetune takes."
 )
 @option(
     "--labels",
@@ -55,9 +51,8 @@ SHARES = (
         "tags (those of --data), real (published ReaL labels of ImageNet-1K), "
         "or a file of reassessed labels."
     ),
-    section="Input",
 )
-@option("--plot", type=click.Path(path_type=Path), help="Plot accuracy over epochs to this file.")
+@option("--plot", type=PATH, help="Plot accuracy over epochs to this file.")
 @common.limit
 @common.machine
 @common.as_json

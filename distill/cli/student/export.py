@@ -5,22 +5,17 @@ from pathlib import Path
 import click
 
 from distill.cli.options import common
-from distill.cli.options.command import command, option
+from distill.cli.options.command import PATH, command, option
+from distill.cli.output import print_result
 
 
 @command(examples=["RUN --out FOLDER", "RUN --out FOLDER --onnx"])
 @click.argument("model")
-@option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the exported files."
-)
+@option("--out", required=True, type=PATH, help="Folder for the exported files.")
 @common.label_set("that of the model")
-@option(
-    "--onnx",
-    is_flag=True,
-    help="Also write model.onnx (pip install '.[onnx]').",
-    show_default=False,
-)
-def export(model: str, out: Path, label_set: str | None, onnx: bool) -> None:
+@option("--onnx", is_flag=True, help="Also write model.onnx (pip install '.[onnx]').")
+@common.as_json
+def export(model: str, out: Path, label_set: str | None, onnx: bool, as_json: bool) -> None:
     """Export MODEL: a run's folder, a weight file with its card, or timm:NAME.
 
     Writes model.safetensors, config.json with class names, and hierarchy.json.
@@ -34,8 +29,6 @@ def export(model: str, out: Path, label_set: str | None, onnx: bool) -> None:
         trained = trained.with_hierarchy(resolve(label_set))
     if onnx:
         export_onnx(trained, out / "model.onnx")
-    for path in export_folder(trained, out):
-        click.echo(str(path))
-    if onnx:
-        click.echo(str(out / "model.onnx"))
-    click.echo(f'load: timm.create_model("local-dir:{out}", pretrained=True)')
+    files = [*map(str, export_folder(trained, out)), *([str(out / "model.onnx")] if onnx else [])]
+    load = f'timm.create_model("local-dir:{out}", pretrained=True)'
+    print_result(as_json, {"files": files, "load": load}, *files, f"load: {load}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli.options import common, recipes, targets
-from distill.cli.options.command import adapt, command, option
+from distill.cli.options.command import PATH, adapt, command, option, setting
 
 if TYPE_CHECKING:
     from distill.data.source import ImageSource
@@ -36,18 +36,11 @@ EPOCHS = 40
 @common.data
 @option(
     "--tags",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help=("Tags of multi-label images: CSV (key, tags separated by ;), COCO JSON or VOC folder."),
-    section="Input",
 )
-@option("--val-data", help="Validation images, if --data has no val split.", section="Input")
-@option(
-    "--val-tags",
-    type=click.Path(path_type=Path),
-    help="Tags of the validation images, if --tags lacks them.",
-    section="Input",
-    setting=True,
-)
+@option("--val-data", help="Validation images, if --data has no val split.")
+@setting("--val-tags", type=PATH, help="Tags of the validation images, if --tags lacks them.")
 @recipes.out
 @targets.targets
 @common.samples
@@ -55,15 +48,12 @@ EPOCHS = 40
     "--compare",
     metavar="INIT,INIT",
     help=("Train from each of several starts, such as pretrained,random, and plot the curves."),
-    section="Training",
 )
-@option(
+@setting(
     "--longer",
     type=click.FloatRange(1, 100),
     default=3,
     help="Factor of epochs for random weights in --compare.",
-    section="Training",
-    setting=True,
 )
 @recipes.run
 @common.limit

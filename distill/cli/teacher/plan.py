@@ -7,7 +7,7 @@ import click
 
 from distill.cli.options import common, teacher, views
 from distill.cli.options.checks import known_encoding
-from distill.cli.options.command import command, option
+from distill.cli.options.command import command, option, setting
 
 if TYPE_CHECKING:
     from distill.data.view_policy import ViewPolicy
@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 )
 @teacher.teacher()
 @common.data
-@option("--split", default="train", help="Split of --data.", section="Input", setting=True)
+@setting("--split", default="train", help="Split of --data.")
 @option(
     "--rows",
     type=click.IntRange(1, 10**11),
     help="Images of the planned store.",
     show_default="those of DATA",
-    section="Input",
 )
 @option("--views", default="1,2,4,8", help="Numbers of views to compare.")
 @option(
@@ -38,25 +37,16 @@ if TYPE_CHECKING:
     help="small, standard, fine, or entries=N,steps=M; repeat it to compare.",
     show_default="all three",
 )
-@option(
-    "--images",
-    type=click.IntRange(1),
-    help="Images of the pilot.",
-    show_default="one block",
-    section="Input",
-)
+@option("--images", type=click.IntRange(1), help="Images of the pilot.", show_default="one block")
 @views.views
-@option(
+@setting(
     "--batch-size",
     type=click.IntRange(1),
     help="Views per batch.",
     show_default="measured",
     section="Machine",
-    setting=True,
 )
-@option(
-    "--block-rows", type=click.IntRange(1), default=8192, setting=True, help="Images per block."
-)
+@setting("--block-rows", type=click.IntRange(1), default=8192, help="Images per block.")
 @common.machine
 @common.as_json
 def plan(

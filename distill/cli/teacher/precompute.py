@@ -9,7 +9,7 @@ import click
 
 from distill.cli.options import common, teacher, views
 from distill.cli.options.checks import known_encoding
-from distill.cli.options.command import command, option
+from distill.cli.options.command import PATH, command, option, setting
 from distill.cli.output import fidelity_line, size_line, state_line
 
 if TYPE_CHECKING:
@@ -27,15 +27,9 @@ if TYPE_CHECKING:
 @teacher.teacher()
 @common.data
 @option("--store", required=True, help="Store to fill: a folder, or s3://bucket/prefix.")
-@option("--split", default="train", help="Split of --data.", section="Input", setting=True)
+@setting("--split", default="train", help="Split of --data.")
 @option("--views", type=click.IntRange(1, 1024), default=1, help="Views per image.")
-@option(
-    "--first-view",
-    type=click.IntRange(0, 2**31),
-    default=0,
-    help="Number of the first view.",
-    setting=True,
-)
+@setting("--first-view", type=click.IntRange(0, 2**31), default=0, help="Number of the first view.")
 @option(
     "--encoding",
     callback=known_encoding,
@@ -43,81 +37,57 @@ if TYPE_CHECKING:
     help="small, standard, fine, or entries=N,steps=M.",
 )
 @views.views
-@option(
+@setting(
     "--batch-size",
     type=click.IntRange(1),
     help="Views per batch.",
     show_default="measured",
     section="Machine",
-    setting=True,
 )
-@option(
+@setting(
     "--compile/--no-compile",
     "compiled",
     default=None,
     help="Use torch.compile.",
     show_default="where it is faster",
-    section="Machine",
-    setting=True,
 )
-@option(
-    "--block-rows", type=click.IntRange(1), default=8192, help="Images per block.", setting=True
-)
-@option(
+@setting("--block-rows", type=click.IntRange(1), default=8192, help="Images per block.")
+@setting(
     "--max-bad-fraction",
     type=click.FloatRange(0, 1),
     default=0.001,
-    section="Input",
-    setting=True,
     help="Largest tolerated share of unreadable images.",
 )
-@option(
+@setting(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
     help="Run in this process, or on the workers of a Ray cluster.",
-    section="Machine",
-    setting=True,
 )
-@option(
+@setting(
     "--ray-workers",
     type=click.IntRange(1),
     help="Workers of --engine ray.",
     show_default="one per GPU",
-    section="Machine",
-    setting=True,
 )
-@option(
+@setting(
     "--shard-index",
     type=click.IntRange(0),
     help="Index of this process among the shards, from 0.",
     show_default="from the launcher",
-    section="Machine",
-    setting=True,
 )
-@option(
+@setting(
     "--num-shards",
     type=click.IntRange(1),
     help="Number of processes that share the blocks.",
     show_default="from the launcher",
-    section="Machine",
-    setting=True,
 )
-@option(
-    "--dry-run", is_flag=True, help="Print what would be done, and do nothing.", show_default=False
-)
-@option(
-    "--log",
-    type=click.Path(path_type=Path),
-    help="Append events to this file as JSON lines.",
-    setting=True,
-)
-@option(
+@option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@setting("--log", type=PATH, help="Append events to this file as JSON lines.")
+@setting(
     "--samples",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help=("Only these samples: a list of keys, or a CSV with key; labels stay those of --data."),
-    section="Input",
-    setting=True,
 )
 @common.limit
 @common.machine

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from distill.cli.options import listening, teacher, views
+from distill.cli.options import common, listening, teacher, views
 from distill.cli.options.checks import known_encoding
-from distill.cli.options.command import command, option
+from distill.cli.options.command import PATH, command, option, setting
 from distill.cli.options.images import CACHE
+from distill.cli.output import print_result
 
 if TYPE_CHECKING:
     from distill.data.view_policy import ViewPolicy
@@ -28,134 +29,74 @@ if TYPE_CHECKING:
     multiple=True,
     help="cpu, cuda or cuda:N; repeat it for several GPUs.",
     show_default="all GPUs, or the CPU",
-    section="Machine",
 )
 @option("--store", help="Store to answer samples from and to write new answers to.")
-@option("--data", help="Images of the samples that students ask about.", section="Input")
-@option("--split", default="train", help="Split of --data.", section="Input", setting=True)
+@option("--data", help="Images of the samples that students ask about.")
+@setting("--split", default="train", help="Split of --data.")
 @option("--views", type=click.IntRange(1, 1024), default=1, help="Views per image.")
-@option(
+@setting(
     "--encoding",
     callback=known_encoding,
     default="standard",
     help="small, standard, fine, or entries=N,steps=M; an existing store keeps its own.",
-    setting=True,
 )
-@option(
-    "--block-rows",
-    type=click.IntRange(1),
-    default=8192,
-    help="Images per block of a new store.",
-    setting=True,
+@setting(
+    "--block-rows", type=click.IntRange(1), default=8192, help="Images per block of a new store."
 )
-@option(
+@setting(
     "--max-bad-fraction",
     type=click.FloatRange(0, 1),
     default=0.001,
-    section="Input",
-    setting=True,
     help="Largest tolerated share of unreadable images.",
 )
 @views.views
-@option(
+@setting(
     "--max-batch-size",
     type=click.IntRange(1, 4096),
     help="Images per batch.",
     show_default="64 on a GPU, 16 elsewhere",
-    section="Server",
-    setting=True,
 )
-@option(
+@setting(
     "--max-wait-ms",
     type=click.FloatRange(0, 1000),
     default=0,
-    section="Server",
-    setting=True,
     help="Longest wait for a batch to fill.",
 )
-@option(
-    "--max-inflight-images",
-    type=click.IntRange(1),
-    default=1024,
-    section="Server",
-    setting=True,
-    help="Images in flight.",
-)
-@option(
+@setting("--max-inflight-images", type=click.IntRange(1), default=1024, help="Images in flight.")
+@setting(
     "--max-inflight-mib",
     type=click.IntRange(1),
     default=512,
     help="Request bodies in flight, in MiB.",
-    section="Server",
-    setting=True,
 )
-@option(
-    "--max-inflight-requests",
-    type=click.IntRange(1),
-    default=256,
-    section="Server",
-    setting=True,
-    help="Requests in flight.",
+@setting("--max-inflight-requests", type=click.IntRange(1), default=256, help="Requests in flight.")
+@setting("--max-images", type=click.IntRange(1), default=256, help="Images per request.")
+@setting(
+    "--max-body-mib", type=click.IntRange(1), default=64, help="Size of a request body, in MiB."
 )
-@option(
-    "--max-images",
-    type=click.IntRange(1),
-    default=256,
-    help="Images per request.",
-    section="Server",
-    setting=True,
-)
-@option(
-    "--max-body-mib",
-    type=click.IntRange(1),
-    default=64,
-    section="Server",
-    setting=True,
-    help="Size of a request body, in MiB.",
-)
-@option(
-    "--max-pixels",
-    type=click.IntRange(1),
-    default=25_000_000,
-    help="Pixels per image.",
-    section="Server",
-    setting=True,
-)
-@option(
+@setting("--max-pixels", type=click.IntRange(1), default=25_000_000, help="Pixels per image.")
+@setting(
     "--deadline-s",
     type=click.FloatRange(0.001),
     default=60,
     help="Deadline of requests that name none.",
-    section="Server",
-    setting=True,
 )
-@option(
-    "--drain-s",
-    type=click.FloatRange(0),
-    default=30,
-    help="Longest time from SIGTERM to exit.",
-    section="Server",
-    setting=True,
+@setting(
+    "--drain-s", type=click.FloatRange(0), default=30, help="Longest time from SIGTERM to exit."
 )
-@option(
+@setting(
     "--workers",
     type=click.IntRange(1),
     help="Threads that decode images.",
     show_default="one per core",
-    section="Machine",
-    setting=True,
 )
-@option(
+@setting(
     "--cache",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path(CACHE),
     help="Folder for decoded views and for answers of unfinished blocks.",
-    section="Machine",
-    setting=True,
 )
-@option(
-    "--student", help="Trained model to show beside the teacher on the pages.", section="Student"
-)
+@option("--student", help="Trained model to show beside the teacher on the pages.")
 def serve(
     choice: teacher.TeacherChoice,
     policy: "ViewPolicy",
@@ -260,11 +201,13 @@ def serve(
     "--file",
     "path",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Key file to append the key's digest to, for --api-key-file.",
 )
-def api_key(name: str, path: Path) -> None:
+@common.as_json
+def api_key(name: str, path: Path, as_json: bool) -> None:
     """Make an API key for NAME and print it; the file keeps only its digest."""
     from teacher_server.http.keys import new_key
 
-    click.echo(new_key(name, path))
+    key = new_key(name, path)
+    print_result(as_json, {"name": name, "key": key, "file": str(path)}, key)
