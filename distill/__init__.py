@@ -1,4 +1,4 @@
-"""Core of distill: hierarchy, losses, targets, views, data sources, metrics and errors.
+"""Core of distill: hierarchy, data, targets, losses, curation, the wire protocol, the CLI.
 
 Imports nothing, so that `import distill` and `distill --help` cost nothing.
 """

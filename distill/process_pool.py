@@ -23,7 +23,7 @@ def warm_up(work: Callable[..., object]) -> None:
     forkserver.ensure_running()
 
 
-def in_processes(
+def map_in_processes(
     work: Callable[[Unit], Result],
     units: Iterable[Unit],
     workers: int,

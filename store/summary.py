@@ -1,4 +1,4 @@
-"""What a store is, without reading a row: whose answers, how many, how far, how large."""
+"""A store's identity, size and progress, without reading a row."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,1 +1,1 @@
-"""The teacher: loading it, and precomputing its answers into a store."""
+"""The teacher: loading, precomputing, inspecting and serving it."""

@@ -21,7 +21,7 @@ from teacher_server.inspect.findings import Rules
 from teacher_server.inspect.inspection import open_inspection
 from teacher_server.inspect.tag_lists import Pictures
 from teacher_server.pages.server import pages_server
-from teacher_server.pages.site import Later, Site, StoreSnapshot
+from teacher_server.pages.site import Lazy, Site, StoreSnapshot
 from teacher_server.serve.server import Address
 
 
@@ -64,7 +64,7 @@ def site_of(store: LogitStore, data: Path | None, **more: Any) -> Site:
     inspection = open_inspection(store.location, rules=Rules())
     pictures = Pictures.of(inspection, open_source(data)) if data else None
     look = StoreSnapshot(inspection, pictures, "" if data else "no images to show")
-    store_of = Later(lambda: look, value=look)
+    store_of = Lazy(lambda: look, value=look)
     return Site(hierarchy=inspection.hierarchy, teacher="knowing", store=store_of, **more)
 
 

@@ -1,1 +1,1 @@
-"""Student training."""
+"""Students: models, sources of targets, evaluation and training."""

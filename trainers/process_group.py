@@ -63,7 +63,7 @@ class World:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def gathered(self, of_rank: Mapping[int, str]) -> dict[int, str]:
+    def gather(self, of_rank: Mapping[int, str]) -> dict[int, str]:
         """What all processes found, together."""
         if self.size == 1:
             return dict(of_rank)
@@ -85,7 +85,7 @@ class Machine:
     compiled: bool = False
 
 
-def own_device(name: str) -> torch.device:
+def device_of_rank(name: str) -> torch.device:
     """The device of this process, made the one that threads of torch's use."""
     device = pick_device(name)
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Which share of the work is this process's: by options, torchrun, Slurm or Kubernetes."""
+"""The shard of this process: from options, torchrun, Slurm or Kubernetes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill.cli.options.common import in_bytes
+from distill.cli.options.common import format_bytes
 
 if TYPE_CHECKING:
     from store.summary import StoreSummary
@@ -44,7 +44,7 @@ def fidelity_line(summary: "StoreSummary") -> str:
 def size_line(summary: "StoreSummary") -> str:
     """Bytes and bad images."""
     return (
-        f"size: {in_bytes(summary.bytes_total)}, {summary.bytes_per_view:.0f} B per view; "
+        f"size: {format_bytes(summary.bytes_total)}, {summary.bytes_per_view:.0f} B per view; "
         f"bad images: {summary.invalid_rows}"
     )
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first lets work in hand be finished, the second stops at once."""
+"""Ctrl-C and SIGTERM: the first finishes the current work, the second stops at once."""
 
 import os
 import shlex
@@ -32,7 +32,7 @@ class Stopping:
 
 
 @contextmanager
-def finishing_first(command: str, work: str = "the current block") -> Iterator[Stopping]:
+def finish_on_signal(command: str, work: str = "the current block") -> Iterator[Stopping]:
     """Gives what tells whether to stop after the work in hand."""
     stopping = Stopping()
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill.cli.options import common, teacher
+from distill.cli.options import common
 from distill.cli.options.checks import known_encoding
 from distill.cli.options.command import PATH, Group, option, setting
+from distill.cli.options.teacher import TeacherChoice, teacher_options
 from distill.cli.output import store_lines
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def info(location: str, as_json: bool) -> None:
 
 @store.command(examples=["STORE", "STORE --teacher tresnet_l --weights FILE --data DATA"])
 @location
-@teacher.teacher(required=False)
+@teacher_options(required=False)
 @option("--data", help="Images that the store was made from; needs --teacher.")
 @setting("--split", default="train", help="Split of --data.")
 @option("--sample", type=click.IntRange(1), default=256, help="Images per block.", section="Input")
@@ -44,7 +45,7 @@ def info(location: str, as_json: bool) -> None:
 @common.as_json
 def verify(
     location: str,
-    choice: teacher.TeacherChoice | None,
+    teacher_choice: TeacherChoice | None,
     data: str | None,
     split: str,
     sample: int,
@@ -61,17 +62,17 @@ def verify(
     from distill.errors import ConfigError
     from store.upkeep.verify import verify
 
-    if (choice is None) != (data is None):
+    if (teacher_choice is None) != (data is None):
         raise ConfigError("one of --teacher and --data found, expected both or neither")
     checked = verify(location)
     report = checked.to_json()
-    if choice and data and checked.ok:
+    if teacher_choice and data and checked.ok:
         from teacher_server.precompute.spot_check import ask_again
 
         again = ask_again(
             location,
             source=open_images(data, split),
-            teacher=choice.load(device),
+            teacher=teacher_choice.load(device),
             sample=sample,
             workers=workers,
         )
@@ -100,7 +101,7 @@ def verify(
 
 @store.command(examples=["STORE --teacher tresnet_l --weights FILE --data DATA"])
 @location
-@teacher.teacher(required=False)
+@teacher_options(required=False)
 @option("--data", help="Images that the store was made from.")
 @setting("--split", default="train", help="Split of --data.")
 @option(
@@ -111,7 +112,7 @@ def verify(
 @common.as_json
 def repair(
     location: str,
-    choice: teacher.TeacherChoice | None,
+    teacher_choice: TeacherChoice | None,
     data: str | None,
     split: str,
     batch_size: int | None,
@@ -131,12 +132,12 @@ def repair(
     from distill.errors import ConfigError
     from teacher_server.precompute.repair import repair
 
-    if (choice is None) != (data is None):
+    if (teacher_choice is None) != (data is None):
         raise ConfigError("one of --teacher and --data found, expected both or neither")
     report = repair(
         location,
         source=open_images(data, split).limited(limit) if data else None,
-        teacher=choice.load(device) if choice else None,
+        teacher=teacher_choice.load(device) if teacher_choice else None,
         batch_size=batch_size,
         workers=workers,
     )

@@ -1,4 +1,4 @@
-"""What a data set is like before a teacher reads it: counts, labels, damage, duplicates, tagging.
+"""Report on a data set: counts, labels, damage, duplicates, tagging.
 
 Every image is read and decoded once, by several processes. Knows no teacher; what one thinks of the
 tags is `distill inspect`.
@@ -17,7 +17,7 @@ from distill.data.formats.samples import Sample
 from distill.data.source import OUTSIDE, ImageSource, labels_or_outside
 from distill.errors import DataError
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.process_pool import in_processes
+from distill.process_pool import map_in_processes
 from distill.progress import progress
 
 UNIT_IMAGES = 500
@@ -75,7 +75,7 @@ def check_images(
     reasons: dict[int, str] = {}
     size = 0
     with progress("checking", total, "images", shown=shown) as tick:
-        for unit in in_processes(check_unit, _units(sources, near_bits is not None), workers):
+        for unit in map_in_processes(check_unit, _units(sources, near_bits is not None), workers):
             rows = slice(unit.first, unit.first + len(unit.digests))
             digests[rows], hashes[rows] = unit.digests, unit.hashes
             reasons |= {unit.first + i: reason for i, reason in unit.reasons.items()}

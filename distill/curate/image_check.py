@@ -1,4 +1,4 @@
-"""Images looked at by a process of its own: whether they can be read, and what tells them apart."""
+"""Check images in a worker process: whether they decode, digest, perceptual hash."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How far a student's values are from what the teacher says, hierarchy by hierarchy.
+"""Distances between student and teacher, per hierarchy.
 
 Everything is a sum over the members of each hierarchy, [batch, hierarchies], of values that the
 student has for each of them. Sparse targets stand for an evenly spread tail; nothing of the size

@@ -1,4 +1,4 @@
-"""What a training run asks of its targets, wherever they come from.
+"""The protocol between a training run and its source of targets.
 
 A store, a live server and a teacher in the process each say whose answers theirs are, which views
 they are of and whether they need to see the images; the trainer knows nothing else of them.

@@ -1,4 +1,4 @@
-"""Teacher answers as plain NumPy rows: what passes between the torch side and the store."""
+"""Predictions as NumPy rows, which pass between torch and the store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields

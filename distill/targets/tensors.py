@@ -1,4 +1,4 @@
-"""What the teacher says of a batch of views, dense or sparse, and where it comes from.
+"""Teacher predictions for a batch of views, dense or sparse.
 
 Sparse targets are laid out hierarchy after hierarchy with a fixed number of slots each, so that
 every operation on them is a dense gather or a sum over a static slice.

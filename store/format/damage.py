@@ -1,4 +1,4 @@
-"""Damaged bytes as one kind of error, whatever codecs and parsers say of them."""
+"""One error for damaged bytes, whatever a codec or parser raises."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The small objects of a store whose content the root document vouches for."""
+"""Small objects of a store whose digests are in the root document."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Where the bytes of a store lie: objects by key, in a folder or in an S3-compatible bucket.
+"""Objects of a store by key, in a folder or in an S3-compatible bucket.
 
 Owns places, retries and what their failures mean to the user. One write is one whole object: it is
 there or it is not, on a disk (written aside, renamed) as in a bucket.

@@ -1,4 +1,4 @@
-"""Two stores side by side: what their manifests say, and how far their answers are apart."""
+"""Compare two stores: their manifests and their predictions."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Put a damaged store right: what follows from the rest at once, the blocks by the teacher.
+"""Repair a damaged store: restore what follows from the rest, revoke bad blocks.
 
 Each step writes what was there before the damage, so it may be killed and run again. What only the
 teacher can bring back is revoked: its blocks are pending, and a precompute fills them.

@@ -1,4 +1,4 @@
-"""Is every byte of a store what was written?
+"""Verify that every byte of a store is what was written.
 
 Reads all: documents, commits, samples, every chunk of every view. `store.upkeep.repair` puts right
 what it finds.

@@ -1,4 +1,4 @@
-"""The spool of a store that is filled row by row: what waits for the rest of its block.
+"""The spool: rows of a store that wait for the rest of their block.
 
 A store commits whole blocks in all views; a live server learns one row in one view at a time. The
 spool is one sparse file beside the cache, a record for each row of each view, and each record with
@@ -106,7 +106,7 @@ class Spool:
                         self._overwrite(view, row, np.zeros(1, self._dtype))
                         self._missing[row // self.manifest.block_rows] += 1
 
-    def whole_blocks(self) -> list[int]:
+    def complete_blocks(self) -> list[int]:
         """Blocks that are not committed and whose rows are all here: for after a kill."""
         pending = self.store.pending_blocks()
         with self._lock:

@@ -1,4 +1,4 @@
-"""Who may ask: by a key, or from this machine alone where there are none.
+"""Access control: API keys, or loopback only where there are none.
 
 Programs send `Authorization: Bearer KEY`. For pages a browser asks its user, and sends the key as
 password; it would do so for any site that links here, so what programs ask takes no password.
@@ -16,7 +16,7 @@ LOOPBACK_NAME = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.I
 FOR_PROGRAMS = ("/v2", "/metrics", "/openapi.json")
 
 
-class NoEntry(Exception):
+class AccessDenied(Exception):
     """401. headers: what the client may do about it."""
 
     def __init__(self, text: str, headers: Mapping[str, str]) -> None:
@@ -24,11 +24,11 @@ class NoEntry(Exception):
         self.text, self.headers = text, dict(headers)
 
 
-def admitted(headers: Mapping[bytes, str], path: str, keys: ApiKeys | None) -> str:
+def authenticate(headers: Mapping[bytes, str], path: str, keys: ApiKeys | None) -> str:
     """The name of who asks; empty where anybody on this machine may.
 
     Raises:
-        NoEntry: no valid key, or without keys a name of this machine that is not of loopback.
+        AccessDenied: no valid key, or without keys a name of this machine that is not of loopback.
     """
     if keys:
         for_programs = path.startswith(FOR_PROGRAMS)
@@ -36,18 +36,18 @@ def admitted(headers: Mapping[bytes, str], path: str, keys: ApiKeys | None) -> s
         if owner is None:
             if for_programs:
                 text = "no valid API key found, expected Authorization: Bearer KEY"
-                raise NoEntry(text, {"www-authenticate": "Bearer"})
+                raise AccessDenied(text, {"www-authenticate": "Bearer"})
             text = "no valid API key found, expected one as password, with any user name"
-            raise NoEntry(text, {"www-authenticate": 'Basic realm="distill", charset="UTF-8"'})
+            raise AccessDenied(text, {"www-authenticate": 'Basic realm="distill", charset="UTF-8"'})
         return owner
     if not LOOPBACK_NAME.fullmatch(headers.get(b"host", "localhost")):
         # A page that a browser shows could otherwise reach this server by a name of its own.
         text = "Host found that is not of loopback, expected localhost; or start it with keys"
-        raise NoEntry(text, {})
+        raise AccessDenied(text, {})
     return ""
 
 
-async def tell(send: Send, status: int, text: str, headers: Mapping[str, str]) -> None:
+async def send_error(send: Send, status: int, text: str, headers: Mapping[str, str]) -> None:
     """An error as JSON, where nothing behind the door is asked."""
     body = json.dumps({"error": text}).encode()
     fields = {"content-type": "application/json", "content-length": str(len(body)), **headers}

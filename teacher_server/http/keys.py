@@ -1,4 +1,4 @@
-"""API keys: who may ask. A file holds a name and a SHA-256 a line, never a key itself."""
+"""API keys. A file holds one name and SHA-256 per line, never a key."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""What a teacher believes of each image of a store, in brief, and what that sums up to by block.
+"""Statistics of a store: a short record per image, and their sums per block.
 
 Owns the one pass that reads a store. What it finds is kept in a cache, a record a block with a
 digest of what was read, so that nothing else here reads the store whole: no report and no page. A

@@ -1,4 +1,4 @@
-"""What a page cannot show, and why."""
+"""The error of a page."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What people type into forms and addresses → what they want."""
+"""Parse form fields and query parameters."""
 
 from collections.abc import Callable
 from typing import Any

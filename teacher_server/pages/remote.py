@@ -1,4 +1,4 @@
-"""A teacher server elsewhere, for the pages to ask."""
+"""A remote teacher server behind the pages."""
 
 import asyncio
 from contextlib import AbstractContextManager, nullcontext

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from distill.files import write_atomically
 from teacher_server.inspect.inspection import Inspection
 from teacher_server.inspect.overview import QUANTILES
-from teacher_server.pages.site import Later, Site, StoreSnapshot
+from teacher_server.pages.site import Lazy, Site, StoreSnapshot
 
 STATIC = {
     "style.css": "text/css",
@@ -53,7 +53,7 @@ def write_overview(path: Path, inspection: Inspection) -> None:
     site = Site(
         hierarchy=inspection.hierarchy,
         teacher=summary.teacher,
-        store=Later(lambda: look, value=look),
+        store=Lazy(lambda: look, value=look),
     )
     html = render(
         "overview.html",

@@ -1,4 +1,4 @@
-"""The pages' routes: what a browser asks for → what a template is given.
+"""Routes of the pages: from requests to templates.
 
 GET pages are plain functions, which run in threads: they read a block a view at most, and nothing
 of them is ever computed over the whole store. Images are decoded a few at a time.

@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from teacher_server.http.access import NoEntry, admitted, tell
+from teacher_server.http.access import AccessDenied, authenticate, send_error
 from teacher_server.http.keys import ApiKeys
 from teacher_server.http.listener import Address, configured
 from teacher_server.pages.routes import add_pages, error_page
@@ -27,9 +27,9 @@ class Guarded:
         if scope["type"] == "http":
             headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
             try:
-                admitted(headers, scope["path"], self.keys)
-            except NoEntry as error:
-                await tell(send, 401, error.text, error.headers)
+                authenticate(headers, scope["path"], self.keys)
+            except AccessDenied as error:
+                await send_error(send, 401, error.text, error.headers)
                 return
         await self.app(scope, receive, send)
 

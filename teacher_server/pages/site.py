@@ -1,4 +1,4 @@
-"""What the pages show, and where it comes from: a store, its images, a student, a live teacher.
+"""The data behind the pages: a store, its images, a student and a live teacher.
 
 All of it may be absent, and the store may still be read while the first page is asked for.
 """
@@ -87,7 +87,7 @@ class LiveTeacher(Protocol):
         ...
 
 
-class Later(Generic[Value]):
+class Lazy(Generic[Value]):
     """A value that a thread of its own makes when it is first asked for, unless it is given.
 
     make: ends soon when `close` is called, with whatever error.
@@ -179,7 +179,7 @@ class Site:
 
     hierarchy: SemanticHierarchy
     teacher: str
-    store: Later[StoreSnapshot] | None = None
+    store: Lazy[StoreSnapshot] | None = None
     student: Student | None = None
     live: LiveTeacher | None = None
     tree: ClassTree = field(init=False)
@@ -193,7 +193,7 @@ class Site:
             self.store.close()
 
 
-class ReaderApart:
+class ReaderProcess:
     """Opens a store after another process has read it: this one has requests to answer."""
 
     def __init__(self, location: str, rules: Rules, cache: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""An image that somebody sends by a form: refused early, read within bounds, made small at once."""
+"""Uploaded images: refused early, read within limits, shrunk at once."""
 
 from dataclasses import dataclass
 from typing import Any

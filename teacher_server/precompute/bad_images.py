@@ -1,4 +1,4 @@
-"""How many images a run has done, and how many of them were bad: when it is enough."""
+"""Counts of images and bad images of a run, and the limit on bad ones."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The answers of one block while they come in, and the thread that writes whole ones."""
+"""Predictions of one block as they arrive, and the thread that writes complete blocks."""
 
 import time
 from collections import deque

@@ -6,7 +6,7 @@ from typing import Any
 
 from distill.data.source import ImageSource, label_indices
 from teacher_server.precompute.options import PrecomputeOptions, Share
-from teacher_server.precompute.run import manifest_for, open_same, rows_of
+from teacher_server.precompute.run import manifest_for, open_matching, rows_of
 from teacher_server.teacher.teacher import Teacher
 
 
@@ -74,7 +74,7 @@ def dry_run(
     """
     labels = label_indices(source, teacher.hierarchy)
     manifest = manifest_for(source, labels, teacher, options)
-    store, pending = open_same(path, manifest), list(range(manifest.num_blocks))
+    store, pending = open_matching(path, manifest), list(range(manifest.num_blocks))
     if store:
         manifest, pending = store.manifest, store.pending_blocks()
     shard_blocks = share.of(pending)

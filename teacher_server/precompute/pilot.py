@@ -1,4 +1,4 @@
-"""The teacher on a few images, to see what it says of them and how long that takes."""
+"""Run the teacher on a few images to measure its time and its predictions."""
 
 import time
 from collections.abc import Iterator, Mapping

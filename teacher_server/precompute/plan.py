@@ -1,4 +1,4 @@
-"""What would a precompute take? A pilot on some images tells, before the GPUs are booked.
+"""Estimate what a precompute would take, from a pilot on some images.
 
 The pilot's rows are the first block of the store to come, a fair sample of the data set. Its
 answers are written into real stores in a scratch folder, one for each encoding, and what these

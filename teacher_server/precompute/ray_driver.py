@@ -25,7 +25,7 @@ from store.logit_store import LogitStore
 from teacher_server.precompute.bad_images import Tally
 from teacher_server.precompute.options import PrecomputeOptions
 from teacher_server.precompute.ray_worker import LoadTeacher, News, Worker
-from teacher_server.precompute.run import PrecomputeReport, finish_if_whole, report_of, rows_of
+from teacher_server.precompute.run import PrecomputeReport, finish_if_complete, report_of, rows_of
 from teacher_server.teacher.batch_size import Speed
 from teacher_server.teacher.stages import StageSeconds
 
@@ -73,7 +73,7 @@ def cluster(address: str | None = None) -> Iterator[Any]:
 
 
 def precompute_on_ray(
-    ray: Any,
+    ray_module: Any,
     *,
     source: ImageSource,
     load: LoadTeacher,
@@ -93,7 +93,7 @@ def precompute_on_ray(
         TeacherUnavailableError: workers are lost again and again.
     """
     journal = journal or Journal()
-    crew = _Crew(ray, source, str(path), options, load, device, workers, journal, stopping)
+    crew = _Crew(ray_module, source, str(path), options, load, device, workers, journal, stopping)
     try:
         pending = crew.prepare()
         store = LogitStore.open(path)
@@ -103,7 +103,7 @@ def precompute_on_ray(
             crew.compute(store, pending, tally, tick)
     finally:
         crew.dismiss()
-    left = finish_if_whole(store, journal)
+    left = finish_if_complete(store, journal)
     return report_of(store, tally, crew.speed, crew.stages, crew.seconds, left)
 
 
@@ -125,7 +125,7 @@ class _Crew:
 
     def __init__(
         self,
-        ray: Any,
+        ray_module: Any,
         source: ImageSource,
         path: str,
         options: PrecomputeOptions,
@@ -135,12 +135,12 @@ class _Crew:
         journal: Journal,
         stopping: Callable[[], bool],
     ) -> None:
-        self.ray, self.journal, self.stopping = ray, journal, stopping
+        self.ray_module, self.journal, self.stopping = ray_module, journal, stopping
         self.stages, self.seconds = StageSeconds(), 0.0
         self.speed: Speed | None = None
         nodes = [
             (int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
-            for node in ray.nodes()
+            for node in ray_module.nodes()
             if node["Alive"]
         ]
         gpus = 0 if device == "cpu" else sum(has for _, has in nodes)
@@ -150,8 +150,8 @@ class _Crew:
             "num_gpus": 1 if gpus else 0,
             "max_concurrency": 4,
         }
-        self.new_actor = ray.remote(Worker).options(**needs).remote
-        self.job = ray.put(source), path, options, load, device
+        self.new_actor = ray_module.remote(Worker).options(**needs).remote
+        self.job = ray_module.put(source), path, options, load, device
         self.hands: list[_Hand] = []
         self.losses = 0
 
@@ -163,7 +163,7 @@ class _Crew:
                 pending = list(self._patiently(hand.actor.prepare.remote()))
                 hand.started = True
                 return pending
-            except self.ray.exceptions.RayError as error:
+            except self.ray_module.exceptions.RayError as error:
                 self._dismiss(hand)
                 self._count_loss(error)
 
@@ -190,7 +190,7 @@ class _Crew:
                     continue
                 try:
                     self._listen(hand, run, rows)
-                except self.ray.exceptions.RayError as error:
+                except self.ray_module.exceptions.RayError as error:
                     self._lost(hand, error, run)
             time.sleep(POLL_S)
         self.seconds = time.perf_counter() - started
@@ -202,7 +202,7 @@ class _Crew:
 
     def _dismiss(self, hand: _Hand) -> None:
         self.hands.remove(hand)
-        self.ray.kill(hand.actor)
+        self.ray_module.kill(hand.actor)
 
     def _hire(self) -> _Hand:
         hand = _Hand(self.new_actor(*self.job))
@@ -214,7 +214,7 @@ class _Crew:
         hand.work = hand.work or hand.actor.work.remote(rows)
         hand.news = hand.news or hand.actor.news.remote()
         if self._is_there(hand.news):
-            news: News = self.ray.get(hand.news)
+            news: News = self.ray_module.get(hand.news)
             hand.news, hand.started = None, True
             self._take_in(hand, news, run)
             if news.wants and not hand.closed:
@@ -223,12 +223,12 @@ class _Crew:
                 hand.held += [] if block is None else [block]
                 hand.actor.take.remote(block)
         if self._is_there(hand.work):
-            speed, stages = self.ray.get(hand.work)
+            speed, stages = self.ray_module.get(hand.work)
             self.speed = speed or self.speed
             self.stages.add(stages)
             waiting = [hand.news] if hand.news else []
             for answer in (*waiting, hand.actor.news.remote()):
-                self._take_in(hand, self.ray.get(answer), run)
+                self._take_in(hand, self.ray_module.get(answer), run)
             self._dismiss(hand)
 
     def _take_in(self, hand: _Hand, news: News, run: "_Run") -> None:
@@ -263,7 +263,7 @@ class _Crew:
 
     def _count_loss(self, error: Exception) -> None:
         """Raise what a user can mend, and give up after too many losses."""
-        if isinstance(error, self.ray.exceptions.RayTaskError) and not isinstance(
+        if isinstance(error, self.ray_module.exceptions.RayTaskError) and not isinstance(
             error.cause, TeacherUnavailableError
         ):
             raise error.cause if isinstance(error.cause, DistillError) else error
@@ -284,13 +284,14 @@ class _Crew:
             if not warned and time.monotonic() - began > SLOW_START_S:
                 warned = True
                 self.journal.note(
-                    f"no worker has started yet; the cluster has {self.ray.cluster_resources()}",
+                    "no worker has started yet; the cluster has "
+                    f"{self.ray_module.cluster_resources()}",
                     "waiting for a worker",
                 )
-        return self.ray.get(answer)
+        return self.ray_module.get(answer)
 
     def _is_there(self, answer: Any, wait_s: float = 0.0) -> bool:
-        ready, _ = self.ray.wait([answer], timeout=wait_s)
+        ready, _ = self.ray_module.wait([answer], timeout=wait_s)
         return bool(ready)
 
 

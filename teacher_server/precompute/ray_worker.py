@@ -1,4 +1,4 @@
-"""What runs in an actor of a Ray cluster: one teacher, that computes the blocks it is handed."""
+"""A Ray actor: one teacher that computes the blocks it is given."""
 
 import os
 import queue

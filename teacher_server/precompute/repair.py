@@ -15,7 +15,7 @@ from store.upkeep.repair import Dataset, restore, revoke_bad
 from teacher_server.precompute.bad_images import Tally
 from teacher_server.precompute.options import PrecomputeOptions, Share
 from teacher_server.precompute.pipeline import Pipeline
-from teacher_server.precompute.run import fill, finish_if_whole
+from teacher_server.precompute.run import fill, finish_if_complete
 from teacher_server.teacher.teacher import Teacher
 
 
@@ -78,7 +78,7 @@ def repair(
         fill(pipeline, share=Share(), tally=tally)
         bad = tally.bad
     if store.certificate is None:
-        finish_if_whole(store, Journal(), certified)
+        finish_if_complete(store, Journal(), certified)
     return RepairReport(restored=tuple(restored), recomputed=tuple(pending), bad=bad)
 
 

@@ -1,4 +1,4 @@
-"""Run the teacher once over a dataset and write what it says into a store, block by block.
+"""Run the teacher once over a data set and write its predictions into a store.
 
 Blocks that are committed already are left alone, so running the same command again goes on where
 the last run stopped; and any number of processes can share the blocks of one store.
@@ -75,7 +75,7 @@ def precompute(
         store=store, source=source, teacher=teacher, options=options, journal=journal
     )
     speed, stages = fill(pipeline, share=share or Share(), tally=tally, stopping=stopping)
-    left = finish_if_whole(store, journal)
+    left = finish_if_complete(store, journal)
     return report_of(store, tally, speed, stages, stages.wall, left)
 
 
@@ -144,12 +144,12 @@ def open_or_create(
     """
     labels = label_indices(source, teacher.hierarchy)
     manifest = manifest_for(source, labels, teacher, options)
-    return open_same(path, manifest) or LogitStore.create(
+    return open_matching(path, manifest) or LogitStore.create(
         path, manifest, ids=source.ids, labels=labels, hierarchy=teacher.hierarchy.to_json()
     )
 
 
-def open_same(path: str | Path, manifest: Manifest) -> LogitStore | None:
+def open_matching(path: str | Path, manifest: Manifest) -> LogitStore | None:
     """The store at `path`; None where there is none.
 
     Raises:
@@ -169,7 +169,7 @@ def open_same(path: str | Path, manifest: Manifest) -> LogitStore | None:
     return store
 
 
-def finish_if_whole(
+def finish_if_complete(
     store: LogitStore, journal: Journal, certified: Mapping[str, Any] | None = None
 ) -> int:
     """Certify the store when its last block is there, whoever wrote it; how many are not.

@@ -1,4 +1,4 @@
-"""Ask the teacher about some stored rows again: does it still say what the store holds?"""
+"""Run the teacher again on some stored rows and compare."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -23,8 +23,8 @@ from teacher_server.http.keys import ApiKeys
 from teacher_server.pages.routes import add_pages, error_page, wants_page
 from teacher_server.pages.site import Student
 from teacher_server.serve.body import announced_bytes, read_request
-from teacher_server.serve.front import STATE, Front
 from teacher_server.serve.inputs import INPUTS
+from teacher_server.serve.middleware import STATE, Middleware
 from teacher_server.serve.pages import site_of
 from teacher_server.serve.queue import InferResult
 from teacher_server.serve.service import (
@@ -125,7 +125,7 @@ INFER_OK: dict[str, Any] = {
 
 def make_app(
     service: Service, keys: ApiKeys | None = None, student: Student | None = None
-) -> Front:
+) -> Middleware:
     """keys: None lets everybody in that reaches the socket by a loopback name.
 
     student: to stand beside the teacher on the pages.
@@ -233,7 +233,7 @@ def make_app(
 
     add_pages(api, site)
     _describe_request(api)
-    return Front(api, service, keys)
+    return Middleware(api, service, keys)
 
 
 async def known_model(model: ModelName) -> None:

@@ -1,4 +1,4 @@
-"""The inputs of the model `teacher`, and whether those of a request go together.
+"""Inputs of the model `teacher`, and checks of their combination.
 
 Looks at the head alone, so that a request is refused before its tensors are read.
 """

@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics: one registry a server, so a process may hold several."""
+"""Prometheus metrics; one registry per server, so that a process may hold several."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 

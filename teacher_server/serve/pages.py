@@ -1,4 +1,4 @@
-"""The inspector's pages over a running service: its store, its images, and it itself to ask."""
+"""The inspector's pages of a running service."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from distill.errors import DistillError
 from distill.wire.refusal import Refused, unavailable
 from teacher_server.inspect.findings import Rules
 from teacher_server.inspect.tag_lists import Pictures
-from teacher_server.pages.site import Later, Prediction, ReaderApart, Site, StoreSnapshot, Student
+from teacher_server.pages.site import Lazy, Prediction, ReaderProcess, Site, StoreSnapshot, Student
 from teacher_server.serve.service import InferRequest, Service
 
 NO_IMAGES = "This server was started without --data, so there are no images to show."
@@ -22,7 +22,7 @@ def site_of(service: Service, student: Student | None = None) -> Site:
     samples = service.samples
     store = None
     if samples and samples.store:
-        reader = ReaderApart(samples.store.location, Rules())
+        reader = ReaderProcess(samples.store.location, Rules())
 
         def look() -> StoreSnapshot:
             inspection = reader.read()
@@ -33,7 +33,7 @@ def site_of(service: Service, student: Student | None = None) -> Site:
             except DistillError as error:
                 return StoreSnapshot(inspection, None, str(error)).prepared()
 
-        store = Later(look, stale=StoreSnapshot.may_grow, close=reader.close)
+        store = Lazy(look, stale=StoreSnapshot.may_grow, close=reader.close)
     return Site(
         hierarchy=service.hierarchy,
         teacher=service.teacher.identity.name,

@@ -1,4 +1,4 @@
-"""Work for the teacher, and the queue in which it waits: first come, first served, key by key.
+"""The queue of work for the teacher: first in, first out, fair between API keys.
 
 Requests are images, not units: a large one is cut into pieces, small ones share a batch. The queue
 gives a device as much as it can take the moment it asks, and shares out fairly between the devices

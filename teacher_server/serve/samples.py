@@ -1,4 +1,4 @@
-"""Samples of a data set, asked for by id: answered from a store, or drawn, computed and kept.
+"""Samples requested by id: answered from a store, or drawn, computed and kept.
 
 With a store that is complete, answers come from its decoded views. With one that is not, and with
 the data, what is missing is computed on request and written through

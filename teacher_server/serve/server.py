@@ -23,7 +23,7 @@ from teacher_server.http.keys import ApiKeys
 from teacher_server.http.listener import Address, configured
 from teacher_server.pages.site import Student
 from teacher_server.serve.app import make_app
-from teacher_server.serve.front import etag
+from teacher_server.serve.middleware import etag
 from teacher_server.serve.service import Service
 
 POLL_S = 0.02

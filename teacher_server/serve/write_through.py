@@ -1,4 +1,4 @@
-"""Write-through: what was computed for samples is kept, and becomes blocks of the store.
+"""Write-through: computed rows are kept and become blocks of the store.
 
 Rows go into the spool as they are answered, in a thread of their own; a block that is whole is
 committed in another. What fails is told in the log and tried again, and never holds up an answer.
@@ -23,7 +23,7 @@ from store.views.spool import Spool
 from teacher_server.precompute.bad_images import Tally
 from teacher_server.precompute.options import PrecomputeOptions
 from teacher_server.precompute.pipeline import Pipeline
-from teacher_server.precompute.run import finish_if_whole
+from teacher_server.precompute.run import finish_if_complete
 from teacher_server.teacher.teacher import Teacher
 
 TRY_AGAIN_S = 30.0
@@ -50,7 +50,7 @@ class WriteThrough:
         self._lock = threading.Lock()
         self._failed: dict[int, float] = {}  # when each block was tried last
         self._ending = False
-        self._commit(spool.whole_blocks())
+        self._commit(spool.complete_blocks())
 
     def keep(self, rows: NDArray[np.int64], views: NDArray[np.int64], answers: TargetRows) -> None:
         """Put answers into the spool, soon."""
@@ -107,7 +107,7 @@ class WriteThrough:
                 self._compute_block(block)
             elif not self._write_block(block):
                 return
-            if not finish_if_whole(self.store, self.journal):
+            if not finish_if_complete(self.store, self.journal):
                 self.spool.discard()
         except Exception as error:  # it stays in the spool, and is tried again
             self._failed[block] = time.monotonic()

@@ -1,4 +1,4 @@
-"""Judging a trained model: one pass over labelled images, squish-resized, into any meters."""
+"""Evaluate a trained model: one pass over labelled images, squish-resized, into meters."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

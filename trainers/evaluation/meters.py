@@ -1,4 +1,4 @@
-"""What a trained model is judged by: each meter sees logits batch by batch and ends in figures.
+"""Meters: each sees logits batch by batch and ends in figures.
 
 A meter knows the labels of all images by row, so that one pass over the images feeds several. It
 counts on the device and asks nothing of it before the end.

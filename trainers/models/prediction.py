@@ -1,4 +1,4 @@
-"""What a trained student says of one image, per hierarchy: to stand beside its teacher."""
+"""Predictions of a trained student for one image, shown beside its teacher's."""
 
 import numpy as np
 import torch

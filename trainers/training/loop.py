@@ -186,7 +186,7 @@ def train(
         images_per_s=seen * world.size / max(time.monotonic() - started, 1e-9),
         unreadable={
             images.source.samples[row].key: reason
-            for row, reason in sorted(world.gathered(images.bad).items())
+            for row, reason in sorted(world.gather(images.bad).items())
         },
         validation=done.history[-1].get("validation") if done.history else None,
         stopped=not finished,

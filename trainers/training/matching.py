@@ -1,4 +1,4 @@
-"""Do data, labels, hierarchy and views match the targets? Then they make a training set."""
+"""Check that data, labels, hierarchy and views match the targets; make a training set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What a student learns: the labels of images, the loss on them, the distance to the teacher.
+"""Objectives: labels of images, the loss on them, and the distance to the teacher.
 
 The loop trains any `Objective`; a scheme is nothing but the choice of one.
 """

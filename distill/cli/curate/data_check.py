@@ -9,7 +9,7 @@ import click
 
 from distill.cli.options import common
 from distill.cli.options.command import PATH, command, option
-from distill.cli.options.common import in_bytes
+from distill.cli.options.common import format_bytes
 
 if TYPE_CHECKING:
     from distill.curate.check import CheckedImages, DataReport, Tagging
@@ -71,7 +71,7 @@ def _lines(report: "DataReport", checked: "CheckedImages") -> list[str]:
     each = report.images_per_class
     return [
         f"{report.location}: {sum(report.images.values())} images ({splits}), "
-        f"{in_bytes(report.bytes_total)}",
+        f"{format_bytes(report.bytes_total)}",
         f"label set {report.label_set}: {report.classes_present} of {report.classes} classes have "
         f"images ({each['min']:.0f} to {each['max']:.0f}, median {each['median']:.0f})",
         "hierarchy  classes  labelled  tagged here",

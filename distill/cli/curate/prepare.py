@@ -8,7 +8,7 @@ import click
 
 from distill.cli.options import common
 from distill.cli.options.command import PATH, command, option
-from distill.cli.options.common import in_bytes
+from distill.cli.options.common import format_bytes
 
 if TYPE_CHECKING:
     from distill.curate.prepare.report import PrepareReport
@@ -66,7 +66,7 @@ def prepare(
     Drops small classes, sets validation images apart and squish-resizes the rest. Lists undecodable
     images. Run the same command again to resume.
     """
-    from distill.cli.signals import finishing_first
+    from distill.cli.signals import finish_on_signal
     from distill.curate.prepare.run import PrepareOptions, rules_for
     from distill.curate.prepare.run import prepare as run
     from distill.curate.prepare.shrink import ShrinkRules
@@ -86,7 +86,7 @@ def prepare(
         unit_images=shard_images if form == "webdataset" else FOLDER_UNIT,
         workers=workers,
     )
-    with finishing_first("prepare", "the current shards") as stopping:
+    with finish_on_signal("prepare", "the current shards") as stopping:
         report = run(raw.rstrip("/") or "/", out, settings, stopping=stopping, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(report.to_json()))
@@ -106,7 +106,8 @@ def _lines(report: "PrepareReport", dry_run: bool) -> list[str]:
     ]
     if report.bytes_in:
         lines.append(
-            f"bytes: {in_bytes(report.bytes_in)} before, {in_bytes(report.bytes_out)} after "
+            f"bytes: {format_bytes(report.bytes_in)} before, "
+            f"{format_bytes(report.bytes_out)} after "
             f"({report.bytes_in / report.bytes_out:.1f} times smaller)"
         )
     if report.bad or report.skipped:

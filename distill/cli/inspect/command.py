@@ -8,8 +8,8 @@ import click
 from distill.cli.inspect.pages import Serving, serving
 from distill.cli.options import common
 from distill.cli.options.command import PATH, command, option, setting
-from distill.cli.options.group import gathered
-from distill.cli.options.listening import Listening, listening
+from distill.cli.options.group import option_group
+from distill.cli.options.listening import Listening, listen_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ def _rules(**thresholds: float) -> "Rules":
     return Rules(**thresholds)
 
 
-rules = gathered(
+rules = option_group(
     "rules",
     (
         setting(
@@ -94,7 +94,7 @@ rules = gathered(
 )
 @rules
 @serving
-@listening(port=8080, setting=True)
+@listen_options(port=8080, setting=True)
 @option("--plot", type=PATH, help="Folder for charts.")
 @option("--html", type=PATH, help="Write the overview as one file.")
 @option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
@@ -124,7 +124,7 @@ def inspect(
     as_json: bool,
     cache: Path | None,
     serving: "Serving",
-    listening: Listening,
+    listen: Listening,
 ) -> None:
     """Report the teacher's confidence in STORE per hierarchy, class, subtree or image.
 
@@ -165,7 +165,7 @@ def inspect(
             "say what is filled in and what is left out"
         )
     if serving.wanted:
-        serving.run(lambda: opened(path, rules, folds, cache, shown=True), data, split, listening)
+        serving.run(lambda: opened(path, rules, folds, cache, shown=True), data, split, listen)
         return
     inspection = opened(path, rules, folds, cache, shown=not (as_json or as_csv))
     report = Report(inspection)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from distill.cli.options.command import option, setting
-from distill.cli.options.group import gathered
+from distill.cli.options.group import option_group
 from distill.cli.options.listening import Listening
 from distill.errors import ConfigError
 
@@ -40,7 +40,7 @@ class Serving:
                 raise ConfigError(f"{name} found without --serve, expected it for pages alone")
 
     def run(
-        self, opened: Callable[[], "Inspection"], data: str | None, split: str, listening: Listening
+        self, opened: Callable[[], "Inspection"], data: str | None, split: str, listen: Listening
     ) -> None:
         """Serve pages until a signal comes.
 
@@ -51,19 +51,19 @@ class Serving:
 
         from teacher_server.pages.server import serve_pages
 
-        address, keys, listener = listening.bound()
+        address, keys, listener = listen.bound()
         with closing(listener):
             site = self._site(opened, data, split)
-            scheme = "https" if listening.tls_certificate else "http"
+            scheme = "https" if listen.tls_certificate else "http"
             port = listener.getsockname()[1]
             listener.listen()  # from here on nobody is turned away
-            click.echo(f"pages: {scheme}://{listening.host}:{port}/ (Ctrl-C ends them)", err=True)
+            click.echo(f"pages: {scheme}://{listen.host}:{port}/ (Ctrl-C ends them)", err=True)
             serve_pages(site, keys, address, listener)
 
     def _site(self, opened: Callable[[], "Inspection"], data: str | None, split: str) -> "Site":
         from distill.wire.client import TeacherClient
         from teacher_server.pages.remote import RemoteTeacher
-        from teacher_server.pages.site import Later, Site, StoreSnapshot
+        from teacher_server.pages.site import Lazy, Site, StoreSnapshot
         from trainers.models.prediction import StudentOpinion
 
         inspection = opened()
@@ -81,7 +81,7 @@ class Serving:
         return Site(
             hierarchy=hierarchy,
             teacher=inspection.summary.teacher,
-            store=Later(again, value=first, stale=StoreSnapshot.may_grow),
+            store=Lazy(again, value=first, stale=StoreSnapshot.may_grow),
             student=student or None,
             live=live,
         )
@@ -105,7 +105,7 @@ def _look(inspection: "Inspection", data: str | None, split: str) -> "StoreSnaps
         return StoreSnapshot(inspection, None, str(error))
 
 
-serving = gathered(
+serving = option_group(
     "serving",
     (
         option("--serve", "wanted", is_flag=True, help="Serve everything as web pages."),

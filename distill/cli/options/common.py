@@ -68,7 +68,7 @@ def machine(command: Callable[..., Any]) -> Callable[..., Any]:
     return device(workers(command))
 
 
-def in_bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     """1.5 GiB."""
     for exponent, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB")):
         if count >= 2**exponent:

@@ -1,4 +1,4 @@
-"""Options that belong together, given to a command as one value."""
+"""Options that belong together, passed to a command as one value."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import click
 Command = Callable[..., Any]
 
 
-def gathered(
+def option_group(
     into: str, options: Sequence[Callable[[Command], Command]], make: Callable[..., Any]
 ) -> Callable[[Command], Command]:
     """A decorator: those click options, and the command gets what `make` makes of them."""

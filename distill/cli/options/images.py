@@ -1,4 +1,4 @@
-"""--data: opening it, with indexes of tars kept in the user's cache where they must be."""
+"""Open --data, with indexes of tars kept in the user's cache."""
 
 import os
 from pathlib import Path

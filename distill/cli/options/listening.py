@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli.options.command import PATH, option
-from distill.cli.options.group import gathered
+from distill.cli.options.group import option_group
 
 if TYPE_CHECKING:
     import socket
@@ -47,12 +47,12 @@ class Listening:
         return address, keys, address.bound()
 
 
-def listening(
+def listen_options(
     port: int, *, setting: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options, with that port by default; the command gets them as `listening`."""
-    return gathered(
-        "listening",
+    """The options, with that port by default; the command gets a `Listening` as `listen`."""
+    return option_group(
+        "listen",
         (
             option("--host", default="127.0.0.1", help="Address to listen on.", setting=setting),
             option(

@@ -8,7 +8,7 @@ import click
 
 from distill.cli.options.checks import known_models, output_folder
 from distill.cli.options.command import PATH, extra_settings, option, setting
-from distill.cli.options.group import Command, gathered
+from distill.cli.options.group import Command, option_group
 
 if TYPE_CHECKING:
     from trainers.recipe import Recipe
@@ -42,8 +42,8 @@ def _choice(**options: Any) -> RecipeChoice:
     return RecipeChoice(options=options, extra=extra_settings())
 
 
-recipe = gathered(
-    "choice",
+recipe_options = option_group(
+    "recipe_choice",
     (
         option("--student", required=True, callback=known_models, help="timm model name."),
         option(
@@ -104,11 +104,11 @@ class RunChoice:
     wandb: str | None
 
 
-out: Callable[[Command], Command] = option(
+run_folder: Callable[[Command], Command] = option(
     "--out", required=True, type=PATH, callback=output_folder, help="Folder of the run."
 )
-run = gathered(
-    "run",
+run_options = option_group(
+    "run_choice",
     (
         setting(
             "--checkpoint-every",

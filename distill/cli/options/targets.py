@@ -9,7 +9,7 @@ import click
 
 from distill.cli.options.checks import existing_targets
 from distill.cli.options.command import PATH, option, setting
-from distill.cli.options.group import gathered
+from distill.cli.options.group import option_group
 from distill.cli.options.images import CACHE
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class TargetsChoice:
         return InProcessTargets(teacher.load(device, hierarchy), yes_or_no=yes_or_no)
 
 
-targets = gathered(
-    "targeting",
+target_options = option_group(
+    "targets_choice",
     (
         option(
             "--targets",

@@ -10,7 +10,7 @@ import click
 from distill.cli.options import common
 from distill.cli.options.checks import known_models
 from distill.cli.options.command import option, setting
-from distill.cli.options.group import Command, gathered
+from distill.cli.options.group import Command, option_group
 
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
@@ -71,10 +71,10 @@ class TeacherChoice:
         )
 
 
-def teacher(*, required: bool = True) -> Callable[[Command], Command]:
+def teacher_options(*, required: bool = True) -> Callable[[Command], Command]:
     """--teacher and what goes with it; the command gets a `TeacherChoice`, or None without one."""
-    return gathered(
-        "choice",
+    return option_group(
+        "teacher_choice",
         (
             option(
                 "--teacher",

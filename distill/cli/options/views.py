@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from distill.cli.options.command import setting
-from distill.cli.options.group import gathered
+from distill.cli.options.group import option_group
 
 if TYPE_CHECKING:
     from distill.data.view_policy import ViewPolicy
@@ -18,7 +18,7 @@ def _policy(view_policy: str, view_seed: int, **numbers: float | None) -> "ViewP
     return ViewPolicy(name=view_policy, seed=view_seed, **given)  # type: ignore[arg-type]
 
 
-views = gathered(
+view_options = option_group(
     "policy",
     (
         setting(

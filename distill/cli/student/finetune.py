@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill.cli.options import common, recipes, targets
+from distill.cli.options import common
 from distill.cli.options.command import PATH, adapt, command, option, setting
+from distill.cli.options.recipes import (
+    RecipeChoice,
+    RunChoice,
+    recipe_options,
+    recipe_settings,
+    run_folder,
+    run_options,
+)
+from distill.cli.options.targets import TargetsChoice, target_options
 
 if TYPE_CHECKING:
     from distill.data.source import ImageSource
@@ -20,7 +29,7 @@ EPOCHS = 40
 
 
 @command(
-    nested=recipes.recipe_settings,
+    nested=recipe_settings,
     examples=[
         "--student resnet18 --init RUN --data DATA --out TUNED",
         "--student resnet18 --init RUN --data DATA --tags tags.csv --out TUNED",
@@ -32,7 +41,7 @@ EPOCHS = 40
     epochs="40",
     scheme="single-label, with --tags multi-label",
 )
-@recipes.recipe
+@recipe_options
 @common.data
 @option(
     "--tags",
@@ -41,8 +50,8 @@ EPOCHS = 40
 )
 @option("--val-data", help="Validation images, if --data has no val split.")
 @setting("--val-tags", type=PATH, help="Tags of the validation images, if --tags lacks them.")
-@recipes.out
-@targets.targets
+@run_folder
+@target_options
 @common.samples
 @option(
     "--compare",
@@ -55,22 +64,22 @@ EPOCHS = 40
     default=3,
     help="Factor of epochs for random weights in --compare.",
 )
-@recipes.run
+@run_options
 @common.limit
 @common.machine
 @common.as_json
 def finetune(
-    choice: recipes.RecipeChoice,
+    recipe_choice: RecipeChoice,
     data: str,
     tags: Path | None,
     val_data: str | None,
     val_tags: Path | None,
     out: Path,
-    targeting: targets.TargetsChoice,
+    targets_choice: TargetsChoice,
     samples: Path | None,
     compare: str | None,
     longer: float,
-    run: recipes.RunChoice,
+    run_choice: RunChoice,
     limit: int | None,
     device: str,
     workers: int,
@@ -81,7 +90,7 @@ def finetune(
     One class per image, or with --tags any number. Run the same command again to resume from the
     last checkpoint in --out.
     """
-    choice.read()  # a wrong value fails here, before anything is loaded
+    recipe_choice.read()  # a wrong value fails here, before anything is loaded
     from distill.cli.student.training import report_training, train_as_command
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
@@ -95,7 +104,9 @@ def finetune(
         from trainers.training.finetune import compare as run_each
 
         tag_file = read_tags(tags) if tags else None
-        recipe = choice.read(scheme="multi-label" if tag_file else "single-label", epochs=EPOCHS)
+        recipe = recipe_choice.read(
+            scheme="multi-label" if tag_file else "single-label", epochs=EPOCHS
+        )
 
         def labelled(source: "ImageSource", file: Path | None) -> "LabelledImages":
             tags_of_split = read_tags(file) if file else tag_file
@@ -115,7 +126,7 @@ def finetune(
             "training": labelled(source, None),
             "validation": labelled(open_images(val_at, "val"), val_tags) if val_at else None,
             "classes": classes,
-            "targets": targeting.open(
+            "targets": targets_choice.open(
                 str(machine.device), lambda: classes, yes_or_no=tag_file is not None
             ),
             "samples": SampleList.read(samples) if samples else None,
@@ -133,7 +144,7 @@ def finetune(
         one = lambda recipe, out: finetune(recipe=recipe, out=out, **shared)  # noqa: E731
         return run_each(starts, longer, recipe, out, one)
 
-    reports = train_as_command("finetune", run, out, device, workers, as_json, train)
+    reports = train_as_command("finetune", run_choice, out, device, workers, as_json, train)
     if reports and compare:
         _report_comparison(out, [*reports], as_json)
     elif reports:

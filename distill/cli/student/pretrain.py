@@ -3,8 +3,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.cli.options import common, recipes, targets
+from distill.cli.options import common
 from distill.cli.options.command import adapt, command
+from distill.cli.options.recipes import (
+    RecipeChoice,
+    RunChoice,
+    recipe_options,
+    recipe_settings,
+    run_folder,
+    run_options,
+)
+from distill.cli.options.targets import TargetsChoice, target_options
 
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
@@ -13,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @command(
-    nested=recipes.recipe_settings,
+    nested=recipe_settings,
     examples=[
         "--student resnet18 --data DATA --targets STORE --out RUN",
         "--config imagenet21k-p.toml -o lr=2e-4 --data DATA --targets STORE --out RUN",
@@ -21,24 +30,24 @@ if TYPE_CHECKING:
     ],
 )
 @adapt("--limit")
-@recipes.recipe
+@recipe_options
 @common.data
-@recipes.out
-@targets.targets
+@run_folder
+@target_options
 @common.label_set("that of the targets", setting=True)
 @common.samples
-@recipes.run
+@run_options
 @common.limit
 @common.machine
 @common.as_json
 def pretrain(
-    choice: recipes.RecipeChoice,
+    recipe_choice: RecipeChoice,
     data: str,
     out: Path,
-    targeting: targets.TargetsChoice,
+    targets_choice: TargetsChoice,
     label_set: str | None,
     samples: Path | None,
-    run: recipes.RunChoice,
+    run_choice: RunChoice,
     limit: int | None,
     device: str,
     workers: int,
@@ -49,7 +58,7 @@ def pretrain(
     Run the same command again to resume from the last checkpoint in --out. Under torchrun, one
     process per device.
     """
-    choice.read()  # a wrong value fails here, before anything is loaded
+    recipe_choice.read()  # a wrong value fails here, before anything is loaded
     from distill.cli.student.training import report_training, train_as_command
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
@@ -62,10 +71,10 @@ def pretrain(
         def stated() -> "SemanticHierarchy":
             return resolve(label_set or "imagenet21k-p-fall11")
 
-        answers = targeting.open(str(machine.device), stated)
+        answers = targets_choice.open(str(machine.device), stated)
         hierarchy = answers.hierarchy if answers and not label_set else stated()
         report = pretrain(
-            recipe=choice.read(**({"image_size": answers.input_size[0]} if answers else {})),
+            recipe=recipe_choice.read(**({"image_size": answers.input_size[0]} if answers else {})),
             source=open_images(data).limited(limit),
             validation=open_images(data, "val") if has_split(data, "val") else None,
             hierarchy=hierarchy,
@@ -77,6 +86,6 @@ def pretrain(
         )
         return {"": report}
 
-    reports = train_as_command("pretrain", run, out, device, workers, as_json, train)
+    reports = train_as_command("pretrain", run_choice, out, device, workers, as_json, train)
     if reports:
         report_training(reports[""], as_json)

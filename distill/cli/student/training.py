@@ -1,4 +1,4 @@
-"""What the commands that train share: joining torchrun's processes, signals, and the report."""
+"""Shared by the commands that train: torchrun's processes, signals, the report."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli.options.recipes import RunChoice
-from distill.cli.signals import finishing_first
+from distill.cli.signals import finish_on_signal
 
 if TYPE_CHECKING:
     from trainers.process_group import Machine
@@ -33,16 +33,16 @@ def train_as_command(
 
     No report where it was stopped before its end, or in processes that are not to speak.
     """
-    with finishing_first(title, "the current step") as stop, ExitStack() as stack:
+    with finish_on_signal(title, "the current step") as stop, ExitStack() as stack:
         from distill.cli.launcher import share_of_work
-        from trainers.process_group import Machine, join_process_group, own_device
+        from trainers.process_group import Machine, device_of_rank, join_process_group
 
         device_name = share_of_work(None, None, os.environ).device(device)
         world = stack.enter_context(join_process_group(os.environ))
         if run_choice.wandb:
             stack.enter_context(_wandb(run_choice.wandb, out, sends=world.leads))
         machine = Machine(
-            device=own_device(device_name),
+            device=device_of_rank(device_name),
             world=world,
             workers=workers,
             compiled=run_choice.compiled,

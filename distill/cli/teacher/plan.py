@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from distill.cli.options import common, teacher, views
+from distill.cli.options import common
 from distill.cli.options.checks import known_encoding
 from distill.cli.options.command import command, option, setting
+from distill.cli.options.teacher import TeacherChoice, teacher_options
+from distill.cli.options.views import view_options
 
 if TYPE_CHECKING:
     from distill.data.view_policy import ViewPolicy
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
         "--teacher tresnet_l --data DATA --rows 11060223 --views 1,4 --encoding standard",
     ]
 )
-@teacher.teacher()
+@teacher_options()
 @common.data
 @setting("--split", default="train", help="Split of --data.")
 @option(
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     show_default="all three",
 )
 @option("--images", type=click.IntRange(1), help="Images of the pilot.", show_default="one block")
-@views.views
+@view_options
 @setting(
     "--batch-size",
     type=click.IntRange(1),
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 @common.machine
 @common.as_json
 def plan(
-    choice: teacher.TeacherChoice,
+    teacher_choice: TeacherChoice,
     policy: "ViewPolicy",
     data: str,
     split: str,
@@ -79,7 +81,7 @@ def plan(
         raise ConfigError(f"--views {views!r} found, expected numbers as 1,2,4") from error
     made = make_plan(
         source=open_images(data, split),
-        teacher=choice.load(device),
+        teacher=teacher_choice.load(device),
         policy=policy,
         encodings=encodings or tuple(PRESETS),
         views=counts,
@@ -108,7 +110,7 @@ def plan(
         fresh, near = planned.gradient_angle_deg, planned.near_teacher_angle_deg
         click.echo(
             f"{planned.encoding:20s} {planned.views:6d} {planned.hours:9.2f} "
-            f"{common.in_bytes(planned.bytes_total):>10} {planned.bytes_per_view:9.1f}   "
+            f"{common.format_bytes(planned.bytes_total):>10} {planned.bytes_per_view:9.1f}   "
             f"{fresh['median']:5.2f}° {fresh['p99']:5.2f}°     {near['median']:5.2f}° "
             f"{near['p99']:5.2f}°"
         )

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from distill.cli.options import common, teacher, views
+from distill.cli.options import common
 from distill.cli.options.checks import known_encoding
 from distill.cli.options.command import PATH, command, option, setting
+from distill.cli.options.teacher import TeacherChoice, teacher_options
+from distill.cli.options.views import view_options
 from distill.cli.output import fidelity_line, size_line, state_line
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
         "--teacher convnext_base.fb_in22k --teacher tresnet_l --data DATA --store STORE",
     ]
 )
-@teacher.teacher()
+@teacher_options()
 @common.data
 @option("--store", required=True, help="Store to fill: a folder, or s3://bucket/prefix.")
 @setting("--split", default="train", help="Split of --data.")
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     default="standard",
     help="small, standard, fine, or entries=N,steps=M.",
 )
-@views.views
+@view_options
 @setting(
     "--batch-size",
     type=click.IntRange(1),
@@ -93,7 +95,7 @@ if TYPE_CHECKING:
 @common.machine
 @common.as_json
 def precompute(
-    choice: teacher.TeacherChoice,
+    teacher_choice: TeacherChoice,
     policy: "ViewPolicy",
     data: str,
     store: str,
@@ -127,7 +129,7 @@ def precompute(
 
     from distill.cli.launcher import share_of_work
     from distill.cli.options.images import absolute, open_images
-    from distill.cli.signals import finishing_first
+    from distill.cli.signals import finish_on_signal
     from distill.errors import ConfigError
     from distill.events import journal_file
 
@@ -148,7 +150,7 @@ def precompute(
 
     share = Share(index=launched.index, count=launched.count)
     if engine == "ray":  # workers run in other folders
-        data, choice = absolute(data), choice.with_absolute_paths()
+        data, teacher_choice = absolute(data), teacher_choice.with_absolute_paths()
         store = store if "://" in store else str(Path(store).absolute())
     source = open_images(data, split)
     if samples:
@@ -167,7 +169,9 @@ def precompute(
     )
     keywords: dict[str, Any] = {"source": source, "path": store, "options": settings}
     if dry_run:
-        would = dry.dry_run(**keywords, teacher=choice.load(launched.device(device)), share=share)
+        would = dry.dry_run(
+            **keywords, teacher=teacher_choice.load(launched.device(device)), share=share
+        )
         click.echo(json.dumps(would.to_json()) if as_json else "\n".join(would.lines()))
         return
     if engine == "ray" and share.count > 1:
@@ -179,7 +183,7 @@ def precompute(
         journal_file(log, lambda text: click.echo(f"precompute: {text}", err=True)) as journal,
         cluster(os.environ.get("RAY_ADDRESS")) if engine == "ray" else nullcontext() as ray,
         # After Ray, which handles SIGTERM in its own way.
-        finishing_first("precompute") as stopping,
+        finish_on_signal("precompute") as stopping,
     ):
         if share.count > 1:
             journal.note(
@@ -191,10 +195,12 @@ def precompute(
         keywords |= {"journal": journal, "stopping": stopping}
         if ray:
             report = precompute_on_ray(
-                ray, **keywords, load=choice.load, device=device, workers=ray_workers
+                ray, **keywords, load=teacher_choice.load, device=device, workers=ray_workers
             )
         else:
-            report = run(**keywords, teacher=choice.load(launched.device(device)), share=share)
+            report = run(
+                **keywords, teacher=teacher_choice.load(launched.device(device)), share=share
+            )
         interrupted = stopping() and report.blocks_left > 0
         if interrupted:
             journal.event("interrupted", blocks_left=report.blocks_left)

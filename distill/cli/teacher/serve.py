@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from distill.cli.options import common, listening, teacher, views
+from distill.cli.options import common
 from distill.cli.options.checks import known_encoding
 from distill.cli.options.command import PATH, command, option, setting
 from distill.cli.options.images import CACHE
+from distill.cli.options.listening import Listening, listen_options
+from distill.cli.options.teacher import TeacherChoice, teacher_options
+from distill.cli.options.views import view_options
 from distill.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
         "--teacher tresnet_l --host 0.0.0.0 --api-key-file keys.txt",
     ]
 )
-@teacher.teacher()
-@listening.listening(port=8000)
+@teacher_options()
+@listen_options(port=8000)
 @option(
     "--device",
     "devices",
@@ -49,7 +52,7 @@ if TYPE_CHECKING:
     default=0.001,
     help="Largest tolerated share of unreadable images.",
 )
-@views.views
+@view_options
 @setting(
     "--max-batch-size",
     type=click.IntRange(1, 4096),
@@ -98,9 +101,9 @@ if TYPE_CHECKING:
 )
 @option("--student", help="Trained model to show beside the teacher on the pages.")
 def serve(
-    choice: teacher.TeacherChoice,
+    teacher_choice: TeacherChoice,
     policy: "ViewPolicy",
-    listening: listening.Listening,
+    listen: Listening,
     devices: tuple[str, ...],
     store: str | None,
     data: str | None,
@@ -142,11 +145,11 @@ def serve(
     from teacher_server.teacher.batch_size import UNTUNED
     from trainers.models.prediction import StudentOpinion
 
-    address, keys, listener = listening.bound()  # before the teacher is loaded, which takes a while
+    address, keys, listener = listen.bound()  # before the teacher is loaded, which takes a while
     journal = json_log()
     with closing(listener):
         lanes = devices_of(devices)
-        loaded = {device: choice.load(device) for device in dict.fromkeys(lanes)}
+        loaded = {device: teacher_choice.load(device) for device in dict.fromkeys(lanes)}
         teacher = loaded[lanes[0]]
         batch_size = max_batch_size or UNTUNED.get(teacher.device.type, 16)
         samples = None

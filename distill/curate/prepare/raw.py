@@ -14,7 +14,7 @@ from distill.data.formats.folders import list_folders, split_image_name
 from distill.data.formats.samples import Sample, SampleTable
 from distill.data.formats.tar_members import members, open_tar
 from distill.errors import DataError, DataUnavailableError
-from distill.process_pool import in_processes
+from distill.process_pool import map_in_processes
 from distill.progress import Ticker
 from distill.storage import Disk
 
@@ -101,7 +101,7 @@ def list_raw(location: str, tick: Ticker, workers: int = 0) -> RawImages:
         top = SampleTable.of(_counted(_of_folders(location, listing), tick))
     tables = {-1: (top, listing.skipped)}
     few = len(tars) < TARS_FOR_PROCESSES
-    for number, table, skipped in in_processes(
+    for number, table, skipped in map_in_processes(
         list_class_tars, _units(tars), 0 if few else workers
     ):
         tables[number] = table, skipped

@@ -26,7 +26,7 @@ from distill.data.sample_ids import sample_ids, samples_digest
 from distill.errors import ConfigError
 from distill.files import write_atomically, write_csv
 from distill.hierarchy.semantic import resolve
-from distill.process_pool import in_processes, warm_up
+from distill.process_pool import map_in_processes, warm_up
 from distill.progress import progress
 
 SPLITS = ("train", "val")
@@ -170,7 +170,7 @@ def _fill(
     recorded = 0.0
     with progress("prepare", total, "images", done=_count(ledger), shown=shown) as tick:
         try:
-            for done in in_processes(do_unit, todo, options.workers, stopping=stopping):
+            for done in map_in_processes(do_unit, todo, options.workers, stopping=stopping):
                 waiting.append(done)
                 tick(done.images + len(done.bad))
                 if time.monotonic() - recorded > RECORD_EVERY_S:

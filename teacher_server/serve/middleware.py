@@ -1,4 +1,4 @@
-"""What stands before every route: who asks, of which teacher, and what the client is told.
+"""Middleware of every route: access, teacher identity, errors and the request log.
 
 Plain ASGI, so that nothing that goes wrong behind it can drop a connection: an error is JSON, and
 every request but a probe is logged.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from distill.wire.refusal import CLIENT_GONE, Refused
-from teacher_server.http.access import NoEntry, admitted, tell
+from teacher_server.http.access import AccessDenied, authenticate, send_error
 from teacher_server.http.keys import ApiKeys
 from teacher_server.serve.service import Service
 
@@ -32,7 +32,7 @@ class RequestState:
     status: int = 0
 
 
-class Front:
+class Middleware:
     """keys: None lets everybody in that names this machine by a loopback name."""
 
     def __init__(self, app: ASGIApp, service: Service, keys: ApiKeys | None) -> None:
@@ -58,18 +58,22 @@ class Front:
         try:
             refusal = self._refusal(scope["path"], headers, state)
             if refusal:
-                await tell(send_with_id, *refusal)
+                await send_error(send_with_id, *refusal)
             else:
                 await self.app(scope, receive, send_with_id)
         except asyncio.CancelledError:  # the server's own deadline, at its end
             if not state.status:
-                await tell(send_with_id, 503, "the server is shutting down", {"retry-after": "1"})
+                await send_error(
+                    send_with_id, 503, "the server is shutting down", {"retry-after": "1"}
+                )
         except Exception as error:  # whatever it is, the client gets an answer
             self.service.journal.event(
                 "error", request_id=state.request_id, error=type(error).__name__, text=str(error)
             )
             if not state.status:
-                await tell(send_with_id, 500, "internal server error; see the server's log", {})
+                await send_error(
+                    send_with_id, 500, "internal server error; see the server's log", {}
+                )
         finally:
             if scope["path"] not in PROBES:
                 self._log(scope, state, time.monotonic() - started)
@@ -80,8 +84,8 @@ class Front:
         if path in PROBES:
             return None
         try:
-            state.client = admitted(headers, path, self.keys)
-        except NoEntry as error:
+            state.client = authenticate(headers, path, self.keys)
+        except AccessDenied as error:
             return 401, error.text, error.headers
         if path.endswith("/infer"):
             try:
