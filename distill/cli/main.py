@@ -8,7 +8,7 @@ import traceback
 import click
 
 from distill.cli.options.command import Command, Flags, Group
-from distill.errors import DistillError, dead_decoder, is_dead_decoder
+from distill.errors import DistillError, dead_decoder, did_you_mean, is_dead_decoder
 
 # Command → module of distill.cli that holds it, imported when it is asked for: --help is instant.
 COMMANDS = {
@@ -62,10 +62,13 @@ def run() -> None:
     """Exit code 0 done, 2 the user can fix it, 130 interrupted, 1 a bug (traceback)."""
     flags, terminal = Flags(), sys.stderr
     try:
-        distill(standalone_mode=False, obj=flags)
+        distill.main(prog_name="distill", standalone_mode=False, obj=flags)
     except (KeyboardInterrupt, click.Abort):
         message = "interrupted; finished work is kept, run the same command again to resume"
         _fail(terminal, message, 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=terminal)
+        sys.exit(2)
     except Exception as error:
         line = _message(error)
         if line is None:
@@ -86,7 +89,7 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "distill"
         command = path.removeprefix("distill").strip()
-        text = error.format_message().rstrip(".")
+        text = _usage(error).rstrip(".")
         return f"{command + ': ' if command else ''}{text}; see `{path} -h`"
     if isinstance(error, click.ClickException):
         return error.format_message()
@@ -100,6 +103,19 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and is_dead_decoder(error):
         return dead_decoder(error)
     return None
+
+
+def _usage(error: click.UsageError) -> str:
+    params = error.ctx.command.params if error.ctx else []
+    if isinstance(error, click.NoSuchOption):
+        known = [name for param in params for name in param.opts]
+        return f"no option {error.option_name}{did_you_mean(error.option_name, known)}"
+    if isinstance(error, click.MissingParameter) and error.param:
+        name = error.param.opts[0] if error.param.opts[0].startswith("-") else error.param.name
+        return f"no {name} found, expected one"
+    if isinstance(error, click.BadParameter) and error.param:
+        return f"{error.param.opts[0]}: {error.message}"
+    return error.format_message()
 
 
 def _fail(stream: object, message: str, code: int) -> None:

@@ -78,9 +78,9 @@ def _default(each: Option) -> Any:
 
 def _line(key: str, value: Any) -> str:
     if value is None:
-        return f"# {key} ="
+        return f"# {key} (no default)"
     if isinstance(value, str) and (" " in value or value in WORDS):
-        return f"# {key} =  # {value}"
+        return f"# {key} (default: {value})"
     if isinstance(value, bool):
         return f"# {key} = {str(value).lower()}"
     return (

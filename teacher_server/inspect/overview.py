@@ -58,7 +58,7 @@ def figures_by_hierarchy(beliefs: Beliefs, hierarchy: SemanticHierarchy) -> list
             labelled=mean("labelled", k, images),
             kept_entries=mean("entries", k, answers),
             kept_mass=mean("mass", k, answers),
-            effective_classes=float(answers / total["sq_norm"][k]) if answers else None,
+            effective_classes=_ratio(answers, total["sq_norm"][k]),
             same_top=mean("same_top", k, pairs),
             confidence_change=mean("change", k, pairs),
         )
@@ -77,3 +77,7 @@ def _in_parts(counts: np.ndarray, parts: int = 50) -> tuple[int, ...]:
     inner = counts[:-1].reshape(parts, -1).sum(1)
     inner[-1] += counts[-1]  # a confidence of 1
     return tuple(map(int, inner))
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return float(a / b) if b else None

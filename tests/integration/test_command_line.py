@@ -122,6 +122,40 @@ def test_words_come_before_a_file_and_options_before_both(
     assert "epochs -3 found" in fails(*base, "--config", path, "-o", "epochs=-2", "--epochs", -3)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("views = [1, 2]", "views [1, 2] found, expected a whole number"),
+        ("views = 2024-01-01", "views datetime.date(2024, 1, 1) found, expected a whole number"),
+        ("views = true", "views True found, expected a whole number"),
+        ("views = 2.5", "views 2.5 found, expected a whole number"),
+        ("max_bad_fraction = nan", "max_bad_fraction: NaN found, expected a number"),
+        ("max_bad_fraction = true", "max_bad_fraction True found, expected a number"),
+        ("random_weights = 'yes'", "random_weights 'yes' found, expected true or false"),
+        ("teacher = ['a', 1]", "teacher 1 found, expected a list of texts"),
+        ("encoding = 9", "encoding 9 found, expected a text"),
+        ("store = ''", "store: empty, expected a value"),
+        ("config = 'x'", "unknown setting 'config'"),
+    ],
+)
+def test_values_of_a_file_have_the_type_that_their_option_has(
+    line: str, message: str, fails: Callable[..., str], tmp_path: Path
+) -> None:
+    """An option on the command line does not hide what is wrong in the file."""
+    path = tmp_path / "my.toml"
+    path.write_text(line)
+    assert f"{path}: {message}" in fails(*PRECOMPUTE, "--views", 2, "--config", path)
+
+
+def test_several_files_override_each_other_in_turn(
+    fails: Callable[..., str], tmp_path: Path
+) -> None:
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text("epochs = -1\nlr = -5.0\n")
+    second.write_text("epochs = 3\n")
+    assert "lr -5.0 found" in fails(*PRETRAIN, "--config", first, "--config", second)
+
+
 def test_an_unknown_setting_of_a_file_names_the_file(
     fails: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -138,10 +172,10 @@ def test_an_unknown_setting_of_a_file_names_the_file(
         (["precomptue"], "no command 'precomptue' (did you mean precompute?)"),
         (["xyz"], "no command 'xyz'; see `distill -h`"),
         (["store", "verfy"], "store: no command 'verfy' (did you mean verify?)"),
-        (["precompute", "--vews", "2"], "precompute: No such option '--vews'"),
+        (["precompute", "--vews", "2"], "precompute: no option --vews (did you mean --views"),
         (["precompute", "--views", "many"], "'many' is not a valid integer range"),
         (["precompute", "--views", "0"], "0 is not in the range"),
-        (["precompute"], "precompute: Missing option '--teacher'"),
+        (["precompute"], "precompute: no --teacher found, expected one"),
         (["settings", "precompte"], "no command 'precompte' of distill (did you mean precompute"),
         (["settings", "store"], "store is a group, expected one of diff, info"),
         (
@@ -149,7 +183,12 @@ def test_an_unknown_setting_of_a_file_names_the_file(
             "unknown student 'resnet19' (did you mean resnet18",
         ),
         (["pretrain", "-o", "lrr=1"], "unknown setting 'lrr' (did you mean lr?)"),
-        (["pretrain", "-o", "lr"], "-o lr found, expected KEY=VALUE"),
+        (["pretrain", "-o", "lr"], "-o 'lr' found, expected KEY=VALUE"),
+        (["pretrain", "-o", "lr="], "-o 'lr=' found, expected KEY=VALUE"),
+        (["precompute", "--data", ""], "--data: empty, expected a value"),
+        (["pretrain", "--out", ""], "--out: empty, expected a value"),
+        (["precompute", "--max-bad-fraction", "nan"], "NaN found, expected a number"),
+        ([*PRECOMPUTE, "--random-weights", "--weights", "w"], "expected one of them"),
         (["pretrain", "--out", "/dev/null/x"], "/dev/null: a file, expected a folder for --out"),
         (["pretrain", "--label-set", "fall11"], "(did you mean imagenet21k-p-fall11?)"),
         (["precompute", "--data", "/nowhere"], "/nowhere: no such file or folder"),

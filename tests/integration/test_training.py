@@ -374,9 +374,9 @@ def test_recipe_files_and_words_are_read_in_turn(
     assert (saved["weight_decay"], saved["label_smoothing"]) == (1e-4, 0.2)
     for text, message in (
         ("lr = ", "not readable as TOML"),
-        ("lr = 'high'", "Invalid value for '--lr': 'high' is not a valid float"),
+        ("lr = 'high'", "lr 'high' found, expected a number"),
         ("[views]\ncut = 1", "unknown setting 'views.cut' (did you mean views.cutout"),
-        ("scheme = 3", "scheme '3' found"),
+        ("scheme = 3", "scheme 3 found, expected a text"),
     ):
         recipe.write_text(text)
         words = train("bad", "--label-set", "plane-figures")

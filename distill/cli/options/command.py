@@ -6,6 +6,7 @@ COMMAND` lists them all with their defaults.
 """
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,44 @@ class Option(click.Option):
         short = next((name for kind, name in kinds.items() if isinstance(self.type, kind)), None)
         return short if short and not self.metavar else super().make_metavar(ctx)
 
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """As click does, but without empty texts, which would be the current folder, and NaN."""
+        if value == "" or (isinstance(value, tuple | list) and "" in value):
+            raise click.BadParameter("empty, expected a value", ctx, self)
+        cast = super().type_cast_value(ctx, value)
+        if isinstance(cast, float) and math.isnan(cast):
+            raise click.BadParameter("NaN found, expected a number", ctx, self)
+        return cast
+
+    def check_setting(self, ctx: click.Context, value: Any, where: str) -> Any:
+        """A value of a file or of -o, as click takes it.
+
+        Raises:
+            ConfigError: it is of another type.
+        """
+        kind, expected = self._kind()
+        values = value if self.multiple and isinstance(value, list) else [value]
+        if isinstance(value, str) and self.multiple:
+            values = value.split(",")
+        typed = (str, kind) if where == "-o " else (kind,)
+        for each in values:
+            if not isinstance(each, typed) or (isinstance(each, bool) and kind is not bool):
+                raise ConfigError(f"{where}{self.key} {each!r} found, expected {expected}")
+        try:
+            self.type_cast_value(ctx, values if self.multiple else value)
+        except click.BadParameter as error:
+            raise ConfigError(f"{where}{self.key}: {error.message}") from error
+        return values if self.multiple else value
+
+    def _kind(self) -> tuple[Any, str]:
+        if self.is_flag or isinstance(self.type, click.types.BoolParamType):
+            return bool, "true or false"
+        if isinstance(self.type, click.types.IntParamType):
+            return int, "a whole number"
+        if isinstance(self.type, click.types.FloatParamType):
+            return int | float, "a number"
+        return str, "a list of texts" if self.multiple else "a text"
+
     @property
     def key(self) -> str:
         """Its name as a setting."""
@@ -129,7 +168,8 @@ class Command(click.Command):
     def setting_options(self) -> dict[str, Option]:
         """All options that a file of settings may hold, by key."""
         options = [each for each in self.params if isinstance(each, Option)]
-        return {each.key: each for each in options if each.section != "Common"}
+        hidden = ("Common", "Settings")
+        return {each.key: each for each in options if each.section not in hidden}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """In sections, each once."""
@@ -180,6 +220,12 @@ class Group(click.Group):
         """The commands alone."""
         self.format_commands(ctx, formatter)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each with its first sentence."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(n, c.get_short_help_str(200)) for n, c in commands if c])
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The flags of every command."""
         formatter.write_paragraph()
@@ -199,11 +245,12 @@ def _settings_options() -> list[click.Parameter]:
     return [
         Option(
             ["--config"],
+            multiple=True,
             type=PATH,
             is_eager=True,
             expose_value=False,
             callback=_take_settings,
-            help="TOML file of settings; options and -o override it.",
+            help="TOML file of settings; -o and options override it. May be repeated.",
         ),
         Option(
             ["-o", "--set"],
@@ -220,24 +267,26 @@ def _settings_options() -> list[click.Parameter]:
 def _take_settings(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Settings become the defaults of the options they name, those of -o above those of a file."""
     layers = ctx.meta.setdefault("distill.settings", {})
-    if isinstance(value, Path):
-        layers["file"] = {key: (each, f"{value}: ") for key, each in flat(read_toml(value)).items()}
+    if param.name == "config":
+        for path in value:
+            read = flat(read_toml(path)).items()
+            layers.setdefault("file", {}).update({key: (each, f"{path}: ") for key, each in read})
     elif value:
-        layers["words"] = {key: (each, "") for key, each in map(_key_and_value, value)}
+        layers["words"] = {key: (each, "-o ") for key, each in map(_key_and_value, value)}
     command = ctx.command
     assert isinstance(command, Command)
     options = command.setting_options()
     defaults, extra = {}, {}
     for key, (each, where) in {**layers.get("file", {}), **layers.get("words", {})}.items():
         if option := options.get(key):
-            listed = option.multiple and isinstance(each, str)
-            defaults[option.name] = each.split(",") if listed else each
+            defaults[option.name] = option.check_setting(ctx, each, where)
         else:
             extra[key] = each
             known = {*options, *command.nested()}
             if key not in known:
+                file = where.removeprefix("-o ")
                 raise ConfigError(
-                    f"{where}unknown setting {key!r}{did_you_mean(key, known)}; "
+                    f"{file}unknown setting {key!r}{did_you_mean(key, known)}; "
                     f"`distill settings {ctx.command_path.removeprefix('distill ')}` lists them"
                 )
     ctx.default_map, ctx.meta[EXTRA] = defaults, extra
@@ -245,8 +294,8 @@ def _take_settings(ctx: click.Context, param: click.Parameter, value: Any) -> No
 
 def _key_and_value(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
-    if not equals:
-        raise ConfigError(f"-o {word} found, expected KEY=VALUE, as in -o lr=3e-4")
+    if not (equals and key.strip() and value.strip()):
+        raise ConfigError(f"-o {word!r} found, expected KEY=VALUE, as in -o lr=3e-4")
     return key.strip(), value.strip()
 
 

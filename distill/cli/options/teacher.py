@@ -11,6 +11,7 @@ from distill.cli.options import common
 from distill.cli.options.checks import known_models
 from distill.cli.options.command import option, setting
 from distill.cli.options.group import Command, option_group
+from distill.errors import ConfigError
 
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
@@ -130,14 +131,14 @@ def teacher_options(*, required: bool = True) -> Callable[[Command], Command]:
 
 
 def _choice(**given: Any) -> TeacherChoice | None:
+    if given["random_weights"] and any(file != HUB for file in given["weights"]):
+        raise ConfigError("--weights and --random-weights found, expected one of them")
     return TeacherChoice(**given) if given["teachers"] else None
 
 
 def _one_each(
     option: str, given: tuple[str, ...], teachers: tuple[str, ...], default: str
 ) -> tuple[str, ...]:
-    from distill.errors import ConfigError
-
     if given and len(given) != len(teachers):
         raise ConfigError(
             f"{len(teachers)} --teacher and {len(given)} {option} found, expected one for each, in "
