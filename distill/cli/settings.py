@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from distill.cli.options.command import Command, Group, Option, command, option
+from distill.cli.options import common
+from distill.cli.options.command import Command, Group, Option, command
 from distill.errors import ConfigError, did_you_mean
 
 WORDS = ("measured", "none", "all")  # describe a default, and are none
@@ -13,7 +14,7 @@ SKIPPED = ("config", "set", "json", "dry_run")
 
 @command(examples=["precompute", "pretrain > my.toml", "store verify"])
 @click.argument("names", metavar="COMMAND...", nargs=-1, required=True)
-@option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@common.as_json
 @click.pass_context
 def settings(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
     """List all options and settings of COMMAND with their defaults.

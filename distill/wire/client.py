@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from threading import Event
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -125,17 +124,6 @@ class TeacherClient:
         """Close connections; calls in progress give up."""
         self._closing.set()
         self._pool.clear()
-
-    def __enter__(self) -> "TeacherClient":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _infer_all(self, inputs: Mapping[str, Any], count: int) -> SparseTargets:
         """In as many requests as the server's cap asks for."""

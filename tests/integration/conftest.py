@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,9 @@ def serving(teacher: Teacher, figures: Path, tmp_path: Path) -> Callable[..., An
         asks = samples if store or data else None
         with (
             live(teacher, samples=asks, max_batch_size=8, **more) as server,
-            ServerTargets(TeacherClient(f"http://{server.address}", deadline_s=20)) as client,
+            closing(
+                ServerTargets(TeacherClient(f"http://{server.address}", deadline_s=20))
+            ) as client,
         ):
             yield server, client
 

@@ -87,7 +87,9 @@ def test_examples_are_calls_that_the_parser_takes(
                     (tmp_path / word).write_text('student = "resnet18"')
                 if word in ("DATA", "IMAGENET", "STORE"):
                     (tmp_path / word).mkdir(exist_ok=True)
-        command_of(context).make_context(context.info_name, words)
+        command_of(context).make_context(
+            context.info_name, words, help_option_names=["-h", "--help"]
+        )
 
 
 @pytest.mark.parametrize("name", ["precompute", "serve", "pretrain", "finetune", "store verify"])

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_killed_server_has_kept_what_it_answered(
     for part in range(3):
         server = serve(*more)
         url = f"http://127.0.0.1:{server.port}"
-        with ServerTargets(TeacherClient(url, deadline_s=20)) as client:
+        with closing(ServerTargets(TeacherClient(url, deadline_s=20))) as client:
             answers.append(client.fetch(ids[:80], 0).prob)
             time.sleep(0.2)
             metrics = urllib3.request("GET", f"{client.location}/metrics").data.decode()
@@ -240,7 +241,7 @@ def test_keys_are_made_and_asked_for(
     assert "expected 1 to 64 letters" in fails("api-key", "a b", "--file", keys)
     server = serve("--host", "0.0.0.0", "--api-key-file", keys)
     url = f"http://127.0.0.1:{server.port}"
-    with TeacherClient(url, api_key=key, deadline_s=10) as client:
+    with closing(TeacherClient(url, api_key=key, deadline_s=10)) as client:
         assert client.hierarchy.num_classes == 29
     pixels = images(1, np.random.default_rng(0), (32, 32))
     assert ask(server.port, pixels) == 401

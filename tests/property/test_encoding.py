@@ -116,8 +116,14 @@ def test_presets_give_small_hierarchies_more_entries() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["standrd", "entries=0,steps=255", "entries=8", "entries=8,steps=3"]
+    ("text", "message"),
+    [
+        ("standrd", r"'standrd' found \(did you mean standard\?\), expected"),
+        ("entries=0,steps=255", "found, expected"),
+        ("entries=8", "found, expected"),
+        ("entries=8,steps=3", "found, expected"),
+    ],
 )
-def test_unknown_encodings_are_named(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"found( \(did you mean standard\?\))?, expected"):
+def test_unknown_encodings_are_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         EncodingSpec.named(text, SIZES)

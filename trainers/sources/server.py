@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 import numpy as np
 from jaxtyping import UInt8
@@ -98,17 +97,6 @@ class ServerTargets:
         """Close the client; requests in progress give up."""
         self.client.close()
         self._threads.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> "ServerTargets":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _ask(self, sample_ids: SampleIds, view: int, pixels: Sequence[Tensor]) -> SparseTargets:
         if not self.sizes:

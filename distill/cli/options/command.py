@@ -161,7 +161,8 @@ class Command(click.Command):
     ) -> None:
         super().__init__(*arguments, **keywords)
         self.examples, self.nested = examples, nested
-        if any(isinstance(param, Option) and param.setting for param in self.params):
+        self.has_settings = any(isinstance(each, Option) and each.setting for each in self.params)
+        if self.has_settings:
             self.params += _settings_options()
         self.params += _common_options()
 
@@ -189,9 +190,8 @@ class Command(click.Command):
                 for example in self.examples:
                     formatter.write(f"  {ctx.command_path} {example}\n")
         formatter.write_paragraph()
-        if any(isinstance(param, Option) and param.setting for param in self.params):
-            names = ctx.command_path.removeprefix("distill ")
-            formatter.write(f"More options, with defaults: distill settings {names}\n")
+        if self.has_settings:
+            formatter.write(f"More options, with defaults: {_listing(ctx)}\n")
         formatter.write(f"{COMMON}\n")
 
 
@@ -264,14 +264,21 @@ def _settings_options() -> list[click.Parameter]:
     ]
 
 
+def _listing(ctx: click.Context) -> str:
+    """The command that lists the settings of this one."""
+    return f"distill settings {ctx.command_path.removeprefix('distill ')}"
+
+
 def _take_settings(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Settings become the defaults of the options they name, those of -o above those of a file."""
+    if not value:
+        return
     layers = ctx.meta.setdefault("distill.settings", {})
     if param.name == "config":
         for path in value:
             read = flat(read_toml(path)).items()
             layers.setdefault("file", {}).update({key: (each, f"{path}: ") for key, each in read})
-    elif value:
+    else:
         layers["words"] = {key: (each, "-o ") for key, each in map(_key_and_value, value)}
     command = ctx.command
     assert isinstance(command, Command)
@@ -287,7 +294,7 @@ def _take_settings(ctx: click.Context, param: click.Parameter, value: Any) -> No
                 file = where.removeprefix("-o ")
                 raise ConfigError(
                     f"{file}unknown setting {key!r}{did_you_mean(key, known)}; "
-                    f"`distill settings {ctx.command_path.removeprefix('distill ')}` lists them"
+                    f"`{_listing(ctx)}` lists them"
                 )
     ctx.default_map, ctx.meta[EXTRA] = defaults, extra
 
