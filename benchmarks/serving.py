@@ -47,7 +47,7 @@ from distill.targets.encoding import EncodingSpec
 from store.format.manifest import TeacherIdentity
 from teacher_server.serve.admission import Budgets
 from teacher_server.serve.lane import devices_of
-from teacher_server.serve.queue import Work
+from teacher_server.serve.queue import InferJob
 from teacher_server.serve.server import Address, make_server, run
 from teacher_server.serve.service import ServeOptions, Service
 from teacher_server.teacher.batch_size import measure
@@ -247,7 +247,7 @@ class _Bench:
 
             def client() -> None:
                 while time.monotonic() < ends:
-                    work = Work((pixels,))
+                    work = InferJob((pixels,))
                     service.queue.put(work)
                     work.answer.result()
                     done[0] += len(pixels)

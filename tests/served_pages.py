@@ -19,7 +19,7 @@ from store.logit_store import LogitStore
 from teacher_server.http.keys import ApiKeys
 from teacher_server.inspect.findings import Rules
 from teacher_server.inspect.inspection import open_inspection
-from teacher_server.inspect.tag_lists import Pictures
+from teacher_server.inspect.tag_lists import ListedImages
 from teacher_server.pages.server import pages_server
 from teacher_server.pages.site import Lazy, Site, StoreSnapshot
 from teacher_server.serve.server import Address
@@ -62,7 +62,7 @@ def pages(site: Site, keys: ApiKeys | None = None) -> Iterator[Browsed]:
 
 def site_of(store: LogitStore, data: Path | None, **more: Any) -> Site:
     inspection = open_inspection(store.location, rules=Rules())
-    pictures = Pictures.of(inspection, open_source(data)) if data else None
+    pictures = ListedImages.of(inspection, open_source(data)) if data else None
     look = StoreSnapshot(inspection, pictures, "" if data else "no images to show")
     store_of = Lazy(lambda: look, value=look)
     return Site(hierarchy=inspection.hierarchy, teacher="knowing", store=store_of, **more)

@@ -9,9 +9,9 @@ import click
 
 from distill.cli.options import common
 from distill.cli.options.checks import known_encoding
-from distill.cli.options.command import PATH, Group, option, setting
+from distill.cli.options.command import FILE, Group, option, setting
 from distill.cli.options.teacher import TeacherChoice, teacher_options
-from distill.cli.output import store_lines
+from distill.cli.output import print_result, store_lines
 
 if TYPE_CHECKING:
     from store.logit_store import LogitStore
@@ -141,12 +141,12 @@ def repair(
         batch_size=batch_size,
         workers=workers,
     )
-    if as_json:
-        click.echo(json.dumps(asdict(report)))
-        return
-    for line in report.restored:
-        click.echo(f"restored: {line}")
-    click.echo(f"{location}: {len(report.recomputed)} blocks computed again; it is complete")
+    print_result(
+        as_json,
+        asdict(report),
+        *(f"restored: {line}" for line in report.restored),
+        f"{location}: {len(report.recomputed)} blocks computed again; it is complete",
+    )
 
 
 @store.command(examples=["A B --out STORE"])
@@ -167,7 +167,7 @@ def merge(locations: tuple[str, ...], out: str, as_json: bool) -> None:
 @location
 @out
 @option("--views", help="View numbers to keep, as in 1 or 0-3.", show_default="all")
-@option("--keys", type=PATH, help="File with one sample key per line.")
+@option("--keys", type=FILE, help="File with one sample key per line.")
 @option("--class", "classes", multiple=True, help="wnid of a class to keep with its descendants.")
 @common.limit
 @common.as_json
@@ -258,11 +258,7 @@ def _print_summary(made: "LogitStore", as_json: bool) -> None:
     from store.summary import summarise
 
     summary = summarise(made)
-    if as_json:
-        click.echo(json.dumps(summary.to_json()))
-        return
-    for line in store_lines(summary):
-        click.echo(line)
+    print_result(as_json, summary.to_json(), *store_lines(summary))
 
 
 def _chosen_rows(

@@ -42,7 +42,7 @@ def flat_label_set(name_or_path: str) -> tuple[str, ...]:
     return synsets
 
 
-def nearest(synset: str, label_set: Container[str]) -> str | None:
+def nearest_ancestor(synset: str, label_set: Container[str]) -> str | None:
     """The synset itself or its nearest hypernym in `label_set`; None where there is none."""
     above: str | None = synset
     while above is not None and above not in label_set:

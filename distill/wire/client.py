@@ -141,7 +141,7 @@ class TeacherClient:
             "parameters": {"binary_data_output": True, "expect": self._digest},
             "outputs": [{"name": name} for name in OUTPUTS],
         }
-        body, head_bytes = framing.to_body(fields, "inputs", inputs, set(inputs))
+        body, head_bytes = framing.encode_body(fields, "inputs", inputs, set(inputs))
         headers = {"content-type": "application/octet-stream"}
         headers[framing.HEAD_LENGTH] = str(head_bytes)
         for pause_s in _pauses():

@@ -214,7 +214,9 @@ def _named(name: str) -> str:
     return repr(name[:40])
 
 
-def requested(head: RequestHead, available: Sequence[str], default: Sequence[str]) -> list[str]:
+def requested_outputs(
+    head: RequestHead, available: Sequence[str], default: Sequence[str]
+) -> list[str]:
     """The names of the outputs, in the order in which they are asked for.
 
     Raises:
@@ -246,7 +248,7 @@ def raw_outputs(head: RequestHead, names: Sequence[str]) -> set[str]:
     return {output.name for output in head.outputs if _is_raw(output, head)}
 
 
-def to_body(
+def encode_body(
     fields: Mapping[str, Any],
     key: str,
     arrays: Mapping[str, Tensor | Sequence[bytes]],

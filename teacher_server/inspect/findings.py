@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distill.errors import ConfigError
 from distill.hierarchy.semantic import SemanticHierarchy
-from teacher_server.inspect.statistics import UNITS, Beliefs, Images, Known
+from teacher_server.inspect.statistics import UNITS, Beliefs, Images, RowState
 
 FORMAT = "verdicts 1"  # of what is kept; another one where the rules below change
 
@@ -107,7 +107,7 @@ def find_tags(
     for first, images in beliefs.by_block():
         tags = labels[first : first + len(images)]
         verdicts = np.zeros(len(images), VERDICTS)
-        judged = np.flatnonzero((images["known"] == Known.ANSWER) & (tags >= 0))
+        judged = np.flatnonzero((images["known"] == RowState.ANSWER) & (tags >= 0))
         verdicts[judged] = _judge(images[judged], tags[judged], hierarchy, rules)
         yield first, verdicts
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distill.errors import ConfigError
 from teacher_server.inspect.inspection import Inspection
-from teacher_server.inspect.statistics import UNITS, Known
+from teacher_server.inspect.statistics import UNITS, RowState
 
 Kind = Literal["all", "missing", "suspect"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -23,7 +23,7 @@ MOST_LOOKED_AT = 2**18  # for one page; then it says how far it came
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class GalleryFilter:
     """tag: class index, of it and all below it; None for any. confidence: least and most P_k of
     `hierarchy`; None of it for any.
     """
@@ -49,7 +49,7 @@ class Gallery:
 
     inspection: Inspection
 
-    def page(self, wanted: Wanted, start: int = 0, images: int = IMAGES_A_PAGE) -> Page:
+    def page(self, wanted: GalleryFilter, start: int = 0, images: int = IMAGES_A_PAGE) -> Page:
         """The first images from `start` on that are wanted.
 
         Raises:
@@ -73,7 +73,7 @@ class Gallery:
             collected += map(int, rows[places])
         return Page(tuple(collected), stop if stop < len(order) else None, max(0, stop - start))
 
-    def _order(self, wanted: Wanted) -> NDArray[np.int64]:
+    def _order(self, wanted: GalleryFilter) -> NDArray[np.int64]:
         """Candidates, the first to be shown first."""
         if wanted.kind != "all":
             rows: NDArray[np.int64] = getattr(self.inspection.tags, wanted.kind).rows
@@ -83,7 +83,7 @@ class Gallery:
         ranks = self.inspection.tree.subtree(wanted.tag)
         return self._by_tag[self._begins[ranks.start] : self._begins[ranks.stop]]
 
-    def _fits(self, rows: NDArray[np.int64], wanted: Wanted) -> NDArray[np.bool_]:
+    def _fits(self, rows: NDArray[np.int64], wanted: GalleryFilter) -> NDArray[np.bool_]:
         fits = np.ones(len(rows), np.bool_)
         if wanted.kind != "all" and wanted.tag is not None:
             ranks = self.inspection.tree.subtree(wanted.tag)
@@ -93,7 +93,9 @@ class Gallery:
             images = self.inspection.beliefs.images(rows)
             confidence = images["confidence"][:, wanted.hierarchy] / UNITS
             low, high = wanted.confidence
-            fits &= (images["known"] == Known.ANSWER) & (confidence >= low) & (confidence <= high)
+            fits &= (
+                (images["known"] == RowState.ANSWER) & (confidence >= low) & (confidence <= high)
+            )
         return fits
 
     @cached_property

@@ -26,7 +26,7 @@ from teacher_server.inspect.findings import (
     find_tags,
 )
 from teacher_server.inspect.overview import HierarchyFigures, figures_by_hierarchy
-from teacher_server.inspect.statistics import UNITS, Beliefs, Known, digest_of, open_beliefs
+from teacher_server.inspect.statistics import UNITS, Beliefs, RowState, digest_of, open_beliefs
 from teacher_server.inspect.subtrees import SUMS, Subtrees, sums_by_subtree
 from teacher_server.inspect.tree import ClassTree
 
@@ -244,7 +244,7 @@ def _cache(location: str, folder: Path | None) -> Cache:
 
 def _gaps(location: str, beliefs: Beliefs) -> list[str]:
     gaps, blocks = [], len(beliefs.blocks)
-    missing, damaged = beliefs.blocks_that(Known.NOTHING), beliefs.blocks_that(Known.BAD)
+    missing, damaged = beliefs.blocks_that(RowState.NOTHING), beliefs.blocks_that(RowState.BAD)
     if missing:
         gaps.append(
             f"{len(missing)} of {blocks} blocks are not computed yet: run the same `distill "

@@ -30,7 +30,7 @@ FORMAT = "beliefs 1"
 Images = NDArray[Any]  # [n] of `image_dtype`
 
 
-class Known(IntEnum):
+class RowState(IntEnum):
     """What is known of an image, or of a block."""
 
     NOTHING = 0  # no block says anything of it
@@ -86,7 +86,7 @@ class Beliefs:
     @property
     def is_complete(self) -> bool:
         """Whether every block could be read."""
-        return bool((self.blocks["known"] == Known.ANSWER).all())
+        return bool((self.blocks["known"] == RowState.ANSWER).all())
 
     @property
     def block_rows(self) -> int:
@@ -108,7 +108,7 @@ class Beliefs:
     ) -> "Beliefs":
         """Nothing known but what `others` say: rows and images, of beliefs so named. In memory."""
         blocks = np.array(self.blocks)
-        blocks["image"]["known"] = Known.NOTHING
+        blocks["image"]["known"] = RowState.NOTHING
         for rows, images in others:
             blocks["image"][np.divmod(rows, self.block_rows)] = images
         return Beliefs(digest_of([self.name, *names]), self.rows, blocks)
@@ -117,7 +117,7 @@ class Beliefs:
         """One of the sums, over all blocks."""
         return np.asarray(self.blocks[name].sum(0))
 
-    def blocks_that(self, known: Known) -> list[int]:
+    def blocks_that(self, known: RowState) -> list[int]:
         """The blocks of which that is known."""
         return [int(block) for block in np.flatnonzero(self.blocks["known"] == known)]
 
@@ -164,7 +164,7 @@ def open_beliefs(
         record = np.zeros(1, dtype)
         if block in digests:
             _read_block(record, store, hierarchy, block, digests[block])
-            record["content"] = wanted[block] if record["known"] == Known.ANSWER else b""
+            record["content"] = wanted[block] if record["known"] == RowState.ANSWER else b""
         return record
 
     blocks = cache.open(name, dtype, manifest.num_blocks, read)
@@ -194,14 +194,14 @@ def _read_block(
     try:
         codes = [store.read_codes(block, view, digest) for view, digest in enumerate(digests)]
     except CorruptStoreError:
-        record["known"] = Known.BAD
+        record["known"] = RowState.BAD
         return
     labels = hierarchy.label_table[store.labels[rows.start : rows.stop]]
     views = [manifest.coding.dequantise(each) for each in codes]
-    believe(record[0], views, labels, manifest.slots, hierarchy.classes_per_hierarchy)
+    record_statistics(record[0], views, labels, manifest.slots, hierarchy.classes_per_hierarchy)
 
 
-def believe(
+def record_statistics(
     record: Any,
     views: Sequence[TargetRows],
     labels: NDArray[np.int64],
@@ -216,7 +216,7 @@ def believe(
     valid = np.stack([view.valid for view in views])  # [V, n]
     seen: NDArray[np.bool_] = np.logical_or.reduce(valid, axis=0)
     both = valid[1:] & valid[:-1]
-    record["known"] = Known.ANSWER
+    record["known"] = RowState.ANSWER
     record["images"], record["bad_images"] = len(seen), len(seen) - seen.sum()
     record["answers"], record["pairs"] = valid.sum(), both.sum()
     record["labelled"] = (labels >= 0).sum(0)
@@ -237,7 +237,7 @@ def believe(
         change = np.abs(after.confidence - before.confidence)[before.valid & after.valid]
         record["change"] += change.sum(0, dtype=np.float64)
     image = record["image"][: len(seen)]
-    image["known"] = np.where(seen, Known.ANSWER, Known.BAD)
+    image["known"] = np.where(seen, RowState.ANSWER, RowState.BAD)
     weight = valid / np.maximum(1, valid.sum(0))  # of each view in the means, [V, n]
     confidence = sum(w[:, None] * view.confidence for w, view in zip(weight, views, strict=True))
     image["confidence"] = _in_units(confidence)
@@ -250,7 +250,7 @@ def believe(
         top[tagged[above]], top_prob[tagged[above]] = labels[tagged[above], k], tag_prob[above]
         image["top"][:, k], image["top_prob"][:, k] = top, _in_units(top_prob)
         image["tag_prob"][tagged, k] = _in_units(tag_prob)
-    image[~seen] = np.array((Known.BAD, 0, 0, 0, 0), image.dtype)
+    image[~seen] = np.array((RowState.BAD, 0, 0, 0, 0), image.dtype)
 
 
 class _MeanAnswer:

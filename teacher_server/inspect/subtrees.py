@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_server.inspect.findings import TagFindings
-from teacher_server.inspect.statistics import UNITS, Beliefs, Known
+from teacher_server.inspect.statistics import UNITS, Beliefs, RowState
 from teacher_server.inspect.tree import ClassTree
 
 
@@ -96,7 +96,7 @@ def sums_by_subtree(
     answered = np.zeros(classes, np.int64)
     for first, images in beliefs.by_block():
         tags = labels[first : first + len(images)]
-        here = np.flatnonzero((images["known"] == Known.ANSWER) & (tags >= 0))
+        here = np.flatnonzero((images["known"] == RowState.ANSWER) & (tags >= 0))
         some, tags = images[here], tags[here]
         answered += count(tags)
         positions = hierarchy.label_table[tags]

@@ -15,18 +15,18 @@ from distill.errors import StoreMismatchError
 from distill.files import write_csv
 from teacher_server.inspect.findings import Findings, contradiction
 from teacher_server.inspect.inspection import Inspection
-from teacher_server.inspect.statistics import UNITS, Known
+from teacher_server.inspect.statistics import UNITS, RowState
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class ListedImages:
     """The images that a store speaks of. places: [rows] of the store, in `source`."""
 
     source: ImageSource
     places: NDArray[np.int64]
 
     @classmethod
-    def of(cls, inspection: Inspection, source: ImageSource) -> "Pictures":
+    def of(cls, inspection: Inspection, source: ImageSource) -> "ListedImages":
         """Find every row's image.
 
         Raises:
@@ -50,7 +50,7 @@ class Pictures:
         return self.sample(row).key
 
 
-def write_missing(path: Path, inspection: Inspection, pictures: Pictures) -> None:
+def write_missing(path: Path, inspection: Inspection, pictures: ListedImages) -> None:
     """CSV: key, tag, wnid (the deepest class that is missing), the path to it, p of each class."""
     tag_findings, labels = inspection.tags.missing, inspection.labels
     synsets, name = inspection.hierarchy.synsets, inspection.tree.name
@@ -70,7 +70,7 @@ def write_missing(path: Path, inspection: Inspection, pictures: Pictures) -> Non
     write_csv(path, MISSING_COLUMNS, lines)
 
 
-def write_suspect(path: Path, inspection: Inspection, pictures: Pictures) -> None:
+def write_suspect(path: Path, inspection: Inspection, pictures: ListedImages) -> None:
     """CSV: key, tag, what the teacher sees instead and how surely, p of the tag's path, score."""
     tag_findings, labels = inspection.tags.suspect, inspection.labels
     synsets, name = inspection.hierarchy.synsets, inspection.tree.name
@@ -98,7 +98,7 @@ SUSPECT_COLUMNS = (
 
 
 def write_cleaned(
-    path: Path, inspection: Inspection, pictures: Pictures, *, missing: bool, suspect: bool
+    path: Path, inspection: Inspection, pictures: ListedImages, *, missing: bool, suspect: bool
 ) -> tuple[int, int, int]:
     """A sample list for `distill pretrain --samples`: suspect images out, missing tags filled in.
 
@@ -187,7 +187,7 @@ def contradictions(inspection: Inspection) -> NDArray[np.float64]:
     for first, images in inspection.judged.by_block():
         tags = inspection.labels[first : first + len(images)]
         tagged = inspection.hierarchy.label_table[tags] >= 0
-        known = images["known"] == Known.ANSWER
+        known = images["known"] == RowState.ANSWER
         scores[first : first + len(images)] = np.where(known, contradiction(images, tagged), 0.0)
     return scores
 

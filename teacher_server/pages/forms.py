@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distill.errors import DistillError
-from teacher_server.inspect.gallery import KINDS, Kind, Wanted
+from teacher_server.inspect.gallery import KINDS, GalleryFilter, Kind
 from teacher_server.pages.error import PageError
 from teacher_server.pages.site import Site
 
@@ -24,7 +24,9 @@ def number(
     return value
 
 
-def wanted_by(site: Site, tag: str, kind: str, hierarchy: str, low: str, high: str) -> Wanted:
+def wanted_by(
+    site: Site, tag: str, kind: str, hierarchy: str, low: str, high: str
+) -> GalleryFilter:
     if kind not in KINDS:
         raise PageError(400, f"kind {kind!r} found, expected {', '.join(KINDS)}")
     chosen: Kind = next(each for each in KINDS if each == kind)
@@ -33,7 +35,7 @@ def wanted_by(site: Site, tag: str, kind: str, hierarchy: str, low: str, high: s
     level = number("hierarchy", hierarchy, None, int, 0, site.hierarchy.num_hierarchies - 1)
     if level is None and (least, most) != (0.0, 1.0):
         level = 0
-    return Wanted(
+    return GalleryFilter(
         kind=chosen,
         tag=class_named(site, tag) if tag else None,
         hierarchy=level,

@@ -20,7 +20,7 @@ from distill.errors import ConfigError, DistillError
 from distill.wire.refusal import CLIENT_GONE, Refused
 from teacher_server.http.access import FOR_PROGRAMS
 from teacher_server.inspect.dense_rows import dense, in_words
-from teacher_server.inspect.gallery import KINDS, Wanted
+from teacher_server.inspect.gallery import KINDS, GalleryFilter
 from teacher_server.pages.error import PageError
 from teacher_server.pages.forms import class_named, number, wanted_by
 from teacher_server.pages.images import as_jpeg, image_of
@@ -242,7 +242,7 @@ def _tree(site: Site, look: StoreSnapshot | None, c: int | None) -> HTMLResponse
     figures = look.inspection.subtrees if look else None
     examples = []
     if look and c is not None:
-        rows = look.gallery.page(Wanted(tag=c), images=EXAMPLES).rows
+        rows = look.gallery.page(GalleryFilter(tag=c), images=EXAMPLES).rows
         examples = [_tile(look, row) for row in rows]
     return _page(
         site,

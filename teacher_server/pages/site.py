@@ -24,9 +24,9 @@ from distill.data.views import Size
 from distill.errors import DistillError, StoreError
 from distill.hierarchy.semantic import SemanticHierarchy
 from teacher_server.inspect.findings import Rules
-from teacher_server.inspect.gallery import Gallery, Wanted
+from teacher_server.inspect.gallery import Gallery, GalleryFilter
 from teacher_server.inspect.inspection import Inspection, open_inspection
-from teacher_server.inspect.tag_lists import Pictures
+from teacher_server.inspect.tag_lists import ListedImages
 from teacher_server.inspect.tree import ClassTree
 
 LOOK_AGAIN_S = 30.0  # at a store that is not complete
@@ -155,7 +155,7 @@ class StoreSnapshot:
     """A store and, where they are at hand, its images. blind: why there are none, in words."""
 
     inspection: Inspection
-    pictures: Pictures | None = None
+    pictures: ListedImages | None = None
     blind: str = ""
 
     @cached_property
@@ -169,7 +169,7 @@ class StoreSnapshot:
 
     def prepared(self) -> "StoreSnapshot":
         """Itself, with all that takes a pass over the images computed: no page waits for it."""
-        _ = self.inspection.overview, self.inspection.subtrees, self.gallery.page(Wanted())
+        _ = self.inspection.overview, self.inspection.subtrees, self.gallery.page(GalleryFilter())
         return self
 
 

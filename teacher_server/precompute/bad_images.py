@@ -8,7 +8,7 @@ from distill.errors import DataError
 from store.logit_store import LogitStore
 
 
-class Tally:
+class BadImages:
     """Images done in this run, and bad ones over all runs.
 
     Raises `DataError` from `add` when more than `max_fraction` of the source is bad.

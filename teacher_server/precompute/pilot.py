@@ -20,7 +20,7 @@ from distill.targets.tensors import DenseTargets, sparsify
 from teacher_server.precompute.audit import FIDELITY_ROWS, REPLAY_ROWS
 from teacher_server.precompute.block import located, put_by_view
 from teacher_server.precompute.pipeline import run_forward
-from teacher_server.teacher.batch_size import Speed
+from teacher_server.teacher.batch_size import Throughput
 from teacher_server.teacher.forward_pass import Forward
 from teacher_server.teacher.teacher import Teacher
 
@@ -41,7 +41,7 @@ class PilotRuns:
 
     teacher: Teacher
     policy: ViewPolicy
-    speed: Speed
+    speed: Throughput
     workers: int
 
     def seconds(self, source: ImageSource, *, views: int, spec: EncodingSpec) -> float:

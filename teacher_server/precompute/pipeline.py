@@ -18,7 +18,7 @@ from store.logit_store import LogitStore
 from teacher_server.precompute.audit import FIDELITY_ROWS, REPLAY_ROWS
 from teacher_server.precompute.block import BlockAnswers, BlockWriter
 from teacher_server.precompute.options import PrecomputeOptions
-from teacher_server.teacher.batch_size import Speed, choose_speed
+from teacher_server.teacher.batch_size import Throughput, choose_speed
 from teacher_server.teacher.forward_pass import Encoded, Forward
 from teacher_server.teacher.stages import StageSeconds
 from teacher_server.teacher.teacher import Teacher
@@ -44,7 +44,7 @@ class Pipeline:
         rows: int,
         on_batch: OnBatch,
         stopping: Callable[[], bool] = lambda: False,
-    ) -> tuple[Speed, StageSeconds]:
+    ) -> tuple[Throughput, StageSeconds]:
         """Compute those blocks, `rows` rows or fewer, and write them.
 
         on_batch: called with the number of a batch's images, and the reasons of its bad ones by
@@ -76,7 +76,7 @@ class Pipeline:
         stages.wall = time.perf_counter() - started
         return speed, stages
 
-    def _speed(self, rows: int) -> Speed:
+    def _speed(self, rows: int) -> Throughput:
         """As finished blocks were computed, the smallest batch of them; measured without any."""
         speeds = [record["speed"] for record in self.store.records().values() if "speed" in record]
         earlier = min(speeds, key=lambda speed: int(speed["batch_size"]), default=None)

@@ -22,11 +22,11 @@ from distill.errors import ConfigError, DistillError, TeacherUnavailableError, f
 from distill.events import Journal
 from distill.progress import Ticker, progress
 from store.logit_store import LogitStore
-from teacher_server.precompute.bad_images import Tally
+from teacher_server.precompute.bad_images import BadImages
 from teacher_server.precompute.options import PrecomputeOptions
-from teacher_server.precompute.ray_worker import LoadTeacher, News, Worker
+from teacher_server.precompute.ray_worker import LoadTeacher, Worker, WorkerReport
 from teacher_server.precompute.run import PrecomputeReport, finish_if_complete, report_of, rows_of
-from teacher_server.teacher.batch_size import Speed
+from teacher_server.teacher.batch_size import Throughput
 from teacher_server.teacher.stages import StageSeconds
 
 HOST_AND_PORT = re.compile(r"(?:ray://)?([^/:]+):(\d{1,5})")
@@ -97,14 +97,14 @@ def precompute_on_ray(
     try:
         pending = crew.prepare()
         store = LogitStore.open(path)
-        tally = Tally(store, source, options.max_bad_fraction)
+        bad_images = BadImages(store, source, options.max_bad_fraction)
         done = len(source) - rows_of(store.manifest, pending)
         with progress("precompute", len(source), "images", done=done) as tick:
-            crew.compute(store, pending, tally, tick)
+            crew.compute(store, pending, bad_images, tick)
     finally:
         crew.dismiss()
     left = finish_if_complete(store, journal)
-    return report_of(store, tally, crew.speed, crew.stages, crew.seconds, left)
+    return report_of(store, bad_images, crew.speed, crew.stages, crew.seconds, left)
 
 
 @dataclass(eq=False)
@@ -113,7 +113,7 @@ class _Hand:
 
     actor: Any
     work: Any = None  # these two are answers to come
-    news: Any = None
+    report: Any = None
     held: list[int] = field(default_factory=list)
     images: int = 0
     started: bool = False
@@ -137,7 +137,7 @@ class _Crew:
     ) -> None:
         self.ray_module, self.journal, self.stopping = ray_module, journal, stopping
         self.stages, self.seconds = StageSeconds(), 0.0
-        self.speed: Speed | None = None
+        self.speed: Throughput | None = None
         nodes = [
             (int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
             for node in ray_module.nodes()
@@ -168,12 +168,12 @@ class _Crew:
                 self._count_loss(error)
 
     def compute(
-        self, store: LogitStore, pending: Sequence[int], tally: Tally, tick: Ticker
+        self, store: LogitStore, pending: Sequence[int], bad_images: BadImages, tick: Ticker
     ) -> None:
         """Hand out the blocks and take in the news, until all workers have ended."""
         blocks, started = deque(pending), time.perf_counter()
         rows = rows_of(store.manifest, pending) // max(1, min(self.size, len(pending)))
-        run = _Run(store, blocks, tally, tick)
+        run = _Run(store, blocks, bad_images, tick)
         stopped = False
         while blocks or (pending and self.hands):
             if self.stopping() and not stopped:
@@ -212,12 +212,12 @@ class _Crew:
     def _listen(self, hand: _Hand, run: "_Run", rows: int) -> None:
         """Take in what a worker has to say, and hand it a block if it wants one."""
         hand.work = hand.work or hand.actor.work.remote(rows)
-        hand.news = hand.news or hand.actor.news.remote()
-        if self._is_there(hand.news):
-            news: News = self.ray_module.get(hand.news)
-            hand.news, hand.started = None, True
-            self._take_in(hand, news, run)
-            if news.wants and not hand.closed:
+        hand.report = hand.report or hand.actor.report.remote()
+        if self._is_there(hand.report):
+            report: WorkerReport = self.ray_module.get(hand.report)
+            hand.report, hand.started = None, True
+            self._take_in(hand, report, run)
+            if report.wants and not hand.closed:
                 block = run.blocks.popleft() if run.blocks else None
                 hand.closed = block is None
                 hand.held += [] if block is None else [block]
@@ -226,23 +226,23 @@ class _Crew:
             speed, stages = self.ray_module.get(hand.work)
             self.speed = speed or self.speed
             self.stages.add(stages)
-            waiting = [hand.news] if hand.news else []
-            for answer in (*waiting, hand.actor.news.remote()):
+            waiting = [hand.report] if hand.report else []
+            for answer in (*waiting, hand.actor.report.remote()):
                 self._take_in(hand, self.ray_module.get(answer), run)
             self._dismiss(hand)
 
-    def _take_in(self, hand: _Hand, news: News, run: "_Run") -> None:
-        for text in news.notes:
+    def _take_in(self, hand: _Hand, report: WorkerReport, run: "_Run") -> None:
+        for text in report.notes:
             self.journal.say(text)
-        for event in news.events:
+        for event in report.events:
             self.journal.pass_on(event)
             if event["event"] == "block written":
                 hand.held.remove(event["block"])
                 hand.images -= event["rows"]
                 self.losses = 0
-        hand.images += news.images
-        run.tally.add(news.images, news.bad)
-        run.tick(news.images, run.tally.note)
+        hand.images += report.images
+        run.bad_images.add(report.images, report.bad)
+        run.tick(report.images, run.bad_images.note)
 
     def _lost(self, hand: _Hand, error: Exception, run: "_Run") -> None:
         """Give back what it held, but for what it committed before it could say so."""
@@ -251,8 +251,8 @@ class _Crew:
         again = [] if self.stopping() else [block for block in hand.held if block in pending]
         committed = [block for block in hand.held if block not in pending]
         difference = rows_of(run.store.manifest, committed) - hand.images
-        run.tally.add(difference, {})
-        run.tick(difference, run.tally.note)
+        run.bad_images.add(difference, {})
+        run.tick(difference, run.bad_images.note)
         run.blocks.extendleft(reversed(again))
         self._dismiss(hand)
         self.journal.note(
@@ -318,5 +318,5 @@ class _Run:
 
     store: LogitStore
     blocks: deque[int]
-    tally: Tally
+    bad_images: BadImages
     tick: Ticker

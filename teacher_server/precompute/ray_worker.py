@@ -13,7 +13,7 @@ from distill.events import Event, Journal
 from teacher_server.precompute.options import PrecomputeOptions
 from teacher_server.precompute.pipeline import Pipeline
 from teacher_server.precompute.run import log_start, open_or_create
-from teacher_server.teacher.batch_size import Speed
+from teacher_server.teacher.batch_size import Throughput
 from teacher_server.teacher.stages import StageSeconds
 from teacher_server.teacher.teacher import Teacher
 
@@ -21,7 +21,7 @@ LoadTeacher = Callable[[str], Teacher]
 
 
 @dataclass
-class News:
+class WorkerReport:
     """What happened in a worker since it was asked last. wants: a block more to have ahead."""
 
     images: int = 0
@@ -46,7 +46,7 @@ class Worker:
         self.load, self.device = load, device
         self.blocks: queue.Queue[int | None] = queue.Queue()
         self.stopped = False
-        self.unsent, self.telling = News(), Lock()
+        self.unsent, self.telling = WorkerReport(), Lock()
         self.journal = Journal(self._record, self._say)
 
     @cached_property
@@ -67,7 +67,7 @@ class Worker:
         """Get ready; the blocks that are to be computed."""
         return self.pipeline.store.pending_blocks()
 
-    def work(self, rows: int) -> tuple[Speed | None, StageSeconds]:
+    def work(self, rows: int) -> tuple[Throughput | None, StageSeconds]:
         """Compute the blocks of `take` until None comes. rows: about how many, to tune for."""
         first = self.blocks.get()
         if first is None:  # there was nothing left when this worker came
@@ -88,10 +88,10 @@ class Worker:
         self.stopped = True
         self.blocks.put(None)
 
-    def news(self) -> News:
+    def report(self) -> WorkerReport:
         """Since the last time."""
         with self.telling:
-            unsent, self.unsent = self.unsent, News()
+            unsent, self.unsent = self.unsent, WorkerReport()
         unsent.wants = self.blocks.empty()
         return unsent
 

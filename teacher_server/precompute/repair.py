@@ -12,7 +12,7 @@ from store.format.manifest import DatasetIdentity
 from store.format.root import Root, read_root_or_copy
 from store.logit_store import LogitStore
 from store.upkeep.repair import Dataset, restore, revoke_bad
-from teacher_server.precompute.bad_images import Tally
+from teacher_server.precompute.bad_images import BadImages
 from teacher_server.precompute.options import PrecomputeOptions, Share
 from teacher_server.precompute.pipeline import Pipeline
 from teacher_server.precompute.run import fill, finish_if_complete
@@ -67,7 +67,7 @@ def repair(
     before = root.certificate
     certified = before and {name: before[name] for name in ("fidelity", "replay")}
     if source and teacher:
-        tally = Tally(store, source, 1.0)
+        bad_images = BadImages(store, source, 1.0)
         pipeline = Pipeline(
             store=store,
             source=source,
@@ -75,8 +75,8 @@ def repair(
             options=options_of(root, batch_size, workers),
             journal=Journal(),
         )
-        fill(pipeline, share=Share(), tally=tally)
-        bad = tally.bad
+        fill(pipeline, share=Share(), bad_images=bad_images)
+        bad = bad_images.bad
     if store.certificate is None:
         finish_if_complete(store, Journal(), certified)
     return RepairReport(restored=tuple(restored), recomputed=tuple(pending), bad=bad)

@@ -23,10 +23,10 @@ from store.format.manifest import DatasetIdentity, HierarchyIdentity, Manifest, 
 from store.logit_store import LogitStore, has_store
 from store.summary import StoreSummary, summarise
 from teacher_server.precompute.audit import certificate
-from teacher_server.precompute.bad_images import Tally
+from teacher_server.precompute.bad_images import BadImages
 from teacher_server.precompute.options import PrecomputeOptions, Share
 from teacher_server.precompute.pipeline import Pipeline
-from teacher_server.teacher.batch_size import Speed
+from teacher_server.teacher.batch_size import Throughput
 from teacher_server.teacher.stages import StageSeconds
 from teacher_server.teacher.teacher import Teacher
 
@@ -43,7 +43,7 @@ class PrecomputeReport:
     seconds: float
     images_per_s: float
     blocks_left: int
-    speed: Speed | None
+    speed: Throughput | None
     stages: StageSeconds
     bottleneck: str
     bad: Mapping[str, int]
@@ -70,22 +70,22 @@ def precompute(
     """
     journal = journal or Journal()
     store = open_or_create(source, teacher, path, options)
-    tally = Tally(store, source, options.max_bad_fraction)
+    bad_images = BadImages(store, source, options.max_bad_fraction)
     pipeline = Pipeline(
         store=store, source=source, teacher=teacher, options=options, journal=journal
     )
-    speed, stages = fill(pipeline, share=share or Share(), tally=tally, stopping=stopping)
+    speed, stages = fill(pipeline, share=share or Share(), bad_images=bad_images, stopping=stopping)
     left = finish_if_complete(store, journal)
-    return report_of(store, tally, speed, stages, stages.wall, left)
+    return report_of(store, bad_images, speed, stages, stages.wall, left)
 
 
 def fill(
     pipeline: Pipeline,
     *,
     share: Share,
-    tally: Tally,
+    bad_images: BadImages,
     stopping: Callable[[], bool] = lambda: False,
-) -> tuple[Speed | None, StageSeconds]:
+) -> tuple[Throughput | None, StageSeconds]:
     """Compute the pending blocks of a share, with progress."""
     store = pipeline.store
     blocks = share.of(store.pending_blocks())
@@ -97,8 +97,8 @@ def fill(
     with progress("precompute", shard_rows, "images", done=shard_rows - rows) as tick:
 
         def on_batch(images: int, bad: dict[str, str]) -> None:
-            tally.add(images, bad)
-            tick(images, tally.note)
+            bad_images.add(images, bad)
+            tick(images, bad_images.note)
 
         return pipeline.run(blocks, rows=rows, on_batch=on_batch, stopping=stopping)
 
@@ -185,8 +185,8 @@ def finish_if_complete(
 
 def report_of(
     store: LogitStore,
-    tally: Tally,
-    speed: Speed | None,
+    bad_images: BadImages,
+    speed: Throughput | None,
     stages: StageSeconds,
     seconds: float,
     left: int,
@@ -194,14 +194,14 @@ def report_of(
     """The end of a run."""
     return PrecomputeReport(
         store=summarise(store),
-        images=tally.images,
+        images=bad_images.images,
         seconds=seconds,
-        images_per_s=tally.images / max(seconds, 1e-9),
+        images_per_s=bad_images.images / max(seconds, 1e-9),
         blocks_left=left,
         speed=speed,
         stages=stages,
         bottleneck=stages.bottleneck,
-        bad=tally.bad,
+        bad=bad_images.bad,
     )
 
 

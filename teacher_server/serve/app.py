@@ -17,7 +17,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from distill.wire.framing import HEAD_LENGTH, RequestHead, raw_outputs, requested, to_body
+from distill.wire.framing import (
+    HEAD_LENGTH,
+    RequestHead,
+    encode_body,
+    raw_outputs,
+    requested_outputs,
+)
 from distill.wire.refusal import CLIENT_GONE, Refused, too_large, too_late, unavailable
 from teacher_server.http.keys import ApiKeys
 from teacher_server.pages.routes import add_pages, error_page, wants_page
@@ -312,7 +318,7 @@ async def infer_once(service: Service, request: Request) -> Response:
                     "start it as before, or start the run anew",
                     "changed",
                 )
-            outputs = requested(head, list(service.outputs), DEFAULT_OUTPUTS)
+            outputs = requested_outputs(head, list(service.outputs), DEFAULT_OUTPUTS)
             patience = options.deadline_s
             if head.parameters.timeout:
                 patience = min(patience, head.parameters.timeout / 1e6)
@@ -380,7 +386,7 @@ def reply(
     if result.bad:
         fields["parameters"] = {"bad": {str(i): bad.reason for i, bad in result.bad.items()}}
     raw = raw_outputs(head, outputs)
-    body, head_bytes = to_body(fields, "outputs", result.tensors(outputs), raw)
+    body, head_bytes = encode_body(fields, "outputs", result.tensors(outputs), raw)
     headers = {}
     if timing := result.timing:
         headers["x-queue-ms"] = f"{1000 * timing.queue_s:.2f}"

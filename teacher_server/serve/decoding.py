@@ -25,7 +25,7 @@ IMAGES_A_TASK = 8  # so that a large request does not keep small ones out of the
 
 
 @dataclass(frozen=True, eq=False)
-class Bad:
+class DecodeFailure:
     """Why an element has no pixels."""
 
     status: Status
@@ -37,7 +37,7 @@ class Decoded:
     """pixels: [good, height, width, 3] for each size, of those elements that are not in `bad`."""
 
     pixels: tuple[NDArray[np.uint8], ...]
-    bad: dict[int, Bad]
+    bad: dict[int, DecodeFailure]
 
 
 class Decoder:
@@ -105,7 +105,7 @@ class Decoder:
         useless: Callable[[], bool],
     ) -> Decoded:
         pixels = tuple(np.empty((count, *size, 3), np.uint8) for size in self.sizes)
-        bad: dict[int, Bad] = {}
+        bad: dict[int, DecodeFailure] = {}
 
         def some(first: int) -> None:
             for i in range(first, min(first + IMAGES_A_TASK, count)):
@@ -118,7 +118,7 @@ class Decoder:
                 except _BadElement as error:
                     bad[i] = error.bad
                 except DataError as error:
-                    bad[i] = Bad(_status_of(error), str(error))
+                    bad[i] = DecodeFailure(_status_of(error), str(error))
 
         loop = asyncio.get_running_loop()
         firsts = range(0, count, IMAGES_A_TASK)
@@ -136,7 +136,7 @@ class Decoder:
 class _BadElement(Exception):
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
-        self.bad = Bad(status, reason)
+        self.bad = DecodeFailure(status, reason)
 
 
 def _as_it_is(i: int) -> ViewParams:

@@ -22,7 +22,7 @@ from distill.events import Journal
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
 from distill.wire.refusal import Refused, unavailable
-from teacher_server.serve.queue import BatchTiming, InferResult, Piece, WorkQueue, settle
+from teacher_server.serve.queue import BatchTiming, InferResult, JobPart, WorkQueue, settle
 from teacher_server.teacher.forward_pass import Encoded, Forward
 from teacher_server.teacher.teacher import Teacher
 
@@ -45,7 +45,7 @@ def shapes_up_to(most: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _Launched:
-    pieces: list[Piece]
+    parts: list[JobPart]
     formed_at: float
     shape: int
     buffers: list[Tensor]
@@ -126,9 +126,9 @@ class Lane:
     def _run(self) -> None:
         try:
             while not self.failure:
-                if pieces := self._next_batch():
+                if parts := self._next_batch():
                     self.busy_since = self.busy_since or time.monotonic()
-                    self._launched.append(self._begin(pieces))
+                    self._launched.append(self._begin(parts))
                 elif self._launched:
                     self._end(self._launched[0])
                     self._launched.popleft()
@@ -139,11 +139,11 @@ class Lane:
             self._fail([], error)
         finally:
             for each in self._launched:
-                self._settle_all(each.pieces, unavailable(self.failure, "device_lost"))
+                self._settle_all(each.parts, unavailable(self.failure, "device_lost"))
             self.busy_since = None
             self._forward.close()
 
-    def _next_batch(self) -> list[Piece]:
+    def _next_batch(self) -> list[JobPart]:
         """Whatever waits, once the device is idle; a full batch, while a GPU works on another."""
         if not self._launched:
             return self.queue.take(self.max_batch_size)
@@ -151,52 +151,52 @@ class Lane:
             return self.queue.take(self.max_batch_size, at_least=self.max_batch_size)
         return []
 
-    def _begin(self, pieces: list[Piece]) -> _Launched:
+    def _begin(self, parts: list[JobPart]) -> _Launched:
         formed_at = self.queue.now()
-        count = sum(map(len, pieces))
+        count = sum(map(len, parts))
         shape = next(shape for shape in self.shapes if shape >= count)
-        dense = any(piece.work.dense for piece in pieces)
+        dense = any(part.job.dense for part in parts)
         answers: Future[list[Encoded]]
         buffers: list[Tensor] = []
         try:
-            buffers = self._filled(pieces, shape)
+            buffers = self._filled(parts, shape)
             answers = self._launch(buffers, dense=dense)
         except Exception as error:  # on a GPU launching runs the model's own code
             answers = Future()
             answers.set_exception(error)
-        return _Launched(pieces, formed_at, shape, buffers, answers)
+        return _Launched(parts, formed_at, shape, buffers, answers)
 
     def _end(self, launched: _Launched) -> None:
         try:
             parts = self._forward.collect(launched.answers)
         except TeacherUnavailableError as error:
-            self._fail(launched.pieces, error)
+            self._fail(launched.parts, error)
         except Exception as error:
             self._retry_alone(launched, error)
         else:
             infer_s = self.queue.now() - launched.formed_at
             self._hand_out(launched, parts, infer_s)
-            self.on_batch(sum(map(len, launched.pieces)), launched.shape, infer_s)
+            self.on_batch(sum(map(len, launched.parts)), launched.shape, infer_s)
         finally:
             if launched.buffers:
                 self._spare.setdefault(launched.shape, []).append(launched.buffers)
             self._keep_to_what_fits()
 
-    def _hand_out(self, launched: _Launched, parts: Sequence[Encoded], infer_s: float) -> None:
-        """Give each piece its rows; parts: more than one where memory ran out."""
-        rows = TargetRows.concatenate([part.sparse.to_rows() for part in parts])
-        dense = [part.dense.numpy() for part in parts if part.dense is not None]
+    def _hand_out(self, launched: _Launched, encoded: Sequence[Encoded], infer_s: float) -> None:
+        """Give each part its rows; encoded: more than one where memory ran out."""
+        rows = TargetRows.concatenate([each.sparse.to_rows() for each in encoded])
+        dense = [each.dense.numpy() for each in encoded if each.dense is not None]
         probs = np.concatenate(dense) if dense else None
         first = 0
-        for piece in launched.pieces:
-            last = first + len(piece)
-            piece.work.put(
-                piece.start,
+        for part in launched.parts:
+            last = first + len(part)
+            part.job.put(
+                part.start,
                 InferResult(
                     rows=rows.select(np.arange(first, last)),
-                    probs=probs[first:last] if piece.work.dense and probs is not None else None,
+                    probs=probs[first:last] if part.job.dense and probs is not None else None,
                     timing=BatchTiming(
-                        queue_s=launched.formed_at - piece.work.put_at,
+                        queue_s=launched.formed_at - part.job.put_at,
                         infer_s=infer_s,
                         batch_size=launched.shape,
                     ),
@@ -207,26 +207,26 @@ class Lane:
     def _retry_alone(self, launched: _Launched, error: Exception) -> None:
         """Something in this batch is poison: whose is it?"""
         self.journal.event("batch failed", error=type(error).__name__, text=first_line(error)[:500])
-        if len(launched.pieces) == 1:
+        if len(launched.parts) == 1:
             self._settle_all(
-                launched.pieces,
+                launched.parts,
                 Refused(500, f"the teacher fails on these images ({first_line(error)})", "failed"),
             )
             return
-        for piece in launched.pieces:
+        for part in launched.parts:
             if not self.failure:
-                self._end(self._begin([piece]))
+                self._end(self._begin([part]))
             else:
-                self._settle_all([piece], unavailable(self.failure, "device_lost"))
+                self._settle_all([part], unavailable(self.failure, "device_lost"))
 
-    def _fail(self, pieces: Sequence[Piece], error: Exception) -> None:
+    def _fail(self, parts: Sequence[JobPart], error: Exception) -> None:
         self.failure = first_line(error)
         self.journal.event("device failed", text=self.failure)
-        self._settle_all(pieces, unavailable(self.failure, "device_lost"))
+        self._settle_all(parts, unavailable(self.failure, "device_lost"))
 
-    def _settle_all(self, pieces: Sequence[Piece], error: Refused) -> None:
-        for piece in pieces:
-            settle(piece.work.answer, error)
+    def _settle_all(self, parts: Sequence[JobPart], error: Refused) -> None:
+        for part in parts:
+            settle(part.job.answer, error)
 
     def _launch(self, buffers: Sequence[Tensor], *, dense: bool) -> "Future[list[Encoded]]":
         channels_first = [buffer.permute(0, 3, 1, 2) for buffer in buffers]
@@ -242,13 +242,13 @@ class Lane:
             for size in self.teacher.sizes
         ]
 
-    def _filled(self, pieces: Sequence[Piece], shape: int) -> list[Tensor]:
+    def _filled(self, parts: Sequence[JobPart], shape: int) -> list[Tensor]:
         buffers = self._buffers(shape)
         for i, buffer in enumerate(buffers):
             target: NDArray[np.uint8] = buffer.numpy()
             first = 0
-            for piece in pieces:
-                target[first : first + len(piece)] = piece.work.pixels[i][piece.start : piece.stop]
-                first += len(piece)
+            for part in parts:
+                target[first : first + len(part)] = part.job.pixels[i][part.start : part.stop]
+                first += len(part)
             target[first:] = 0
         return buffers

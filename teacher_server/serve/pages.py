@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from distill.errors import DistillError
 from distill.wire.refusal import Refused, unavailable
 from teacher_server.inspect.findings import Rules
-from teacher_server.inspect.tag_lists import Pictures
+from teacher_server.inspect.tag_lists import ListedImages
 from teacher_server.pages.site import Lazy, Prediction, ReaderProcess, Site, StoreSnapshot, Student
 from teacher_server.serve.service import InferRequest, Service
 
@@ -29,7 +29,9 @@ def site_of(service: Service, student: Student | None = None) -> Site:
             if samples.source is None:
                 return StoreSnapshot(inspection, None, NO_IMAGES).prepared()
             try:
-                return StoreSnapshot(inspection, Pictures.of(inspection, samples.source)).prepared()
+                return StoreSnapshot(
+                    inspection, ListedImages.of(inspection, samples.source)
+                ).prepared()
             except DistillError as error:
                 return StoreSnapshot(inspection, None, str(error)).prepared()
 

@@ -1,6 +1,6 @@
 """The queue of work for the teacher: first in, first out, fair between API keys.
 
-Requests are images, not units: a large one is cut into pieces, small ones share a batch. The queue
+Requests are images, not units: a large one is cut into parts, small ones share a batch. The queue
 gives a device as much as it can take the moment it asks, and shares out fairly between the devices
 that are idle and between the keys that wait.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from distill.targets.rows import TargetRows
 from distill.wire.refusal import too_late
-from teacher_server.serve.decoding import Bad
+from teacher_server.serve.decoding import DecodeFailure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class InferResult:
 
     rows: TargetRows
     probs: NDArray[np.float16] | None = None
-    bad: dict[int, Bad] = field(default_factory=dict)
+    bad: dict[int, DecodeFailure] = field(default_factory=dict)
     timing: BatchTiming | None = None
 
     @classmethod
@@ -82,7 +82,7 @@ class InferResult:
 
 
 @dataclass(eq=False)
-class Work:
+class InferJob:
     """One request's images. pixels: [n, height, width, 3] uint8 for each of the teacher's sizes.
 
     dense: whole probabilities are wanted. deadline: by the queue's clock. answer: in the order of
@@ -108,14 +108,14 @@ class Work:
 
     @property
     def left(self) -> int:
-        """Images that no piece holds yet."""
+        """Images that no part holds yet."""
         return len(self) - self._taken
 
-    def cut(self, most: int) -> "Piece":
+    def cut(self, most: int) -> "JobPart":
         """The next images, `most` or fewer."""
         start = self._taken
         self._taken = min(len(self), start + most)
-        return Piece(self, start, self._taken)
+        return JobPart(self, start, self._taken)
 
     def drop(self) -> int:
         """Give up what is left; how many images that was."""
@@ -123,7 +123,7 @@ class Work:
         return left
 
     def put(self, start: int, result: InferResult) -> None:
-        """The answers to the images from `start` on; the last ones settle the work."""
+        """The answers to the images from `start` on; the last ones settle the job."""
         with self._lock:
             self._parts[start] = result
             self._missing -= len(result.rows)
@@ -136,10 +136,10 @@ class Work:
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
-    """Images `start` to `stop` of a work."""
+class JobPart:
+    """Images `start` to `stop` of a job."""
 
-    work: Work
+    job: InferJob
     start: int
     stop: int
 
@@ -171,50 +171,50 @@ class WorkQueue:
         self.images = 0  # that wait
         self._changed = Condition()
         self._clients: deque[str] = deque()  # whose turn it is, of those that have work here
-        self._works: dict[str, deque[Work]] = {}
+        self._jobs: dict[str, deque[InferJob]] = {}
         self._idle = 0
         self._failure: BaseException | None = None
         self.closed = False
 
-    def put(self, work: Work) -> None:
+    def put(self, job: InferJob) -> None:
         """At the end of its client's line. Work without images is settled by nobody: do not put it.
 
         Raises:
-            ValueError: the work has no images.
+            ValueError: the job has no images.
         """
-        if not len(work):
-            raise ValueError("work without images")
+        if not len(job):
+            raise ValueError("job without images")
         with self._changed:
             if self._failure:
-                settle(work.answer, self._failure)
+                settle(job.answer, self._failure)
                 return
-            work.put_at = self.now()
-            if work.client not in self._works:
-                self._clients.append(work.client)
-                self._works[work.client] = deque()
-            self._works[work.client].append(work)
-            self.images += len(work)
+            job.put_at = self.now()
+            if job.client not in self._jobs:
+                self._clients.append(job.client)
+                self._jobs[job.client] = deque()
+            self._jobs[job.client].append(job)
+            self.images += len(job)
             self._changed.notify_all()
 
-    def give_up(self, work: Work) -> None:
-        """Nobody waits for this work any more."""
+    def give_up(self, job: InferJob) -> None:
+        """Nobody waits for this job any more."""
         with self._changed:
-            self.images -= work.drop()
-            works = self._works.get(work.client, deque())
-            if work in works:
-                works.remove(work)
-                self._forget_if_served(work.client)
-        work.answer.cancel()
+            self.images -= job.drop()
+            jobs = self._jobs.get(job.client, deque())
+            if job in jobs:
+                jobs.remove(job)
+                self._forget_if_served(job.client)
+        job.answer.cancel()
 
     def fail(self, error: BaseException) -> None:
         """Nobody will answer: what waits is told so, and whatever comes."""
         with self._changed:
             self._failure = error
-            for works in self._works.values():
-                for work in works:
-                    self.images -= work.drop()
-                    settle(work.answer, error)
-            self._works.clear()
+            for jobs in self._jobs.values():
+                for job in jobs:
+                    self.images -= job.drop()
+                    settle(job.answer, error)
+            self._jobs.clear()
             self._clients.clear()
 
     def close(self) -> None:
@@ -223,7 +223,7 @@ class WorkQueue:
             self.closed = True
             self._changed.notify_all()
 
-    def take(self, most: int, *, at_least: int = 0) -> list[Piece]:
+    def take(self, most: int, *, at_least: int = 0) -> list[JobPart]:
         """`most` images or fewer, once there are any; none when the queue is closed and empty.
 
         at_least: do not wait at all, and take nothing where fewer than these are there.
@@ -238,40 +238,40 @@ class WorkQueue:
                 self._wait_for_more(most)
                 self._idle -= 1
                 # Other devices that are idle are about to take their part.
-                pieces = self._cut(min(most, -(-self.images // (1 + self._idle))))
-                if pieces or self.closed:
-                    return pieces
+                parts = self._cut(min(most, -(-self.images // (1 + self._idle))))
+                if parts or self.closed:
+                    return parts
 
     def _wait_for_more(self, most: int) -> None:
         ends = self.now() + self.max_wait_s
         while 0 < self.images < most and not self.closed and (left := ends - self.now()) > 0:
             self._changed.wait(left)
 
-    def _cut(self, most: int) -> list[Piece]:
+    def _cut(self, most: int) -> list[JobPart]:
         """Clients take turns; each gets its part of the batch, and what others leave."""
-        pieces: list[Piece] = []
+        parts: list[JobPart] = []
         room, share = most, max(1, most // max(1, len(self._clients)))
         while room and self._clients:
             quantum = min(room, share)
             client = self._clients[0]
-            works = self._works[client]
-            while quantum and works:
-                work = works[0]
-                if work.left and self.now() >= work.deadline:
-                    self.images -= work.drop()
-                    settle(work.answer, too_late("the deadline passed before a batch had room"))
-                if work.left:
-                    pieces.append(work.cut(quantum))
-                    quantum -= len(pieces[-1])
-                    room -= len(pieces[-1])
-                    self.images -= len(pieces[-1])
-                if not work.left:
-                    works.popleft()
+            jobs = self._jobs[client]
+            while quantum and jobs:
+                job = jobs[0]
+                if job.left and self.now() >= job.deadline:
+                    self.images -= job.drop()
+                    settle(job.answer, too_late("the deadline passed before a batch had room"))
+                if job.left:
+                    parts.append(job.cut(quantum))
+                    quantum -= len(parts[-1])
+                    room -= len(parts[-1])
+                    self.images -= len(parts[-1])
+                if not job.left:
+                    jobs.popleft()
             self._clients.rotate(-1)
             self._forget_if_served(client)
-        return pieces
+        return parts
 
     def _forget_if_served(self, client: str) -> None:
-        if not self._works[client]:
+        if not self._jobs[client]:
             self._clients.remove(client)
-            del self._works[client]
+            del self._jobs[client]

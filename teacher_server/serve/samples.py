@@ -37,7 +37,7 @@ from store.views.spool import Spool
 from teacher_server.precompute.audit import REPLAY_ROWS
 from teacher_server.precompute.options import PrecomputeOptions
 from teacher_server.precompute.run import open_or_create, versions
-from teacher_server.serve.decoding import Bad, Decoded, Decoder
+from teacher_server.serve.decoding import Decoded, DecodeFailure, Decoder
 from teacher_server.serve.write_through import WriteThrough
 from teacher_server.teacher.teacher import Teacher
 
@@ -107,7 +107,7 @@ class SampleLookup:
     views: NDArray[np.int64]
     known: NDArray[np.bool_]
     answers: TargetRows
-    bad: dict[int, Bad]
+    bad: dict[int, DecodeFailure]
 
     @property
     def missing(self) -> NDArray[np.int64]:
@@ -232,12 +232,12 @@ class SampleAnswers:
             assert self.source is not None
             rows = find_rows(self.source.ids, ids)
         bad = {
-            int(i): Bad(Status.UNKNOWN_SAMPLE, "the data set has no such sample")
+            int(i): DecodeFailure(Status.UNKNOWN_SAMPLE, "the data set has no such sample")
             for i in np.flatnonzero(rows < 0)
         }
         last = self.views or 2**31
         for i in np.flatnonzero((views < 0) | (views >= last)):
-            bad[int(i)] = Bad(
+            bad[int(i)] = DecodeFailure(
                 Status.UNKNOWN_SAMPLE, f"view {views[i]} asked for, expected 0 to {last - 1}"
             )
         known = np.zeros(len(ids), np.bool_)
@@ -249,13 +249,17 @@ class SampleAnswers:
             except StoreError as error:
                 raise unavailable(str(error), "store") from error
             for i in np.flatnonzero(known & ~answers.valid):
-                bad[int(i)] = Bad(Status.UNREADABLE, "its image could not be read for the store")
+                bad[int(i)] = DecodeFailure(
+                    Status.UNREADABLE, "its image could not be read for the store"
+                )
                 known[i] = False
         if self.source is None:
             for i in sound[~known[sound]]:
                 bad.setdefault(
                     int(i),
-                    Bad(Status.UNKNOWN_SAMPLE, "the store has no such answer, and no images"),
+                    DecodeFailure(
+                        Status.UNKNOWN_SAMPLE, "the store has no such answer, and no images"
+                    ),
                 )
         return SampleLookup(rows=rows, views=views, known=known, answers=answers, bad=bad)
 

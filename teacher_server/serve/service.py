@@ -26,11 +26,11 @@ from distill.wire.refusal import Refused, malformed, too_late, unavailable
 from distill.wire.status import Status
 from store.format.codes import Coding
 from teacher_server.serve.admission import Admission, Budgets
-from teacher_server.serve.decoding import Bad, Decoded, Decoder
+from teacher_server.serve.decoding import Decoded, DecodeFailure, Decoder
 from teacher_server.serve.inputs import MAIN_INPUTS, main_input, require_within
 from teacher_server.serve.lane import Lane
 from teacher_server.serve.metrics import Metrics
-from teacher_server.serve.queue import InferResult, Work, WorkQueue
+from teacher_server.serve.queue import InferJob, InferResult, WorkQueue
 from teacher_server.serve.samples import SampleAnswers
 from teacher_server.teacher.teacher import Teacher
 
@@ -331,17 +331,17 @@ class Service:
             raise too_late("the client went away")  # the rest was not even decoded
         if not len(good):
             return
-        work = Work(decoded.pixels, result.probs is not None, request.client, request.deadline)
-        self.queue.put(work)
+        job = InferJob(decoded.pixels, result.probs is not None, request.client, request.deadline)
+        self.queue.put(job)
         try:
-            batch = await asyncio.wrap_future(work.answer)
+            batch = await asyncio.wrap_future(job.answer)
         finally:
-            self.queue.give_up(work)  # for a request that was cancelled
+            self.queue.give_up(job)  # for a request that was cancelled
         if batch.timing:
             self.metrics.queue.observe(batch.timing.queue_s)
         finite = np.isfinite(batch.rows.confidence).all(1)
         for element in good[~finite]:
-            result.bad[int(element)] = Bad(
+            result.bad[int(element)] = DecodeFailure(
                 Status.NOT_FINITE, "the teacher's output contains NaN or Inf; check its weights"
             )
         # As a store keeps it, so that a student sees the same from either.

@@ -20,7 +20,7 @@ from distill.events import Journal
 from distill.targets.rows import TargetRows
 from store.logit_store import LogitStore
 from store.views.spool import Spool
-from teacher_server.precompute.bad_images import Tally
+from teacher_server.precompute.bad_images import BadImages
 from teacher_server.precompute.options import PrecomputeOptions
 from teacher_server.precompute.pipeline import Pipeline
 from teacher_server.precompute.run import finish_if_complete
@@ -43,7 +43,7 @@ class WriteThrough:
         self.spool, self.source, self.teacher = spool, source, teacher
         self.store: LogitStore = spool.store
         self.options, self.journal = options, journal
-        self._tally = Tally(self.store, source, options.max_bad_fraction)
+        self._tally = BadImages(self.store, source, options.max_bad_fraction)
         self._rows = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._blocks = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._running: set[Future[None]] = set()

@@ -25,7 +25,7 @@ COMPILE_PAYS_S = 900.0  # runs that are longer; compiling takes half a minute to
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
+class Throughput:
     """batch_size: views in one pass. views_per_s: measured; None where it was not."""
 
     batch_size: int
@@ -46,17 +46,17 @@ def choose_speed(
     compiled: bool | None,
     earlier: Mapping[str, Any] | None,
     journal: Journal,
-) -> Speed:
+) -> Throughput:
     """What to run `views` views with. batch_size, compiled: None is to be found out.
 
-    earlier: `Speed.to_json` of a block that is finished already.
+    earlier: `Throughput.to_json` of a block that is finished already.
     """
     requested = bool(compiled)
     if earlier:
         batch_size = batch_size or int(earlier["batch_size"])
         compiled = bool(earlier["compiled"]) if compiled is None else compiled
     untuned = min(UNTUNED.get(teacher.device.type, 16), max(1, views))
-    speed = Speed(batch_size=batch_size or untuned)
+    speed = Throughput(batch_size=batch_size or untuned)
     if views >= TUNED_FROM and batch_size is None:
         speed = _best_batch(teacher, spec, views)
     if compiled:
@@ -86,9 +86,9 @@ def measure(forward: Forward, batch_size: int) -> float:
     return forward.lanes * batch_size / seconds
 
 
-def _best_batch(teacher: Teacher, spec: EncodingSpec, views: int) -> Speed:
+def _best_batch(teacher: Teacher, spec: EncodingSpec, views: int) -> Throughput:
     """Twice as large as long as it is worth it, and as it takes a small share of the run."""
-    best = Speed(batch_size=SMALLEST)
+    best = Throughput(batch_size=SMALLEST)
     started = time.perf_counter()
     batch_size = best.batch_size
     while batch_size <= min(LARGEST, views):
@@ -98,7 +98,7 @@ def _best_batch(teacher: Teacher, spec: EncodingSpec, views: int) -> Speed:
                 break
         if rate < WORTH * (best.views_per_s or 0):
             break
-        best = Speed(batch_size=batch_size, views_per_s=rate)
+        best = Throughput(batch_size=batch_size, views_per_s=rate)
         if time.perf_counter() - started > SHARE_OF_RUN * views / rate:
             break
         batch_size *= 2
@@ -106,8 +106,8 @@ def _best_batch(teacher: Teacher, spec: EncodingSpec, views: int) -> Speed:
 
 
 def _compiled_if_faster(
-    teacher: Teacher, spec: EncodingSpec, eager: Speed, views: int, journal: Journal
-) -> Speed:
+    teacher: Teacher, spec: EncodingSpec, eager: Throughput, views: int, journal: Journal
+) -> Throughput:
     size = eager.batch_size
     rate = eager.views_per_s
     if rate is None:
@@ -120,8 +120,8 @@ def _compiled_if_faster(
 
 
 def _compiled_if_possible(
-    teacher: Teacher, spec: EncodingSpec, eager: Speed, *, requested: bool, journal: Journal
-) -> Speed:
+    teacher: Teacher, spec: EncodingSpec, eager: Throughput, *, requested: bool, journal: Journal
+) -> Throughput:
     size = eager.batch_size
     try:
         with Forward(teacher, spec, batch_size=size, compiled=True) as forward:
@@ -134,4 +134,4 @@ def _compiled_if_possible(
             ) from error
         journal.event("not compiled", error=type(error).__name__, text=str(error)[:500])
         return eager
-    return Speed(batch_size=size, compiled=True, views_per_s=rate)
+    return Throughput(batch_size=size, compiled=True, views_per_s=rate)

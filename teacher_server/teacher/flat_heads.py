@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.errors import TeacherError
-from distill.hierarchy.hypernyms import nearest
+from distill.hierarchy.hypernyms import nearest_ancestor
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import segment_sums
 
@@ -44,7 +44,7 @@ class FlatHead:
         """
         pairs, mapped = [], 0
         for source, synset in enumerate(synsets):
-            known = nearest(synset, hierarchy)
+            known = nearest_ancestor(synset, hierarchy)
             if known is None:
                 continue
             positions = hierarchy.label_table[hierarchy.index(known)]

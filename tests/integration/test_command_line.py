@@ -85,8 +85,11 @@ def test_examples_are_calls_that_the_parser_takes(
             if not word.startswith(("-", "http", "timm:")) and "=" not in word:
                 if word.endswith(".toml"):
                     (tmp_path / word).write_text('student = "resnet18"')
-                if word in ("DATA", "IMAGENET", "STORE"):
+                elif word in ("DATA", "IMAGENET", "STORE"):
                     (tmp_path / word).mkdir(exist_ok=True)
+                elif word.endswith((".csv", ".txt", ".pth")):
+                    (tmp_path / word).parent.mkdir(exist_ok=True)
+                    (tmp_path / word).touch()
         command_of(context).make_context(
             context.info_name, words, help_option_names=["-h", "--help"]
         )
@@ -203,6 +206,10 @@ def test_an_unknown_setting_of_a_file_names_the_file(
         ([*PRETRAIN, "-o", "views.cutout=2"], "expected 0 to 1"),
         (["pretrain", "--targets", "/nowhere"], "/nowhere: no such store"),
         (["pretrain", "--targets", "timm:resnet19"], "unknown teacher 'resnet19'"),
+        (["pretrain", "--samples", "/nowhere"], "--samples: Path '/nowhere' does not exist"),
+        (["evaluate", "MODEL", "--truth", "/nowhere"], "--truth: Path '/nowhere' does not exist"),
+        (["pretrain", "--device", "gpu 0"], "device 'gpu 0' found, expected auto, cpu"),
+        (["inspect", "STORE", "--port", "80"], "--port found without --serve"),
     ],
 )
 def test_wrong_words_are_one_line_before_torch_is_loaded(words: list[str], message: str) -> None:

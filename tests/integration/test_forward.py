@@ -17,7 +17,7 @@ from distill.events import Event, Journal
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import SparseTargets, sparsify
-from teacher_server.teacher.batch_size import Speed, choose_speed
+from teacher_server.teacher.batch_size import Throughput, choose_speed
 from teacher_server.teacher.forward_pass import Encoded, Forward, is_out_of_memory
 from teacher_server.teacher.loading import MemberChoice, load_teacher
 from teacher_server.teacher.stages import StageSeconds
@@ -256,7 +256,7 @@ def test_errors_of_a_device_are_told_apart(
     assert is_out_of_memory(error) == (expected is TeacherError)
 
 
-def choose(teacher: Teacher, spec: EncodingSpec, **given: Any) -> tuple[Speed, list[Event]]:
+def choose(teacher: Teacher, spec: EncodingSpec, **given: Any) -> tuple[Throughput, list[Event]]:
     events: list[Event] = []
     asked: dict[str, Any] = {"views": 10**6, "batch_size": None, "compiled": False, "earlier": None}
     speed = choose_speed(teacher, spec, **{**asked, **given}, journal=Journal(events.append))
@@ -269,17 +269,17 @@ def test_batch_size_is_measured_for_long_runs_alone(teacher: Teacher, spec: Enco
     assert measured.batch_size >= 8
     assert events[-1]["event"] == "speed chosen"
     short, _ = choose(teacher, spec, views=100)
-    assert short == Speed(batch_size=16)
+    assert short == Throughput(batch_size=16)
     fixed, _ = choose(teacher, spec, batch_size=24)
-    assert fixed == Speed(batch_size=24)
+    assert fixed == Throughput(batch_size=24)
 
 
 def test_a_run_that_goes_on_takes_the_speed_of_its_finished_blocks(
     teacher: Teacher, spec: EncodingSpec
 ) -> None:
     earlier = {"batch_size": 40, "compiled": False}
-    assert choose(teacher, spec, compiled=None, earlier=earlier)[0] == Speed(batch_size=40)
-    assert choose(teacher, spec, batch_size=8, earlier=earlier)[0] == Speed(batch_size=8)
+    assert choose(teacher, spec, compiled=None, earlier=earlier)[0] == Throughput(batch_size=40)
+    assert choose(teacher, spec, batch_size=8, earlier=earlier)[0] == Throughput(batch_size=8)
 
 
 def test_bottleneck_is_named() -> None:

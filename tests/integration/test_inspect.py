@@ -35,7 +35,7 @@ from store.logit_store import LogitStore
 from store.views.cache import Cache
 from teacher_server.inspect.findings import Rules
 from teacher_server.inspect.inspection import open_inspection
-from teacher_server.inspect.statistics import UNITS, Known, open_beliefs
+from teacher_server.inspect.statistics import UNITS, RowState, open_beliefs
 
 Distill = Callable[..., Any]
 
@@ -115,8 +115,8 @@ def test_incomplete_store_shows_what_is_there(tmp_path: Path, distill: Distill) 
     beliefs = open_beliefs(store, HIERARCHY, Cache(tmp_path / "cache"))
     assert beliefs.total("images") == 2 * BLOCK
     known = beliefs.images(np.arange(ROWS))["known"].reshape(-1)
-    assert (known[BLOCK : 2 * BLOCK] == Known.NOTHING).all()
-    assert (known[:BLOCK] == Known.ANSWER).all()
+    assert (known[BLOCK : 2 * BLOCK] == RowState.NOTHING).all()
+    assert (known[:BLOCK] == RowState.ANSWER).all()
     write_blocks(store, [1])
     assert "INCOMPLETE, 3 of 4 blocks" in distill("inspect", store.location).out
 
@@ -135,7 +135,7 @@ def test_store_that_grows_or_is_mended_is_read_where_it_is_new(tmp_path: Path) -
     whole = chunk.read_bytes()
     chunk.write_bytes(b"nothing")
     damaged = open_beliefs(store, HIERARCHY, cache, read_block=told.append)
-    assert damaged.blocks_that(Known.BAD) == [3]
+    assert damaged.blocks_that(RowState.BAD) == [3]
     assert sum(told) == 4 + 1 + 1
     chunk.write_bytes(whole)
     mended = open_beliefs(store, HIERARCHY, cache, read_block=told.append)
@@ -178,7 +178,7 @@ def test_images_that_could_not_be_read_have_no_belief(
     assert distill(*command).code == 0
     inspection = open_inspection(str(store), rules=Rules())
     assert int(inspection.beliefs.total("bad_images")) == 1
-    bad = np.flatnonzero(inspection.beliefs.images(np.arange(96))["known"] == Known.BAD)
+    bad = np.flatnonzero(inspection.beliefs.images(np.arange(96))["known"] == RowState.BAD)
     key = open_source(data).samples[int(bad[0])].key
     assert "could not be read" in distill("inspect", store, "--sample", key).out
 
@@ -353,7 +353,7 @@ def test_tags_are_judged_by_the_fold_that_has_the_image(
     held = np.array([key not in held_out[2] for key in keys])
     for name in ("top", "top_prob", "tag_prob"):  # a batch of others may move the last bit
         np.testing.assert_allclose(judged[held][name], own[held][name].astype(int), atol=400)
-    assert (judged["known"][~held] == Known.NOTHING).all()
+    assert (judged["known"][~held] == RowState.NOTHING).all()
     with pytest.raises(StoreMismatchError, match="stands in two"):
         open_inspection(str(store), rules=Rules(), folds=[str(folds[0])] * 2)
 

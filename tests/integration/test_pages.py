@@ -25,7 +25,7 @@ from store.logit_store import LogitStore
 from teacher_server.http.keys import ApiKeys, new_key
 from teacher_server.inspect import gallery, statistics
 from teacher_server.inspect.findings import Rules
-from teacher_server.inspect.gallery import Gallery, Wanted
+from teacher_server.inspect.gallery import Gallery, GalleryFilter
 from teacher_server.inspect.inspection import open_inspection
 from teacher_server.pages.remote import RemoteTeacher
 from teacher_server.pages.rendering import write_overview
@@ -156,17 +156,17 @@ def test_student_stands_beside_the_teacher(
 @pytest.mark.parametrize(
     "wanted",
     [
-        Wanted(),
-        Wanted(tag=0),
-        Wanted(kind="missing"),
-        Wanted(kind="suspect"),
-        Wanted(kind="missing", tag=12),
-        Wanted(hierarchy=1, confidence=(0.6, 1.0)),
-        Wanted(tag=0, hierarchy=2, confidence=(0.0, 0.8)),
+        GalleryFilter(),
+        GalleryFilter(tag=0),
+        GalleryFilter(kind="missing"),
+        GalleryFilter(kind="suspect"),
+        GalleryFilter(kind="missing", tag=12),
+        GalleryFilter(hierarchy=1, confidence=(0.6, 1.0)),
+        GalleryFilter(tag=0, hierarchy=2, confidence=(0.0, 0.8)),
     ],
 )
 def test_pages_of_the_gallery_are_all_that_is_wanted(
-    knowing: LogitStore, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+    knowing: LogitStore, wanted: GalleryFilter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gallery, "LOOKED_AT_ONCE", 7)
     monkeypatch.setattr(gallery, "MOST_LOOKED_AT", 20)

@@ -151,7 +151,7 @@ def test_bad_images_are_left_out_up_to_a_share(
         (["-o", "optimizer=adamm"], "optimizer 'adamm' found"),
         (["-o", "accumulate=16"], "expected two images for each; raise --batch-size"),
         (["--config", "/nowhere.toml"], "no such file; expected settings in TOML"),
-        (["--samples", "/nowhere.csv"], "expected one sample key per line"),
+        (["--samples", "/nowhere.csv"], "--samples: Path '/nowhere.csv' does not exist"),
         (["--teacher-weights", "f"], "without --targets timm:NAME"),
         (["--targets", "/nowhere"], "no such store"),
         (["--data", "/nowhere"], "no such file or folder"),

@@ -6,6 +6,7 @@ bit for bit; other processors and other versions of torch round differently in t
 reason in docs/decisions.md.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -21,8 +22,18 @@ from same_store import arrays
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 RECORD = bool(os.environ.get("DISTILL_RECORD"))
+
+
+def _instructions() -> str:
+    """A digest of what the processor can do, by which libraries choose their code."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:12]
+
+
 MACHINE = {
     "processor": torch.backends.cpu.get_cpu_capability(),
+    "instructions": _instructions(),
     "torch": torch.__version__,
     "torchvision": torchvision.__version__,
     "pillow": PIL.__version__,

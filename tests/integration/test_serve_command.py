@@ -253,14 +253,17 @@ def test_keys_are_made_and_asked_for(
     ("more", "message"),
     [
         (("--host", "0.0.0.0"), "--host 0.0.0.0 found without keys, expected 127.0.0.1"),
-        (("--api-key-file", "none"), "none: cannot be read"),
+        (("--api-key-file", "none"), "--api-key-file: Path 'none' does not exist"),
         (("--store", "none"), "none: no store found; expected one, or --data"),
         (("--data", "none"), "none: no such file or folder"),
         (("--device", "cuda:7"), "device 'cuda:7' found, but this machine has"),
         (("--encoding", "huge"), "encoding 'huge' found, expected"),
         (("--host", "192.0.2.1", "--api-key-file", "KEYS"), "192.0.2.1:0: cannot listen there"),
-        (("--tls-certificate", "none.pem", "--tls-key", "none.pem"), "none.pem: not a certificate"),
-        (("--tls-key", "none.pem"), "one of --tls-certificate and --tls-key found"),
+        (
+            ("--tls-certificate", "none.pem", "--tls-key", "none.pem"),
+            "--tls-certificate: Path 'none.pem' does not exist",
+        ),
+        (("--tls-key", "KEYS"), "one of --tls-certificate and --tls-key found"),
     ],
 )
 def test_wrong_options_are_one_line(

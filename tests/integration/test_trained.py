@@ -23,7 +23,7 @@ from distill.hierarchy.softmax import class_log_probs, hierarchy_logits
 from distill.losses.baselines import present_classes
 from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import create_model
-from trainers.evaluation.meters import Reading, label_meter, tag_meter
+from trainers.evaluation.meters import LogitsMeaning, label_meter, tag_meter
 from trainers.evaluation.tags import read_tags
 from trainers.process_group import World
 from trainers.training.finetune import crossing
@@ -561,7 +561,7 @@ def test_images_without_a_label_do_not_count_in_evaluation(
     logits = torch.randn(12, 29, generator=torch.Generator().manual_seed(0))
     figures = []
     for given in (labels, np.concatenate([labels, np.full(12, -1)])):
-        meter = label_meter(given, hierarchy, Reading("semantic"), torch.device("cpu"))
+        meter = label_meter(given, hierarchy, LogitsMeaning("semantic"), torch.device("cpu"))
         meter.update(logits=logits, rows=[*range(12)])
         if len(given) > 12:
             meter.update(logits=logits, rows=[*range(12, 24)])
@@ -569,7 +569,7 @@ def test_images_without_a_label_do_not_count_in_evaluation(
     assert figures[0] == figures[1]
     assert (
         tag_meter(
-            np.zeros((3, 29), np.bool_), hierarchy, Reading("semantic"), torch.device("cpu")
+            np.zeros((3, 29), np.bool_), hierarchy, LogitsMeaning("semantic"), torch.device("cpu")
         ).result(World())
         == {}
     )

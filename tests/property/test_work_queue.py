@@ -14,46 +14,46 @@ from distill.targets.rows import TargetRows
 from distill.wire.refusal import Refused
 from teacher_server.serve.admission import Admission, Budgets
 from teacher_server.serve.lane import shapes_up_to
-from teacher_server.serve.queue import BatchTiming, InferResult, Piece, Work, WorkQueue
+from teacher_server.serve.queue import BatchTiming, InferJob, InferResult, JobPart, WorkQueue
 
 IMAGES = st.integers(1, 20)
 
 
-def work(name: int, count: int, **more: Any) -> Work:
+def job(name: int, count: int, **more: Any) -> InferJob:
     """Image i of it holds its name and i."""
     pixels = np.zeros((count, 1, 2, 3), np.uint8)
     pixels[:, 0, 0, 0], pixels[:, 0, 1, 0] = name, np.arange(count)
-    return Work((pixels,), **more)
+    return InferJob((pixels,), **more)
 
 
-def answer(pieces: list[Piece]) -> None:
+def answer(parts: list[JobPart]) -> None:
     """With what the images hold."""
-    for piece in pieces:
-        seen = piece.work.pixels[0][piece.start : piece.stop, 0, :, 0]
-        answers = TargetRows.empty(len(piece), 2, 1)
+    for part in parts:
+        seen = part.job.pixels[0][part.start : part.stop, 0, :, 0]
+        answers = TargetRows.empty(len(part), 2, 1)
         answers.prob[:] = seen
-        piece.work.put(
-            piece.start,
+        part.job.put(
+            part.start,
             InferResult(rows=answers, timing=BatchTiming(queue_s=0.0, infer_s=0.0, batch_size=1)),
         )
 
 
-def is_own(each: Work) -> bool:
+def is_own(each: InferJob) -> bool:
     said = each.answer.result(0).rows.prob
     own = each.pixels[0][:, 0, :, 0]
     return said.shape == own.shape and bool((said == own).all())
 
 
 @given(
-    works=st.lists(st.tuples(IMAGES, st.sampled_from("abc")), min_size=1, max_size=20),
+    jobs=st.lists(st.tuples(IMAGES, st.sampled_from("abc")), min_size=1, max_size=20),
     takes=st.lists(st.integers(1, 16), min_size=1, max_size=20),
     dropped=st.sets(st.integers(0, 19)),
 )
 def test_every_image_is_answered_once_with_its_own_answer(
-    works: list[tuple[int, str]], takes: list[int], dropped: set[int]
+    jobs: list[tuple[int, str]], takes: list[int], dropped: set[int]
 ) -> None:
     queue = WorkQueue()
-    put = [work(i, count, client=client) for i, (count, client) in enumerate(works)]
+    put = [job(i, count, client=client) for i, (count, client) in enumerate(jobs)]
     for each in put:
         queue.put(each)
     seen: Counter[tuple[int, int]] = Counter()
@@ -63,12 +63,12 @@ def test_every_image_is_answered_once_with_its_own_answer(
         if not queue.images:
             break
         most = takes[turn % len(takes)]
-        pieces = queue.take(most)
-        assert 1 <= sum(map(len, pieces)) <= most
-        seen.update((id(p.work), i) for p in pieces for i in range(p.start, p.stop))
-        answer(pieces)
+        parts = queue.take(most)
+        assert 1 <= sum(map(len, parts)) <= most
+        seen.update((id(p.job), i) for p in parts for i in range(p.start, p.stop))
+        answer(parts)
     assert queue.images == 0
-    assert not queue._works
+    assert not queue._jobs
     assert not queue._clients
     assert all(count == 1 for count in seen.values())
     for i, each in enumerate(put):
@@ -80,13 +80,13 @@ def test_every_image_is_answered_once_with_its_own_answer(
 @given(st.lists(IMAGES, min_size=1, max_size=12), st.integers(1, 16))
 def test_one_client_is_served_in_the_order_it_asks(counts: list[int], most: int) -> None:
     queue = WorkQueue()
-    put = [work(i, count) for i, count in enumerate(counts)]
+    put = [job(i, count) for i, count in enumerate(counts)]
     for each in put:
         queue.put(each)
     order = []
     while queue.images:
-        pieces = queue.take(most)
-        order += [(put.index(p.work), i) for p in pieces for i in range(p.start, p.stop)]
+        parts = queue.take(most)
+        order += [(put.index(p.job), i) for p in parts for i in range(p.start, p.stop)]
     assert order == sorted(order)
 
 
@@ -95,8 +95,8 @@ def test_client_that_asks_little_waits_for_no_backlog(backlog: int, little: int,
     """Of two clients that wait each gets half of every batch, and what the other leaves."""
     queue = WorkQueue()
     for i in range(backlog):
-        queue.put(work(i, 1, client="greedy"))
-    late = work(250, little, client="modest")
+        queue.put(job(i, 1, client="greedy"))
+    late = job(250, little, client="modest")
     queue.put(late)
     taken, batches = 0, 0
     while late.left:
@@ -106,22 +106,22 @@ def test_client_that_asks_little_waits_for_no_backlog(backlog: int, little: int,
 
 
 @given(st.lists(st.tuples(IMAGES, st.booleans()), min_size=1, max_size=12))
-def test_expired_work_is_dropped_when_a_batch_is_formed(works: list[tuple[int, bool]]) -> None:
+def test_expired_work_is_dropped_when_a_batch_is_formed(jobs: list[tuple[int, bool]]) -> None:
     clock = [0.0]
     queue = WorkQueue(now=lambda: clock[0])
-    put = [work(i, n, deadline=1.0 if late else 9.0) for i, (n, late) in enumerate(works)]
+    put = [job(i, n, deadline=1.0 if late else 9.0) for i, (n, late) in enumerate(jobs)]
     for each in put:
         queue.put(each)
     clock[0] = 5.0
-    good = sum(n for n, late in works if not late)
+    good = sum(n for n, late in jobs if not late)
     taken = 0
     while taken < good:
-        pieces = queue.take(7)
-        taken += sum(map(len, pieces))
-        answer(pieces)
+        parts = queue.take(7)
+        taken += sum(map(len, parts))
+        answer(parts)
     assert queue.take(7, at_least=1) == []
     assert queue.images == 0
-    for each, (_, late) in zip(put, works, strict=True):
+    for each, (_, late) in zip(put, jobs, strict=True):
         if late:
             with pytest.raises(Refused, match="deadline"):
                 each.answer.result(0)
@@ -131,20 +131,20 @@ def test_expired_work_is_dropped_when_a_batch_is_formed(works: list[tuple[int, b
 
 @settings(max_examples=20)
 @given(
-    works=st.lists(st.tuples(IMAGES, st.sampled_from("ab")), min_size=1, max_size=40),
+    jobs=st.lists(st.tuples(IMAGES, st.sampled_from("ab")), min_size=1, max_size=40),
     lanes=st.integers(1, 4),
 )
-def test_threads_share_the_work(works: list[tuple[int, str]], lanes: int) -> None:
+def test_threads_share_the_work(jobs: list[tuple[int, str]], lanes: int) -> None:
     queue = WorkQueue()
 
     def run() -> None:
-        while pieces := queue.take(8):
-            answer(pieces)
+        while parts := queue.take(8):
+            answer(parts)
 
     threads = [threading.Thread(target=run) for _ in range(lanes)]
     for thread in threads:
         thread.start()
-    put = [work(i, count, client=client) for i, (count, client) in enumerate(works)]
+    put = [job(i, count, client=client) for i, (count, client) in enumerate(jobs)]
     for each in put:
         queue.put(each)
     for each in put:
@@ -161,10 +161,10 @@ def test_idle_devices_share_a_large_request() -> None:
 
     def run() -> None:
         started.wait()
-        while pieces := queue.take(64):
-            sizes.append(sum(map(len, pieces)))
+        while parts := queue.take(64):
+            sizes.append(sum(map(len, parts)))
             threading.Event().wait(0.05)
-            answer(pieces)
+            answer(parts)
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -172,7 +172,7 @@ def test_idle_devices_share_a_large_request() -> None:
     started.wait()
     while queue._idle < 4:
         threading.Event().wait(0.001)
-    large = work(0, 64)
+    large = job(0, 64)
     queue.put(large)
     large.answer.result(10)
     queue.close()
@@ -183,7 +183,7 @@ def test_idle_device_waits_for_a_fuller_batch_only_if_told() -> None:
     for wait_s, expected in ((0.0, 1), (5.0, 4)):
         queue = WorkQueue(max_wait_s=wait_s)
         for i in range(expected):
-            threading.Timer(0.05 * i, queue.put, [work(i, 1)]).start()
+            threading.Timer(0.05 * i, queue.put, [job(i, 1)]).start()
         assert sum(map(len, queue.take(4))) == expected
 
 

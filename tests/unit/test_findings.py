@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from distill.errors import ConfigError, HierarchyError
 from distill.hierarchy.semantic import SemanticHierarchy
 from teacher_server.inspect.findings import Rules, TagFindings, find_tags
-from teacher_server.inspect.statistics import UNITS, Beliefs, Known, block_dtype
+from teacher_server.inspect.statistics import UNITS, Beliefs, RowState, block_dtype
 from teacher_server.inspect.tree import ClassTree
 
 PATH = ("polygon", "quadrilateral", "parallelogram", "rectangle")
@@ -26,7 +26,7 @@ def believed(
     blocks = np.zeros(1, block_dtype(4, len(tags)))
     for image, label in zip(blocks["image"][0], labels, strict=True):
         positions = hierarchy.label_table[label]
-        image["known"] = Known.ANSWER
+        image["known"] = RowState.ANSWER
         for k in range(4):
             image["top"][k] = max(0, tops[k])
             image["top_prob"][k] = round(probs[k] * UNITS)
@@ -111,7 +111,7 @@ def test_unsure_teacher_suspects_nobody(hierarchy: SemanticHierarchy) -> None:
 
 def test_images_without_an_answer_are_not_judged(hierarchy: SemanticHierarchy) -> None:
     beliefs, labels = believed(hierarchy, ["polygon", "ellipse"], PATH, (0.9, 0.9, 0.9, 0.9))
-    beliefs.blocks["image"][0]["known"] = [Known.NOTHING, Known.BAD]
+    beliefs.blocks["image"][0]["known"] = [RowState.NOTHING, RowState.BAD]
     found = found_in(beliefs, labels, hierarchy, Rules())
     assert (found.judged, len(found.missing), len(found.suspect)) == (0, 0, 0)
 

@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from distill.errors import HierarchyError, TeacherError
-from distill.hierarchy.hypernyms import FLAT_LABEL_SETS, flat_label_set, nearest, write_table
+from distill.hierarchy.hypernyms import (
+    FLAT_LABEL_SETS,
+    flat_label_set,
+    nearest_ancestor,
+    write_table,
+)
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import top_mass
 from teacher_server.teacher.flat_heads import FlatHead
@@ -23,7 +28,7 @@ def plain_flat(
     for row in logits.double().softmax(1):
         mass = dict.fromkeys(hierarchy.synsets, 0.0)
         for synset, probability in zip(synsets, row.tolist(), strict=True):
-            known = nearest(synset, hierarchy)
+            known = nearest_ancestor(synset, hierarchy)
             if known:
                 for each in (known, *hierarchy.ancestors(known)):
                     mass[each] += probability
@@ -62,7 +67,7 @@ def test_classes_outside_the_hierarchy_count_as_their_nearest_hypernym() -> None
     logits = torch.full((1, 1000), -20.0)
     logits[0, flat_label_set("imagenet-1k").index(COONHOUND)] = 20.0
     probs, reach = head.probs_and_reach(logits)
-    chain = nearest(COONHOUND, hierarchy)
+    chain = nearest_ancestor(COONHOUND, hierarchy)
     assert chain
     levels = [len(hierarchy.ancestors(s)) for s in (chain, *hierarchy.ancestors(chain))]
     for synset, level in zip((chain, *hierarchy.ancestors(chain)), levels, strict=True):
@@ -123,10 +128,10 @@ def test_table_of_hypernyms_is_what_wordnet_says(wordnet: Path, tmp_path: Path) 
 
 
 def test_nearest_walks_up() -> None:
-    assert nearest(COONHOUND, {COONHOUND, DOG}) == COONHOUND
-    assert nearest(COONHOUND, {TENCH, DOG}) == DOG
-    assert nearest(COONHOUND, {TENCH}) is None
-    assert nearest("n99999999", {TENCH}) is None
+    assert nearest_ancestor(COONHOUND, {COONHOUND, DOG}) == COONHOUND
+    assert nearest_ancestor(COONHOUND, {TENCH, DOG}) == DOG
+    assert nearest_ancestor(COONHOUND, {TENCH}) is None
+    assert nearest_ancestor("n99999999", {TENCH}) is None
 
 
 def pixels(*sizes: int) -> list[torch.Tensor]:

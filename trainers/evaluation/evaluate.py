@@ -19,9 +19,9 @@ from distill.errors import ConfigError, DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelInput
 from trainers.evaluation.meters import (
+    LogitsMeaning,
     Meter,
     MissingTagsMeter,
-    Reading,
     RealMeter,
     SemanticMeter,
     SingleLabelMeter,
@@ -104,7 +104,7 @@ def evaluate(
     trained: TrainedModel,
     *,
     hierarchy: SemanticHierarchy,
-    reading: Reading,
+    reading: LogitsMeaning,
     source: ImageSource,
     machine: Machine,
 ) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def evaluate_tags(
             "beside it, as `distill finetune --tags` leaves one"
         )
     present = tags.present(source, classes.synsets)
-    reading = Reading(trained.scheme or "multi-label")
+    reading = LogitsMeaning(trained.scheme or "multi-label")
     meter = tag_meter(present, classes, reading, machine.device)
     return _judged(trained, [meter], source, machine)
 
@@ -177,7 +177,7 @@ def evaluate_recovery(
     trained: TrainedModel,
     *,
     hierarchy: SemanticHierarchy,
-    reading: Reading,
+    reading: LogitsMeaning,
     source: ImageSource,
     truth: Path,
     machine: Machine,
@@ -199,7 +199,7 @@ def evaluate_real(
     *,
     labels: Mapping[str, Sequence[Label]] | None,
     hierarchy: SemanticHierarchy | None,
-    reading: Reading,
+    reading: LogitsMeaning,
     source: ImageSource,
     machine: Machine,
 ) -> dict[str, Any]:

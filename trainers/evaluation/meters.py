@@ -29,7 +29,7 @@ MOST_SCORES, BINS = 50_000_000, 200
 
 
 @dataclass(frozen=True)
-class Reading:
+class LogitsMeaning:
     """What the logits of a model mean.
 
     taught: it learned from answers of a teacher, which have a share for every hierarchy. Without, a
@@ -60,7 +60,7 @@ class SemanticMeter:
         self,
         labels: Labels,
         hierarchy: SemanticHierarchy,
-        reading: Reading,
+        reading: LogitsMeaning,
         device: torch.device,
     ) -> None:
         self.hierarchy, self.reading = hierarchy, reading
@@ -90,7 +90,7 @@ class MissingTagsMeter:
         tagged: Labels,
         true: Labels,
         hierarchy: SemanticHierarchy,
-        reading: Reading,
+        reading: LogitsMeaning,
         device: torch.device,
     ) -> None:
         self.hierarchy, self.reading = hierarchy, reading
@@ -122,7 +122,7 @@ class SingleLabelMeter:
         self,
         labels: Labels,
         hierarchy: SemanticHierarchy,
-        reading: Reading,
+        reading: LogitsMeaning,
         candidates: Sequence[int],
         device: torch.device,
     ) -> None:
@@ -158,7 +158,7 @@ class MultiLabelMeter:
         self,
         present: Callable[[list[int]], tuple[Bool[Tensor, "rows classes"], Bool[Tensor, " rows"]]],
         hierarchy: SemanticHierarchy,
-        reading: Reading,
+        reading: LogitsMeaning,
         images: int,
         device: torch.device,
     ) -> None:
@@ -200,7 +200,7 @@ class MultiLabelMeter:
 
 
 def label_meter(
-    labels: Labels, hierarchy: SemanticHierarchy, reading: Reading, device: torch.device
+    labels: Labels, hierarchy: SemanticHierarchy, reading: LogitsMeaning, device: torch.device
 ) -> MultiLabelMeter:
     """Make a meter of labels [n] with all their ancestors; unlabelled images are skipped."""
     given = torch.from_numpy(labels)
@@ -214,7 +214,10 @@ def label_meter(
 
 
 def tag_meter(
-    tags: NDArray[np.bool_], classes: SemanticHierarchy, reading: Reading, device: torch.device
+    tags: NDArray[np.bool_],
+    classes: SemanticHierarchy,
+    reading: LogitsMeaning,
+    device: torch.device,
 ) -> MultiLabelMeter:
     """Make a meter of tags [n, classes]; an image without tags counts."""
     given = torch.from_numpy(tags)
@@ -240,7 +243,7 @@ class RealMeter:
         allowed: Sequence[Sequence[int]],
         answerable: Sequence[int] | None,
         hierarchy: SemanticHierarchy | None,
-        reading: Reading,
+        reading: LogitsMeaning,
         device: torch.device,
     ) -> None:
         table = np.full((len(allowed), max(1, *map(len, allowed))), -1, np.int64)
@@ -271,7 +274,7 @@ class RealMeter:
 def class_scores(
     logits: Float[Tensor, "batch classes"],
     hierarchy: SemanticHierarchy,
-    reading: Reading,
+    reading: LogitsMeaning,
     *,
     probabilities: bool = False,
 ) -> Float[Tensor, "batch classes"]:
@@ -291,7 +294,7 @@ def class_scores(
 
 
 def semantic_scores(
-    logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy, reading: Reading
+    logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy, reading: LogitsMeaning
 ) -> Float[Tensor, "batch classes"]:
     """Scores that can be compared within a hierarchy: logits, or `subtree_probs` of one softmax."""
     untaught = reading.scheme == "single-label" and not reading.taught

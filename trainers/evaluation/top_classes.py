@@ -13,7 +13,7 @@ from distill.data.source import ImageSource
 from distill.errors import ConfigError
 from distill.hierarchy.semantic import SemanticHierarchy
 from trainers.evaluation.evaluate import exclusive_classes, run_evaluation
-from trainers.evaluation.meters import Reading, class_scores
+from trainers.evaluation.meters import LogitsMeaning, class_scores
 from trainers.models.trained import TrainedModel
 from trainers.process_group import Machine, World
 from trainers.recipe import Scheme
@@ -44,7 +44,7 @@ def predict_top_classes(
             f"{hierarchy.name} ({hierarchy.num_classes}); pass models of one --label-set"
         )
     candidates = np.array(exclusive_classes(labels, hierarchy), np.int64)
-    reading = Reading(scheme or trained.scheme or "single-label", trained.taught)
+    reading = LogitsMeaning(scheme or trained.scheme or "single-label", trained.taught)
     top = _TopClasses(len(source), candidates, hierarchy, reading)
     model = trained.model.to(machine.device)
     run_evaluation(model, [top], model_input=trained.input, source=source, machine=machine)
@@ -68,7 +68,7 @@ class _TopClasses:
         rows: int,
         candidates: NDArray[np.int64],
         hierarchy: SemanticHierarchy,
-        reading: Reading,
+        reading: LogitsMeaning,
     ) -> None:
         kept = min(KEPT, len(candidates))
         self.candidates = torch.from_numpy(candidates)

@@ -21,7 +21,7 @@ from distill.errors import ConfigError, DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
 from trainers.evaluation.evaluate import validation_on
-from trainers.evaluation.meters import Meter, Reading, SingleLabelMeter, tag_meter
+from trainers.evaluation.meters import LogitsMeaning, Meter, SingleLabelMeter, tag_meter
 from trainers.process_group import Machine
 from trainers.recipe import Recipe
 from trainers.training.loop import TrainReport, train
@@ -226,7 +226,7 @@ def _meters(
     """Makes a new meter."""
     source, tags = images.source, images.tags
     if tags is not None:
-        return lambda: tag_meter(tags, classes, Reading(recipe.scheme), device)
+        return lambda: tag_meter(tags, classes, LogitsMeaning(recipe.scheme), device)
     strange = {label for label in source.samples.labels if isinstance(label, str)}
     if strange := strange - {*classes.synsets}:
         raise DataError(
@@ -235,5 +235,5 @@ def _meters(
             "the same; leave them out, or add images of them to both"
         )
     labels, everything = label_indices(source, classes), range(classes.num_classes)
-    reading = Reading(recipe.scheme)
+    reading = LogitsMeaning(recipe.scheme)
     return lambda: SingleLabelMeter(labels, classes, reading, everything, device)

@@ -12,7 +12,7 @@ from distill.data.source import ImageSource, label_indices
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
 from trainers.evaluation.evaluate import validation_on
-from trainers.evaluation.meters import Reading, SemanticMeter
+from trainers.evaluation.meters import LogitsMeaning, SemanticMeter
 from trainers.process_group import Machine
 from trainers.recipe import Recipe
 from trainers.training.loop import TrainReport, train
@@ -60,7 +60,7 @@ def pretrain(
     validate = None
     if validation:
         labels = label_indices(validation, hierarchy)
-        reading = Reading(recipe.scheme, taught=targets is not None and recipe.kd_weight != 0)
+        reading = LogitsMeaning(recipe.scheme, taught=targets is not None and recipe.kd_weight != 0)
         validate = validation_on(
             validation, lambda: SemanticMeter(labels, hierarchy, reading, machine.device), machine
         )

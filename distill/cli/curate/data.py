@@ -1,6 +1,5 @@
 """`distill data`: about a data set itself."""
 
-import json
 from pathlib import Path
 
 import click
@@ -9,6 +8,7 @@ from distill.cli.curate.data_check import check
 from distill.cli.curate.real_labels import real_labels
 from distill.cli.options import common
 from distill.cli.options.command import PATH, Group, option
+from distill.cli.output import print_result
 
 
 @click.group(cls=Group)
@@ -44,9 +44,6 @@ def folds(data: str, split: str, folds: int, out: Path, as_json: bool) -> None:
             taken = [[key] for key, take in zip(keys, chosen, strict=True) if take]
             write_csv(out / f"{name}-{number}.csv", ["key"], taken)
     sizes = [int((fold == number).sum()) for number in range(folds)]
-    if as_json:
-        click.echo(json.dumps({"images": len(source), "held_out": sizes}))
-        return
-    for number, size in enumerate(sizes):
-        click.echo(f"fold {number}: {size} of {len(source)} held out")
+    lines = (f"fold {i}: {size} of {len(source)} held out" for i, size in enumerate(sizes))
+    print_result(as_json, {"images": len(source), "held_out": sizes}, *lines)
     click.echo(f"lists: {out}/train-N.csv, {out}/held-out-N.csv")

@@ -1,6 +1,5 @@
 """`distill data check`: what a data set is like before a teacher reads it."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ import click
 from distill.cli.options import common
 from distill.cli.options.command import PATH, command, option
 from distill.cli.options.common import format_bytes
+from distill.cli.output import print_result
 
 if TYPE_CHECKING:
     from distill.curate.check import CheckedImages, DataReport, Tagging
@@ -57,10 +57,7 @@ def check(
     sources = {name: open_images(data, name) for name in names}
     checked = check_images(sources, hierarchy, near_bits=near, workers=workers)
     report = report_of(data, checked)
-    if as_json:
-        click.echo(json.dumps(asdict(report)))
-    else:
-        click.echo("\n".join(printable(line) for line in _lines(report, checked)))
+    print_result(as_json, asdict(report), *map(printable, _lines(report, checked)))
     if out:
         _write_lists(out, checked)
         click.echo(f"lists: {out}", err=as_json)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli.options import common
-from distill.cli.options.command import PATH, Group, option
+from distill.cli.options.command import FILE, PATH, Group, option
 from distill.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def hypernyms(out: Path, as_json: bool) -> None:
 
 
 @hierarchy.command(name="import", examples=["imagenet21k_miil_tree.pth --out tree.json"])
-@click.argument("tree", type=PATH)
+@click.argument("tree", type=FILE)
 @option("--out", required=True, type=PATH, help="JSON file to write.")
 @common.as_json
 def import_(tree: Path, out: Path, as_json: bool) -> None:

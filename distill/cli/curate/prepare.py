@@ -1,6 +1,5 @@
 """`distill prepare`: the raw release of ImageNet-21K → ImageNet-21K-P."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +8,7 @@ import click
 from distill.cli.options import common
 from distill.cli.options.command import PATH, command, option
 from distill.cli.options.common import format_bytes
+from distill.cli.output import print_result
 
 if TYPE_CHECKING:
     from distill.curate.prepare.report import PrepareReport
@@ -88,10 +88,7 @@ def prepare(
     )
     with finish_on_signal("prepare", "the current shards") as stopping:
         report = run(raw.rstrip("/") or "/", out, settings, stopping=stopping, dry_run=dry_run)
-    if as_json:
-        click.echo(json.dumps(report.to_json()))
-    else:
-        click.echo("\n".join(_lines(report, dry_run)))
+    print_result(as_json, report.to_json(), *_lines(report, dry_run))
     if not (report.complete or dry_run):
         raise KeyboardInterrupt
 

@@ -1,13 +1,13 @@
 """`distill data real-labels`: several right labels for an image, from models and raters."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from distill.cli.options import common
-from distill.cli.options.command import PATH, Group, option
+from distill.cli.options.command import FILE, PATH, Group, option
+from distill.cli.output import print_result
 
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
@@ -94,18 +94,19 @@ def propose(
     write_csv(out / NAMES[0], ["key", "label", "name", "question", "proposed_by"], questions)
     write_csv(out / NAMES[1], ["key", "label", "name"], agreed)
     images, each = len(proposals.by_row), len(questions) / max(1, len(proposals.by_row))
-    if as_json:
-        figures = {"images": len(source), "to_rate": images, "agreed": len(agreed)}
-        click.echo(json.dumps({**figures, "labels": len(questions)}))
-        return
-    click.echo(
-        f"{len(source)} images: {len(agreed)} agreed, {images} to rate, {each:.1f} labels each"
-    )
-    click.echo(f"{out / NAMES[0]}, {out / NAMES[1]}")
-    click.echo(
+    print_result(
+        as_json,
+        {
+            "images": len(source),
+            "to_rate": images,
+            "agreed": len(agreed),
+            "labels": len(questions),
+        },
+        f"{len(source)} images: {len(agreed)} agreed, {images} to rate, {each:.1f} labels each",
+        f"{out / NAMES[0]}, {out / NAMES[1]}",
         "next: let raters answer no, maybe or yes into a CSV with rater,key,label,answer; then "
         f"distill data real-labels from-raters ANSWERS.csv --agreed {out / NAMES[1]} "
-        "--out real.json"
+        "--out real.json",
     )
 
 
@@ -132,9 +133,9 @@ def _label_set(
 @real_labels.command(
     "from-raters", examples=["answers.csv --agreed PROPOSED/agreed.csv --out real.json"]
 )
-@click.argument("raters", type=PATH)
+@click.argument("raters", type=FILE)
 @option("--out", required=True, type=PATH, help="JSON file to write.")
-@option("--agreed", type=PATH, help="CSV with key and label of images that needed no rating.")
+@option("--agreed", type=FILE, help="CSV with key and label of images that needed no rating.")
 @option(
     "--threshold",
     type=click.FloatRange(0, 1),
@@ -170,12 +171,16 @@ def from_raters(
     if scores:
         rows = zip(answers.keys, answers.labels, (f"{s:.6f}" for s in scored), strict=True)
         write_csv(scores, ["key", "label", "score"], list(rows))
-    if as_json:
-        figures = {"images_rated": rated, "questions": len(answers.keys), "labels": kept}
-        click.echo(json.dumps({**figures, "without_label": none, "images": len(labels)}))
-        return
-    click.echo(
+    print_result(
+        as_json,
+        {
+            "images_rated": rated,
+            "questions": len(answers.keys),
+            "labels": kept,
+            "without_label": none,
+            "images": len(labels),
+        },
         f"{out}: {len(labels)} images; of {rated} that {answers.raters.max() + 1} raters saw, "
-        f"{kept} of {len(answers.keys)} proposed labels are right, and {none} images have none"
+        f"{kept} of {len(answers.keys)} proposed labels are right, and {none} images have none",
+        f"next: distill evaluate MODEL --data DATA --labels {out}",
     )
-    click.echo(f"next: distill evaluate MODEL --data DATA --labels {out}")

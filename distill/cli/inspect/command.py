@@ -7,7 +7,7 @@ import click
 
 from distill.cli.inspect.pages import Serving, serving
 from distill.cli.options import common
-from distill.cli.options.command import PATH, command, option, setting
+from distill.cli.options.command import FILE, PATH, command, option, setting
 from distill.cli.options.group import option_group
 from distill.cli.options.listening import Listening, listen_options
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from distill.cli.inspect.report import Report
     from teacher_server.inspect.findings import Rules
     from teacher_server.inspect.inspection import Inspection
-    from teacher_server.inspect.tag_lists import Pictures
+    from teacher_server.inspect.tag_lists import ListedImages
 
 
 def _rules(**thresholds: float) -> "Rules":
@@ -90,7 +90,7 @@ rules = option_group(
     section="Input",
 )
 @setting(
-    "--truth", type=PATH, help="CSV with key and true_wnid, to score missing and suspect tags."
+    "--truth", type=FILE, help="CSV with key and true_wnid, to score missing and suspect tags."
 )
 @rules
 @serving
@@ -131,7 +131,6 @@ def inspect(
     The first call reads the whole store and keeps its statistics beside it. With --data, also
     finds missing and suspect tags.
     """
-    from distill.cli.inspect.report import Report
     from distill.errors import ConfigError
 
     given_options = {
@@ -167,6 +166,8 @@ def inspect(
     if serving.wanted:
         serving.run(lambda: opened(path, rules, folds, cache, shown=True), data, split, listen)
         return
+    from distill.cli.inspect.report import Report
+
     inspection = opened(path, rules, folds, cache, shown=not (as_json or as_csv))
     report = Report(inspection)
     if by_class:
@@ -216,14 +217,14 @@ def opened(
         return open_inspection(path, rules=rules, folds=folds, cache=cache, read_block=read_block)
 
 
-def _pictures(inspection: "Inspection", data: str, split: str) -> "Pictures":
+def _pictures(inspection: "Inspection", data: str, split: str) -> "ListedImages":
     from distill.cli.options.images import open_images
-    from teacher_server.inspect.tag_lists import Pictures
+    from teacher_server.inspect.tag_lists import ListedImages
 
-    return Pictures.of(inspection, open_images(data, split))
+    return ListedImages.of(inspection, open_images(data, split))
 
 
-def _truth(inspection: "Inspection", pictures: "Pictures", truth: Path) -> "NDArray[np.int64]":
+def _truth(inspection: "Inspection", pictures: "ListedImages", truth: Path) -> "NDArray[np.int64]":
     from distill.data.truth import read_truth
 
     return read_truth(truth, pictures.source, inspection.hierarchy)[pictures.places]
@@ -231,7 +232,7 @@ def _truth(inspection: "Inspection", pictures: "Pictures", truth: Path) -> "NDAr
 
 def _write_lists(
     report: "Report",
-    pictures: "Pictures",
+    pictures: "ListedImages",
     *,
     missing: Path | None,
     suspect: Path | None,

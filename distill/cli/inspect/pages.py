@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from distill.cli.options.command import option, setting
+from distill.cli.options.command import given_options, option, setting
 from distill.cli.options.group import option_group
 from distill.cli.options.listening import Listening
 from distill.errors import ConfigError
@@ -35,9 +35,8 @@ class Serving:
                 f"--serve found with {', '.join(sorted(others))}, expected pages or a report; run "
                 "the command twice"
             )
-        for name, value in (("--student", self.student), ("--ask", self.ask)):
-            if value and not self.wanted:
-                raise ConfigError(f"{name} found without --serve, expected it for pages alone")
+        if not self.wanted and (useless := given_options("Server", "Student")):
+            raise ConfigError(f"{useless[0]} found without --serve, expected it for pages alone")
 
     def run(
         self, opened: Callable[[], "Inspection"], data: str | None, split: str, listen: Listening
@@ -91,7 +90,7 @@ def _look(inspection: "Inspection", data: str | None, split: str) -> "StoreSnaps
     """With the images; where they are not to be had, the pages say so and show the rest."""
     from distill.cli.options.images import open_images
     from distill.errors import DistillError
-    from teacher_server.inspect.tag_lists import Pictures
+    from teacher_server.inspect.tag_lists import ListedImages
     from teacher_server.pages.site import StoreSnapshot
 
     if data is None:
@@ -99,7 +98,7 @@ def _look(inspection: "Inspection", data: str | None, split: str) -> "StoreSnaps
             inspection, None, "Started without --data, so there are no images to show."
         )
     try:
-        return StoreSnapshot(inspection, Pictures.of(inspection, open_images(data, split)))
+        return StoreSnapshot(inspection, ListedImages.of(inspection, open_images(data, split)))
     except DistillError as error:
         click.echo(f"distill: {error}", err=True)
         return StoreSnapshot(inspection, None, str(error))

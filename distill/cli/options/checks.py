@@ -1,6 +1,7 @@
 """Checks of option values that need no library: they fail before torch or a teacher is loaded."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,13 @@ def existing_targets(ctx: click.Context, param: click.Parameter, value: str | No
             f"{value}: no such store; expected a folder that `distill precompute` wrote, "
             "http://HOST:PORT or timm:NAME"
         )
+    return value
+
+
+def device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A callback: it reads like a device; whether it is there shows once torch is loaded."""
+    if not re.fullmatch(r"[a-z]+(:\d+)?", value):
+        raise ConfigError(f"device {value!r} found, expected auto, cpu, cuda or cuda:N")
     return value
 
 

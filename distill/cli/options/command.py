@@ -49,6 +49,7 @@ SECTIONS = {
 }
 SECTION_OF = {f"--{name}": title for title, names in SECTIONS.items() for name in names.split()}
 PATH = click.Path(path_type=Path)
+FILE = click.Path(exists=True, path_type=Path)  # to be read
 COMMON = "Common: -h, --help; --version; -q, --quiet: no progress; -v, --verbose: tracebacks"
 EXTRA = "distill.extra_settings"
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -236,6 +237,19 @@ def extra_settings() -> dict[str, Any]:
     """The settings of the command that runs which are none of its options, by dotted key."""
     own_settings: dict[str, Any] = click.get_current_context().meta.get(EXTRA, {})
     return own_settings
+
+
+def given_options(*sections: str) -> list[str]:
+    """The options of these sections that the user of the command that runs gave."""
+    ctx = click.get_current_context()
+    default = (None, click.core.ParameterSource.DEFAULT)
+    return [
+        each.opts[0]
+        for each in ctx.command.params
+        if isinstance(each, Option)
+        and each.section in sections
+        and ctx.get_parameter_source(str(each.name)) not in default
+    ]
 
 
 # -- settings --------------------------------------------------------------------------------------

@@ -6,8 +6,12 @@ from typing import Any
 
 import click
 
-from distill.cli.options.checks import existing_location, known_label_set
-from distill.cli.options.command import PATH, option, setting
+from distill.cli.options.checks import (
+    device_name,
+    existing_location,
+    known_label_set,
+)
+from distill.cli.options.command import FILE, option, setting
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 DEFAULT_LABEL_SET = "imagenet21k-p-fall11"
@@ -22,7 +26,7 @@ data: Decorator = option(
 )
 samples: Decorator = setting(
     "--samples",
-    type=PATH,
+    type=FILE,
     help="Train on these samples only: a list of keys, or a CSV with key and wnid.",
 )
 scheme: Decorator = option(
@@ -64,7 +68,9 @@ def machine(command: Callable[..., Any]) -> Callable[..., Any]:
         default=min(8, CORES),
         help="Processes that decode images.",
     )
-    device: Decorator = option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+    device: Decorator = option(
+        "--device", default="auto", callback=device_name, help="auto, cpu, cuda or cuda:N."
+    )
     return device(workers(command))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill.cli.options.command import PATH, option
+from distill.cli.options.command import FILE, option
 from distill.cli.options.group import option_group
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ def listen_options(
             ),
             option(
                 "--api-key-file",
-                type=PATH,
+                type=FILE,
                 help="Accepted API keys; without it, only this machine may connect.",
                 setting=setting,
             ),
-            option("--tls-certificate", type=PATH, help="TLS certificate, PEM.", setting=setting),
-            option("--tls-key", type=PATH, help="TLS private key, PEM.", setting=setting),
+            option("--tls-certificate", type=FILE, help="TLS certificate, PEM.", setting=setting),
+            option("--tls-key", type=FILE, help="TLS private key, PEM.", setting=setting),
         ),
         Listening,
     )

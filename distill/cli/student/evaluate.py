@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli.options import common
-from distill.cli.options.command import PATH, command, option
+from distill.cli.options.command import FILE, PATH, command, option
 
 if TYPE_CHECKING:
     from trainers.models.trained import TrainedModel
@@ -38,11 +38,11 @@ SHARES = (
 @common.scheme
 @option(
     "--truth",
-    type=PATH,
+    type=FILE,
     help=("CSV with key and true_wnid: also measure how many missing training tags are recovered."),
 )
 @option(
-    "--tags", type=PATH, help="Tags for models fine-tuned on tags, in a form that finetune takes."
+    "--tags", type=FILE, help="Tags for models fine-tuned on tags, in a form that finetune takes."
 )
 @option(
     "--labels",
@@ -87,7 +87,7 @@ def evaluate(
         evaluate_recovery,
         evaluate_tags,
     )
-    from trainers.evaluation.meters import Reading
+    from trainers.evaluation.meters import LogitsMeaning
     from trainers.evaluation.tags import read_tags
     from trainers.models.trained import open_trained
     from trainers.process_group import Machine
@@ -112,7 +112,7 @@ def evaluate(
                 return evaluate_tags(trained, tags=tag_file, source=source, machine=machine)
             hierarchy = resolve(label_set) if label_set else trained.hierarchy
             if real:
-                flat = Reading(scheme or trained.scheme or "single-label", trained.taught)
+                flat = LogitsMeaning(scheme or trained.scheme or "single-label", trained.taught)
                 return evaluate_real(
                     trained,
                     labels=reassessed,
@@ -128,7 +128,7 @@ def evaluate(
                 )
             keywords: dict[str, Any] = {
                 "hierarchy": hierarchy,
-                "reading": Reading(scheme or trained.scheme or "semantic", trained.taught),
+                "reading": LogitsMeaning(scheme or trained.scheme or "semantic", trained.taught),
                 "machine": machine,
             }
             figures_of_model = evaluate(trained, source=source, **keywords)

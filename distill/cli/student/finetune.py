@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli.options import common
-from distill.cli.options.command import PATH, adapt, command, option, setting
+from distill.cli.options.command import FILE, adapt, command, option, setting
 from distill.cli.options.recipes import (
     RecipeChoice,
     RunChoice,
@@ -45,11 +45,11 @@ EPOCHS = 40
 @common.data
 @option(
     "--tags",
-    type=PATH,
+    type=FILE,
     help=("Tags of multi-label images: CSV (key, tags separated by ;), COCO JSON or VOC folder."),
 )
 @option("--val-data", help="Validation images, if --data has no val split.")
-@setting("--val-tags", type=PATH, help="Tags of the validation images, if --tags lacks them.")
+@setting("--val-tags", type=FILE, help="Tags of the validation images, if --tags lacks them.")
 @run_folder
 @target_options
 @common.samples

@@ -1,6 +1,5 @@
 """`distill precompute`: data × teacher → store."""
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,10 +8,10 @@ import click
 
 from distill.cli.options import common
 from distill.cli.options.checks import known_encoding
-from distill.cli.options.command import PATH, command, option, setting
+from distill.cli.options.command import FILE, PATH, command, option, setting
 from distill.cli.options.teacher import TeacherChoice, teacher_options
 from distill.cli.options.views import view_options
-from distill.cli.output import fidelity_line, size_line, state_line
+from distill.cli.output import fidelity_line, print_result, size_line, state_line
 
 if TYPE_CHECKING:
     from distill.data.view_policy import ViewPolicy
@@ -88,7 +87,7 @@ if TYPE_CHECKING:
 @setting("--log", type=PATH, help="Append events to this file as JSON lines.")
 @setting(
     "--samples",
-    type=PATH,
+    type=FILE,
     help=("Only these samples: a list of keys, or a CSV with key; labels stay those of --data."),
 )
 @common.limit
@@ -172,7 +171,7 @@ def precompute(
         would = dry.dry_run(
             **keywords, teacher=teacher_choice.load(launched.device(device)), share=share
         )
-        click.echo(json.dumps(would.to_json()) if as_json else "\n".join(would.lines()))
+        print_result(as_json, would.to_json(), *would.lines())
         return
     if engine == "ray" and share.count > 1:
         raise ConfigError(
@@ -205,10 +204,7 @@ def precompute(
         if interrupted:
             journal.event("interrupted", blocks_left=report.blocks_left)
         journal.event("summary", **asdict(report))
-    if as_json:
-        click.echo(json.dumps(asdict(report)))
-    else:
-        click.echo("\n".join(_lines(report, data, store)))
+    print_result(as_json, asdict(report), *_lines(report, data, store))
     if interrupted:
         raise KeyboardInterrupt
 
