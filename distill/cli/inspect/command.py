@@ -1,5 +1,6 @@
 """`distill inspect`: what the teacher believes, per hierarchy, class, subtree and image."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,19 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from distill.cli.inspect.report import Report
-    from teacher_server.inspect.findings import Rules
     from teacher_server.inspect.inspection import Inspection
     from teacher_server.inspect.tag_lists import ListedImages
 
 
-def _rules(**thresholds: float) -> "Rules":
-    from teacher_server.inspect.findings import Rules
-
-    return Rules(**thresholds)
-
-
-rules = option_group(
-    "rules",
+thresholds = option_group(
+    "thresholds",
     (
         setting(
             "--missing-above",
@@ -52,7 +46,7 @@ rules = option_group(
             help="Smallest probability of the teacher's class where it contradicts a tag.",
         ),
     ),
-    _rules,
+    dict,
 )
 
 
@@ -92,7 +86,7 @@ rules = option_group(
 @setting(
     "--truth", type=FILE, help="CSV with key and true_wnid, to score missing and suspect tags."
 )
-@rules
+@thresholds
 @serving
 @listen_options(port=8080, setting=True)
 @option("--plot", type=PATH, help="Folder for charts.")
@@ -107,7 +101,7 @@ rules = option_group(
 )
 def inspect(
     path: str,
-    rules: "Rules",
+    thresholds: dict[str, float],
     by_class: bool,
     by_subtree: str | None,
     sample: str | None,
@@ -164,11 +158,11 @@ def inspect(
             "say what is filled in and what is left out"
         )
     if serving.wanted:
-        serving.run(lambda: opened(path, rules, folds, cache, shown=True), data, split, listen)
+        serving.run(lambda: opened(path, thresholds, folds, cache, shown=True), data, split, listen)
         return
     from distill.cli.inspect.report import Report
 
-    inspection = opened(path, rules, folds, cache, shown=not (as_json or as_csv))
+    inspection = opened(path, thresholds, folds, cache, shown=not (as_json or as_csv))
     report = Report(inspection)
     if by_class:
         report.by_class()
@@ -196,13 +190,19 @@ def inspect(
 
 
 def opened(
-    path: str, rules: "Rules", folds: tuple[str, ...], cache: Path | None, *, shown: bool
+    path: str,
+    thresholds: Mapping[str, float],
+    folds: tuple[str, ...],
+    cache: Path | None,
+    *,
+    shown: bool,
 ) -> "Inspection":
     """The store, with a bar while it is read for the first time."""
     from contextlib import ExitStack
 
     from distill.progress import Ticker, progress
     from store.logit_store import LogitStore
+    from teacher_server.inspect.findings import Rules
     from teacher_server.inspect.inspection import open_inspection
 
     with ExitStack() as bar:
@@ -214,6 +214,7 @@ def opened(
                 ticks.append(bar.enter_context(progress("reading", total, "blocks", shown=shown)))
             ticks[0](blocks)
 
+        rules = Rules(**thresholds)
         return open_inspection(path, rules=rules, folds=folds, cache=cache, read_block=read_block)
 
 
