@@ -58,7 +58,7 @@ def _answers(data: Path, hierarchy: SemanticHierarchy, limit: int | None) -> tup
     source = open_source(data / "tiny-imagenet-h", "val").limited(limit)
     path = data / "teachers/resnet18d-64px-tiny-imagenet-h.safetensors"
     model = create_model("resnet18d", hierarchy.num_classes).eval()
-    load_weights(model, read_weights(path), path)
+    load_weights(model, read_weights(path))
     size, logits = ModelInput(size=(64, 64)), []
     requests = in_batches(range(len(source)), (0,), 250)
     with torch.inference_mode():

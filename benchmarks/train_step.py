@@ -145,7 +145,7 @@ class Bench:
 
     def student(self) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         """Ready to train."""
-        model = create_student(self.recipe, self.objective.hierarchy.num_classes)
+        model = create_student(self.recipe, self.objective.hierarchy.synsets)
         model = model.to(self.device, memory_format=torch.channels_last).train()
         return model, create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=1e-4)
 

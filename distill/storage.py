@@ -8,7 +8,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,17 +77,21 @@ def place_of(path: str) -> Place:
     return Disk()
 
 
-def walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+def walk(
+    folder: str, *, enters: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, list[str]]]:
     """Each folder from `folder` on down, relative to it ("" is itself), and its files; sorted.
 
     Folders directly in it may be links, those further down are not followed: they may lead back up.
+    enters: whether a folder of that name is gone into.
     """
     place, waiting = place_of(folder), [""]
     while waiting:
         inside = waiting.pop()
         entries = place.entries(f"{folder}/{inside}" if inside else folder, links=not inside)
         yield inside, entries.files
-        waiting += [f"{inside}/{name}".lstrip("/") for name in reversed(entries.folders)]
+        below = [name for name in reversed(entries.folders) if enters(name)]
+        waiting += [f"{inside}/{name}".lstrip("/") for name in below]
 
 
 class Disk:

@@ -27,6 +27,8 @@ class StoreSummary:
     blocks: tuple[int, int]  # committed, all
     fidelity: dict[str, Any] | None
     lineage: dict[str, Any] | None  # the command and the stores it was made from
+    teacher_about: tuple[str, ...]  # weights, head and input, in words
+    random_weights: bool
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -57,4 +59,6 @@ def summarise(store: LogitStore) -> StoreSummary:
         blocks=(len(records), manifest.num_blocks),
         fidelity=certificate["fidelity"] if certificate else None,
         lineage=manifest.provenance.get("lineage"),
+        teacher_about=tuple(manifest.provenance.get("teacher", ())),
+        random_weights=manifest.teacher.random_weights,
     )

@@ -59,6 +59,8 @@ def store_lines(summary: "StoreSummary") -> list[str]:
     )
     return [
         state_line(summary),
+        *(f"teacher: {line}" for line in summary.teacher_about),
+        *(["teacher: RANDOM WEIGHTS, of no use but for trials"] if summary.random_weights else []),
         f"{summary.hierarchies} hierarchies (digest {summary.hierarchy_digest[:12]}); "
         f"entries kept {entries}, probabilities in {summary.encoding['prob_steps']} steps",
         f"views from number {summary.first_view} on: {policy}",

@@ -9,7 +9,8 @@ import click
 
 from distill.cli.options import common
 from distill.cli.options.checks import known_encoding
-from distill.cli.options.command import FILE, Group, option, setting
+from distill.cli.options.command import FILE, Group, option
+from distill.cli.options.images import DataChoice, data_options
 from distill.cli.options.teacher import TeacherChoice, teacher_options
 from distill.cli.output import print_result, store_lines
 
@@ -29,25 +30,35 @@ def store() -> None:
 @location
 @common.as_json
 def info(location: str, as_json: bool) -> None:
-    """Print rows, views, bytes, identity and fidelity of STORE without reading a row."""
-    from store.logit_store import LogitStore
+    """Print rows, views, bytes, identity, fidelity and agreement with the tags of STORE.
 
-    _print_summary(LogitStore.open(location), as_json)
+    Reads no row but a sample of one view for the agreement.
+    """
+    from store.logit_store import LogitStore
+    from store.summary import summarise
+    from teacher_server.inspect.agreement import agreement_of_store
+
+    opened = LogitStore.open(location)
+    summary, agreement = summarise(opened), agreement_of_store(opened)
+    print_result(
+        as_json,
+        {**summary.to_json(), "agreement": agreement.to_json() if agreement else None},
+        *store_lines(summary),
+        *(agreement.lines() if agreement else []),
+    )
 
 
 @store.command(examples=["STORE", "STORE --teacher tresnet_l --weights FILE --data DATA"])
 @location
 @teacher_options(required=False)
-@option("--data", help="Images that the store was made from; needs --teacher.")
-@setting("--split", default="train", help="Split of --data.")
+@data_options(required=False, help="Images that the store was made from; needs --teacher.")
 @option("--sample", type=click.IntRange(1), default=256, help="Images per block.", section="Input")
 @common.machine
 @common.as_json
 def verify(
     location: str,
     teacher_choice: TeacherChoice | None,
-    data: str | None,
-    split: str,
+    data: DataChoice | None,
     sample: int,
     device: str,
     workers: int,
@@ -58,7 +69,6 @@ def verify(
     With --teacher and --data, also runs the teacher again on a sample. Exits with 2 if anything is
     wrong.
     """
-    from distill.cli.options.images import open_images
     from distill.errors import ConfigError
     from store.upkeep.verify import verify
 
@@ -71,7 +81,7 @@ def verify(
 
         again = ask_again(
             location,
-            source=open_images(data, split),
+            source=data.open(),
             teacher=teacher_choice.load(device),
             sample=sample,
             workers=workers,
@@ -102,8 +112,7 @@ def verify(
 @store.command(examples=["STORE --teacher tresnet_l --weights FILE --data DATA"])
 @location
 @teacher_options(required=False)
-@option("--data", help="Images that the store was made from.")
-@setting("--split", default="train", help="Split of --data.")
+@data_options(required=False, help="Images that the store was made from.")
 @option(
     "--batch-size", type=click.IntRange(1), help="Views per batch.", show_default="as in the store"
 )
@@ -113,8 +122,7 @@ def verify(
 def repair(
     location: str,
     teacher_choice: TeacherChoice | None,
-    data: str | None,
-    split: str,
+    data: DataChoice | None,
     batch_size: int | None,
     limit: int | None,
     device: str,
@@ -128,7 +136,6 @@ def repair(
     """
     from dataclasses import asdict
 
-    from distill.cli.options.images import open_images
     from distill.errors import ConfigError
     from teacher_server.precompute.repair import repair
 
@@ -136,7 +143,7 @@ def repair(
         raise ConfigError("one of --teacher and --data found, expected both or neither")
     report = repair(
         location,
-        source=open_images(data, split).limited(limit) if data else None,
+        source=data.open().limited(limit) if data else None,
         teacher=teacher_choice.load(device) if teacher_choice else None,
         batch_size=batch_size,
         workers=workers,

@@ -22,7 +22,7 @@ REQUESTS_AT_ONCE = 16
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 80_000_000
 # The decoders that may see the bytes: Pillow's others run programs, or are seldom looked after.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 
 # What a camera wrote into EXIF's orientation tag, and what sets the picture upright.
 ORIENTATION_TAG = 0x0112

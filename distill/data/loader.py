@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distill.data.images import decode_image, read_all, squish
+from distill.data.images import decode_image, read_all
 from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
-from distill.data.views import Size, draw_view, render_view, view_proof
+from distill.data.views import Size, draw_view, render_view, resized, view_proof
 from distill.errors import DataError, DataUnavailableError, dead_decoder, is_dead_decoder
 
 
@@ -98,7 +98,7 @@ class _Views(Dataset[_Item]):
         drawn = [draw_view(self.policy, sample_id, view) for view in request.views]
         pixels = []
         for size in self.sizes:
-            small = squish(image, size)  # once for all views
+            small = resized(image, self.policy, size)  # once for all views
             pixels.append(torch.stack([render_view(small, params, size) for params in drawn]))
         rendered = time.perf_counter()
         proved = drawn if request.prove else []

@@ -6,6 +6,7 @@ in which a sample is found by binary search.
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,11 +15,21 @@ from numpy.typing import NDArray
 SampleIds = NDArray[np.uint64]  # [n, 2]: high and low 64 bits
 
 
+def normal_key(key: str) -> str:
+    """A key as it counts: in Unicode's NFC, which Macs do not use for names, and without ./ first.
+
+    `tar cf x.tar .` writes names with it.
+    """
+    while key.startswith("./"):
+        key = key[2:].lstrip("/")
+    return key if key.isascii() else unicodedata.normalize("NFC", key)
+
+
 def sample_ids(keys: Iterable[str]) -> SampleIds:
-    """[n, 2] uint64: BLAKE2b-128 of each key's UTF-8 bytes, big-endian, high word first."""
+    """[n, 2] uint64: BLAKE2b-128 of each normal key's UTF-8 bytes, big-endian, high word first."""
     digests = bytearray()
     for key in keys:
-        encoded = key.encode("utf-8", "surrogatepass")
+        encoded = normal_key(key).encode("utf-8", "surrogatepass")
         digests += hashlib.blake2b(encoded, digest_size=16).digest()
     words = np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
     return words.astype(np.uint64)

@@ -1,32 +1,51 @@
 """Labelled images behind one `ImageSource`, whatever form they lie in.
 
-Recognises the form (`distill.data.formats` lists each), and turns labels into class indices. Every
-form becomes the same table of keys, labels and places of bytes, so views, resume and every command
-work on all of them. A sample's key is its name without split, shard or extension, so moving data
-does not change it.
+`distill.data.layout` recognises form and split, `distill.data.formats` lists each form; here labels
+become class indices. Every form becomes the same table of keys, labels and places of bytes,
+so views, resume and every command work on all of them. A sample's key is its name without split,
+shard or extension, so moving data does not change it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.formats.arrow import is_arrow, list_arrow
-from distill.data.formats.folders import list_folders, list_loose
+from distill.data.formats.arrow import list_arrow
+from distill.data.formats.folders import list_folders
 from distill.data.formats.samples import IMAGE_SUFFIXES, SampleTable
-from distill.data.formats.tables import is_manifest, list_manifest, splits_of_manifest
+from distill.data.formats.skipped import Skipped
+from distill.data.formats.tables import USUAL, Columns, columns_of_manifest, list_manifest
 from distill.data.formats.tars import list_tars
+from distill.data.layout import CONTAINERS, Form, Layout, find_layout, splits_there
 from distill.data.sample_ids import SampleIds, ascending, sample_ids
-from distill.errors import DataError
+from distill.data.splits import SPLIT_OF
+from distill.errors import DataError, printable
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.storage import Entries, place_of
 
-SPLITS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
-# `distill prepare` writes it first and renames it last.
-UNFINISHED = "prepare-unfinished.jsonl"
+SPLITS = ("train", "val", "test")
 OUTSIDE = -2  # a label that is not of the label set
+WNID_IN_KEY = re.compile(r"n\d{8}(?=_)")
+SHOWN = 3  # names of each list
+
+
+@dataclass(frozen=True, kw_only=True)
+class Understood:
+    """What a data set was taken for. root, form: where the split lies, and how.
+
+    split: None where the data has no splits, and all of it was taken. others: splits that were left
+    out, by the name they have there. notes: what else a user should know.
+    """
+
+    root: str
+    form: Form
+    split: str | None = None
+    others: Mapping[str, str] = field(default_factory=dict)
+    skipped: Skipped = field(default_factory=Skipped)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +55,7 @@ class ImageSource:
     location: str
     samples: SampleTable
     ids: SampleIds  # [n, 2], ascending
+    understood: Understood
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -44,76 +64,115 @@ class ImageSource:
         """The `limit` smallest ids: a fair and repeatable choice from the whole."""
         if limit is None or limit >= len(self):
             return self
-        return ImageSource(self.location, self.samples[:limit], self.ids[:limit])
+        return replace(self, samples=self.samples[:limit], ids=self.ids[:limit])
 
     def select(self, rows: NDArray[np.int64]) -> "ImageSource":
         """Those rows, which must be ascending."""
-        return ImageSource(self.location, self.samples.select(rows), self.ids[rows])
+        return replace(self, samples=self.samples.select(rows), ids=self.ids[rows])
+
+    def describe(self) -> list[str]:
+        """What the data was taken for, in a few lines."""
+        known = self.understood
+        labels = [str(label) for label in self.samples.labels if label is not None]
+        without = np.array([label is None for label in self.samples.labels], np.bool_)
+        unlabelled = int(without[self.samples.rows["label"]].sum())
+        more = ", …" if len(labels) > SHOWN else ""
+        classes = f"{_count(labels, 'label')} ({', '.join(labels[:SHOWN])}{more})"
+        form = known.form if labels or known.form != "class folders" else "files"
+        lines = [
+            f"{known.split or 'no splits, all taken'}: {_count(self, 'image')}, "
+            f"{classes if labels else 'no labels'}; {form} in {known.root}"
+        ]
+        if labels and unlabelled:
+            lines.append(f"without a label: {unlabelled} images")
+        if known.others:
+            others = ", ".join(
+                name if name == split else f"{name} ({split})"
+                for name, split in known.others.items()
+            )
+            lines.append(f"other splits there: {others}")
+        if known.skipped.total:
+            lines.append(f"skipped: {known.skipped}")
+        return [printable(line) for line in (*lines, *known.notes)]
 
 
 def open_source(
-    location: str | Path, split: str = "train", *, indexes: Path | None = None
+    location: str | Path,
+    split: str = "train",
+    *,
+    indexes: Path | None = None,
+    columns: Columns = USUAL,
 ) -> ImageSource:
     """Recognise what `location` holds, a path or s3://…, and list one split of it.
 
-    A tar; a CSV or Parquet table of paths; a folder of tars, of which those named after the split
-    where any is; a Hugging Face data set; a folder of one folder per class, or of images without
-    labels; or a folder that holds such a folder named after the split.
+    A tar, or a pattern of them (train-{0000..0127}.tar); a CSV or Parquet table of paths; a folder
+    of tars, of which those named after the split where any is; a Hugging Face data set; a folder of
+    one folder per class, or of images without labels; or a folder that holds such a folder named
+    after the split. Data without splits is one split, whichever is asked for.
 
     indexes: folder to keep the indexes of tars in, so that each is listed once.
 
     Raises:
-        DataError: nothing is there, nothing of a known form, or a key appears twice.
+        DataError: nothing is there, nothing of a known form, no such split, names that contradict
+        each other, or a key that appears twice.
         DataUnavailableError: the disk or the network does not answer now.
     """
     path = _path_of(location)
-    kind = place_of(path).kind(path)
-    if kind is None:
-        raise DataError(f"{path}: no such file or folder; expected images for --data")
-    root, list_samples = (_of_file if kind == "file" else _of_folder)(path, split, indexes)
-    samples = list_samples()
+    layout = find_layout(path, split, columns)
+    samples, notes = _without_containers(_listed(layout, indexes, columns), layout.root)
     if not len(samples):
         raise DataError(
-            f"{root}: no images found; expected class folders with {' '.join(IMAGE_SUFFIXES)} "
-            "files, or WebDataset tars of key.jpg with key.wnid or key.cls"
+            f"{layout.root}: no images found{_instead(layout)}; expected class folders with "
+            f"{' '.join(IMAGE_SUFFIXES)} files, or WebDataset tars of key.jpg with key.wnid or "
+            "key.cls"
         )
+    if layout.form == "table" and samples.labels == (None,):
+        there = ", ".join(columns_of_manifest(path)[:12])
+        notes += (f"no column wnid or label found among {there}; --label-column names another one",)
     ids = sample_ids(s.key for s in samples)
     order = ascending(ids)
     ids = ids[order]
     twice = np.flatnonzero((ids[1:] == ids[:-1]).all(axis=1))
     if len(twice):
-        key = samples[int(order[twice[0]])].key
-        raise DataError(f"{root}: the key {key!r} appears twice; expected every sample's key once")
-    return ImageSource(path, samples.select(order), ids)
+        one, other = (samples[int(order[twice[0] + i])] for i in (0, 1))
+        raise DataError(
+            f"{layout.root}: the key {one.key!r} appears twice, in {one.path} and {other.path}; "
+            "expected every sample's key once"
+        )
+    others = {name: of for name, of in layout.splits.items() if of != SPLIT_OF.get(split, split)}
+    understood = Understood(
+        root=layout.root,
+        form=layout.form,
+        split=layout.split,
+        others=others,
+        skipped=layout.skipped,
+        notes=notes,
+    )
+    return ImageSource(path, samples.select(order), ids, understood)
 
 
-def has_split(location: str | Path, split: str) -> bool:
+def has_split(location: str | Path, split: str, columns: Columns = USUAL) -> bool:
     """Whether there is a split of that name, apart from the others."""
-    path = _path_of(location)
-    place = place_of(path)
-    if place.kind(path) != "folder":
-        return is_manifest(path) and bool(splits_of_manifest(path) & {*_names_of(split)})
-    listing = place.entries(path)
-    return bool({*_names_of(split)} & {*listing.folders} or _tars_of(listing, split))
+    return SPLIT_OF.get(split, split) in splits_there(_path_of(location), columns).values()
 
 
-def split_names(location: str | Path) -> list[str]:
+def split_names(location: str | Path, columns: Columns = USUAL) -> list[str]:
     """The splits that are there apart from each other; "train" where all is one."""
-    path = _path_of(location)
-    if is_manifest(path) and place_of(path).kind(path) == "file":
-        return sorted(splits_of_manifest(path)) or ["train"]
-    return [name for name in SPLITS if has_split(path, name)] or ["train"]
+    there = {*splits_there(_path_of(location), columns).values()}
+    return [name for name in SPLITS if name in there] + sorted(there - {*SPLITS}) or ["train"]
 
 
 def label_indices(source: ImageSource, hierarchy: SemanticHierarchy) -> NDArray[np.int64]:
     """[n]: each sample's class index, -1 where it has none.
 
-    A label is a synset, a class index, WordNet's name of a synset (swan.n.01), or the name of just
-    one class. One that was only guessed from a file name and lies outside the label set counts as
-    none.
+    A label is a synset, a class index, WordNet's name of a synset (swan.n.01), or names of just one
+    class ("goldfish, Carassius auratus"). A number is the class of that name where the label set
+    has classes that are numbers. A label that was only guessed from a file name and lies outside
+    the label set counts as none.
 
     Raises:
-        DataError: a label lies outside the label set.
+        DataError: a label lies outside the label set, or the name of a file says another class than
+        the index beside it.
     """
     labels = labels_or_outside(source, hierarchy)
     outside = np.flatnonzero(labels == OUTSIDE)
@@ -125,11 +184,12 @@ def label_indices(source: ImageSource, hierarchy: SemanticHierarchy) -> NDArray[
             "or a name that only one class has; pass the --label-set that the data was tagged "
             "with; `distill data check` lists all such labels"
         )
+    _require_same_indices(source, hierarchy, labels)
     return labels
 
 
 def labels_or_outside(source: ImageSource, hierarchy: SemanticHierarchy) -> NDArray[np.int64]:
-    """`label_indices`, but -2 where a label lies outside the label set."""
+    """`label_indices`, but -2 where a label lies outside the label set, and no word of indices."""
     samples = source.samples
     known = np.array([_class_of(label, hierarchy) for label in samples.labels], np.int64)
     labels: NDArray[np.int64] = known[samples.rows["label"]]
@@ -140,7 +200,10 @@ def _class_of(label: str | int | None, hierarchy: SemanticHierarchy) -> int:
     if label is None:
         return -1
     if isinstance(label, int) or (label not in hierarchy and label.isdecimal()):
-        return int(label) if 0 <= int(label) < hierarchy.num_classes else OUTSIDE
+        numbered = hierarchy.numbered
+        if numbered:
+            return numbered.get(int(label), OUTSIDE)
+        return int(label) if int(label) < hierarchy.num_classes else OUTSIDE
     synsets: tuple[str, ...] = (label,)
     if label not in hierarchy and ".n." in label:
         from distill.hierarchy.wordnet import wnid_of
@@ -151,77 +214,58 @@ def _class_of(label: str | int | None, hierarchy: SemanticHierarchy) -> int:
     return hierarchy.index(*synsets) if len(synsets) == 1 and synsets[0] in hierarchy else OUTSIDE
 
 
+def _require_same_indices(
+    source: ImageSource, hierarchy: SemanticHierarchy, labels: NDArray[np.int64]
+) -> None:
+    """ImageNet's files are called after their class, and indices count in some label set."""
+    samples = source.samples
+    indexed = np.array([isinstance(label, int) for label in samples.labels], np.bool_)
+    for row in np.flatnonzero(indexed[samples.rows["label"]] & (labels >= 0)):
+        sample = samples[int(row)]
+        wnid = WNID_IN_KEY.match(PurePosixPath(sample.key).name)
+        synset = hierarchy.synsets[labels[row]]
+        if not wnid:
+            continue
+        if wnid[0] not in (synset, *hierarchy.ancestors(synset)) and WNID_IN_KEY.match(
+            f"{synset}_"
+        ):
+            raise DataError(
+                f"{source.location}: sample {sample.key!r} is {wnid[0]} by its name, but its class "
+                f"index {sample.label} is {synset} ({hierarchy.display_name(synset)}) in "
+                f"{hierarchy.name}, expected one class: indices count in one label set, and those "
+                "of ImageNet-1K, fall11 and winter21 differ; pass the --label-set that they count "
+                "in, or leave out the indices"
+            )
+
+
+def _count(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+
+
 def _path_of(location: str | Path) -> str:
     text = str(location)
     return text if text.endswith("://") else text.rstrip("/") or "/"
 
 
-# -- recognising -----------------------------------------------------------------------------------
-
-# The place that errors name, and what lists the samples there.
-_Found = tuple[str, Callable[[], SampleTable]]
-
-
-def _of_file(path: str, split: str, indexes: Path | None) -> _Found:
-    if path.endswith(".tar"):
-        return path, lambda: list_tars([path], indexes)
-    if is_manifest(path):
-        return path, lambda: SampleTable.of(list_manifest(path, _names_of(split)))
-    raise DataError(
-        f"{path}: unknown file format; expected a folder, a .tar, or a .csv or .parquet table "
-        "with the columns path and wnid"
-    )
+def _listed(layout: Layout, indexes: Path | None, columns: Columns) -> SampleTable:
+    skipped = layout.skipped
+    if layout.form == "table":
+        return SampleTable.of(list_manifest(layout.root, layout.files, columns, skipped))
+    if layout.form == "WebDataset tars":
+        return list_tars(layout.files, indexes, skipped)
+    if layout.form == "Hugging Face data set":
+        return list_arrow(layout.root, columns)
+    return SampleTable.of(list_folders(layout.root, skipped))
 
 
-def _of_folder(path: str, split: str, indexes: Path | None) -> _Found:
-    place = place_of(path)
-    listing = place.entries(path)
-    parent = place.kind(f"{path}/../{UNFINISHED}") if "://" not in path else None
-    if UNFINISHED in listing.files or parent:
-        raise DataError(
-            f"{path}: `distill prepare` has not finished here, expected a complete data set; run "
-            "the same `distill prepare` again"
-        )
-    inside = next((name for name in _names_of(split) if name in listing.folders), None)
-    root = f"{path}/{inside}" if inside else path
-    if inside:
-        listing = place.entries(root)
-    elif not _tar_names(listing):
-        others = [name for names in SPLITS.values() for name in names if name in listing.folders]
-        if others:
-            raise DataError(
-                f"{path}: no split {split} found, only {', '.join(others)}; expected a folder of "
-                "that name: make one, or pass one of these folders"
-            )
-    if is_arrow(listing.files):
-        return root, lambda: list_arrow(root)
-    if _tar_names(listing):
-        return root, lambda: list_tars(
-            [f"{root}/{name}" for name in _tars_of(listing, split, all_of_one=bool(inside))],
-            indexes,
-        )
-
-    def list_images() -> SampleTable:
-        of_classes = SampleTable.of(list_folders(root))
-        return of_classes if len(of_classes) else SampleTable.of(list_loose(root, listing))
-
-    return root, list_images
+def _without_containers(samples: SampleTable, root: str) -> tuple[SampleTable, tuple[str, ...]]:
+    """Where all images lie in one folder that is called images, that is no class of theirs."""
+    only = samples.labels[0] if len(samples.labels) == 1 else None
+    if not (isinstance(only, str) and only.casefold() in CONTAINERS):
+        return samples, ()
+    note = f"{root}/{only} holds all images, so it was taken for no class: they have no labels"
+    return replace(samples, labels=(None,)), (note,)
 
 
-def _names_of(split: str) -> tuple[str, ...]:
-    return SPLITS.get(split, (split,))
-
-
-def _tar_names(listing: Entries) -> list[str]:
-    return [name for name in listing.files if name.endswith(".tar") and not name.startswith(".")]
-
-
-def _tars_of(listing: Entries, split: str, *, all_of_one: bool | None = None) -> list[str]:
-    """The tars of a split. all_of_one: whether those without a split's name count; None: never."""
-    tars = _tar_names(listing)
-    named = [t for t in tars if any(t.startswith(f"{name}-") for name in _names_of(split))]
-    if all_of_one is None:
-        return named
-    every = [name for names in SPLITS.values() for name in names]
-    by_split = any(tar.startswith(f"{name}-") for tar in tars for name in every)
-    return tars if all_of_one or not by_split else named
+def _instead(layout: Layout) -> str:
+    return f", only {layout.skipped}" if layout.skipped.total else ""

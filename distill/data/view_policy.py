@@ -70,3 +70,19 @@ class ViewPolicy:
                 f"view policy {dict(document)} found, expected what `distill precompute` writes; "
                 "use the distill version that wrote it"
             ) from error
+
+
+PLAIN = ViewPolicy(name="plain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentreCrop(ViewPolicy):
+    """Plain views as timm judges its own weights: the shorter side resized, the centre cut out.
+
+    share: of the resized image that remains (crop_pct). interpolation: bilinear or bicubic. Only
+    for judging; stores hold squished views.
+    """
+
+    name: str = "plain"
+    share: float = 0.875
+    interpolation: str = "bicubic"

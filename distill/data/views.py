@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from distill.data.images import squish
-from distill.data.view_policy import ViewPolicy
+from distill.data.view_policy import CentreCrop, ViewPolicy
 
 Pixels = UInt8[Tensor, "3 height width"]
 Size = tuple[int, int]  # height, width
@@ -47,6 +47,18 @@ def draw_view(policy: ViewPolicy, sample_id: NDArray[np.uint64], view: int) -> V
     flip = uniform() < 0.5
     cutout = (uniform(), uniform(), policy.cutout) if policy.cutout else None
     return ViewParams(flip=flip, operations=tuple(operations), cutout=cutout)
+
+
+def resized(image: Image.Image, policy: ViewPolicy, size: Size) -> Image.Image:
+    """The image at `size`: squished, or cropped where the policy is `CentreCrop`."""
+    if not isinstance(policy, CentreCrop):
+        return squish(image, size)
+    height, width = size
+    factor = max(height / image.height, width / image.width) / policy.share
+    large = (max(width, round(image.width * factor)), max(height, round(image.height * factor)))
+    image = image.resize(large, Image.Resampling[policy.interpolation.upper()])
+    cropped: Image.Image = tv.center_crop(image, [height, width])
+    return cropped
 
 
 def view_steps(

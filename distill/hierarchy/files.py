@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from distill.errors import HierarchyError, first_line
+from distill.models.torch_files import load_torch_file
 
 FORMAT = "distill-hierarchy/1"
 
@@ -82,10 +81,10 @@ def read_miil_tree(path: Path) -> ChainSource:
         HierarchyError: the file is not such a tree.
     """
     try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
+        tree = load_torch_file(path)
         chains = [[int(c) for c in chain] for chain in tree["class_tree_list"]]
-        listed = tree.get("class_list") or [str(c) for c in range(len(chains))]
-        synsets = [str(s) for s in listed]
+        listed = tree.get("class_list")
+        synsets = [str(s) for s in (range(len(chains)) if listed is None else listed)]
         described = tree.get("class_description")
         if len(synsets) != len(chains) or not all(chains):
             raise ValueError(f"{len(chains)} chains for {len(synsets)} classes")

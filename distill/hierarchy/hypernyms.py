@@ -13,9 +13,8 @@ from typing import Any
 from distill.errors import HierarchyError, did_you_mean
 from distill.files import write_atomically
 from distill.hierarchy import wordnet
+from distill.hierarchy.names import FLAT_LABEL_SETS
 
-# Label sets of flat teachers, as timm has their synsets.
-FLAT_LABEL_SETS = ("imagenet-1k", "imagenet-12k", "imagenet-21k", "imagenet-22k", "imagenet-22k-ms")
 TABLE = "hypernyms.txt"
 HEAD = "# synset and hypernym; from WordNet 3.0, Copyright 2006 by Princeton University\n"
 
@@ -42,6 +41,28 @@ def flat_label_set(name_or_path: str) -> tuple[str, ...]:
     return synsets
 
 
+def label_names(name: str) -> dict[str, str]:
+    """The first of the names that timm has for the classes of one of `FLAT_LABEL_SETS`."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info: Any = ImageNetInfo(name)
+    described = {str(s): str(info.label_name_to_description(s)) for s in info.label_names()}
+    return {synset: names.partition(",")[0].strip() for synset, names in described.items()}
+
+
+def ancestors(synset: str) -> list[str]:
+    """All hypernyms of a synset of ImageNet, nearest first."""
+    above: list[str] = []
+    while (synset := _table().get(synset, "")) and synset not in above:
+        above.append(synset)
+    return above
+
+
+def is_known(synset: str) -> bool:
+    """Whether it is a class of ImageNet, or above one."""
+    return synset in _table() or synset in _tops()
+
+
 def nearest_ancestor(synset: str, label_set: Container[str]) -> str | None:
     """The synset itself or its nearest hypernym in `label_set`; None where there is none."""
     above: str | None = synset
@@ -59,6 +80,11 @@ def write_table(path: Path) -> int:
     lines = (f"{synset} {above}\n" for synset, above in sorted(hypernym.items()))
     write_atomically(path, (HEAD + "".join(lines)).encode())
     return len(hypernym)
+
+
+@cache
+def _tops() -> frozenset[str]:
+    return frozenset(_table().values())
 
 
 @cache

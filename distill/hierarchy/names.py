@@ -5,6 +5,8 @@ from pathlib import Path
 
 from distill.errors import HierarchyError, did_you_mean
 
+# ImageNet's label sets as timm knows them; their hierarchies come from WordNet.
+FLAT_LABEL_SETS = ("imagenet-1k", "imagenet-12k", "imagenet-21k", "imagenet-22k", "imagenet-22k-ms")
 FOLDER = Path(str(resources.files("distill.hierarchy") / "bundled"))
 
 
@@ -20,8 +22,9 @@ def bundled_path(name: str) -> Path:
 
 def require_known_hierarchy(name_or_path: str) -> None:
     """Raises HierarchyError where it is neither bundled nor a file."""
-    if name_or_path not in bundled_names() and not Path(name_or_path).exists():
+    known = (*bundled_names(), *FLAT_LABEL_SETS)
+    if name_or_path not in known and not Path(name_or_path).exists():
         raise HierarchyError(
-            f"unknown hierarchy {name_or_path!r}{did_you_mean(name_or_path, bundled_names())}: "
-            f"neither a file nor bundled, expected {', '.join(bundled_names())} or a JSON file"
+            f"unknown hierarchy {name_or_path!r}{did_you_mean(name_or_path, known)}: "
+            f"neither a file nor bundled, expected {', '.join(known)} or a JSON file"
         )

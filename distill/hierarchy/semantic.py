@@ -6,6 +6,7 @@ Where chains come from is elsewhere: `distill.hierarchy.wordnet` walks WordNet.
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +23,12 @@ from distill.errors import HierarchyError, did_you_mean
 from distill.files import write_atomically
 from distill.hierarchy import files
 from distill.hierarchy.files import ChainSource
-from distill.hierarchy.names import bundled_names, bundled_path, require_known_hierarchy
+from distill.hierarchy.names import (
+    FLAT_LABEL_SETS,
+    bundled_names,
+    bundled_path,
+    require_known_hierarchy,
+)
 
 MAX_WEIGHT = 20.0  # the authors clamp W_k here
 
@@ -123,6 +129,15 @@ class SemanticHierarchy:
                 "or give the path of a hierarchy or label-set JSON"
             )
         return cls.load(bundled_path(name))
+
+    @classmethod
+    def of_imagenet(cls, name: str) -> "SemanticHierarchy":
+        """One of `FLAT_LABEL_SETS` in timm's order, with WordNet's hypernyms."""
+        from distill.hierarchy import hypernyms
+
+        names = hypernyms.label_names(name)
+        above = {synset: hypernyms.ancestors(synset) for synset in names}
+        return cls.from_chains(tuple(names), above, names=names, name=name)
 
     @classmethod
     def load(cls, path: str | Path) -> "SemanticHierarchy":
@@ -322,8 +337,33 @@ class SemanticHierarchy:
         return synsets
 
     def named(self, word: str) -> tuple[str, ...]:
-        """The synsets that are named so; case, underscores and spaces around do not matter."""
-        return tuple(self._by_name.get(_plain(word), ()))
+        """The synsets that are named so; case, underscores and spaces around do not matter.
+
+        Of several names with commas between, as in "goldfish, Carassius auratus", those that all
+        known ones of them name.
+        """
+        if found := self._by_name.get(_plain(word)):
+            return tuple(found)
+        each = [self._by_name.get(_plain(name)) for name in word.split(",")]
+        known = [synsets for synsets in each if synsets]
+        return tuple(s for s in known[0] if all(s in more for more in known)) if known else ()
+
+    @cached_property
+    def numbered(self) -> dict[int, int]:
+        """By number, the classes whose synsets are numbers; empty where none is.
+
+        Raises:
+            HierarchyError: two are the same number.
+        """
+        numbers: dict[int, int] = {}
+        for c, synset in enumerate(self.synsets):
+            is_number = synset.isascii() and synset.isdecimal() and len(synset) < 10
+            if is_number and numbers.setdefault(int(synset), c) != c:
+                raise HierarchyError(
+                    f"{self.name}: classes {self.synsets[numbers[int(synset)]]!r} and {synset!r} "
+                    "are the same number, expected one of them; rename one"
+                )
+        return numbers
 
     def ancestors(self, synset: str) -> tuple[str, ...]:
         """A synset's ancestors in the label set, nearest first."""
@@ -337,7 +377,8 @@ class SemanticHierarchy:
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        return {synset: c for c, synset in enumerate(self.synsets)}
+        normal = {unicodedata.normalize("NFC", s): c for c, s in enumerate(self.synsets)}
+        return {**normal, **{synset: c for c, synset in enumerate(self.synsets)}}
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
@@ -362,6 +403,8 @@ def resolve(name_or_path: str) -> SemanticHierarchy:
     require_known_hierarchy(name_or_path)
     if name_or_path in bundled_names():
         return SemanticHierarchy.bundled(name_or_path)
+    if name_or_path in FLAT_LABEL_SETS:
+        return SemanticHierarchy.of_imagenet(name_or_path)
     return SemanticHierarchy.load(name_or_path)
 
 
@@ -383,4 +426,4 @@ def _path(chain: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", " ").strip().lower()
+    return unicodedata.normalize("NFC", name.replace("_", " ").strip().lower())

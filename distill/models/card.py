@@ -15,6 +15,8 @@ from torch import Tensor
 from distill.errors import ConfigError
 from distill.files import write_atomically
 
+SCHEMES = ("semantic", "single-label", "multi-label")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInput:
@@ -48,12 +50,21 @@ def _constants(model_input: ModelInput, device: torch.device) -> tuple[Tensor, T
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What the JSON beside a weight file says."""
+    """What the JSON beside a weight file says.
+
+    scheme: how it was trained, "semantic", "single-label" or "multi-label". taught: by a teacher's
+    predictions, so that each hierarchy has a softmax of its own. label_set: its name. classes: of
+    the logits, where the card lists them.
+    """
 
     model: str
     num_classes: int
     input: ModelInput
     hierarchy_digest: str | None = None
+    scheme: str | None = None
+    taught: bool = False
+    label_set: str | None = None
+    classes: tuple[str, ...] | None = None
 
     def write(self, weights: Path) -> None:
         """Beside `weights`."""
@@ -65,22 +76,35 @@ class ModelCard:
             "mean": list(self.input.mean),
             "std": list(self.input.std),
             "hierarchy_digest": self.hierarchy_digest,
+            "scheme": self.scheme,
+            "taught": self.taught,
+            "label_set": self.label_set,
         }
         write_atomically(card_path(weights), (json.dumps(document, indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, weights: Path) -> "ModelCard | None":
-        """The card beside `weights`; None where there is none.
+        """The card beside `weights`, or timm's config.json of an exported folder; None without.
 
         Raises:
             ConfigError: there is one, but it is not a card.
         """
-        path = card_path(weights)
+        path, of_timm = card_path(weights), weights.with_name("config.json")
+        if not path.exists():
+            path = of_timm
         if not path.exists():
             return None
         try:
             document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if path == of_timm:
+                if "architecture" not in document:
+                    return None  # somebody else's
+                document = _card_of_timm(document)
             height, width = document["input_size"][-2:]
+            names = document.get("classes")
+            digest, scheme = document.get("hierarchy_digest"), document.get("scheme")
+            if scheme not in (None, *SCHEMES):
+                raise ValueError(f"scheme {scheme!r}, expected {', '.join(SCHEMES)}")
             return cls(
                 model=str(document["model"]),
                 num_classes=int(document["num_classes"]),
@@ -89,13 +113,33 @@ class ModelCard:
                     mean=three_floats(document["mean"]),
                     std=three_floats(document["std"]),
                 ),
-                hierarchy_digest=document.get("hierarchy_digest"),
+                hierarchy_digest=None if digest is None else str(digest),
+                scheme=scheme,
+                taught=bool(document.get("taught")),
+                label_set=document.get("label_set"),
+                classes=tuple(map(str, names)) if names else None,
             )
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             raise ConfigError(
                 f"{path}: not a model card ({type(error).__name__}: {error}); expected JSON with "
                 "model, num_classes, input_size, mean and std, or no such file"
             ) from error
+
+
+def _card_of_timm(document: dict[str, Any]) -> dict[str, Any]:
+    """timm's config.json as a card; older ones have no pretrained_cfg of their own."""
+    config = document.get("pretrained_cfg") or document
+    names = document.get("label_names") or config.get("label_names") or config.get("labels")
+    return {
+        "model": document["architecture"],
+        "num_classes": document.get("num_classes", config.get("num_classes")),
+        "input_size": config["input_size"],
+        "mean": config["mean"],
+        "std": config["std"],
+        "classes": names if isinstance(names, list) else None,
+        "scheme": document.get("distill_scheme"),
+        "taught": document.get("distill_taught", False),
+    }
 
 
 def card_path(weights: Path) -> Path:

@@ -1,5 +1,7 @@
 """timm models: created, downloaded, tried out, and the device they run on."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,8 +14,13 @@ from distill.errors import ConfigError, first_line
 from distill.models.card import ModelInput, three_floats
 
 
-def default_input(name: str) -> ModelInput:
-    """The input that timm's pretrained configuration of this model states."""
+def default_input(name: str, weights: Path | None = None) -> ModelInput:
+    """The input that timm's pretrained configuration of this model states.
+
+    The weights of the paper's authors, whose files and tags are called miil, take pixels in [0, 1].
+    """
+    if weights and "miil" in weights.name.lower():
+        return replace(default_input(name), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     config = get_pretrained_cfg(name) or get_pretrained_cfg(name.partition(".")[0])
     if config is None:
         return ModelInput(size=(224, 224))

@@ -103,11 +103,6 @@ def _described(teacher: Teacher) -> list[str]:
     described = []
     for member in teacher.members:
         height, width = member.input.size
-        head = "semantic head"
-        if member.head:
-            head = (
-                f"one softmax over {len(member.head.synsets)} classes, of which "
-                f"{member.head.mapped} have a place in {teacher.hierarchy.name}"
-            )
+        head = str(member.head) if member.head else "semantic head"
         described.append(f"{member.name}, {height}×{width} pixels, {head}")
     return described

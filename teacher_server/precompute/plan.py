@@ -19,6 +19,7 @@ from distill.data.source import ImageSource, label_indices
 from distill.data.view_policy import ViewPolicy
 from distill.errors import ConfigError, DataError
 from distill.events import Journal
+from distill.targets.agreement import TagAgreement, agreement_of
 from distill.targets.encoding import EncodingSpec
 from distill.targets.fidelity import fidelity_figures
 from store.format.codes import ANSWER_ARRAYS
@@ -58,6 +59,7 @@ class Plan:
     seconds_per_image: float
     seconds_per_view: float
     stores: tuple[PlannedStore, ...]
+    agreement: TagAgreement
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -141,6 +143,12 @@ def make_plan(
         seconds_per_image=per_image,
         seconds_per_view=per_view,
         stores=tuple(stores),
+        agreement=agreement_of(
+            pilot_run.answers[encodings[0]][0],
+            label_indices(pilot, teacher.hierarchy),
+            teacher.hierarchy,
+            spec.entries,
+        ),
     )
 
 

@@ -18,10 +18,12 @@ from distill.data.sample_ids import samples_digest
 from distill.data.source import ImageSource, label_indices
 from distill.events import Journal
 from distill.progress import progress
+from distill.targets.agreement import TagAgreement
 from distill.targets.encoding import EncodingSpec
 from store.format.manifest import DatasetIdentity, HierarchyIdentity, Manifest, ViewIdentity
 from store.logit_store import LogitStore, has_store
 from store.summary import StoreSummary, summarise
+from teacher_server.inspect.agreement import agreement_of_store
 from teacher_server.precompute.audit import certificate
 from teacher_server.precompute.bad_images import BadImages
 from teacher_server.precompute.options import PrecomputeOptions, Share
@@ -36,6 +38,7 @@ class PrecomputeReport:
     """images: computed in this run, each in all its views. images_per_s: of those, wall clock.
 
     bad: images by kind of damage, over all runs. blocks_left: for others, or for later.
+    agreement: of the teacher with the tags, on a sample; None before the first block.
     """
 
     store: StoreSummary
@@ -47,6 +50,7 @@ class PrecomputeReport:
     stages: StageSeconds
     bottleneck: str
     bad: Mapping[str, int]
+    agreement: TagAgreement | None
 
 
 def precompute(
@@ -125,7 +129,7 @@ def manifest_for(
         ),
         encoding=EncodingSpec.named(options.encoding, hierarchy.classes_per_hierarchy),
         block_rows=min(options.block_rows, len(source)),
-        provenance=versions(),
+        provenance={**versions(), "teacher": [line for m in teacher.members for line in m.about]},
     )
 
 
@@ -202,6 +206,7 @@ def report_of(
         stages=stages,
         bottleneck=stages.bottleneck,
         bad=bad_images.bad,
+        agreement=agreement_of_store(store),
     )
 
 

@@ -5,21 +5,29 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from timm.data.imagenet_info import infer_imagenet_subset
 from timm.models import get_pretrained_cfg
 from torch import nn
 
 from distill.errors import ConfigError, TeacherError, first_line
-from distill.hierarchy.hypernyms import FLAT_LABEL_SETS, flat_label_set
+from distill.hierarchy.flat_heads import FlatHead, TagHead
+from distill.hierarchy.hypernyms import flat_label_set
+from distill.hierarchy.model_classes import hierarchy_beside, label_set_of
+from distill.hierarchy.names import FLAT_LABEL_SETS
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelCard, ModelInput
-from distill.models.creation import check_input, create_model, default_input, download_model
+from distill.models.creation import (
+    check_input,
+    classifier_names,
+    create_model,
+    default_input,
+    download_model,
+)
 from distill.models.names import require_known_model
-from distill.models.weights import load_weights, read_weights
+from distill.models.weights import Weights, find_weights, fitted, load_weights, read_weights
 from store.format.manifest import TeacherIdentity
-from teacher_server.teacher.flat_heads import FlatHead
 from teacher_server.teacher.teacher import Confidence, Member, Precision, Teacher
 
 # What people call a teacher, and what timm calls those weights. TResNet-L here means the paper's,
@@ -28,7 +36,7 @@ ALIASES = {
     "tresnet_l": "tresnet_v2_l.miil_in21k",
     "tresnet_m": "tresnet_m.miil_in21k",
 }
-SEMANTIC = "semantic"
+SEMANTIC, SINGLE_LABEL, MULTI_LABEL = "semantic", "single-label", "multi-label"
 # timm has no flat model of that many classes: those of the paper's authors have semantic heads.
 SEMANTIC_LABEL_SET = "imagenet-21k-miil"
 
@@ -37,14 +45,15 @@ SEMANTIC_LABEL_SET = "imagenet-21k-miil"
 class MemberChoice:
     """Which model.
 
-    name: timm's, or an alias. weights: a file; None takes the hub's.
-    head: "semantic", or the label set of a flat classifier, as `flat_label_set` takes it; None
-    takes what timm says of those weights, and semantic where it does not know them.
+    name: timm's, or an alias. weights: what `find_weights` takes; None takes timm's.
+    head: "semantic", "single-label" or "multi-label" over the hierarchy's own classes, or the label
+    set of a flat classifier, as `flat_label_set` takes it; None takes what the weights' card or
+    timm says of those weights, and semantic where neither knows them.
     input_size: pixels; None takes the weights' card, then timm's configuration.
     """
 
     name: str
-    weights: Path | None = None
+    weights: str | Path | None = None
     random_weights: bool = False
     head: str | None = None
     input_size: int | None = None
@@ -99,26 +108,29 @@ def _load(
     require_known_model(name, "teacher")
     if choice.weights and choice.random_weights:
         raise ConfigError("--weights and --random-weights found; expected one of them")
-    card = ModelCard.read(choice.weights) if choice.weights else None
-    head = None
-    if synsets := _flat_synsets(choice, name, card, hierarchy):
-        head = FlatHead.of(synsets, hierarchy, device)
-    num_classes = len(synsets) if synsets else hierarchy.num_classes
-    if not head and card and card.hierarchy_digest not in (None, hierarchy.digest):
+    path = find_weights(choice.weights) if choice.weights else None
+    card = ModelCard.read(path) if path else None
+    head = _head(choice, name, path, card, hierarchy, device)
+    flat = head if isinstance(head, FlatHead) else None
+    num_classes = len(flat.synsets) if flat else hierarchy.num_classes
+    if not flat and card and card.hierarchy_digest not in (None, hierarchy.digest):
         raise TeacherError(
-            f"{choice.weights}: trained on hierarchy {str(card.hierarchy_digest)[:12]}, this run "
+            f"{path}: trained on hierarchy {str(card.hierarchy_digest)[:12]}, this run "
             f"uses {hierarchy.name} ({hierarchy.digest[:12]}); pass the --label-set it was trained "
             "on"
         )
-    if choice.weights:
+    notes: tuple[str, ...] = ()
+    if path:
         model = create_model(name, num_classes)
-        load_weights(model, read_weights(choice.weights), choice.weights)
+        weights = read_weights(path)
+        _require_rows(model, weights, num_classes, flat is not None)
+        notes = load_weights(model, weights).notes
     elif choice.random_weights:
         torch.manual_seed(0)
         model = create_model(name, num_classes)
     else:
         model = _from_hub(choice.name, name, num_classes, hierarchy)
-    model_input = card.input if card else default_input(name)
+    model_input = card.input if card else default_input(name, path)
     if choice.input_size:
         side = choice.input_size
         model_input = ModelInput(size=(side, side), mean=model_input.mean, std=model_input.std)
@@ -130,14 +142,78 @@ def _load(
             "its weights; free the device, or choose another --device"
         ) from error
     check_input(model, name, model_input, num_classes)
+    origin = path.name if path else "random weights" if choice.random_weights else "timm's weights"
+    kind = str(head) if head else f"{num_classes} classes, a softmax for each hierarchy"
+    unsure = path and not card and not choice.head
     return Member(
         name=name,
         model=model,
         input=model_input,
         head=head,
         precision=precision,
-        fingerprint=_fingerprint(name, model, model_input, precision, synsets),
+        fingerprint=_fingerprint(name, model, model_input, precision, head),
+        about=(
+            f"{name} from {origin}: {kind}",
+            *(
+                [
+                    "no card beside the weights says which classes, so taken in the order of "
+                    f"{hierarchy.name}"
+                ]
+                if unsure
+                else ()
+            ),
+            f"input {model_input.size[0]}×{model_input.size[1]}, mean {_plain(model_input.mean)}, "
+            f"std {_plain(model_input.std)}",
+            *notes,
+        ),
     )
+
+
+def _head(
+    choice: MemberChoice,
+    name: str,
+    path: Path | None,
+    card: ModelCard | None,
+    hierarchy: SemanticHierarchy,
+    device: torch.device,
+) -> FlatHead | TagHead | None:
+    """How the model's logits become those of the hierarchy; None where they are so already."""
+    trained = card if path and card and card.scheme and not choice.head else None
+    if trained and path and trained.scheme == "single-label" and not trained.taught:
+        own = hierarchy_beside(path, trained) or hierarchy
+        if own.num_classes == trained.num_classes:
+            return FlatHead.of(own.synsets, hierarchy, device)
+    if choice.head == MULTI_LABEL or (trained and trained.scheme == "multi-label"):
+        return TagHead(hierarchy=hierarchy)
+    if choice.head == SINGLE_LABEL:
+        return FlatHead.of(hierarchy.synsets, hierarchy, device)
+    if trained and trained.hierarchy_digest == hierarchy.digest:
+        return None
+    synsets = _flat_synsets(choice, name, card, hierarchy)
+    return FlatHead.of(synsets, hierarchy, device) if synsets else None
+
+
+def _require_rows(model: nn.Module, weights: Weights, num_classes: int, flat: bool) -> None:
+    """Another number of classes is said as such, not as a tensor of another shape."""
+    found = next(
+        (
+            len(tensor)
+            for module in classifier_names(model)
+            for key in ("weight", "bias")
+            if (tensor := fitted(weights, model).state.get(f"{module}.{key}")) is not None
+        ),
+        num_classes,
+    )
+    if found != num_classes:
+        raise ConfigError(
+            f"{weights.path}: a classifier of {found} classes found, expected {num_classes}; these "
+            "weights are of another label set: check "
+            + ("the names in --head" if flat else "--label-set, or name theirs as --head")
+        )
+
+
+def _plain(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def _flat_synsets(
@@ -152,11 +228,11 @@ def _flat_synsets(
         return ()
     config = get_pretrained_cfg(name)
     num_classes = card.num_classes if card else (config.num_classes if config else 0)
-    label_set = infer_imagenet_subset({"num_classes": num_classes})
+    label_set = label_set_of(num_classes)
     if (card and num_classes == hierarchy.num_classes) or label_set == SEMANTIC_LABEL_SET:
         return ()
-    if label_set == "imagenet-21k-goog":  # timm's other name of it
-        label_set = "imagenet-21k"
+    if card and card.classes:
+        return card.classes
     return flat_label_set(label_set) if label_set in FLAT_LABEL_SETS else ()
 
 
@@ -184,11 +260,13 @@ def _fingerprint(
     model: nn.Module,
     model_input: ModelInput,
     precision: str,
-    synsets: tuple[str, ...],
+    head: FlatHead | TagHead | None,
 ) -> str:
-    """SHA-256 over architecture, tensors, input, precision, and what a flat head's classes are."""
-    about = [name, model_input.size, model_input.mean, model_input.std, precision]
-    digest = hashlib.sha256(json.dumps([*about, synsets] if synsets else about).encode())
+    """SHA-256 over architecture, tensors, input, precision, and what another head's classes are."""
+    about: list[Any] = [name, model_input.size, model_input.mean, model_input.std, precision]
+    if head:
+        about.append(head.synsets if isinstance(head, FlatHead) else MULTI_LABEL)
+    digest = hashlib.sha256(json.dumps(about).encode())
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -14,12 +14,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from distill.data.views import Size
+from distill.hierarchy.flat_heads import FlatHead, TagHead
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_probs, top_mass
 from distill.models.card import ModelInput
 from distill.targets.tensors import DenseTargets
 from store.format.manifest import TeacherIdentity
-from teacher_server.teacher.flat_heads import FlatHead
 
 Precision = Literal["float32", "bfloat16"]
 Confidence = Literal["top", "reach"]
@@ -27,14 +27,18 @@ Confidence = Literal["top", "reach"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Member:
-    """One model. head: None where its logits are grouped by hierarchy already."""
+    """One model. head: None where its logits are grouped by hierarchy already.
+
+    about: what a user should know of it: weights, head, input.
+    """
 
     name: str
     model: nn.Module
     input: ModelInput
-    head: FlatHead | None
+    head: FlatHead | TagHead | None
     precision: Precision
     fingerprint: str
+    about: tuple[str, ...] = ()
 
     def logits(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch own"]:
         """float32 logits of the model's own classes, on the pixels' device."""
@@ -46,7 +50,7 @@ class Member:
     def probs_and_reach(
         self, logits: Float[Tensor, "batch own"], hierarchy: SemanticHierarchy
     ) -> tuple[Float[Tensor, "batch members"], Float[Tensor, "batch hierarchies"]]:
-        """What `FlatHead` says; all mass reaches every hierarchy of a semantic head."""
+        """What the head says; all mass reaches every hierarchy of a semantic head."""
         if self.head:
             return self.head.probs_and_reach(logits)
         reach = logits.new_ones(len(logits), hierarchy.num_hierarchies)

@@ -12,7 +12,7 @@ from distill.errors import ConfigError
 from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import create_model, pick_device
 from distill.models.names import require_known_model
-from distill.models.weights import load_weights, read_weights
+from distill.models.weights import Weights, load_weights, read_weights
 
 
 def test_unknown_architecture_lists_the_near_ones() -> None:
@@ -31,7 +31,7 @@ def test_weights_load_from_safetensors_and_safe_torch_files(
     else:
         torch.save({"state_dict": model.state_dict()} if wrapped else model.state_dict(), path)
     other = create_model("test_vit", 5)
-    load_weights(other, read_weights(path), path)
+    load_weights(other, read_weights(path))
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
 
@@ -60,11 +60,14 @@ def test_damaged_and_missing_weights_are_named(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_size_or_model_say_which_tensor() -> None:
-    path = Path("w.safetensors")
+    def weights(name: str, classes: int) -> Weights:
+        state = create_model(name, classes).state_dict()
+        return Weights(path=Path("w.safetensors"), state=state)
+
     with pytest.raises(ConfigError, match=r"is \[7\], expected \[5\]; .*label set"):
-        load_weights(create_model("test_vit", 5), create_model("test_vit", 7).state_dict(), path)
+        load_weights(create_model("test_vit", 5), weights("test_vit", 7))
     with pytest.raises(ConfigError, match="tensors missing"):
-        load_weights(create_model("test_vit", 5), create_model("test_resnet", 5).state_dict(), path)
+        load_weights(create_model("test_vit", 5), weights("test_resnet", 5))
 
 
 def test_card_survives_its_file(tmp_path: Path) -> None:

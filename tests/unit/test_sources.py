@@ -153,11 +153,11 @@ def test_a_table_may_give_keys_indices_and_absolute_paths(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"key,wnid\na,b\n", "row 1 has no path"),
+        (b"key,wnid\na,b\n", "columns key, wnid found, expected path or file_name"),
         (b"path,wnid\nhttp://x/a.jpg,n1\n", "expected a file or s3://"),
         (b"path,wnid\n", "no images found"),
         (b'path,wnid\n"' + b"x" * 200_000, "cannot be read as CSV"),
-        (b"path\n" + b"x" * 5000 + b".jpg\n", "row 1 has no path"),
+        (b"path\n" + b"x" * 5000 + b".jpg\n", "line 2 has no path"),
         (b"path\na.jpg\na.jpg\n", "the key 'a' appears twice"),
     ],
 )

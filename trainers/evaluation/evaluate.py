@@ -1,4 +1,7 @@
-"""Evaluate a trained model: one pass over labelled images, squish-resized, into meters."""
+"""Evaluate a trained model: one pass over labelled images into meters.
+
+Images are squished, as they were in training; for timm's own weights prepared as timm says.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +17,7 @@ from distill.curate.real_labels import Label
 from distill.data.loader import in_batches, load_views
 from distill.data.source import ImageSource, label_indices
 from distill.data.truth import read_truth
-from distill.data.view_policy import ViewPolicy
+from distill.data.view_policy import PLAIN, ViewPolicy
 from distill.errors import ConfigError, DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelInput
@@ -48,6 +51,7 @@ def run_evaluation(
     model_input: ModelInput,
     source: ImageSource,
     machine: Machine,
+    policy: ViewPolicy = PLAIN,
     batch_size: int = 256,
     stop: Callable[[], bool] = lambda: False,
 ) -> int:
@@ -60,10 +64,9 @@ def run_evaluation(
     model.eval()
     rows = range(machine.world.rank, len(source), machine.world.size)
     requests = in_batches(rows, (0,), batch_size)
-    plain = ViewPolicy(name="plain")
     for batch in load_views(
         source,
-        plain,
+        policy,
         [model_input.size],
         requests,
         workers=machine.workers,
@@ -110,8 +113,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """All figures that the labels of `source` allow.
 
-    Semantic top-1; top-1 and top-5 among the most specific classes that occur as labels; mean
-    average precision over labels and their ancestors.
+    Semantic top-1, in total by images and by classes; top-1 and top-5 among the most specific
+    classes that occur as labels, and among all classes; mean average precision over labels and
+    their ancestors.
 
     Raises:
         DataError: no image has a label.
@@ -127,6 +131,9 @@ def evaluate(
     meters: list[Meter] = [
         SemanticMeter(labels, hierarchy, reading, device),
         SingleLabelMeter(labels, hierarchy, reading, most_specific(labels, hierarchy), device),
+        SingleLabelMeter(
+            labels, hierarchy, reading, range(hierarchy.num_classes), device, among="all"
+        ),
         label_meter(labels, hierarchy, reading, device),
     ]
     return _judged(trained, meters, source, machine)
@@ -225,7 +232,14 @@ def _judged(
     trained: TrainedModel, meters: Sequence[Meter], source: ImageSource, machine: Machine
 ) -> dict[str, Any]:
     model = trained.model.to(machine.device)
-    bad = run_evaluation(model, meters, model_input=trained.input, source=source, machine=machine)
+    bad = run_evaluation(
+        model,
+        meters,
+        model_input=trained.input,
+        source=source,
+        machine=machine,
+        policy=trained.policy,
+    )
     if bad == len(source):
         raise DataError(
             f"{source.location}: none of {bad} images can be read, expected images; repair the data"

@@ -20,12 +20,12 @@ from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import class_log_probs, subtree_probs
 from distill.losses.accuracy import SemanticAccuracyMeter
 from distill.losses.baselines import present_classes
+from trainers.evaluation.average_precision import BinnedAveragePrecision
 from trainers.process_group import World
 from trainers.recipe import Scheme
 
 Labels = NDArray[np.int64]
-# Exact average precision keeps all scores; above this many it is counted in bins.
-MOST_SCORES, BINS = 50_000_000, 200
+MOST_SCORES = 50_000_000  # above as many, average precision counts them in bins
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class MissingTagsMeter:
 class SingleLabelMeter:
     """Top-1 and top-5 among `candidates` (class indices), as a single answer.
 
-    Images whose label is no candidate are passed over.
+    Images whose label is no candidate are passed over. among: for the names of the figures.
     """
 
     def __init__(
@@ -125,8 +125,10 @@ class SingleLabelMeter:
         reading: LogitsMeaning,
         candidates: Sequence[int],
         device: torch.device,
+        *,
+        among: str = "",
     ) -> None:
-        self.hierarchy, self.reading = hierarchy, reading
+        self.hierarchy, self.reading, self.suffix = hierarchy, reading, among and f"_{among}"
         place = np.full(hierarchy.num_classes + 1, -1, np.int64)
         place[list(candidates)] = np.arange(len(candidates))
         self._places = torch.from_numpy(place[labels]).to(device)
@@ -135,7 +137,9 @@ class SingleLabelMeter:
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
-        candidate_scores = class_scores(logits, self.hierarchy, self.reading)[:, self._candidates]
+        scores = class_scores(logits, self.hierarchy, self.reading)
+        every = len(self._candidates) == scores.shape[1]
+        candidate_scores = scores if every else scores[:, self._candidates]
         wanted = self._places[rows]
         best = candidate_scores.topk(min(5, candidate_scores.shape[1]), 1).indices
         hits = best == wanted[:, None]
@@ -144,14 +148,15 @@ class SingleLabelMeter:
     def result(self, world: World) -> dict[str, Any]:
         """Figures are missing where no image was judged."""
         top1, top5, judged = world.sum(self.counts).tolist()
-        return {"top1": top1 / judged, "top5": top5 / judged} if judged else {}
+        figures = {f"top1{self.suffix}": top1, f"top5{self.suffix}": top5}
+        return {name: count / judged for name, count in figures.items()} if judged else {}
 
 
 class MultiLabelMeter:
     """Mean average precision over all decisions (micro) and over classes that occur (macro).
 
     present: of rows, which classes each image has, [rows, classes], and which images are judged,
-    [rows]; both on the CPU. Exact up to 50 million scores, beyond that in 200 bins.
+    [rows]; both on the CPU. Exact up to 50 million scores, beyond that counted in bins.
     """
 
     def __init__(
@@ -163,30 +168,44 @@ class MultiLabelMeter:
         device: torch.device,
     ) -> None:
         self.hierarchy, self.reading, self._present = hierarchy, reading, present
-        bins = BINS if images * hierarchy.num_classes > MOST_SCORES else None
+        classes = hierarchy.num_classes
+        self._binned = self._metrics = None
+        if images * classes > MOST_SCORES:
+            self._binned = BinnedAveragePrecision(classes, device)
+            return
         self._metrics = {
-            average: MultilabelAveragePrecision(
-                hierarchy.num_classes, average=average, thresholds=bins, validate_args=False
-            ).to(device)
+            average: MultilabelAveragePrecision(classes, average=average, validate_args=False).to(
+                device
+            )
             for average in ("micro", "none")
         }
-        self._occurs = torch.zeros(hierarchy.num_classes, dtype=torch.int64, device=device)
+        self._occurs = torch.zeros(classes, dtype=torch.int64, device=device)
         # A process may have no image at all, and must still take part in gathering.
-        none = torch.zeros(0, hierarchy.num_classes, device=device)
-        for metric in self._metrics.values() if bins is None else ():
+        none = torch.zeros(0, classes, device=device)
+        for metric in self._metrics.values():
             metric.update(none, none.long())
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
         present, judged = self._present(rows)
         present = present[judged].to(logits.device)
-        self._occurs += present.sum(0)
         probs = class_scores(logits, self.hierarchy, self.reading, probabilities=True)
-        for metric in self._metrics.values():
-            metric.update(probs[judged.to(probs.device)], present.long())
+        probs = probs[judged.to(probs.device)]
+        if self._binned:
+            self._binned.update(probs, present)
+        for metric in (self._metrics or {}).values():
+            metric.update(probs, present.long())
+        if self._metrics:
+            self._occurs += present.sum(0)
 
     def result(self, world: World) -> dict[str, Any]:
-        """torchmetrics gathers from other processes by itself."""
+        """See `Meter`; torchmetrics gathers from other processes by itself."""
+        if self._binned:
+            world.sum(self._binned.counts)
+            if not self._binned.counts[1].any():
+                return {}
+            return {"micro_map": self._binned.micro(), "macro_map": self._binned.macro()}
+        assert self._metrics
         occurs = world.sum(self._occurs) > 0
         if not occurs.any():
             return {}
@@ -312,6 +331,7 @@ def _figures(name: str, meter: SemanticAccuracyMeter, world: World) -> dict[str,
     ]
     return {
         name: accuracy.total if sum(accuracy.counts) else None,
+        f"{name}_by_classes": accuracy.total_by_classes(meter.hierarchy.classes_per_hierarchy),
         f"{name}_per_hierarchy": shares,
         f"{name}_counts": list(accuracy.counts),
     }

@@ -8,6 +8,7 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
+from distill.data.view_policy import CentreCrop
 from distill.errors import ConfigError, first_line
 from distill.files import write_atomically
 from trainers.models.trained import TrainedModel
@@ -41,7 +42,7 @@ def export_folder(trained: TrainedModel, out: Path) -> list[Path]:
             scratch,
             model_config=labels,
             safe_serialization=True,
-            data_config=as_we_do if trained.squished else None,
+            data_config=None if isinstance(trained.policy, CentreCrop) else as_we_do,
         )
         written = []
         for file in sorted(Path(scratch).iterdir()):

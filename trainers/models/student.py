@@ -1,5 +1,6 @@
 """The student: a timm model that starts from a recipe and ends as a file timm loads."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -7,31 +8,47 @@ import torch
 from torch import Tensor, nn
 
 from distill.files import write_atomically
+from distill.hierarchy.model_classes import classes_beside, classes_of_timm
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import classifier_names, create_model, default_input, download_model
 from distill.models.names import require_known_model
-from distill.models.weights import load_weights, read_weights
+from distill.models.weights import (
+    Weights,
+    find_weights,
+    load_weights,
+    read_weights,
+    with_classifier,
+)
 from trainers.recipe import Recipe
 
 
-def create_student(recipe: Recipe, num_classes: int) -> nn.Module:
+def create_student(
+    recipe: Recipe, classes: Sequence[str], say: Callable[[str], None] = lambda text: None
+) -> nn.Module:
     """A model with one logit a class; the same weights for the same seed.
 
-    Weights of another number of classes give all but their classifier.
+    A classifier is kept where its classes are known to be these, in whatever order; else it is new.
 
     Raises:
         ConfigError: unknown name, weights that do not fit, or a hub that does not answer.
     """
     require_known_model(recipe.student, "student")
     torch.manual_seed(recipe.seed)
+    if recipe.init == "random":
+        return create_model(recipe.student, len(classes))
     if recipe.init == "pretrained":
-        return download_model(recipe.student, num_classes, cure="pass --init random, or a file")
-    model = create_model(recipe.student, num_classes)
-    if recipe.init != "random":
-        path = Path(recipe.init)
-        path = path / "student.safetensors" if path.is_dir() else path
-        load_weights(model, _with_own_classifier(model, read_weights(path)), path)
+        trained = download_model(recipe.student, cure="pass --init random, or a file")
+        weights = Weights(path=Path(recipe.student), state=trained.state_dict())
+        known = classes_of_timm(recipe.student)
+    else:
+        path = find_weights(recipe.init)
+        weights, known = read_weights(path), classes_beside(path, ModelCard.read(path))
+    torch.manual_seed(recipe.seed)
+    model = create_model(recipe.student, len(classes))
+    chosen = with_classifier(weights, model, classifier_names(model), known, classes)
+    notes = load_weights(model, chosen).notes
+    say(f"init: {recipe.init}{''.join(f'; {note}' for note in notes)}")
     return model
 
 
@@ -45,9 +62,17 @@ def student_input(recipe: Recipe) -> ModelInput:
 
 
 def write_student(
-    state: dict[str, Tensor], recipe: Recipe, hierarchy: SemanticHierarchy, path: Path
+    state: dict[str, Tensor],
+    recipe: Recipe,
+    hierarchy: SemanticHierarchy,
+    path: Path,
+    *,
+    taught: bool,
 ) -> None:
-    """safetensors that `timm.create_model(..., checkpoint_path=path)` loads, and its card."""
+    """safetensors that `timm.create_model(..., checkpoint_path=path)` loads, and its card.
+
+    taught: by a teacher's predictions.
+    """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_atomically(path, safetensors.torch.save(weights))
     ModelCard(
@@ -55,17 +80,8 @@ def write_student(
         num_classes=hierarchy.num_classes,
         input=student_input(recipe),
         hierarchy_digest=hierarchy.digest,
+        scheme=recipe.scheme,
+        taught=taught,
+        label_set=hierarchy.name,
     ).write(path)
     hierarchy.save(path.with_name("hierarchy.json"))
-
-
-def _with_own_classifier(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    fresh = model.state_dict()
-    heads = tuple(f"{name}." for name in classifier_names(model))
-    other = [
-        name
-        for name in fresh
-        if name.startswith(heads)
-        and (name not in weights or weights[name].shape != fresh[name].shape)
-    ]
-    return {**weights, **{name: fresh[name] for name in other}}

@@ -3,19 +3,26 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
+import torch
+from timm.models import get_pretrained_cfg
 from torch import nn
 
+from distill.data.view_policy import PLAIN, CentreCrop, ViewPolicy
 from distill.errors import ConfigError, first_line
-from distill.hierarchy.semantic import SemanticHierarchy
+from distill.hierarchy.flat_heads import FlatHead
+from distill.hierarchy.model_classes import hierarchy_beside, label_set_of
+from distill.hierarchy.names import FLAT_LABEL_SETS
+from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import create_model, default_input, download_model
 from distill.models.names import require_known_model
-from distill.models.weights import load_weights, read_weights
+from distill.models.weights import find_weights, load_weights, read_weights
 from trainers.recipe import Scheme
 
 TIMM = "timm:"
+RESAMPLING = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,21 +40,51 @@ class TrainedModel:
     hierarchy: SemanticHierarchy | None
     scheme: Scheme | None
     run: dict[str, Any]
+    notes: tuple[str, ...] = ()  # what was done with the weight file
     taught: bool = False  # learned from a teacher's answers
-    squished: bool = True  # as we resize; the hub's models say themselves how
+    policy: ViewPolicy = PLAIN  # timm's own weights say themselves how
 
     def with_hierarchy(self, hierarchy: SemanticHierarchy) -> "TrainedModel":
-        """The same model, its classes named.
+        """The same model, its classes named; a flat model of other classes answers for these.
 
         Raises:
-            ConfigError: the hierarchy has another number of classes.
+            ConfigError: the hierarchy has another number of classes, and the model's are unknown.
+            TeacherError: the model's classes have nothing to do with the hierarchy.
         """
+        own = self.hierarchy
+        if own and own.digest != hierarchy.digest and self.scheme in (None, "single-label"):
+            head = FlatHead.of(own.synsets, hierarchy, torch.device("cpu"))
+            return replace(
+                self,
+                model=_Mapped(self.model, head),
+                num_classes=hierarchy.num_classes,
+                hierarchy=hierarchy,
+                scheme="semantic",
+                notes=(*self.notes, f"{head} mapped to {hierarchy.name}"),
+            )
         if hierarchy.num_classes != self.num_classes:
             raise ConfigError(
                 f"{self.name}: {self.num_classes} classes found, label set {hierarchy.name} has "
                 f"{hierarchy.num_classes}; pass the --label-set that it was trained on"
             )
         return replace(self, hierarchy=hierarchy)
+
+
+class _Mapped(nn.Module):
+    """A flat model as a semantic one: logits are log-probabilities by class of the hierarchy."""
+
+    def __init__(self, model: nn.Module, head: FlatHead) -> None:
+        super().__init__()
+        self.model, self.head = model, head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.model(images)
+        head = self.head.to(logits.device)
+        probs, _ = head.probs_and_reach(logits)
+        order = head.hierarchy.tensors(logits.device).class_order
+        tiny = torch.finfo(torch.float32).tiny
+        mapped = probs.new_full((len(probs), head.hierarchy.num_classes), tiny)
+        return mapped.index_copy_(1, order, probs.clamp_min(tiny)).log()
 
 
 def open_trained(where: str) -> TrainedModel:
@@ -59,35 +96,27 @@ def open_trained(where: str) -> TrainedModel:
     """
     if where.startswith(TIMM):
         return _from_hub(where.removeprefix(TIMM))
-    path = Path(where)
-    weights = path / "student.safetensors" if path.is_dir() else path
-    if path.is_dir() and not weights.exists():
-        started = (path / "run.json").exists()
-        raise ConfigError(
-            f"{path}: {'a run that is not finished' if started else 'no student.safetensors'} "
-            "found, expected a finished run; "
-            + ("run its command again" if started else "pass the --out of a training command")
-        )
-    card = ModelCard.read(weights)
-    state = read_weights(weights)
+    path = find_weights(where)
+    card, weights = ModelCard.read(path), read_weights(path)
     if card is None:
         raise ConfigError(
-            f"{weights}: no card {weights.with_suffix('.json').name} beside it, expected one with "
+            f"{path}: no card {path.with_suffix('.json').name} beside it, expected one with "
             "model, num_classes, input_size, mean and std; write it, or pass a run's folder"
         )
     model = create_model(require_known_model(card.model, "model"), card.num_classes)
-    load_weights(model, state, weights)
-    run = _run_beside(weights)
+    weights = load_weights(model, weights)
+    run = _run_beside(path)
     return TrainedModel(
-        name=path.name if path.is_dir() else path.stem,
+        name=path.parent.name if Path(where).is_dir() else path.stem,
         architecture=card.model,
         model=model.eval(),
         input=card.input,
         num_classes=card.num_classes,
-        hierarchy=_hierarchy_beside(weights, card),
-        scheme=run.get("recipe", {}).get("scheme"),
+        hierarchy=hierarchy_beside(path, card),
+        scheme=run.get("recipe", {}).get("scheme") or cast("Scheme | None", card.scheme),
         run=run,
-        taught=bool(run.get("targets") and run["recipe"].get("kd_weight")),
+        notes=weights.notes,
+        taught=card.taught or bool(run.get("targets") and run["recipe"].get("kd_weight")),
     )
 
 
@@ -100,24 +129,26 @@ def _from_hub(name: str) -> TrainedModel:
         model=model,
         input=default_input(name),
         num_classes=int(getattr(model, "num_classes", 0)),
-        hierarchy=None,
+        hierarchy=_label_set_of(name),
         scheme=None,
         run={},
-        squished=False,
+        policy=judging_policy(name),
     )
 
 
-def _hierarchy_beside(weights: Path, card: ModelCard) -> SemanticHierarchy | None:
-    path = weights.with_name("hierarchy.json")
-    if not path.exists():
-        return None
-    hierarchy = SemanticHierarchy.load(path)
-    if card.hierarchy_digest not in (None, hierarchy.digest):
-        raise ConfigError(
-            f"{path}: digest {hierarchy.digest[:12]} found, the weights beside it expect "
-            f"{str(card.hierarchy_digest)[:12]}; put the hierarchy they were trained on there"
-        )
-    return hierarchy
+def judging_policy(name: str) -> ViewPolicy:
+    """How timm prepares images for its own weights of that name: mostly cropped, some squished."""
+    config = get_pretrained_cfg(name)
+    if config is None or config.crop_mode == "squash":
+        return PLAIN
+    interpolation = config.interpolation if config.interpolation in RESAMPLING else "bicubic"
+    return CentreCrop(share=config.crop_pct, interpolation=interpolation)
+
+
+def _label_set_of(name: str) -> SemanticHierarchy | None:
+    config = get_pretrained_cfg(name)
+    label_set = label_set_of(config.num_classes) if config else None
+    return resolve(label_set) if label_set in FLAT_LABEL_SETS else None
 
 
 def _run_beside(weights: Path) -> dict[str, Any]:

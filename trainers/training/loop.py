@@ -73,7 +73,8 @@ def train(
     run = {"recipe": recipe.to_json(), **identity}
     saved = read_checkpoint(out, run, world)
     # Weights that a checkpoint replaces need not be there any more.
-    model = create_student(replace(recipe, init="random") if saved else recipe, num_classes)
+    start = replace(recipe, init="random") if saved else recipe
+    model = create_student(start, objective.hierarchy.synsets, say)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_input(model, recipe.student, model_input, num_classes)
     averaged = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
@@ -179,7 +180,13 @@ def train(
     finished = done.steps == total_steps and len(done.history) == recipe.epochs
     student = out / "student.safetensors"
     if world.leads and finished:
-        write_student(judged.state_dict(), recipe, objective.hierarchy, student)
+        write_student(
+            judged.state_dict(),
+            recipe,
+            objective.hierarchy,
+            student,
+            taught=targets is not None and kd_weight != 0,
+        )
     return TrainReport(
         student=student,
         steps=done.steps - first_step,

@@ -8,6 +8,7 @@ from distill.cli.curate.data_check import check
 from distill.cli.curate.real_labels import real_labels
 from distill.cli.options import common
 from distill.cli.options.command import PATH, Group, option
+from distill.cli.options.images import DataChoice, data_options
 from distill.cli.output import print_result
 
 
@@ -21,22 +22,20 @@ data.add_command(real_labels)
 
 
 @data.command(examples=["--data DATA --folds 5 --out FOLDS"])
-@common.data
-@option("--split", default="train", help="Split of --data.")
+@data_options(show_split=True)
 @option("--folds", type=click.IntRange(2, 1000), default=10, help="Number of folds.")
 @option("--out", required=True, type=PATH, help="Folder for the lists.")
 @common.as_json
-def folds(data: str, split: str, folds: int, out: Path, as_json: bool) -> None:
+def folds(data: DataChoice, folds: int, out: Path, as_json: bool) -> None:
     """Split DATA into folds: for each, the keys held out and the keys to train on.
 
     Train a teacher on train-N.csv and precompute held-out-N.csv, which it never saw; `distill
     inspect --folds` checks tags by such stores. A sample's fold depends only on its key.
     """
-    from distill.cli.options.images import open_images
     from distill.data.sample_list import fold_of
     from distill.files import write_csv
 
-    source = open_images(data, split)
+    source = data.open()
     fold = fold_of(source.ids, folds)
     keys = [sample.key for sample in source.samples]
     for number in range(folds):

@@ -9,6 +9,7 @@ import click
 from distill.cli.options import common
 from distill.cli.options.command import PATH, command, option
 from distill.cli.options.common import format_bytes
+from distill.cli.options.images import DataChoice, data_options
 from distill.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ SHOWN = 5  # of each list
 
 
 @command(examples=["--data DATA", "--data DATA --near 4 --out LISTS"])
-@common.data
+@data_options(split=None)
 @option("--split", help="Check only this split.", show_default="all splits")
 @common.label_set()
 @option(
@@ -32,7 +33,7 @@ SHOWN = 5  # of each list
 @common.processes
 @common.as_json
 def check(
-    data: str,
+    data: DataChoice,
     split: str | None,
     label_set: str,
     near: int | None,
@@ -44,19 +45,17 @@ def check(
 
     Checks the data alone; `distill inspect` checks tags against a teacher.
     """
-    from distill.cli.options.images import open_images
     from distill.curate.check import check_images, report_of
-    from distill.data.source import split_names
     from distill.errors import printable
     from distill.hierarchy.semantic import resolve
 
     hierarchy = resolve(label_set)
-    names = [split] if split else split_names(data)
+    names = [split] if split else data.split_names()
     if out:
         out.mkdir(parents=True, exist_ok=True)  # or one would learn of it when all is read
-    sources = {name: open_images(data, name) for name in names}
+    sources = {name: data.open(name) for name in names}
     checked = check_images(sources, hierarchy, near_bits=near, workers=workers)
-    report = report_of(data, checked)
+    report = report_of(data.location, checked)
     print_result(as_json, asdict(report), *map(printable, _lines(report, checked)))
     if out:
         _write_lists(out, checked)

@@ -7,6 +7,7 @@ import click
 
 from distill.cli.options import common
 from distill.cli.options.command import FILE, PATH, Group, option
+from distill.cli.options.images import DataChoice, data_options
 from distill.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -23,8 +24,7 @@ def real_labels() -> None:
 
 @real_labels.command(examples=["RUN timm:resnet50 --data DATA --out PROPOSED"])
 @click.argument("models", nargs=-1, required=True)
-@common.data
-@option("--split", default="val", help="Split of --data.")
+@data_options(split="val", show_split=True)
 @common.label_set("the first model's")
 @common.scheme
 @option(
@@ -39,8 +39,7 @@ def real_labels() -> None:
 @common.as_json
 def propose(
     models: tuple[str, ...],
-    data: str,
-    split: str,
+    data: DataChoice,
     label_set: str | None,
     scheme: "Scheme | None",
     per_image: float,
@@ -55,7 +54,6 @@ def propose(
     MODELS are given as for `distill evaluate`. questions.csv has one row per image and label to
     rate; agreed.csv lists the images for which all models confirm the tag.
     """
-    from distill.cli.options.images import open_images
     from distill.curate.proposals import in_questions
     from distill.curate.proposals import propose as pool_predictions
     from distill.data.source import label_indices
@@ -67,7 +65,7 @@ def propose(
 
     opened = [open_trained(model) for model in models]
     hierarchy = _label_set(label_set, opened[0].hierarchy, opened[0].num_classes)
-    source = open_images(data, split).limited(limit)
+    source = data.open().limited(limit)
     labels = label_indices(source, hierarchy)
     machine = Machine(device=pick_device(device), workers=workers)
     predictions = [

@@ -10,6 +10,7 @@ from distill.cli.inspect.pages import Serving, serving
 from distill.cli.options import common
 from distill.cli.options.command import FILE, PATH, command, option, setting
 from distill.cli.options.group import option_group
+from distill.cli.options.images import DataChoice, data_options
 from distill.cli.options.listening import Listening, listen_options
 
 if TYPE_CHECKING:
@@ -61,8 +62,7 @@ thresholds = option_group(
 @option("--by-class", is_flag=True, help="Print one line per class.")
 @option("--by-subtree", metavar="SYNSET", help="Print this class and its children.")
 @option("--sample", metavar="KEY", help="Print the teacher's predictions for this image.")
-@option("--data", help="Images that STORE was made from.")
-@setting("--split", default="train", help="Split of --data.")
+@data_options(required=False, help="Images that STORE was made from.")
 @option(
     "--missing", type=PATH, help="Write tags to add: CSV with key, tag, wnid, path, confidence."
 )
@@ -105,8 +105,7 @@ def inspect(
     by_class: bool,
     by_subtree: str | None,
     sample: str | None,
-    data: str | None,
-    split: str,
+    data: DataChoice | None,
     missing: Path | None,
     suspect: Path | None,
     cleaned: Path | None,
@@ -158,7 +157,7 @@ def inspect(
             "say what is filled in and what is left out"
         )
     if serving.wanted:
-        serving.run(lambda: opened(path, thresholds, folds, cache, shown=True), data, split, listen)
+        serving.run(lambda: opened(path, thresholds, folds, cache, shown=True), data, listen)
         return
     from distill.cli.inspect.report import Report
 
@@ -173,7 +172,7 @@ def inspect(
     else:
         report.overview()
     if data:
-        pictures = _pictures(inspection, data, split)
+        pictures = _pictures(inspection, data)
         _write_lists(report, pictures, missing=missing, suspect=suspect, cleaned=cleaned)
         if truth:
             report.against_truth(_truth(inspection, pictures, truth))
@@ -218,11 +217,10 @@ def opened(
         return open_inspection(path, rules=rules, folds=folds, cache=cache, read_block=read_block)
 
 
-def _pictures(inspection: "Inspection", data: str, split: str) -> "ListedImages":
-    from distill.cli.options.images import open_images
+def _pictures(inspection: "Inspection", data: DataChoice) -> "ListedImages":
     from teacher_server.inspect.tag_lists import ListedImages
 
-    return ListedImages.of(inspection, open_images(data, split))
+    return ListedImages.of(inspection, data.open())
 
 
 def _truth(inspection: "Inspection", pictures: "ListedImages", truth: Path) -> "NDArray[np.int64]":

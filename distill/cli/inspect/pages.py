@@ -8,6 +8,7 @@ import click
 
 from distill.cli.options.command import given_options, option, setting
 from distill.cli.options.group import option_group
+from distill.cli.options.images import DataChoice
 from distill.cli.options.listening import Listening
 from distill.errors import ConfigError
 
@@ -39,7 +40,7 @@ class Serving:
             raise ConfigError(f"{useless[0]} found without --serve, expected it for pages alone")
 
     def run(
-        self, opened: Callable[[], "Inspection"], data: str | None, split: str, listen: Listening
+        self, opened: Callable[[], "Inspection"], data: DataChoice | None, listen: Listening
     ) -> None:
         """Serve pages until a signal comes.
 
@@ -52,14 +53,14 @@ class Serving:
 
         address, keys, listener = listen.bound()
         with closing(listener):
-            site = self._site(opened, data, split)
+            site = self._site(opened, data)
             scheme = "https" if listen.tls_certificate else "http"
             port = listener.getsockname()[1]
             listener.listen()  # from here on nobody is turned away
             click.echo(f"pages: {scheme}://{listen.host}:{port}/ (Ctrl-C ends them)", err=True)
             serve_pages(site, keys, address, listener)
 
-    def _site(self, opened: Callable[[], "Inspection"], data: str | None, split: str) -> "Site":
+    def _site(self, opened: Callable[[], "Inspection"], data: DataChoice | None) -> "Site":
         from distill.wire.client import TeacherClient
         from teacher_server.pages.remote import RemoteTeacher
         from teacher_server.pages.site import Lazy, Site, StoreSnapshot
@@ -72,7 +73,7 @@ class Serving:
         if self.ask:
             client = TeacherClient(self.ask, api_key=self.api_key, deadline_s=PATIENCE_S)
             live = RemoteTeacher(client, hierarchy)
-        first = _look(inspection, data, split).prepared()
+        first = _look(inspection, data).prepared()
 
         def again() -> StoreSnapshot:
             return replace(first, inspection=opened()).prepared()
@@ -86,9 +87,8 @@ class Serving:
         )
 
 
-def _look(inspection: "Inspection", data: str | None, split: str) -> "StoreSnapshot":
+def _look(inspection: "Inspection", data: DataChoice | None) -> "StoreSnapshot":
     """With the images; where they are not to be had, the pages say so and show the rest."""
-    from distill.cli.options.images import open_images
     from distill.errors import DistillError
     from teacher_server.inspect.tag_lists import ListedImages
     from teacher_server.pages.site import StoreSnapshot
@@ -98,7 +98,7 @@ def _look(inspection: "Inspection", data: str | None, split: str) -> "StoreSnaps
             inspection, None, "Started without --data, so there are no images to show."
         )
     try:
-        return StoreSnapshot(inspection, ListedImages.of(inspection, open_images(data, split)))
+        return StoreSnapshot(inspection, ListedImages.of(inspection, data.open()))
     except DistillError as error:
         click.echo(f"distill: {error}", err=True)
         return StoreSnapshot(inspection, None, str(error))

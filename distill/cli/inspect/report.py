@@ -17,6 +17,7 @@ from rich.text import Text
 
 from distill.cli.output import fidelity_line, size_line, state_line
 from distill.data.sample_ids import sample_ids
+from teacher_server.inspect.agreement import agreement_of_store
 from teacher_server.inspect.dense_rows import HierarchyAnswer, dense, in_words
 from teacher_server.inspect.inspection import Inspection
 from teacher_server.inspect.overview import QUANTILES, HierarchyFigures
@@ -45,6 +46,8 @@ class Report:
     def overview(self) -> None:
         """Figures per hierarchy, and how many tags are missing or suspect."""
         summary, tags = self.inspection.summary, self.inspection.tags
+        agreement = agreement_of_store(self.inspection.store)
+        self._json["agreement"] = agreement.to_json() if agreement else None
         self._json["quantiles"] = QUANTILES
         self._json["per_hierarchy"] = [asdict(row) for row in self.figures]
         self._json["tags"] = {
@@ -63,6 +66,7 @@ class Report:
         self._after += [
             f"tags: {tags.judged} judged, {len(tags.missing)} images lack one, {len(tags.suspect)} "
             "are suspect (--data and --missing, --suspect write them)",
+            *(agreement.lines() if agreement else []),
             fidelity_line(summary),
             size_line(summary),
         ]

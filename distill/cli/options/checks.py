@@ -16,8 +16,9 @@ LOCAL_MODEL = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 def existing_location(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """A callback: a local path must exist; URLs are checked when they are opened."""
-    if value and "://" not in str(value) and not Path(value).exists():
+    """A callback: a local path must exist; URLs and patterns are checked when they are opened."""
+    pattern = str(value).endswith(".tar") and Path(str(value)).parent.is_dir()
+    if value and "://" not in str(value) and not (Path(value).exists() or pattern):
         raise DataError(f"{value}: no such file or folder; expected images for {param.opts[0]}")
     return value
 

@@ -23,7 +23,8 @@ from distill.settings import flat, read_toml
 # Where each option stands in --help; those that are not named here stand under "Output".
 SECTIONS = {
     "Input": (
-        "data split limit samples label-set scheme targets tags val-data val-tags labels truth "
+        "data path-column label-column split val-data limit samples label-set scheme targets tags "
+        "val-tags labels truth "
         "max-bad-fraction min-images val-images seed agreed missing-above suspect-above "
         "sure-above keys class rows images"
     ),

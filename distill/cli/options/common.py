@@ -8,7 +8,6 @@ import click
 
 from distill.cli.options.checks import (
     device_name,
-    existing_location,
     known_label_set,
 )
 from distill.cli.options.command import FILE, option, setting
@@ -17,13 +16,6 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 DEFAULT_LABEL_SET = "imagenet21k-p-fall11"
 CORES = len(os.sched_getaffinity(0))  # a container or taskset may have few
 
-data: Decorator = option(
-    "--data",
-    required=True,
-    callback=existing_location,
-    help="Images: class folders, WebDataset tars, a Hugging Face data set, or a CSV or Parquet "
-    "table of paths; a local path or s3://….",
-)
 samples: Decorator = setting(
     "--samples",
     type=FILE,

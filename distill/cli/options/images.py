@@ -1,23 +1,130 @@
-"""Open --data, with indexes of tars kept in the user's cache."""
+"""The options that choose images, for every command that reads some, and what they were taken for.
+
+Indexes of tars are kept in the user's cache; DISTILL_CACHE names another.
+"""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from distill.cli.options.checks import existing_location
+from distill.cli.options.command import option, setting
+from distill.cli.options.group import Command, option_group
 
 if TYPE_CHECKING:
+    from distill.data.formats.tables import Columns
     from distill.data.source import ImageSource
 
 CACHE = "~/.cache/distill"
+HELP = (
+    "Images: class folders, WebDataset tars, a Hugging Face data set, or a CSV or Parquet table of "
+    "paths; a local path or s3://…."
+)
 
 
-def open_images(data: str, split: str = "train") -> "ImageSource":
-    """The images of one split. DISTILL_CACHE names another cache."""
-    from distill.data.source import open_source
+@dataclass(frozen=True, kw_only=True)
+class DataChoice:
+    """The chosen images. Opening them says on standard error what they were taken for."""
 
-    cache = Path(os.environ.get("DISTILL_CACHE", CACHE)).expanduser()
-    return open_source(data, split, indexes=cache / "tars")
+    location: str
+    split: str = "train"
+    val_data: str | None = None
+    path_column: str | None = None
+    label_column: str | None = None
+
+    def open(self, split: str | None = None) -> "ImageSource":
+        """One split, the chosen one by default.
+
+        Raises:
+            DataError: as `distill.data.source.open_source`.
+        """
+        return self._open(self.location, split or self.split)
+
+    def open_validation(self) -> "ImageSource | None":
+        """The images of --val-data, or the split val of --data; None, and said, where neither is.
+
+        Raises:
+            DataError: as `open`.
+        """
+        from distill.data.source import has_split, split_names
+
+        where = self.val_data or self.location
+        if self.val_data or has_split(where, "val", self._columns):
+            return self._open(where, "val")
+        there = ", ".join(split_names(where, self._columns))
+        _say(f"nothing validates: splits found: {there}, none of them val; --val-data names images")
+        return None
+
+    def open_judged(self) -> "ImageSource":
+        """The images to judge by: of --val-data, or the chosen split of --data.
+
+        Raises:
+            DataError: as `open`.
+        """
+        return self._open(self.val_data or self.location, self.split)
+
+    def split_names(self) -> list[str]:
+        """The splits that are there; "train" where all is one."""
+        from distill.data.source import split_names
+
+        return split_names(self.location, self._columns)
+
+    def with_absolute_path(self) -> "DataChoice":
+        """Return the choice with an absolute path, for processes that run in other folders."""
+        local = "://" not in self.location
+        return replace(
+            self, location=str(Path(self.location).absolute()) if local else self.location
+        )
+
+    @property
+    def _columns(self) -> "Columns":
+        from distill.data.formats.tables import Columns
+
+        return Columns(self.path_column, self.label_column)
+
+    def _open(self, location: str, split: str) -> "ImageSource":
+        from distill.data.source import open_source
+
+        cache = Path(os.environ.get("DISTILL_CACHE", CACHE)).expanduser()
+        source = open_source(location, split, indexes=cache / "tars", columns=self._columns)
+        for line in source.describe():
+            _say(line)
+        return source
 
 
-def absolute(data: str) -> str:
-    """Return the absolute path, for processes that run in other folders."""
-    return data if "://" in data else str(Path(data).absolute())
+def data_options(
+    *,
+    required: bool = True,
+    help: str = HELP,
+    split: str | None = "train",
+    show_split: bool = False,
+    validation: bool = False,
+) -> Callable[[Command], Command]:
+    """--data and what goes with it; the command gets a `DataChoice`, or None without one.
+
+    split: the default; None offers no choice. show_split: in --help. validation: --val-data too.
+    """
+    options = [
+        option("--data", "data_location", required=required, callback=existing_location, help=help),
+        setting("--path-column", help="Column of paths or images.", show_default="path"),
+        setting("--label-column", help="Column of labels.", show_default="wnid, or label"),
+    ]
+    if split:
+        offer = option if show_split else setting
+        options.append(offer("--split", default=split, help="Split of --data."))
+    if validation:
+        text = "Validation images, if --data has no split val."
+        options.append(option("--val-data", callback=existing_location, help=text))
+    return option_group("data", options, _choice)
+
+
+def _choice(data_location: str | None, **given: Any) -> DataChoice | None:
+    return DataChoice(location=data_location, **given) if data_location else None
+
+
+def _say(line: str) -> None:
+    click.echo(f"data: {line}", err=True)

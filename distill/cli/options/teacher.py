@@ -37,7 +37,7 @@ class TeacherChoice:
     def with_absolute_paths(self) -> "TeacherChoice":
         """Return the choice with absolute paths, for processes that run in other folders."""
         files = (*self.weights, *self.heads, self.label_set)
-        absolute = {file: str(Path(file).absolute()) for file in files if Path(file).is_file()}
+        absolute = {file: str(Path(file).absolute()) for file in files if Path(file).exists()}
         return replace(
             self,
             weights=tuple(absolute.get(file, file) for file in self.weights),
@@ -56,20 +56,23 @@ class TeacherChoice:
         choices = [
             MemberChoice(
                 name=name,
-                weights=None if file == HUB else Path(file),
+                weights=None if file == HUB else file,
                 random_weights=self.random_weights,
                 head=None if head == AUTO else head,
                 input_size=self.input_size,
             )
             for name, file, head in zip(self.teachers, weights, heads, strict=True)
         ]
-        return load_teacher(
+        teacher = load_teacher(
             choices,
             hierarchy or resolve(self.label_set),
             device=pick_device(device),
             precision=self.precision,
             confidence=self.confidence,
         )
+        for line in (line for member in teacher.members for line in member.about):
+            click.echo(f"teacher: {line}", err=True)
+        return teacher
 
 
 def teacher_options(*, required: bool = True) -> Callable[[Command], Command]:
@@ -89,15 +92,16 @@ def teacher_options(*, required: bool = True) -> Callable[[Command], Command]:
                 "--weights",
                 multiple=True,
                 show_default="hub",
-                help="safetensors or state-dict file, or hub for timm's; one per --teacher.",
+                help="Weight file, a run's or timm's folder, hf-hub:NAME, or hub for timm's own; "
+                "one per --teacher.",
             ),
             setting(
                 "--head",
                 "heads",
                 multiple=True,
                 show_default="auto",
-                help="semantic, or the label set of a flat classifier: imagenet-1k, -12k, -21k, "
-                "-22k, -22k-ms or a file of wnids; one per --teacher.",
+                help="semantic, single-label, multi-label, or the label set of a flat classifier: "
+                "imagenet-1k, -12k, -21k, -22k, -22k-ms or a file of wnids; one per --teacher.",
             ),
             option(
                 "--random-weights",

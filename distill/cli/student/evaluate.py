@@ -8,15 +8,21 @@ import click
 
 from distill.cli.options import common
 from distill.cli.options.command import FILE, PATH, command, option
+from distill.cli.options.images import DataChoice, data_options
 
 if TYPE_CHECKING:
+    from distill.data.source import ImageSource
+    from store.logit_store import LogitStore
     from trainers.models.trained import TrainedModel
     from trainers.recipe import Scheme
 
 SHARES = (
     ("semantic_top1", "semantic"),
+    ("semantic_top1_by_classes", "by classes"),
     ("top1", "top-1"),
     ("top5", "top-5"),
+    ("top1_all", "top-1 of all"),
+    ("top5_all", "top-5 of all"),
     ("micro_map", "micro mAP"),
     ("macro_map", "macro mAP"),
     ("real_top1", "ReaL"),
@@ -32,8 +38,7 @@ SHARES = (
     ]
 )
 @click.argument("models", nargs=-1, required=True)
-@option("--data", help="Labelled images.")
-@option("--split", default="val", help="Split to evaluate on.")
+@data_options(required=False, split="val", show_split=True, validation=True)
 @common.label_set("that of the model")
 @common.scheme
 @option(
@@ -58,8 +63,7 @@ SHARES = (
 @common.as_json
 def evaluate(
     models: tuple[str, ...],
-    data: str | None,
-    split: str,
+    data: DataChoice | None,
     label_set: str | None,
     scheme: "Scheme | None",
     truth: Path | None,
@@ -71,16 +75,18 @@ def evaluate(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Evaluate MODELS: folders of runs, weight files with their card, or timm:NAME.
+    """Evaluate MODELS: folders of runs, weight files with their card, timm:NAME, or stores.
 
-    Reports semantic top-1 per hierarchy and in total, top-1 and top-5 among the classes that occur,
-    and mean average precision over labels with their ancestors. --plot alone needs no --data.
+    Reports semantic top-1 per hierarchy and in total, by images and by classes; top-1 and top-5
+    among the most specific classes that occur, and among all; and mean average precision over
+    labels with their ancestors. Of a store, what its teacher said of these images. --plot alone
+    needs no --data.
     """
-    from distill.cli.options.images import open_images
     from distill.curate.real_labels import read_labels
     from distill.errors import ConfigError
     from distill.hierarchy.semantic import resolve
     from distill.models.creation import pick_device
+    from store.logit_store import LogitStore, has_store
     from trainers.evaluation.evaluate import (
         evaluate,
         evaluate_real,
@@ -95,22 +101,34 @@ def evaluate(
     if data is None and not plot:
         raise ConfigError("neither --data nor --plot found, expected one; pass images as --data")
     machine = Machine(device=pick_device(device), workers=workers)
-    opened = [open_trained(model) for model in models]
+    opened = [LogitStore.open(name) if has_store(name) else open_trained(name) for name in models]
+    trained_ones = {
+        name: each
+        for name, each in zip(models, opened, strict=True)
+        if not isinstance(each, LogitStore)
+    }
+    for name, each in trained_ones.items():
+        for note in each.notes:
+            click.echo(f"model: {name}: {note}", err=True)
     if plot:
-        _plot(dict(zip(models, opened, strict=True)), plot)
+        _plot(trained_ones, plot)
     judged: dict[str, dict[str, Any]] = {}
     if data is not None:
-        source = open_images(data, split).limited(limit)
+        source = data.open_judged().limited(limit)
         real = labels != "tags"
         reassessed = read_labels(Path(labels)) if real and labels != "real" else None
         tag_file = read_tags(tags) if tags and not real else None
         recovers = truth and not (real or tags)
-        tagged = open_images(data, "train").limited(limit) if recovers else None
+        tagged = data.open("train").limited(limit) if recovers else None
 
-        def figures(where: str, trained: "TrainedModel") -> dict[str, Any]:
+        def figures(where: str, trained: "TrainedModel | LogitStore") -> dict[str, Any]:
+            if isinstance(trained, LogitStore):
+                return _of_store(trained, source, tagged, truth)
             if tag_file:
                 return evaluate_tags(trained, tags=tag_file, source=source, machine=machine)
             hierarchy = resolve(label_set) if label_set else trained.hierarchy
+            if hierarchy and not real:
+                trained = trained.with_hierarchy(hierarchy)
             if real:
                 flat = LogitsMeaning(scheme or trained.scheme or "single-label", trained.taught)
                 return evaluate_real(
@@ -146,6 +164,21 @@ def evaluate(
         _print(judged)
     if plot and not as_json:
         click.echo(f"plot: {plot}")
+
+
+def _of_store(
+    store: "LogitStore", source: "ImageSource", tagged: "ImageSource | None", truth: Path | None
+) -> dict[str, Any]:
+    from distill.data.truth import read_truth
+    from distill.hierarchy.semantic import SemanticHierarchy
+    from trainers.evaluation.stored import evaluate_store
+
+    figures = evaluate_store(store, source)
+    if truth and tagged:
+        true = read_truth(truth, tagged, SemanticHierarchy.from_json(store.hierarchy))
+        recovery = evaluate_store(store, tagged, true=true)
+        figures |= {name: v for name, v in recovery.items() if name.startswith("missing")}
+    return figures
 
 
 def _print(judged: dict[str, dict[str, Any]]) -> None:

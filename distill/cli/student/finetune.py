@@ -9,6 +9,7 @@ import click
 
 from distill.cli.options import common
 from distill.cli.options.command import FILE, adapt, command, option, setting
+from distill.cli.options.images import DataChoice, data_options
 from distill.cli.options.recipes import (
     RecipeChoice,
     RunChoice,
@@ -42,13 +43,12 @@ EPOCHS = 40
     scheme="single-label, with --tags multi-label",
 )
 @recipe_options
-@common.data
+@data_options(split=None, validation=True)
 @option(
     "--tags",
     type=FILE,
     help=("Tags of multi-label images: CSV (key, tags separated by ;), COCO JSON or VOC folder."),
 )
-@option("--val-data", help="Validation images, if --data has no val split.")
 @setting("--val-tags", type=FILE, help="Tags of the validation images, if --tags lacks them.")
 @run_folder
 @target_options
@@ -70,9 +70,8 @@ EPOCHS = 40
 @common.as_json
 def finetune(
     recipe_choice: RecipeChoice,
-    data: str,
+    data: DataChoice,
     tags: Path | None,
-    val_data: str | None,
     val_tags: Path | None,
     out: Path,
     targets_choice: TargetsChoice,
@@ -94,9 +93,7 @@ def finetune(
     from distill.cli.student.training import report_training, train_as_command
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
-        from distill.cli.options.images import open_images
         from distill.data.sample_list import SampleList
-        from distill.data.source import has_split
         from distill.errors import ConfigError
         from distill.hierarchy.semantic import SemanticHierarchy
         from trainers.evaluation.tags import read_tags
@@ -115,16 +112,16 @@ def finetune(
                 tags=tags_of_split.present(source, classes.synsets) if tags_of_split else None,
             )
 
-        source = open_images(data).limited(limit)
+        source = data.open().limited(limit)
         classes = (
-            SemanticHierarchy.from_chains(tag_file.classes, {}, name=Path(data).name)
+            SemanticHierarchy.from_chains(tag_file.classes, {}, name=Path(data.location).name)
             if tag_file
             else classes_of(source)
         )
-        val_at = val_data or (data if has_split(data, "val") else None)
+        validation = data.open_validation()
         shared: dict[str, Any] = {
             "training": labelled(source, None),
-            "validation": labelled(open_images(val_at, "val"), val_tags) if val_at else None,
+            "validation": labelled(validation, val_tags) if validation else None,
             "classes": classes,
             "targets": targets_choice.open(
                 str(machine.device), lambda: classes, yes_or_no=tag_file is not None
@@ -135,7 +132,7 @@ def finetune(
         }
         if not compare:
             return {"": finetune(recipe=recipe, out=out, **shared)}
-        if val_at is None:
+        if validation is None:
             raise ConfigError(
                 "--compare found, but no validation images, expected some to compare by; pass "
                 "--val-data"

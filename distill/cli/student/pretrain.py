@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.cli.options import common
 from distill.cli.options.command import adapt, command
+from distill.cli.options.images import DataChoice, data_options
 from distill.cli.options.recipes import (
     RecipeChoice,
     RunChoice,
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
         "--student resnet18 --data DATA --targets http://teacher:8000 --out RUN",
     ],
 )
-@adapt("--limit")
+@adapt("--limit", "--val-data")
 @recipe_options
-@common.data
+@data_options(split=None, validation=True)
 @run_folder
 @target_options
 @common.label_set("that of the targets", setting=True)
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @common.as_json
 def pretrain(
     recipe_choice: RecipeChoice,
-    data: str,
+    data: DataChoice,
     out: Path,
     targets_choice: TargetsChoice,
     label_set: str | None,
@@ -62,9 +63,7 @@ def pretrain(
     from distill.cli.student.training import report_training, train_as_command
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
-        from distill.cli.options.images import open_images
         from distill.data.sample_list import SampleList
-        from distill.data.source import has_split
         from distill.hierarchy.semantic import resolve
         from trainers.training.pretrain import pretrain
 
@@ -75,8 +74,8 @@ def pretrain(
         hierarchy = answers.hierarchy if answers and not label_set else stated()
         report = pretrain(
             recipe=recipe_choice.read(**({"image_size": answers.input_size[0]} if answers else {})),
-            source=open_images(data).limited(limit),
-            validation=open_images(data, "val") if has_split(data, "val") else None,
+            source=data.open().limited(limit),
+            validation=data.open_validation(),
             hierarchy=hierarchy,
             targets=answers,
             samples=SampleList.read(samples) if samples else None,

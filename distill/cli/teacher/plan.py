@@ -1,6 +1,6 @@
 """`distill plan`: time, bytes and fidelity before the GPUs are booked."""
 
-import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -8,11 +8,14 @@ import click
 from distill.cli.options import common
 from distill.cli.options.checks import known_encoding
 from distill.cli.options.command import command, option, setting
+from distill.cli.options.images import DataChoice, data_options
 from distill.cli.options.teacher import TeacherChoice, teacher_options
 from distill.cli.options.views import view_options
+from distill.cli.output import print_result
 
 if TYPE_CHECKING:
     from distill.data.view_policy import ViewPolicy
+    from teacher_server.precompute.plan import Plan
 
 
 @command(
@@ -22,8 +25,7 @@ if TYPE_CHECKING:
     ]
 )
 @teacher_options()
-@common.data
-@setting("--split", default="train", help="Split of --data.")
+@data_options()
 @option(
     "--rows",
     type=click.IntRange(1, 10**11),
@@ -54,8 +56,7 @@ if TYPE_CHECKING:
 def plan(
     teacher_choice: TeacherChoice,
     policy: "ViewPolicy",
-    data: str,
-    split: str,
+    data: DataChoice,
     rows: int | None,
     views: str,
     encodings: tuple[str, ...],
@@ -70,7 +71,6 @@ def plan(
 
     Times are for this machine alone.
     """
-    from distill.cli.options.images import open_images
     from distill.errors import ConfigError
     from distill.targets.encoding import PRESETS
     from teacher_server.precompute.plan import make_plan
@@ -80,7 +80,7 @@ def plan(
     except ValueError as error:
         raise ConfigError(f"--views {views!r} found, expected numbers as 1,2,4") from error
     made = make_plan(
-        source=open_images(data, split),
+        source=data.open(),
         teacher=teacher_choice.load(device),
         policy=policy,
         encodings=encodings or tuple(PRESETS),
@@ -91,24 +91,26 @@ def plan(
         batch_size=batch_size,
         workers=workers,
     )
-    if as_json:
-        click.echo(json.dumps(made.to_json()))
-        return
-    click.echo(
+    print_result(as_json, made.to_json(), *_lines(made))
+
+
+def _lines(made: "Plan") -> Iterator[str]:
+    yield (
         f"{made.rows} images; pilot of {made.pilot_images}: "
         f"{1000 * made.seconds_per_image:.2f} ms per image and "
         f"{1000 * made.seconds_per_view:.2f} ms per view on this machine"
     )
     if made.pilot_unreadable:
-        click.echo(f"{made.pilot_unreadable} pilot images could not be read")
-    click.echo(
-        "angle of the KD gradient: for a fresh student, and for one near the teacher\n"
+        yield f"{made.pilot_unreadable} pilot images could not be read"
+    yield from made.agreement.lines()
+    yield "angle of the KD gradient: for a fresh student, and for one near the teacher"
+    yield (
         "encoding              views     hours       size  B per view   median    p99     median"
         "    p99"
     )
     for planned in made.stores:
         fresh, near = planned.gradient_angle_deg, planned.near_teacher_angle_deg
-        click.echo(
+        yield (
             f"{planned.encoding:20s} {planned.views:6d} {planned.hours:9.2f} "
             f"{common.format_bytes(planned.bytes_total):>10} {planned.bytes_per_view:9.1f}   "
             f"{fresh['median']:5.2f}° {fresh['p99']:5.2f}°     {near['median']:5.2f}° "

@@ -9,6 +9,7 @@ import click
 from distill.cli.options import common
 from distill.cli.options.checks import known_encoding
 from distill.cli.options.command import FILE, PATH, command, option, setting
+from distill.cli.options.images import DataChoice, data_options
 from distill.cli.options.teacher import TeacherChoice, teacher_options
 from distill.cli.options.views import view_options
 from distill.cli.output import fidelity_line, print_result, size_line, state_line
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     ]
 )
 @teacher_options()
-@common.data
+@data_options()
 @option("--store", required=True, help="Store to fill: a folder, or s3://bucket/prefix.")
-@setting("--split", default="train", help="Split of --data.")
 @option("--views", type=click.IntRange(1, 1024), default=1, help="Views per image.")
 @setting("--first-view", type=click.IntRange(0, 2**31), default=0, help="Number of the first view.")
 @option(
@@ -96,9 +96,8 @@ if TYPE_CHECKING:
 def precompute(
     teacher_choice: TeacherChoice,
     policy: "ViewPolicy",
-    data: str,
+    data: DataChoice,
     store: str,
-    split: str,
     views: int,
     first_view: int,
     encoding: str,
@@ -127,7 +126,6 @@ def precompute(
     from dataclasses import asdict
 
     from distill.cli.launcher import share_of_work
-    from distill.cli.options.images import absolute, open_images
     from distill.cli.signals import finish_on_signal
     from distill.errors import ConfigError
     from distill.events import journal_file
@@ -149,9 +147,9 @@ def precompute(
 
     share = Share(index=launched.index, count=launched.count)
     if engine == "ray":  # workers run in other folders
-        data, teacher_choice = absolute(data), teacher_choice.with_absolute_paths()
+        data, teacher_choice = data.with_absolute_path(), teacher_choice.with_absolute_paths()
         store = store if "://" in store else str(Path(store).absolute())
-    source = open_images(data, split)
+    source = data.open()
     if samples:
         source = source.select(np.sort(SampleList.read(samples).rows(source)))
     source = source.limited(limit)
@@ -204,7 +202,7 @@ def precompute(
         if interrupted:
             journal.event("interrupted", blocks_left=report.blocks_left)
         journal.event("summary", **asdict(report))
-    print_result(as_json, asdict(report), *_lines(report, data, store))
+    print_result(as_json, asdict(report), *_lines(report, data.location, store))
     if interrupted:
         raise KeyboardInterrupt
 
@@ -221,6 +219,7 @@ def _lines(report: "PrecomputeReport", data: str, store: str) -> list[str]:
         )
         lines += report.stages.lines()
     lines.append(fidelity_line(done))
+    lines += report.agreement.lines() if report.agreement else []
     lines += [f"bad images: {count}: {kind}" for kind, count in sorted(report.bad.items())]
     if report.blocks_left:
         lines.append(

@@ -8,7 +8,7 @@ import click
 from distill.cli.options import common
 from distill.cli.options.checks import known_encoding
 from distill.cli.options.command import PATH, command, option, setting
-from distill.cli.options.images import CACHE
+from distill.cli.options.images import CACHE, DataChoice, data_options
 from distill.cli.options.listening import Listening, listen_options
 from distill.cli.options.teacher import TeacherChoice, teacher_options
 from distill.cli.options.views import view_options
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     show_default="all GPUs, or the CPU",
 )
 @option("--store", help="Store to answer samples from and to write new answers to.")
-@option("--data", help="Images of the samples that students ask about.")
-@setting("--split", default="train", help="Split of --data.")
+@data_options(required=False, help="Images of the samples that students ask about.")
 @option("--views", type=click.IntRange(1, 1024), default=1, help="Views per image.")
 @setting(
     "--encoding",
@@ -106,8 +105,7 @@ def serve(
     listen: Listening,
     devices: tuple[str, ...],
     store: str | None,
-    data: str | None,
-    split: str,
+    data: DataChoice | None,
     views: int,
     encoding: str,
     block_rows: int,
@@ -133,7 +131,6 @@ def serve(
     import os
     from contextlib import closing
 
-    from distill.cli.options.images import open_images
     from distill.targets.encoding import EncodingSpec
     from teacher_server.http.json_log import json_log
     from teacher_server.precompute.options import PrecomputeOptions
@@ -168,7 +165,7 @@ def serve(
                     workers=0,
                 ),
                 store=store,
-                source=open_images(data, split) if data else None,
+                source=data.open() if data else None,
                 cache=cache.expanduser(),
                 journal=journal,
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from distill.curate.prepare.unit import UnitDone
-from distill.data.source import UNFINISHED
+from distill.data.layout import UNFINISHED
 from distill.errors import ConfigError
 from distill.files import write_atomically
 

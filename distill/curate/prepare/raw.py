@@ -177,7 +177,7 @@ def _of_class_tar(tar: ClassTar, listing: _Listing) -> Iterator[Sample]:
 
 
 def _of_folders(root: str, listing: _Listing) -> Iterator[Sample]:
-    for sample in list_folders(root):
+    for sample in (each for each in list_folders(root) if each.label is not None):
         name = f"{sample.key}{sample.suffix}"
         for image in listing.sample(str(sample.label), name, root, 0, -1):
             yield Sample(image.key, image.label, root, image.suffix, name=name)

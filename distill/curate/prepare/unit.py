@@ -14,6 +14,7 @@ from typing import Literal
 
 from distill.curate.prepare.shrink import ShrinkRules, shrink
 from distill.data.formats.samples import Sample, SampleTable
+from distill.data.formats.skipped import Skipped
 from distill.data.formats.tars import identity_of, index_of, index_path
 from distill.data.images import read_bytes
 from distill.errors import DataError, DataUnavailableError
@@ -129,7 +130,7 @@ def _write_shard(unit: Unit, shrunk: _Shrunk) -> int:
             file.write(_head(f"{sample.key}.wnid", label) + label + _padding(label))
         file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end mark
     with part.open("rb") as shard:
-        index = index_of(SampleTable.of(listed), identity_of(shard))
+        index = index_of(SampleTable.of(listed), identity_of(shard), Skipped())
     Path(index_path(path)).write_bytes(index)  # one that is torn counts as none
     return part.stat().st_size
 

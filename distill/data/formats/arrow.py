@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.formats.samples import Sample, SampleTable
+from distill.data.formats.tables import Columns
 from distill.errors import DataError
 from distill.storage import S3
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 KEY_COLUMNS = ("key", "__key__")
-LABEL_COLUMNS = ("wnid", "label", "labels")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def is_arrow(files: Sequence[str]) -> bool:
     return STATE in files and INFO in files
 
 
-def list_arrow(root: str) -> SampleTable:
+def list_arrow(root: str, named: Columns) -> SampleTable:
     """The images of one split.
 
     A sample's key is in column key or __key__; else it is the image's file name, where all have
@@ -53,7 +53,7 @@ def list_arrow(root: str) -> SampleTable:
         state = json.loads((Path(root) / STATE).read_text())
         info = json.loads((Path(root) / INFO).read_text())
         names = [str(each["filename"]) for each in state["_data_files"]]
-        columns = _columns_of(info["features"], root)
+        columns = _columns_of(info["features"], root, named)
         if state.get("_indices_files"):
             raise DataError(f"{root}: rows are chosen by an index file; save_to_disk it again")
         listed = [sample for name in names for sample in _list_file(root, name, columns)]
@@ -79,14 +79,17 @@ def list_arrow(root: str) -> SampleTable:
     )
 
 
-def _columns_of(features: Any, root: str) -> _Columns:
+def _columns_of(features: Any, root: str, named: Columns) -> _Columns:
     images = [name for name, feature in features.items() if feature.get("_type") == "Image"]
+    if named.path:
+        images = [name for name in images if name == named.path]
     if len(images) != 1:
         raise DataError(
-            f"{root}: {len(images)} columns of images found ({', '.join(features)}), expected one"
+            f"{root}: {len(images)} columns of images found ({', '.join(features)}), expected one; "
+            "--path-column chooses"
         )
     key = next((name for name in KEY_COLUMNS if name in features), None)
-    label = next((name for name in LABEL_COLUMNS if name in features), None)
+    label = next(iter(named.label_of(list(features), root)), None)
     classes = features[label].get("names") if label else None
     return _Columns(images[0], key, label, classes)
 

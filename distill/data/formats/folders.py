@@ -3,30 +3,53 @@
 from collections.abc import Iterator
 
 from distill.data.formats.samples import IMAGE_SUFFIXES, Sample
-from distill.storage import Entries, walk
+from distill.data.formats.skipped import HIDDEN, LOOSE, SUFFIX, Skipped
+from distill.data.splits import is_hidden
+from distill.storage import walk
 
 
-def list_folders(root: str) -> Iterator[Sample]:
-    """The images below `root`; the first folder on the way to each is its label."""
-    for inside, files in walk(root):
-        if inside:
-            yield from _images(root, inside, files, inside.partition("/")[0])
+def list_folders(root: str, skipped: Skipped | None = None) -> Iterator[Sample]:
+    """The images below `root`; the first folder on the way to each is its label.
 
-
-def list_loose(root: str, entries: Entries) -> Iterator[Sample]:
-    """The images directly in `root`, without labels."""
-    return _images(root, "", entries.files, None)
+    Where no class folder holds any, those directly in `root`, without labels. Hidden folders and
+    those of the system are not entered. skipped: counts what is no image of a class.
+    """
+    skipped = Skipped() if skipped is None else skipped
+    loose: list[Sample] = []
+    classes = False
+    for inside, files in walk(root, enters=lambda name: _enters(name, skipped)):
+        for sample in _images(root, inside, files, skipped):
+            if inside:
+                classes = True
+                yield sample
+            else:
+                loose.append(sample)
+    if classes:
+        skipped.add(LOOSE, *(f"{sample.key}{sample.suffix}" for sample in loose))
+    else:
+        yield from loose
 
 
 def split_image_name(name: str) -> tuple[str, str] | None:
     """The stem and the suffix of an image's file name; None of any other file's."""
     stem, dot, suffix = name.rpartition(".")
-    known = (dot + suffix).lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    known = (dot + suffix).lower() in IMAGE_SUFFIXES and not is_hidden(name)
     return (stem, dot + suffix) if known else None
 
 
-def _images(root: str, inside: str, files: list[str], label: str | None) -> Iterator[Sample]:
+def _enters(name: str, skipped: Skipped) -> bool:
+    if is_hidden(name):
+        skipped.add(HIDDEN, f"{name}/")
+        return False
+    return True
+
+
+def _images(root: str, inside: str, files: list[str], skipped: Skipped) -> Iterator[Sample]:
+    label = inside.partition("/")[0] or None
     for name in files:
         if parts := split_image_name(name):
             stem, suffix = parts
             yield Sample(f"{inside}/{stem}" if inside else stem, label, root, suffix)
+        else:
+            path = f"{inside}/{name}" if inside else name
+            skipped.add(HIDDEN if is_hidden(name) else SUFFIX, path)

@@ -11,7 +11,11 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # of files that are images
+from distill.data.sample_ids import normal_key
+
+# Of files that are images.
+IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif")
+IMAGE_SUFFIXES += (".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ROW = np.dtype(
     [
         ("key_start", np.int64),
@@ -68,7 +72,7 @@ class SampleTable(Sequence[Sample]):
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> "SampleTable":
-        """Take them in one by one."""
+        """Take them in one by one, with normal keys and labels (`normal_key`)."""
         labels: dict[str | int | None, int] = {}
         places: dict[str, int] = {}
         suffixes: dict[str, int] = {}
@@ -76,13 +80,19 @@ class SampleTable(Sequence[Sample]):
         for sample in samples:
             if filled % ROWS_AT_ONCE == 0:
                 parts.append(np.empty(ROWS_AT_ONCE, ROW))
-            key = sample.key.encode("utf-8", "surrogatepass")
-            name = sample.name.encode("utf-8", "surrogatepass")
+            normal = normal_key(sample.key)
+            in_folder = sample.size < 0 and normal != sample.key
+            stored_as = sample.name or (f"{sample.key}{sample.suffix}" if in_folder else "")
+            label = sample.label
+            if isinstance(label, str):
+                label = normal_key(label)
+            key = normal.encode("utf-8", "surrogatepass")
+            name = stored_as.encode("utf-8", "surrogatepass")
             parts[-1][filled % ROWS_AT_ONCE] = (
                 len(keys),
                 len(key),
                 len(name),
-                labels.setdefault(sample.label, len(labels)),
+                labels.setdefault(label, len(labels)),
                 places.setdefault(sample.place, len(places)),
                 suffixes.setdefault(sample.suffix, len(suffixes)),
                 sample.guessed,
@@ -141,6 +151,13 @@ class SampleTable(Sequence[Sample]):
     def select(self, which: slice | NDArray[np.int64]) -> "SampleTable":
         """Those rows, in that order."""
         return replace(self, rows=self.rows[which])
+
+
+def label_of_text(text: str) -> str | int | None:
+    """A label as written: a number, or a name; None of an empty one."""
+    if text.isascii() and text.isdecimal() and len(text) < 10:
+        return int(text)
+    return text or None
 
 
 def _renumbered(

@@ -6,16 +6,67 @@ else it is its path without the suffix.
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from distill.data.formats.samples import Sample
-from distill.errors import DataError
+from distill.data.formats.samples import Sample, label_of_text
+from distill.data.formats.skipped import Skipped
+from distill.errors import DataError, did_you_mean
 from distill.storage import S3, place_of
 
 MAX_NAME = 4096
 SUFFIXES = (".csv", ".parquet")
-LABEL_COLUMNS = ("wnid", "label")
+PATH_COLUMNS = ("path", "file_name")  # the latter is Hugging Face's
+LABEL_COLUMNS = ("wnid", "label", "labels")
+WITHOUT_SPLIT = "rows without a split, where others have one"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of tables and Hugging Face data sets that a user names; None takes the usual."""
+
+    path: str | None = None
+    label: str | None = None
+
+    def label_of(self, there: Sequence[str], where: str) -> tuple[str, ...]:
+        """Those of labels that are there; of several, a row's first that is filled counts.
+
+        Raises:
+            DataError: the one that was named is not.
+        """
+        return self._chosen(self.label, LABEL_COLUMNS, there, where, "label")
+
+    def path_of(self, there: Sequence[str], where: str) -> str:
+        """The column of paths.
+
+        Raises:
+            DataError: there is none.
+        """
+        chosen = self._chosen(self.path, PATH_COLUMNS, there, where, "path")
+        if not chosen:
+            raise DataError(
+                f"{where}: columns {_listed(there)} found, expected {' or '.join(PATH_COLUMNS)}, "
+                "with commas between them; --path-column names another"
+            )
+        return chosen[0]
+
+    @staticmethod
+    def _chosen(
+        named: str | None, usual: Sequence[str], there: Sequence[str], where: str, option: str
+    ) -> tuple[str, ...]:
+        if named is None:
+            return tuple(name for name in usual if name in there)
+        if named not in there:
+            raise DataError(
+                f"{where}: no column {named!r} found{did_you_mean(named, there)}, expected one of "
+                f"{_listed(there)}; correct --{option}-column"
+            )
+        return (named,)
+
+
+USUAL = Columns()
 
 
 def is_manifest(path: str) -> bool:
@@ -23,69 +74,101 @@ def is_manifest(path: str) -> bool:
     return path.lower().endswith(SUFFIXES)
 
 
-def splits_of_manifest(path: str) -> set[str]:
+def columns_of_manifest(path: str) -> list[str]:
+    """The names of its columns.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return [str(name) for name in next(_rows_of(path, None))[1]["columns"]]
+
+
+def splits_of_manifest(path: str, columns: Columns) -> set[str]:
     """What stands in its column split."""
-    return {str(row["split"]).lower() for row in _rows_of(path) if row.get("split")}
+    return {str(row["split"]) for _, row in _rows_of(path, columns) if row.get("split")}
 
 
-def list_manifest(path: str, splits: Sequence[str]) -> Iterator[Sample]:
-    """The images of the rows in one of those splits, or in none.
+def list_manifest(
+    path: str, splits: Sequence[str], columns: Columns, skipped: Skipped
+) -> Iterator[Sample]:
+    """The images of the rows in one of those splits; of all rows where none is given.
 
     Raises:
         DataError: the file cannot be read, or a row has no path.
     """
     folder = path.rpartition("/")[0] or "."
-    for number, row in enumerate(_rows_of(path), 1):
-        if str(row.get("split") or "").lower() not in ("", *splits):
+    for line, row in _rows_of(path, columns):
+        if splits and str(row.get("split") or "") not in splits:
+            if not row.get("split"):
+                skipped.add(WITHOUT_SPLIT, f"line {line}")
             continue
-        name = row.get("path")
+        name = row["path"]
+        where = f"{path}: line {line}"
         if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
-            raise DataError(
-                f"{path}: row {number} has no path, expected columns path, and wnid or label; "
-                "key and split if need be"
-            )
+            raise DataError(f"{where} has no path, expected one in every row")
         if "://" in name and not name.startswith(S3):
-            raise DataError(f"{path}: row {number} has path {name!r}, expected a file or s3://…")
-        yield _sample_of(row, name, folder)
+            raise DataError(f"{where} has path {name!r}, expected a file or s3://…")
+        place = "" if name.startswith(("/", S3)) else folder
+        _require_text(row, where, Path(place, name))
+        yield _sample_of(row, name, place)
 
 
-def _rows_of(path: str) -> Iterator[dict[str, Any]]:
-    return _parquet(path) if path.lower().endswith(".parquet") else _csv(path)
-
-
-def _sample_of(row: Mapping[str, Any], name: str, folder: str) -> Sample:
-    label = next(
-        (row[column] for column in LABEL_COLUMNS if row.get(column) not in (None, "")), None
-    )
+def _sample_of(row: Mapping[str, Any], name: str, place: str) -> Sample:
+    label = row["label"]
     if not isinstance(label, int | None):
-        label = str(label).strip()
+        label = label_of_text(str(label).strip())
     stem, dot, suffix = name.rpartition(".")
     if not dot or "/" in suffix:
         stem = name
-    place = "" if name.startswith(("/", S3)) else folder
     given = row.get("key")
     key = stem.removeprefix(S3).lstrip("/") if given in (None, "") else str(given)
     return Sample(key, label, place, name=name)
 
 
-def _csv(path: str) -> Iterator[dict[str, Any]]:
-    with (
-        place_of(path).open(path) as file,
-        io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
-    ):
-        yield from _rows(text, path)
+def _require_text(row: Mapping[str, Any], where: str, file: Path) -> None:
+    """Bytes that are no UTF-8 may be part of a file's name, if that file is there; of no label."""
+    for column in ("label", "key", "split", "path"):
+        value = row.get(column)
+        if isinstance(value, str) and not _is_text(value):
+            if column == "path" and file.exists():
+                continue
+            shown = value.encode("utf-8", "surrogateescape")
+            raise DataError(f"{where}: {column} is {shown!r}, expected UTF-8; save the table so")
 
 
-def _rows(text: Iterable[str], path: str) -> Iterator[dict[str, Any]]:
-    try:
-        for row in csv.DictReader(text):
-            label = row.get("label")  # numbers are class indices
-            yield {**row, "label": int(label)} if label and label.isdecimal() else row
-    except (csv.Error, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as CSV ({error}); write it again") from error
+def _is_text(value: str) -> bool:
+    return value.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in value)
 
 
-def _parquet(path: str) -> Iterator[dict[str, Any]]:
+def _rows_of(path: str, columns: Columns | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line, and path, label, key and split of each row; without `columns`, those of the table."""
+    read = _parquet if path.lower().endswith(".parquet") else _csv
+    return read(path, columns)
+
+
+def _csv(path: str, columns: Columns | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    with place_of(path).open(path) as file:
+        if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise DataError(f"{path}: UTF-16 found, expected UTF-8; save the table so")
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        rows = csv.reader(text)
+        try:
+            there = [name.strip() for name in next(rows, [])]
+            if columns is None:
+                yield 1, {"columns": there}
+                return
+            picked = _picked(columns, there, path)
+            for row in rows:
+                if row:
+                    row += [""] * (len(there) - len(row))
+                    yield rows.line_num, _row({name: row[at] for name, at in picked.items()})
+        except csv.Error as error:
+            raise DataError(
+                f"{path}: line {rows.line_num} cannot be read as CSV ({error}); write it again"
+            ) from error
+
+
+def _parquet(path: str, columns: Columns | None) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -96,9 +179,34 @@ def _parquet(path: str) -> Iterator[dict[str, Any]]:
     try:
         with place_of(path).open(path) as file:
             table = pyarrow.parquet.ParquetFile(file)
-            wanted = {"path", "key", "split", *LABEL_COLUMNS}
-            columns = [name for name in table.schema_arrow.names if name in wanted]
-            for batch in table.iter_batches(columns=columns):
-                yield from batch.to_pylist()
+            there = list(table.schema_arrow.names)
+            if columns is None:
+                yield 1, {"columns": there}
+                return
+            picked, line = _picked(columns, there, path), 0
+            wanted = sorted({there[at] for at in picked.values()})
+            for batch in table.iter_batches(columns=wanted):
+                for row in batch.to_pylist():
+                    line += 1
+                    yield line, _row({name: row[there[at]] for name, at in picked.items()})
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error}); write it again") from error
+
+
+def _picked(columns: Columns, there: Sequence[str], path: str) -> dict[str, int]:
+    """By name of ours, the position of a column."""
+    labels = enumerate(columns.label_of(there, path))
+    picked = {"path": columns.path_of(there, path)} | {f"label {n}": name for n, name in labels}
+    picked |= {name: name for name in ("key", "split") if name in there}
+    return {ours: there.index(theirs) for ours, theirs in picked.items()}
+
+
+def _row(values: dict[str, Any]) -> dict[str, Any]:
+    """One label of those that are filled."""
+    labels = [value for name, value in values.items() if name.startswith("label ")]
+    filled = next((label for label in labels if label not in (None, "")), None)
+    return {**values, "label": filled}
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (", …" if len(names) > 12 else "") or "none"

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 
+from distill.data.formats.skipped import SECOND_ARCHIVE, SPECIAL_MEMBER, Skipped
 from distill.errors import DataError, DataUnavailableError
 from distill.storage import place_of, unavailable
 
 BLOCK = tarfile.BLOCKSIZE
+SCAN_BYTES = 2**20
 MAX_HEADER_BYTES = 2**20  # of long names and PAX records, which are read whole
 
 
@@ -40,9 +42,16 @@ def open_tar(path: str) -> BufferedReader:
 
 
 def members(
-    file: BufferedReader, path: str, *, start: int = 0, end: int | None = None
+    file: BufferedReader,
+    path: str,
+    skipped: Skipped | None = None,
+    *,
+    start: int = 0,
+    end: int | None = None,
 ) -> Iterator[TarMember]:
     """The members of the tar that stands from `start` to `end` in `file`; `path` names it.
+
+    skipped: counts what is no regular file, and an archive after the end of the first.
 
     Raises:
         DataError: it is not a complete uncompressed tar.
@@ -65,6 +74,8 @@ def members(
                     )
                 if member.isreg() and not member.issparse():
                     yield TarMember(member.name, member.offset_data, member.size)
+                elif skipped is not None and not member.isdir():
+                    skipped.add(SPECIAL_MEMBER, member.name)
             file.seek(tar.offset)
             # tarfile takes a damaged header for the end.
             if file.read(max(0, min(BLOCK, end - tar.offset))) != bytes(BLOCK):
@@ -72,12 +83,25 @@ def members(
                     f"{path}: damaged at byte {tar.offset - start}, or without a tar's end mark; "
                     "copy the tar again"
                 )
+            if skipped is not None and _goes_on(file, end):
+                skipped.add(SECOND_ARCHIVE, path.rpartition("/")[2])
     except OSError as error:
         raise unavailable(path, str(error.strerror or error)) from error
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path}: not a complete uncompressed tar ({error}); copy it again"
         ) from error
+
+
+def _goes_on(file: BufferedReader, end: int) -> bool:
+    """Whether anything but zeros follows, as after `cat a.tar b.tar`."""
+    while (left := end - file.tell()) > 0:
+        part = file.read(min(left, SCAN_BYTES))
+        if not part:
+            return False
+        if part.strip(b"\0"):
+            return True
+    return False
 
 
 class _Header(tarfile.TarInfo):

@@ -1,5 +1,8 @@
 """WebDataset tars: `key.jpg` beside `key.wnid` or `key.cls`, read at random by an index.
 
+A key ends at the first dot of the base name, as WebDataset says, but where the names of a tar only
+make sense otherwise: see `_key_of`.
+
 Listing a tar reads all its headers, of a tar in a bucket all its bytes. So it is done once: the
 index is kept in the user's cache, and `distill prepare` leaves one beside each tar that it writes.
 """
@@ -8,7 +11,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BufferedReader
@@ -16,8 +19,23 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from distill.data.formats.samples import IMAGE_SUFFIXES, ROW, Sample, SampleTable
+from distill.data.formats.samples import (
+    IMAGE_SUFFIXES,
+    ROW,
+    Sample,
+    SampleTable,
+    label_of_text,
+)
+from distill.data.formats.skipped import (
+    HIDDEN,
+    NO_IMAGE,
+    SECOND_IMAGE,
+    SUFFIX,
+    Skipped,
+)
 from distill.data.formats.tar_members import TarMember, members, open_tar
+from distill.data.sample_ids import normal_key
+from distill.data.splits import is_hidden
 from distill.errors import DataError, DataUnavailableError
 from distill.files import write_atomically
 from distill.storage import place_of
@@ -26,67 +44,121 @@ MAX_LABEL_BYTES = 256
 MAX_INDEX_BYTES = 4 * 2**30
 PROBE_BYTES = 8192
 TARS_AT_ONCE = 8
-FORMAT = "distill-tar-index/1"
+FORMAT = "distill-tar-index/2"
 WNID_IN_NAME = re.compile(r"^(n\d{8})_")
 LABEL_SUFFIXES = (".wnid", ".cls")
 
 
-def list_tars(tars: list[str], indexes: Path | None) -> SampleTable:
+def list_tars(tars: Sequence[str], indexes: Path | None, skipped: Skipped) -> SampleTable:
     """The images of all, tar after tar.
 
-    indexes: folder to keep indexes in; None for none.
+    indexes: folder to keep indexes in; None for none. skipped: counts what is no image.
 
     Raises:
-        DataError: one is not a complete uncompressed tar, or holds a key twice in a row.
+        DataError: one is not a complete uncompressed tar, or has two images of one key.
     """
     with ThreadPoolExecutor(TARS_AT_ONCE) as pool:  # a bucket answers slowly, but many at once
-        return SampleTable.concatenate(list(pool.map(lambda tar: _table_of(tar, indexes), tars)))
+        listed = list(pool.map(lambda tar: _table_of(tar, indexes), tars))
+    for _, of_tar in listed:
+        skipped.update(of_tar)
+    return SampleTable.concatenate([table for table, _ in listed])
 
 
-def list_tar(file: BufferedReader, path: str) -> Iterator[Sample]:
+def list_tar(file: BufferedReader, path: str, skipped: Skipped) -> Iterator[Sample]:
     """The images of one tar; labels may stand anywhere in it."""
-    images: dict[str, TarMember] = {}
-    labels: dict[str, str | int] = {}
-    for member in members(file, path):
-        key, suffix = split_key(member.name)
-        if suffix in IMAGE_SUFFIXES:
-            if key in images:
-                raise DataError(
-                    f"{path}: the key {key!r} appears twice; expected one image per key"
-                )
-            images[key] = member
+    images: list[TarMember] = []
+    labels: dict[str, str | int | None] = {}
+    stems: set[str] = set()  # of members with one dot: what WebDataset's rule surely means
+    for member in members(file, path, skipped):
+        name = normal_key(member.name)
+        stem, suffix = _split(name)
+        hidden = any(is_hidden(part) for part in name.split("/") if part != "..")
+        if hidden:
+            skipped.add(HIDDEN, name)
+        elif suffix in IMAGE_SUFFIXES:
+            images.append(member)
         elif suffix in LABEL_SUFFIXES:
-            labels[key] = _read_label(file, member, suffix, path)
-    for key, member in images.items():
+            labels[name] = _read_label(file, member, path)
+        else:
+            skipped.add(SUFFIX, name)
+        if not hidden and _first_dot(name) == stem:
+            stems.add(stem)
+    chosen: dict[str, TarMember] = {}
+    for member in sorted(images, key=lambda member: member.name.count(".")):
+        name = normal_key(member.name)
+        key = _key_of(name, labels, stems)
+        if key not in chosen:
+            chosen[key] = member
+        elif _split(name)[0] == key or _split(normal_key(chosen[key].name))[0] != key:
+            raise DataError(
+                f"{path}: {chosen[key].name!r} and {member.name!r} are both images of the key "
+                f"{key!r}, expected one; rename one, or name their labels like the images"
+            )
+        else:
+            skipped.add(SECOND_IMAGE, name)
+    used: set[str] = set()
+    for key, member in chosen.items():
         guess = WNID_IN_NAME.match(PurePosixPath(key).name)
-        label = labels.get(key, guess.group(1) if guess else None)
-        guessed = key not in labels
-        yield Sample(key, label, path, offset=member.offset, size=member.size, guessed=guessed)
+        label: str | int | None = guess.group(1) if guess else None
+        named = next((n for n in (f"{key}{s}" for s in LABEL_SUFFIXES) if n in labels), None)
+        if named:
+            label = labels[named]
+            used |= {f"{key}{suffix}" for suffix in LABEL_SUFFIXES}
+        yield Sample(
+            key, label, path, offset=member.offset, size=member.size, guessed=named is None
+        )
+    skipped.add(NO_IMAGE, *(name for name in labels if name not in used))
 
 
-def split_key(name: str) -> tuple[str, str]:
-    """WebDataset's rule: the key ends at the first dot of the base name."""
-    folder, _, base = name.rpartition("/")
-    stem, dot, suffix = base.partition(".")
-    return (f"{folder}/{stem}" if folder else stem), (dot + suffix).lower()
+def _key_of(name: str, labels: Container[str], stems: Container[str]) -> str:
+    """The key of an image's name.
+
+    It ends at the first dot. Of a name with several it ends at the last one where a label is named
+    so too (IMG.07.jpg beside IMG.07.cls), or where nothing else in the tar is called like the part
+    before the first (IMG.07.jpg alone); else the image is a part of that sample (x.left.jpg of x).
+    """
+    stem = _split(name)[0]
+    first = _first_dot(name)
+    named = any(f"{stem}{suffix}" in labels for suffix in LABEL_SUFFIXES)
+    return stem if named or first not in stems else first
 
 
-def _read_label(file: BufferedReader, member: TarMember, suffix: str, path: str) -> str | int:
+def _split(name: str) -> tuple[str, str]:
+    """At the last dot of the base name; the suffix in lower case."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, suffix = base.rpartition(".")
+    return (f"{folder}{slash}{stem}", f".{suffix}".lower()) if dot else (name, "")
+
+
+def _first_dot(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}{base.partition('.')[0]}"
+
+
+def _read_label(file: BufferedReader, member: TarMember, path: str) -> str | int | None:
+    """What a member says: a number is a class index, in a .wnid too; None where it is empty."""
     here = file.tell()
     file.seek(member.offset)
-    text = file.read(min(member.size, MAX_LABEL_BYTES)).decode("utf-8", "replace").strip()
+    content = file.read(min(member.size, MAX_LABEL_BYTES + 1))
     file.seek(here)
-    if suffix == ".wnid":
-        return text
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise DataError(f"{path}: {member.name!r} holds {text!r}, expected a class index")
-    return int(text)
+    try:
+        text = content.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: {member.name!r} holds {content[:20]!r}, expected a label in UTF-8"
+        ) from error
+    if len(content) > MAX_LABEL_BYTES or "\n" in text:
+        raise DataError(
+            f"{path}: {member.name!r} holds {len(content)} bytes, expected one label: a wnid, a "
+            "class index or the name of a class"
+        )
+    return label_of_text(text)
 
 
 # -- the index ------------------------------------------------------------------------------------
 
 
-def _table_of(tar: str, indexes: Path | None) -> SampleTable:
+def _table_of(tar: str, indexes: Path | None) -> tuple[SampleTable, Skipped]:
     with open_tar(tar) as file:
         identity = identity_of(file)
         name = hashlib.sha256(tar.encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -101,11 +173,12 @@ def _table_of(tar: str, indexes: Path | None) -> SampleTable:
             known = _read_index(beside, identity, tar)
             if known is not None:
                 return known
-        table = SampleTable.of(list_tar(file, tar))
+        skipped = Skipped()
+        table = SampleTable.of(list_tar(file, tar, skipped))
     if kept:
         with suppress(OSError):  # no right to write there, or no room: listed again next time
-            write_atomically(kept, index_of(table, stamped))
-    return table
+            write_atomically(kept, index_of(table, stamped, skipped))
+    return table, skipped
 
 
 def index_path(tar: str) -> str:
@@ -114,13 +187,14 @@ def index_path(tar: str) -> str:
     return f"{folder}/.{name}.index" if folder else f".{name}.index"
 
 
-def index_of(table: SampleTable, identity: str) -> bytes:
+def index_of(table: SampleTable, identity: str, skipped: Skipped) -> bytes:
     """A tar's index as a file: NumPy's .npz of the table, and which tar it is of."""
     head = {
         "format": FORMAT,
         "identity": identity,
         "labels": table.labels,
         "suffixes": table.suffixes,
+        "skipped": skipped.to_json(),
     }
     buffer = io.BytesIO()
     np.savez(
@@ -132,7 +206,7 @@ def index_of(table: SampleTable, identity: str) -> bytes:
     return buffer.getvalue()
 
 
-def _read_index(path: str, identity: str, tar: str) -> SampleTable | None:
+def _read_index(path: str, identity: str, tar: str) -> tuple[SampleTable, Skipped] | None:
     """None where there is none of this tar; one that makes no sense counts as none."""
     try:
         content = place_of(path).read(path, 0, -1, at_most=MAX_INDEX_BYTES)
@@ -143,7 +217,9 @@ def _read_index(path: str, identity: str, tar: str) -> SampleTable | None:
         if head["format"] != FORMAT or head["identity"] != identity or rows.dtype != ROW:
             return None
         table = SampleTable(rows, keys, tuple(head["labels"]), (tar,), tuple(head["suffixes"]))
-        return table if _is_possible(table, int(identity.partition(" ")[0])) else None
+        skipped = Skipped.from_json(head["skipped"])
+        possible = _is_possible(table, int(identity.partition(" ")[0]))
+        return (table, skipped) if possible else None
     except DataUnavailableError:
         raise
     except Exception:  # NumPy and zipfile raise whatever the bytes provoke

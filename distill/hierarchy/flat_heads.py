@@ -1,11 +1,12 @@
-"""A flat head made semantic: one softmax over a label set becomes one for each hierarchy.
+"""Other heads made semantic: one softmax over a label set, or a yes or no for each class.
 
-Each class's probability is summed into the class itself and its ancestors, then every hierarchy is
-normalised. The mass that reaches a hierarchy tells how much it has to do with the image.
+A softmax's probabilities are summed into the class itself and its ancestors, then every hierarchy
+is normalised; of sigmoids, each hierarchy is normalised as it is. What reaches a hierarchy tells
+how much it has to do with the image.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.errors import TeacherError
-from distill.hierarchy.hypernyms import nearest_ancestor
+from distill.hierarchy.hypernyms import is_known, nearest_ancestor
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import segment_sums
 
@@ -23,15 +24,14 @@ class FlatHead:
     """What a flat classifier over `synsets` says about a hierarchy.
 
     sources: for each column in hierarchy order, the classes of the model that it sums up, column
-    after column; counts: how many each has. mapped: classes that are summed up anywhere; what
-    others get is lost.
+    after column; counts: how many each has. lost: classes that are summed up nowhere.
     """
 
     synsets: tuple[str, ...]
     hierarchy: SemanticHierarchy
     sources: Int[Tensor, " pairs"]
     counts: Int[Tensor, " members"]
-    mapped: int
+    lost: tuple[str, ...]
 
     @classmethod
     def of(
@@ -40,17 +40,23 @@ class FlatHead:
         """Classes are matched by wnid; one outside the hierarchy counts as its nearest hypernym.
 
         Raises:
-            TeacherError: none of the classes has to do with the hierarchy.
+            TeacherError: none of the classes has to do with the hierarchy, or one is unknown.
         """
-        pairs, mapped = [], 0
+        pairs, lost = [], []
         for source, synset in enumerate(synsets):
             known = nearest_ancestor(synset, hierarchy)
             if known is None:
+                if not is_known(synset):
+                    raise TeacherError(
+                        f"class {synset!r} of the teacher's head is neither in hierarchy "
+                        f"{hierarchy.name} nor a wnid of ImageNet, expected one or the other; "
+                        "correct --head"
+                    )
+                lost.append(synset)
                 continue
             positions = hierarchy.label_table[hierarchy.index(known)]
             levels = np.flatnonzero(positions >= 0)
             pairs += [(hierarchy.slices[k].start + int(positions[k]), source) for k in levels]
-            mapped += 1
         if not pairs:
             raise TeacherError(
                 f"none of the teacher's {len(synsets)} classes ({', '.join(synsets[:3])}, …) is in "
@@ -63,8 +69,21 @@ class FlatHead:
             hierarchy=hierarchy,
             sources=sources.to(device),
             counts=counts.to(device),
-            mapped=mapped,
+            lost=tuple(lost),
         )
+
+    def to(self, device: torch.device) -> "FlatHead":
+        """The same on that device."""
+        if self.sources.device == device:
+            return self
+        return replace(self, sources=self.sources.to(device), counts=self.counts.to(device))
+
+    def __str__(self) -> str:
+        """Say how many classes find no place."""
+        found = f"{len(self.synsets)} classes of one softmax"
+        if not self.lost:
+            return found
+        return f"{found}, {len(self.lost)} of them without a place here ({self.lost[0]}, …)"
 
     def probs_and_reach(
         self, logits: Float[Tensor, "batch classes"]
@@ -85,3 +104,25 @@ class FlatHead:
             even = torch.full_like(part, 1 / sizes[k])
             parts.append(torch.where(total > 0, part / torch.where(total > 0, total, 1), even))
         return torch.cat(parts, 1), reach
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TagHead:
+    """What a classifier with a yes or no for each class of `hierarchy` says about it."""
+
+    hierarchy: SemanticHierarchy
+
+    def __str__(self) -> str:
+        """Say what it is."""
+        return f"{self.hierarchy.num_classes} classes, a yes or no for each"
+
+    def probs_and_reach(
+        self, logits: Float[Tensor, "batch classes"]
+    ) -> tuple[Float[Tensor, "batch members"], Float[Tensor, "batch hierarchies"]]:
+        """[B, ΣN_k] sigmoids normalised in each hierarchy, and the greatest [B, K] of each."""
+        order = self.hierarchy.tensors(logits.device).class_order
+        yes = logits.float().index_select(1, order).sigmoid()
+        parts = yes.split(list(self.hierarchy.classes_per_hierarchy), dim=1)
+        tiny = torch.finfo(torch.float32).tiny
+        shares = [part / part.sum(1, keepdim=True).clamp_min(tiny) for part in parts]
+        return torch.cat(shares, 1), torch.stack([part.amax(1) for part in parts], 1)

@@ -1,0 +1,333 @@
+"""Where the images of one split lie, and in what form: read off names, before any image is.
+
+What contradicts itself is an error here: a split among class folders, two folders for one split,
+validation shards in a folder of training shards. What stands beside the images is counted.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import bracex
+
+from distill.data.formats.arrow import is_arrow
+from distill.data.formats.folders import split_image_name
+from distill.data.formats.skipped import BESIDE_SPLITS, HIDDEN, Skipped
+from distill.data.formats.tables import Columns, is_manifest, splits_of_manifest
+from distill.data.splits import (
+    SPLIT_OF,
+    has_word,
+    is_hidden,
+    is_split_name,
+    named_folder,
+    split_folders,
+    split_of,
+)
+from distill.errors import DataError
+from distill.storage import Entries, place_of
+
+Form = Literal["class folders", "WebDataset tars", "Hugging Face data set", "table"]
+# `distill prepare` writes it first and renames it last.
+UNFINISHED = "prepare-unfinished.jsonl"
+# Folders that hold all images of a data set are called so, classes hardly ever.
+CONTAINERS = {"images", "image", "imgs", "img", "jpegimages", "jpegs", "photos", "data"}
+MAX_WRAPPERS = 4
+MAX_TARS = 1_000_000
+PATTERN = re.compile(r"[{*?\[]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One split. root: a folder or a file. files: tars, or the table's values of the split.
+
+    split: as asked for; None where the data has no splits, and this is all of it. splits: all that
+    are there, by the name they have there. skipped: what stands beside them.
+    """
+
+    root: str
+    form: Form
+    files: tuple[str, ...] = ()
+    split: str | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
+    skipped: Skipped = field(default_factory=Skipped)
+
+
+def find_layout(path: str, split: str, columns: Columns) -> Layout:
+    """Recognise what `path` holds, and find one split of it; data without splits is one split.
+
+    Raises:
+        DataError: nothing is there, nothing of a known form, no such split, or names that
+        contradict each other.
+        DataUnavailableError: the disk or the network does not answer now.
+    """
+    folder, _, name = path.rpartition("/")
+    if is_pattern(path):
+        return _of_tars(path, folder, _expanded(path), split)
+    kind = place_of(path).kind(path)
+    if kind is None:
+        raise DataError(f"{path}: no such file or folder; expected images for --data")
+    if kind == "folder":
+        return _of_folder(path, split)
+    if path.endswith(".tar"):
+        return Layout(root=path, form="WebDataset tars", files=(path,))
+    if is_manifest(path):
+        return _of_table(path, split, columns)
+    raise DataError(
+        f"{name}: unknown file format; expected a folder, an uncompressed .tar, or a .csv or "
+        ".parquet table with the columns path and wnid"
+    )
+
+
+def splits_there(path: str, columns: Columns) -> dict[str, str]:
+    """All splits, by the name that they have there; empty where the data has none.
+
+    Raises:
+        DataError: as `find_layout`.
+    """
+    if is_pattern(path):
+        return _tar_splits(_expanded(path))
+    kind = place_of(path).kind(path)
+    if kind == "folder":
+        path, listing = _unwrapped(path)
+        return split_folders(listing.folders) or _tar_splits(_tar_names(listing))
+    return _table_splits(path, columns) if kind == "file" and is_manifest(path) else {}
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path stands for several tars: train-{0000..0127}.tar, or *.tar."""
+    return path.endswith(".tar") and bool(PATTERN.search(path.rpartition("/")[2]))
+
+
+# -- folders ---------------------------------------------------------------------------------------
+
+
+def _of_folder(path: str, split: str) -> Layout:
+    path, listing = _unwrapped(path)
+    folders = split_folders(listing.folders)
+    if split in listing.folders:
+        folders.setdefault(split, split)
+    inside = named_folder(folders, split, path)
+    hidden = [name for name in (*listing.folders, *listing.files) if is_hidden(name)]
+    skipped = Skipped()
+    if inside:
+        others = [name for name in listing.folders if name not in folders and not is_hidden(name)]
+        root, inner = _inner(path, inside, folders[inside])
+        _require_no_class(path, inside, inner, others)
+        skipped.add(BESIDE_SPLITS, *others, *_readable(listing.files))
+        skipped.add(HIDDEN, *hidden)
+        _require_no_splits(root, inner)
+        return _whole(root, inner, skipped, split, folders)
+    tars = _tar_names(listing)
+    if folders and not tars:
+        raise DataError(
+            f"{path}: no split {split} found, only {_listed(folders)}; expected a folder of that "
+            "name: make one, or pass one of these folders"
+        )
+    if tars and not is_arrow(listing.files):
+        skipped.add(BESIDE_SPLITS, *(n for n in listing.folders if not is_hidden(n)))
+        return _of_tars(path, path, tars, split, skipped)
+    return _whole(path, listing, skipped, None, {})
+
+
+def _whole(
+    root: str, listing: Entries, skipped: Skipped, split: str | None, splits: Mapping[str, str]
+) -> Layout:
+    """All that lies in a folder."""
+    tars: tuple[str, ...] = ()
+    form: Form = "class folders"
+    if is_arrow(listing.files):
+        form = "Hugging Face data set"
+    elif names := _tar_names(listing):
+        form, tars = "WebDataset tars", tuple(f"{root}/{name}" for name in names)
+        wrong = [n for n in names if split_of(n) not in (None, SPLIT_OF.get(split or "", split))]
+        if split and wrong:
+            raise DataError(
+                f"{root}: {wrong[0]} found among the tars of the split {split}, expected tars of "
+                "that split alone; move it"
+            )
+    return Layout(
+        root=root,
+        form=form,
+        files=tars,
+        split=split,
+        splits=splits,
+        skipped=skipped,
+    )
+
+
+def _unwrapped(path: str) -> tuple[str, Entries]:
+    """The folder that splits or tars lie in, where one folder is around all, and its entries."""
+    for _ in range(MAX_WRAPPERS):
+        listing = place_of(path).entries(path)
+        _require_finished(path, listing)
+        folders = [name for name in listing.folders if not is_hidden(name)]
+        wrapper = next((name for name in folders if name.casefold() in CONTAINERS), None)
+        wrapper = folders[0] if len(folders) == 1 else wrapper
+        bare = not (_readable(listing.files) or is_arrow(listing.files) or split_folders(folders))
+        if not (bare and wrapper):
+            return path, listing
+        below = place_of(path).entries(f"{path}/{wrapper}")
+        if not (split_folders(below.folders) or _tar_names(below) or is_arrow(below.files)):
+            return path, listing
+        path = f"{path}/{wrapper}"
+    return path, place_of(path).entries(path)
+
+
+def _inner(path: str, name: str, split: str) -> tuple[str, Entries]:
+    """The folder of a split; an archive that was unpacked into its own name is stepped into."""
+    root = f"{path}/{name}"
+    for _ in range(MAX_WRAPPERS):
+        listing = place_of(root).entries(root)
+        folders = [each for each in listing.folders if not is_hidden(each)]
+        alone = len(folders) == 1 and is_split_name(folders[0]) and not _readable(listing.files)
+        if not (alone and split_of(folders[0]) == split):
+            return root, listing
+        root = f"{root}/{folders[0]}"
+    return root, place_of(root).entries(root)
+
+
+def _require_no_class(path: str, inside: str, inner: Entries, others: Sequence[str]) -> None:
+    """A class may be called train: then its images lie beside those of other classes."""
+    if not _images(inner.files) or any(not is_hidden(name) for name in inner.folders):
+        return
+    place = place_of(path)
+    if any(_images(place.entries(f"{path}/{other}").files) for other in others[:3]):
+        raise DataError(
+            f"{path}: {inside} looks like a split, but lies beside {', '.join(others[:3])} and "
+            "holds images like a class; expected split folders alone, or class folders alone: put "
+            "the classes into a folder of their split, as train/"
+        )
+
+
+def _require_no_splits(root: str, listing: Entries) -> None:
+    folders = [name for name in listing.folders if not is_hidden(name)]
+    strange = [name for name in folders if is_split_name(name)]
+    if strange:
+        raise DataError(
+            f"{root}: {', '.join(strange[:3])} look like splits, but lie where class folders are "
+            f"expected; pass {root} itself, or move or rename them"
+        )
+
+
+def _require_finished(path: str, listing: Entries) -> None:
+    parent = "://" not in path and place_of(path).kind(f"{path}/../{UNFINISHED}")
+    if UNFINISHED in listing.files or parent:
+        raise DataError(
+            f"{path}: `distill prepare` has not finished here, expected a complete data set; run "
+            "the same `distill prepare` again"
+        )
+
+
+def _images(files: Sequence[str]) -> list[str]:
+    return [name for name in files if split_image_name(name)]
+
+
+def _readable(files: Sequence[str]) -> list[str]:
+    return [name for name in files if split_image_name(name) or _is_tar(name)]
+
+
+# -- tars ------------------------------------------------------------------------------------------
+
+
+def _of_tars(
+    where: str, folder: str, names: Sequence[str], split: str, skipped: Skipped | None = None
+) -> Layout:
+    """Tars of one folder: of those named after splits, the ones of this; or all."""
+    skipped = skipped or Skipped()
+    splits = _tar_splits(names)
+    chosen = [name for name in names if _is_of(name, split)]
+    if splits and not chosen:
+        found = ", ".join(sorted({*splits.values()}))
+        raise DataError(
+            f"{where}: no tars of split {split} found, only of {found}; expected names such as "
+            f"{split}-000000.tar: pass --split, or the tars themselves"
+        )
+    if splits:
+        skipped.add(BESIDE_SPLITS, *(name for name in names if name not in splits))
+    return Layout(
+        root=where,
+        form="WebDataset tars",
+        files=tuple(f"{folder}/{name}" if folder else name for name in chosen or names),
+        split=split if splits else None,
+        splits={each: each for each in splits.values()},
+        skipped=skipped,
+    )
+
+
+def _is_of(tar: str, split: str) -> bool:
+    stem = tar.removesuffix(".tar")
+    return split_of(stem) == SPLIT_OF.get(split, split) or has_word(stem, split)
+
+
+def _tar_splits(names: Sequence[str]) -> dict[str, str]:
+    found = ((name, split_of(name.removesuffix(".tar"))) for name in names)
+    return {name: split for name, split in found if split}
+
+
+def _is_tar(name: str) -> bool:
+    return name.endswith(".tar") and not is_hidden(name)
+
+
+def _tar_names(listing: Entries) -> list[str]:
+    return [name for name in listing.files if _is_tar(name)]
+
+
+def _expanded(pattern: str) -> list[str]:
+    """The names that a pattern in the last part of a path stands for, in its order.
+
+    Raises:
+        DataError: one that braces name is not there, or a wildcard matches none.
+    """
+    from fnmatch import fnmatchcase
+
+    folder, _, last = pattern.rpartition("/")
+    where = folder or "."
+    if place_of(where).kind(where) != "folder":
+        raise DataError(f"{where}: no such folder; expected tars for --data {pattern}")
+    there = _tar_names(place_of(where).entries(where))
+    try:
+        wanted = bracex.expand(last, limit=MAX_TARS)
+    except bracex.ExpansionLimitException as error:
+        raise DataError(f"{pattern}: stands for more than {MAX_TARS} tars") from error
+    found, missing = list[str](), []
+    known = {*there}
+    for name in wanted:
+        matches = [each for each in there if fnmatchcase(each, name)]
+        matches = [name] if name in known else matches
+        found += matches
+        missing += [] if matches else [name]
+    if missing:
+        raise DataError(
+            f"{pattern}: {len(missing)} of {len(wanted)} tars are not there (first: {missing[0]}), "
+            f"expected all; {where} has {len(there)} tars: fetch them, or correct the pattern"
+        )
+    return list(dict.fromkeys(found))
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _of_table(path: str, split: str, columns: Columns) -> Layout:
+    splits = _table_splits(path, columns)
+    wanted = SPLIT_OF.get(split, split.casefold())
+    chosen = tuple(name for name, each in splits.items() if each == wanted)
+    if splits and not chosen:
+        raise DataError(
+            f"{path}: no split {split} found, only {_listed(splits)}; expected rows with that in "
+            "column split"
+        )
+    return Layout(
+        root=path, form="table", files=chosen, split=split if splits else None, splits=splits
+    )
+
+
+def _table_splits(path: str, columns: Columns) -> dict[str, str]:
+    return {
+        name: (split_of(name) if is_split_name(name) else None) or name.casefold()
+        for name in sorted(splits_of_manifest(path, columns))
+    }
+
+
+def _listed(splits: Mapping[str, str]) -> str:
+    return ", ".join(name if name == each else f"{name} ({each})" for name, each in splits.items())

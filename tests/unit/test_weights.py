@@ -1,0 +1,198 @@
+"""Weight files as timm, torch.compile, DDP and Lightning leave them."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from timm.utils import CheckpointSaver
+from torch import nn
+
+from distill.errors import ConfigError, HierarchyError
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.models.card import ModelCard
+from distill.models.creation import classifier_names, create_model, default_input
+from distill.models.weights import (
+    Weights,
+    find_weights,
+    load_weights,
+    read_weights,
+    with_classifier,
+)
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(1)
+    return create_model("test_resnet", 3)
+
+
+def halved(state: State) -> State:
+    return {k: v * 0.5 if v.is_floating_point() else v for k, v in state.items()}
+
+
+def loaded(path: Path, name: str = "test_resnet", classes: int = 3) -> tuple[State, Weights]:
+    torch.manual_seed(2)
+    fresh = create_model(name, classes)
+    weights = load_weights(fresh, read_weights(path))
+    return fresh.state_dict(), weights
+
+
+def same(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_a_checkpoint_of_timms_train_py_gives_its_ema_weights(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    state = model.state_dict()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    averaged = timm.utils.ModelEmaV3(model)
+    averaged.module.load_state_dict(halved(state))
+    saver = CheckpointSaver(
+        model=model,
+        optimizer=optimizer,
+        args=argparse.Namespace(lr=1, model="test_resnet"),
+        model_ema=averaged,
+        checkpoint_dir=str(tmp_path),
+        recovery_dir=str(tmp_path),
+    )
+    saver.save_checkpoint(3, metric=77.1)
+    taken, weights = loaded(find_weights(tmp_path))
+    assert same(taken, halved(state))
+    assert weights.notes == ("state_dict_ema taken, not state_dict",)
+    assert weights.architecture == "test_resnet"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_prefixes_of_wrappers_are_taken_off(
+    model: nn.Module, tmp_path: Path, prefix: str, suffix: str
+) -> None:
+    state = {prefix + k: v.contiguous() for k, v in model.state_dict().items()}
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
+    assert same(loaded(path)[0], model.state_dict())
+
+
+def test_of_a_lightning_module_the_model_is_taken(model: nn.Module, tmp_path: Path) -> None:
+    state = {"model." + k: v for k, v in model.state_dict().items()}
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(3)}, "epoch": 1}, path)
+    taken, weights = loaded(path)
+    assert same(taken, model.state_dict())
+    assert weights.notes == ("1 tensors outside model. left out",)
+
+
+def test_the_filter_of_an_architecture_converts_names(tmp_path: Path) -> None:
+    """The authors' TResNet files: other names, and weights of InplaceABN that may be negative."""
+    state = create_model("tresnet_m", 5).state_dict()
+    authors = {}
+    for name, tensor in state.items():
+        other = name.replace("downsample.1.conv", "downsample.1.0")
+        for part, number in ((".conv.", ".0."), (".bn.", ".1.")):
+            other = other.replace(part, number) if "conv" in other.split(part)[0] else other
+        authors[other] = tensor
+    path = tmp_path / "tresnet_m_miil_21k.pth"
+    torch.save({"state_dict": authors}, path)
+    taken, weights = loaded(path, "tresnet_m", 5)
+    assert "converted as timm does" in weights.notes[0]
+    assert torch.equal(taken["head.fc.weight"], state["head.fc.weight"])
+
+
+def test_position_embeddings_are_resized_as_timm_does(tmp_path: Path) -> None:
+    torch.save(create_model("test_vit", 3).state_dict(), tmp_path / "w.pth")
+    larger = timm.create_model("test_vit", num_classes=3, img_size=224)
+    load_weights(larger, read_weights(tmp_path / "w.pth"))
+
+
+def test_code_in_a_file_is_named_and_not_run(model: nn.Module, tmp_path: Path) -> None:
+    torch.save(model, tmp_path / "whole.pth")
+    with pytest.raises(ConfigError, match=r"holds timm.*, which is code and is not executed"):
+        read_weights(tmp_path / "whole.pth")
+
+
+def test_folders_and_what_is_no_weight_file(model: nn.Module, tmp_path: Path) -> None:
+    timm.models.save_for_hf(model, tmp_path / "export", safe_serialization=True)
+    path = find_weights(f"local-dir:{tmp_path}/export")
+    assert path.name == "model.safetensors"
+    assert same(loaded(path)[0], model.state_dict())
+    card = ModelCard.read(path)
+    assert card
+    assert (card.model, card.num_classes, card.input.size) == ("test_resnet", 3, (160, 160))
+    with pytest.raises(ConfigError, match="no weights found"):
+        find_weights(tmp_path)
+    with pytest.raises(ConfigError, match="no such weight file"):
+        find_weights(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted", "rows", "note"),
+    [
+        (["a", "b", "c"], ["a", "b", "c"], [0, 1, 2], "classifier kept"),
+        (["a", "b", "c"], ["c", "a"], [2, 0], "classifier: 2 of 3 rows kept"),
+        (["a", "b", "c"], ["a", "b", "d"], None, "classifier new: its 3 classes lack 1 of 3"),
+        (None, ["a", "b", "c"], None, "classifier new: nothing says its classes"),
+    ],
+)
+def test_a_classifier_is_kept_by_the_names_of_its_classes(
+    model: nn.Module,
+    known: list[str] | None,
+    wanted: list[str],
+    rows: list[int] | None,
+    note: str,
+) -> None:
+    torch.manual_seed(3)
+    fresh = create_model("test_resnet", len(wanted))
+    expected = fresh.state_dict()["fc.weight"].clone()
+    weights = Weights(path=Path("w"), state=model.state_dict())
+    chosen = with_classifier(weights, fresh, classifier_names(fresh), known, wanted)
+    notes = load_weights(fresh, chosen).notes
+    if rows is not None:
+        expected = model.state_dict()["fc.weight"][rows]
+    assert torch.equal(fresh.state_dict()["fc.weight"], expected)
+    assert torch.equal(fresh.state_dict()["conv1.0.weight"], model.state_dict()["conv1.0.weight"])
+    assert notes == (note,)
+
+
+def test_the_authors_files_take_pixels_in_the_unit_range() -> None:
+    usual = default_input("mobilenetv3_large_100")
+    theirs = default_input("mobilenetv3_large_100", Path("mobilenetv3_large_100_miil_21k.pth"))
+    assert usual.mean != (0.0, 0.0, 0.0)
+    assert (theirs.mean, theirs.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def test_a_tree_may_hold_numbers_of_numpy(tmp_path: Path) -> None:
+    tree: dict[str, Any] = {
+        "class_list": ["n00015388", "n02084071"],
+        "class_description": {"n00015388": "animal", "n02084071": "dog"},
+        "class_tree_list": [[np.int64(0)], np.array([1, 0])],
+    }
+    torch.save(tree, tmp_path / "tree.pth")
+    hierarchy = SemanticHierarchy.from_miil_tree(tmp_path / "tree.pth")
+    assert hierarchy.ancestors("n02084071") == ("n00015388",)
+    torch.save({"class_tree_list": [Path("x")]}, tmp_path / "code.pth")
+    with pytest.raises(HierarchyError, match=r"pathlib.*, which is code"):
+        SemanticHierarchy.from_miil_tree(tmp_path / "code.pth")
+
+
+def test_a_card_says_how_its_model_was_trained(tmp_path: Path) -> None:
+    document = {"model": "m", "num_classes": 2, "input_size": [3, 8, 8], "mean": [0, 0, 0]}
+    path = tmp_path / "w.json"
+    path.write_text(json.dumps({**document, "std": [1, 1, 1], "scheme": "single-label"}))
+    card = ModelCard.read(tmp_path / "w.safetensors")
+    assert card
+    assert (card.scheme, card.taught) == ("single-label", False)
+    path.write_text(json.dumps({**document, "std": [1, 1, 1], "scheme": "other"}))
+    with pytest.raises(ConfigError, match="scheme 'other', expected semantic, single-label"):
+        ModelCard.read(tmp_path / "w.safetensors")
