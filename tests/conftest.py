@@ -15,7 +15,7 @@ from distill.data.plane_figures import FigureSet, write_figures
 from distill.hierarchy.semantic import SemanticHierarchy
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRESS = ("data: ", "precompute:", "reading:")
+PROGRESS = ("data: ", "teacher: ", "model: ", "init: ", "precompute:", "reading:")
 SHARED = ROOT.parent / "shared" / "data"
 
 # Several tests run at once: how long an example takes says nothing.

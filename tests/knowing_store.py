@@ -9,7 +9,7 @@ import torch
 
 from distill.data.sample_ids import samples_digest
 from distill.data.source import label_indices, open_source
-from distill.data.view_policy import ViewPolicy
+from distill.data.view_policy import PLAIN
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import encode
@@ -61,7 +61,7 @@ def make_store(
             classes_per_hierarchy=sizes,
         ),
         dataset=DatasetIdentity(digest=samples_digest(source.ids, labels), rows=len(source)),
-        views=ViewIdentity(count=VIEWS, policy=ViewPolicy().to_json()),
+        views=ViewIdentity(count=VIEWS, policy=PLAIN.to_json()),
         encoding=spec,
         block_rows=BLOCK,
     )

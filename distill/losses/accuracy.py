@@ -1,6 +1,5 @@
 """Semantic top-1 (appendix C of arXiv 2104.10972): right or wrong per hierarchy, and in total."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,19 +23,6 @@ class SemanticAccuracy:
         judged = sum(self.counts)
         right = sum(a * n for a, n in zip(self.per_hierarchy, self.counts, strict=True) if n)
         return right / judged if judged else float("nan")
-
-    def total_by_classes(self, sizes: Sequence[int]) -> float | None:
-        """The mean over hierarchies that were judged, weighted by how many classes each has.
-
-        The paper's text weighs so (appendix C), the authors' code by samples, as `total` does.
-        """
-        judged = [
-            (a, size)
-            for a, n, size in zip(self.per_hierarchy, self.counts, sizes, strict=True)
-            if n
-        ]
-        classes = sum(size for _, size in judged)
-        return sum(a * size for a, size in judged) / classes if classes else None
 
 
 class SemanticAccuracyMeter:

@@ -32,7 +32,7 @@ class TagAgreement:
 
     @property
     def total(self) -> tuple[int, float, float]:
-        """Of all hierarchies together: tags, share that agrees, chance."""
+        """Tags of all hierarchies together, the share that agrees, chance."""
         tags = sum(self.tagged)
         shares = (
             sum(n * share for n, share in zip(self.tagged, of_each, strict=True)) / max(1, tags)

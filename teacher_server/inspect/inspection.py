@@ -30,6 +30,11 @@ from teacher_server.inspect.statistics import UNITS, Beliefs, RowState, digest_o
 from teacher_server.inspect.subtrees import SUMS, Subtrees, sums_by_subtree
 from teacher_server.inspect.tree import ClassTree
 
+PLAIN_INSTEAD = (
+    "judge by a store of plain views, `distill precompute … --view-policy plain --store PLAIN`, "
+    "and inspect that, or pass it as --folds"
+)
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -46,7 +51,8 @@ class Inspection:
     """beliefs: of the store's teacher. judged: by which tags are judged, of other teachers perhaps.
 
     summary: of the store as it was when it was opened. folds: by their location.
-    cache: for what is made of the beliefs.
+    cache: for what is made of the beliefs. augmented: stores that tags are judged by although their
+    views are augmented, of which the teacher is less sure than of plain ones.
     """
 
     store: LogitStore
@@ -57,6 +63,7 @@ class Inspection:
     folds: Mapping[str, Beliefs]
     rules: Rules
     cache: Cache
+    augmented: tuple[str, ...]
 
     @property
     def hierarchy(self) -> SemanticHierarchy:
@@ -126,6 +133,16 @@ class Inspection:
                 "their tags are not judged: compute the other folds, and pass them as --folds too"
             )
         return gaps
+
+    @property
+    def doubt(self) -> str:
+        """Why its findings of tags are not to be trusted; empty where they are."""
+        if not self.augmented:
+            return ""
+        return (
+            f"{', '.join(self.augmented)}: augmented views, by which few missing and many wrong "
+            f"suspect tags are found; {PLAIN_INSTEAD}"
+        )
 
     def row_of(self, ids: SampleIds, key: str) -> int:
         """The row of one sample, [1, 2].
@@ -214,6 +231,11 @@ def open_inspection(
         folds={location: fold for location, (_, fold) in zip(folds, opened, strict=True)},
         rules=rules,
         cache=_cache(location, cache),
+        augmented=tuple(
+            each
+            for each in folds or (location,)
+            if LogitStore.open(each).manifest.views.policy["name"] != "plain"
+        ),
     )
 
 

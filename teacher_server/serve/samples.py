@@ -22,7 +22,7 @@ from distill.data.loader import in_batches, load_views
 from distill.data.sample_ids import SampleIds, find_rows, samples_digest
 from distill.data.source import ImageSource, label_indices
 from distill.data.view_policy import ViewPolicy
-from distill.errors import ConfigError, StoreError
+from distill.errors import StoreError
 from distill.events import Journal
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
@@ -57,7 +57,6 @@ def open_samples(
 
     Raises:
         StoreMismatchError: the store is of another teacher, hierarchy or data set.
-        ConfigError: there is no store yet, and no data to fill one from.
     """
     opened = None
     if store and has_store(store):
@@ -82,8 +81,6 @@ def open_samples(
         )
     elif store and source:
         opened = open_or_create(source, teacher, store, options)
-    elif store:
-        raise ConfigError(f"{store}: no store found; expected one, or --data to fill it from")
     named = EncodingSpec.named(options.encoding, teacher.hierarchy.classes_per_hierarchy)
     return SampleAnswers(
         teacher,

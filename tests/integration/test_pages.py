@@ -504,6 +504,8 @@ def test_command_tells_what_is_wrong_in_a_line(
     assert "--serve found with --html" in fails(*serve, "--html", tmp_path / "x")
     assert "--ask found without --serve" in fails("inspect", knowing.location, "--ask", "http://x")
     assert "found without keys" in fails(*serve, "--host", "0.0.0.0")
-    assert "no student.safetensors" in fails(*serve, "--student", tmp_path)
+    assert "no weights found, expected one of student.safetensors" in fails(
+        *serve, "--student", tmp_path
+    )
     monkeypatch.setattr("distill.cli.inspect.pages.PATIENCE_S", 0.5)
     assert "http://127.0.0.1:9" in fails(*serve, "--ask", "http://127.0.0.1:9")

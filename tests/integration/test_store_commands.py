@@ -336,7 +336,7 @@ def test_verify_asks_the_teacher_again(
     ran = distill(*command, "--sample", 96)
     assert ran.code == 2
     assert "differ by more than rounding" in ran.out
-    assert "one of --teacher and --data" in fails("store", "verify", store, "--data", "x")
+    assert "one of --teacher and --data" in fails("store", "verify", store, "--data", store)
 
 
 def test_plan_is_within_five_percent_of_the_finished_store(

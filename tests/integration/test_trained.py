@@ -250,7 +250,9 @@ def test_what_is_no_trained_model_is_one_line(
 ) -> None:
     data = ("--data", figures, *MACHINE)
     (tmp_path / "empty").mkdir()
-    assert "no student.safetensors found" in fails("evaluate", tmp_path / "empty", *data)
+    assert "no weights found, expected one of student.safetensors" in fails(
+        "evaluate", tmp_path / "empty", *data
+    )
     (tmp_path / "empty" / "run.json").write_text("{}")
     assert "a run that is not finished" in fails("evaluate", tmp_path / "empty", *data)
     bare = tmp_path / "bare.safetensors"
@@ -258,7 +260,9 @@ def test_what_is_no_trained_model_is_one_line(
     assert "no card bare.json beside it" in fails("export", bare, "--out", tmp_path / "out")
     assert "nothing says which classes" in fails("evaluate", teacher_weights, *data)
     wrong = ("--label-set", "imagenet21k-p-winter21")
-    assert "29 classes found, expected 10450" in fails("evaluate", teacher_weights, *data, *wrong)
+    assert "29 classes found, label set imagenet21k-p-winter21 has 10450" in fails(
+        "evaluate", teacher_weights, *data, *wrong
+    )
     message = fails("export", teacher_weights, *wrong, "--out", tmp_path / "out")
     assert "29 classes found, label set imagenet21k-p-winter21 has 10450" in message
     assert "unknown model 'test_vitt'" in fails("evaluate", "timm:test_vitt", *data)

@@ -31,7 +31,7 @@ class BinnedAveragePrecision:
             counts.view(-1).add_(torch.bincount(places, minlength=counts.numel()))
 
     def micro(self) -> float:
-        """Of all decisions together."""
+        """Average over all decisions together."""
         return float(_average_precision(self.counts.sum(1, keepdim=True))[0])
 
     def macro(self) -> float:

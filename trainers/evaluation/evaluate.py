@@ -136,7 +136,23 @@ def evaluate(
         ),
         label_meter(labels, hierarchy, reading, device),
     ]
-    return _judged(trained, meters, source, machine)
+    figures = _judged(trained, meters, source, machine)
+    shares = figures["semantic_top1_per_hierarchy"]
+    return figures | {
+        "semantic_top1_by_classes": total_by_classes(shares, hierarchy.classes_per_hierarchy),
+        "classes": hierarchy.num_classes,
+        "most_specific_classes": len(most_specific(labels, hierarchy)),
+    }
+
+
+def total_by_classes(shares: Sequence[float | None], sizes: Sequence[int]) -> float | None:
+    """The mean over the hierarchies that were judged, weighted by how many classes each has.
+
+    The paper's text weighs so (appendix C), the authors' code by images, as `semantic_top1` does.
+    """
+    judged = [(a, size) for a, size in zip(shares, sizes, strict=True) if a is not None]
+    classes = sum(size for _, size in judged)
+    return sum(a * size for a, size in judged) / classes if classes else None
 
 
 def exclusive_classes(labels: NDArray[np.int64], hierarchy: SemanticHierarchy) -> list[int]:

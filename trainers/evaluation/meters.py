@@ -331,7 +331,6 @@ def _figures(name: str, meter: SemanticAccuracyMeter, world: World) -> dict[str,
     ]
     return {
         name: accuracy.total if sum(accuracy.counts) else None,
-        f"{name}_by_classes": accuracy.total_by_classes(meter.hierarchy.classes_per_hierarchy),
         f"{name}_per_hierarchy": shares,
         f"{name}_counts": list(accuracy.counts),
     }

@@ -173,6 +173,8 @@ def inspect(
         report.overview()
     if data:
         pictures = _pictures(inspection, data)
+        if inspection.doubt and (missing or suspect or cleaned or truth):
+            raise ConfigError(inspection.doubt)
         _write_lists(report, pictures, missing=missing, suspect=suspect, cleaned=cleaned)
         if truth:
             report.against_truth(_truth(inspection, pictures, truth))

@@ -66,6 +66,7 @@ class Report:
         self._after += [
             f"tags: {tags.judged} judged, {len(tags.missing)} images lack one, {len(tags.suspect)} "
             "are suspect (--data and --missing, --suspect write them)",
+            *([f"tags: doubtful, {self.inspection.doubt}"] if self.inspection.doubt else []),
             *(agreement.lines() if agreement else []),
             fidelity_line(summary),
             size_line(summary),

@@ -36,13 +36,15 @@ class DataChoice:
     path_column: str | None = None
     label_column: str | None = None
 
-    def open(self, split: str | None = None) -> "ImageSource":
+    def open(
+        self, split: str | None = None, say: Callable[[str], None] | None = None
+    ) -> "ImageSource":
         """One split, the chosen one by default.
 
         Raises:
             DataError: as `distill.data.source.open_source`.
         """
-        return self._open(self.location, split or self.split)
+        return self._open(self.location, split or self.split, say)
 
     def open_validation(self) -> "ImageSource | None":
         """The images of --val-data, or the split val of --data; None, and said, where neither is.
@@ -56,7 +58,10 @@ class DataChoice:
         if self.val_data or has_split(where, "val", self._columns):
             return self._open(where, "val")
         there = ", ".join(split_names(where, self._columns))
-        _say(f"nothing validates: splits found: {there}, none of them val; --val-data names images")
+        to_stderr(
+            f"data: nothing validates: splits found: {there}, none of them val; --val-data names "
+            "images"
+        )
         return None
 
     def open_judged(self) -> "ImageSource":
@@ -86,13 +91,15 @@ class DataChoice:
 
         return Columns(self.path_column, self.label_column)
 
-    def _open(self, location: str, split: str) -> "ImageSource":
+    def _open(
+        self, location: str, split: str, say: Callable[[str], None] | None = None
+    ) -> "ImageSource":
         from distill.data.source import open_source
 
         cache = Path(os.environ.get("DISTILL_CACHE", CACHE)).expanduser()
         source = open_source(location, split, indexes=cache / "tars", columns=self._columns)
         for line in source.describe():
-            _say(line)
+            (say or to_stderr)(f"data: {line}")
         return source
 
 
@@ -126,5 +133,7 @@ def _choice(data_location: str | None, **given: Any) -> DataChoice | None:
     return DataChoice(location=data_location, **given) if data_location else None
 
 
-def _say(line: str) -> None:
-    click.echo(f"data: {line}", err=True)
+def to_stderr(line: str) -> None:
+    """Print it once, whatever number of processes train together."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(line, err=True)

@@ -11,6 +11,7 @@ from distill.cli.options import common
 from distill.cli.options.checks import known_models
 from distill.cli.options.command import option, setting
 from distill.cli.options.group import Command, option_group
+from distill.cli.options.images import to_stderr
 from distill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,8 +46,16 @@ class TeacherChoice:
             label_set=absolute.get(self.label_set, self.label_set),
         )
 
-    def load(self, device: str, hierarchy: "SemanticHierarchy | None" = None) -> "Teacher":
-        """The teacher, ready to answer. hierarchy: of its classes, instead of --label-set."""
+    def load(
+        self,
+        device: str,
+        hierarchy: "SemanticHierarchy | None" = None,
+        say: Callable[[str], None] = to_stderr,
+    ) -> "Teacher":
+        """The teacher, ready to answer, with a word of what it was taken for.
+
+        hierarchy: of its classes, instead of --label-set.
+        """
         from distill.hierarchy.semantic import resolve
         from distill.models.creation import pick_device
         from teacher_server.teacher.loading import MemberChoice, load_teacher
@@ -71,7 +80,7 @@ class TeacherChoice:
             confidence=self.confidence,
         )
         for line in (line for member in teacher.members for line in member.about):
-            click.echo(f"teacher: {line}", err=True)
+            say(f"teacher: {line}")
         return teacher
 
 

@@ -18,11 +18,8 @@ if TYPE_CHECKING:
 
 SHARES = (
     ("semantic_top1", "semantic"),
-    ("semantic_top1_by_classes", "by classes"),
     ("top1", "top-1"),
     ("top5", "top-5"),
-    ("top1_all", "top-1 of all"),
-    ("top5_all", "top-5 of all"),
     ("micro_map", "micro mAP"),
     ("macro_map", "macro mAP"),
     ("real_top1", "ReaL"),
@@ -201,6 +198,14 @@ def _print(judged: dict[str, dict[str, Any]]) -> None:
                 cells = ("      -" if s is None else f"{100 * s:7.1f}" for s in shares)
                 click.echo(f"{where:{max(wide, len(title) + 14)}s}" + "".join(cells))
     for where, row in judged.items():
+        if row.get("semantic_top1_by_classes") is not None and "top1_all" in row:
+            click.echo(
+                f"{where}: semantic is weighted by images; by classes it is "
+                f"{100 * row['semantic_top1_by_classes']:.2f}%. top-1 and top-5 are among the "
+                f"{row['most_specific_classes']} most specific classes that occur; among all "
+                f"{row['classes']} they are {100 * row['top1_all']:.2f}% and "
+                f"{100 * row['top5_all']:.2f}%"
+            )
         if row["unreadable"]:
             click.echo(f"{where}: {row['unreadable']} images cannot be read and were left out")
 

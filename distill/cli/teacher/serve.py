@@ -131,7 +131,9 @@ def serve(
     import os
     from contextlib import closing
 
+    from distill.errors import ConfigError
     from distill.targets.encoding import EncodingSpec
+    from store.logit_store import has_store
     from teacher_server.http.json_log import json_log
     from teacher_server.precompute.options import PrecomputeOptions
     from teacher_server.serve.admission import Budgets
@@ -142,11 +144,17 @@ def serve(
     from teacher_server.teacher.batch_size import UNTUNED
     from trainers.models.prediction import StudentOpinion
 
+    if store and not (data or has_store(store)):
+        raise ConfigError(f"{store}: no store found; expected one, or --data to fill it from")
     address, keys, listener = listen.bound()  # before the teacher is loaded, which takes a while
     journal = json_log()
     with closing(listener):
         lanes = devices_of(devices)
-        loaded = {device: teacher_choice.load(device) for device in dict.fromkeys(lanes)}
+
+        def say(line: str) -> None:
+            journal.event("understood", text=line)
+
+        loaded = {device: teacher_choice.load(device, say=say) for device in dict.fromkeys(lanes)}
         teacher = loaded[lanes[0]]
         batch_size = max_batch_size or UNTUNED.get(teacher.device.type, 16)
         samples = None
@@ -165,7 +173,7 @@ def serve(
                     workers=0,
                 ),
                 store=store,
-                source=data.open() if data else None,
+                source=data.open(say=say) if data else None,
                 cache=cache.expanduser(),
                 journal=journal,
             )
