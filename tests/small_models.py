@@ -18,3 +18,14 @@ def write_test_vit(path: Path, state: dict[str, Tensor], hierarchy: SemanticHier
         input=ModelInput(size=(32, 32)),
         hierarchy_digest=hierarchy.digest,
     ).write(path)
+
+
+def as_the_authors_have_it(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """TResNet's tensors by the names that the authors' files have."""
+    authors = {}
+    for name, tensor in state.items():
+        other = name.replace("downsample.1.conv", "downsample.1.0")
+        for part, number in ((".conv.", ".0."), (".bn.", ".1.")):
+            other = other.replace(part, number) if "conv" in other.split(part)[0] else other
+        authors[other] = tensor
+    return authors

@@ -175,6 +175,7 @@ def merge(locations: tuple[str, ...], out: str, as_json: bool) -> None:
 @out
 @option("--views", help="View numbers to keep, as in 1 or 0-3.", show_default="all")
 @option("--keys", type=FILE, help="File with one sample key per line.")
+@data_options(required=False, help="Images to keep: those that DATA has.")
 @option("--class", "classes", multiple=True, help="wnid of a class to keep with its descendants.")
 @common.limit
 @common.as_json
@@ -183,6 +184,7 @@ def subset(
     out: str,
     views: str | None,
     keys: Path | None,
+    data: DataChoice | None,
     classes: tuple[str, ...],
     limit: int | None,
     as_json: bool,
@@ -192,7 +194,7 @@ def subset(
     from store.upkeep.algebra import subset
 
     source = LogitStore.open(location)
-    rows = _chosen_rows(source, keys, classes, limit)
+    rows = _chosen_rows(source, keys, data, classes, limit)
     _print_summary(subset(out, source, rows=rows, views=_view_range(views)), as_json)
 
 
@@ -269,7 +271,11 @@ def _print_summary(made: "LogitStore", as_json: bool) -> None:
 
 
 def _chosen_rows(
-    source: "LogitStore", keys: Path | None, classes: tuple[str, ...], limit: int | None
+    source: "LogitStore",
+    keys: Path | None,
+    data: DataChoice | None,
+    classes: tuple[str, ...],
+    limit: int | None,
 ) -> Any:
     import numpy as np
 
@@ -289,6 +295,8 @@ def _chosen_rows(
                 f"not in the store (first {missing!r}), expected keys of its samples"
             )
         kept &= np.isin(np.arange(len(kept)), rows)
+    if data:
+        kept &= np.isin(np.arange(len(kept)), find_rows(source.sample_ids, data.open().ids))
     if classes:
         hierarchy = SemanticHierarchy.from_json(source.hierarchy)
         tops = {hierarchy.synsets[hierarchy.index(wnid)] for wnid in classes}

@@ -30,6 +30,7 @@ SPLITS = ("train", "val", "test")
 OUTSIDE = -2  # a label that is not of the label set
 WNID_IN_KEY = re.compile(r"n\d{8}(?=_)")
 SHOWN = 3  # names of each list
+UNLABELLED = ("unlabelled", "unlabeled", "unsup", "unsupervised")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ def open_source(
     """
     path = _path_of(location)
     layout = find_layout(path, split, columns)
-    samples, notes = _without_containers(_listed(layout, indexes, columns), layout.root)
+    samples, notes = _without_labels(_listed(layout, indexes, columns), layout.root)
     if not len(samples):
         raise DataError(
             f"{layout.root}: no images found{_instead(layout)}; expected class folders with "
@@ -258,13 +259,19 @@ def _listed(layout: Layout, indexes: Path | None, columns: Columns) -> SampleTab
     return SampleTable.of(list_folders(layout.root, skipped))
 
 
-def _without_containers(samples: SampleTable, root: str) -> tuple[SampleTable, tuple[str, ...]]:
-    """Where all images lie in one folder that is called images, that is no class of theirs."""
-    only = samples.labels[0] if len(samples.labels) == 1 else None
-    if not (isinstance(only, str) and only.casefold() in CONTAINERS):
-        return samples, ()
-    note = f"{root}/{only} holds all images, so it was taken for no class: they have no labels"
-    return replace(samples, labels=(None,)), (note,)
+def _without_labels(samples: SampleTable, root: str) -> tuple[SampleTable, tuple[str, ...]]:
+    """Folders that are no class: one called images that holds all, and those called unlabelled."""
+    notes = []
+    labels = list(samples.labels)
+    only = labels[0] if len(labels) == 1 else None
+    if isinstance(only, str) and only.casefold() in CONTAINERS:
+        labels = [None]
+        notes.append(f"{root}/{only} holds all images, so it was taken for no class")
+    for i, label in enumerate(labels):
+        if isinstance(label, str) and label.casefold() in UNLABELLED:
+            labels[i] = None
+            notes.append(f"{label} was taken for images without a label")
+    return replace(samples, labels=tuple(labels)), tuple(notes)
 
 
 def _instead(layout: Layout) -> str:

@@ -180,10 +180,24 @@ class Manifest:
         )
         for part, stored, expected in checks:
             if expected is not None and stored != expected:
+                cure = f"use a store of that {part}, or `distill precompute` into another --store"
                 raise StoreMismatchError(
                     f"{where}: {part} {_short(stored)} found, this run expects {_short(expected)}; "
-                    f"use a store of that {part}, or `distill precompute` into another --store"
+                    + (_further_views(where, stored, expected) or cure)
                 )
+
+
+def _further_views(where: str, stored: object, expected: object) -> str:
+    """The commands that add views to those that are there."""
+    if not (isinstance(stored, ViewIdentity) and isinstance(expected, ViewIdentity)):
+        return ""
+    more = expected.count - stored.count
+    if stored.policy != expected.policy or stored.first != expected.first or more <= 0:
+        return ""
+    return (
+        f"add the other views: `distill precompute … --first-view {stored.first + stored.count} "
+        f"--views {more} --store MORE`, then `distill store merge {where} MORE --out ALL`"
+    )
 
 
 def _require_types(manifest: Manifest) -> None:

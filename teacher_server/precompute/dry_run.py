@@ -74,7 +74,7 @@ def dry_run(
     """
     labels = label_indices(source, teacher.hierarchy)
     manifest = manifest_for(source, labels, teacher, options)
-    store, pending = open_matching(path, manifest), list(range(manifest.num_blocks))
+    store, pending = open_matching(path, manifest, source, labels), list(range(manifest.num_blocks))
     if store:
         manifest, pending = store.manifest, store.pending_blocks()
     shard_blocks = share.of(pending)

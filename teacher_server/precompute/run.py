@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from distill.data.sample_ids import samples_digest
 from distill.data.source import ImageSource, label_indices
+from distill.errors import StoreMismatchError
 from distill.events import Journal
 from distill.progress import progress
 from distill.targets.agreement import TagAgreement
@@ -23,6 +24,7 @@ from distill.targets.encoding import EncodingSpec
 from store.format.manifest import DatasetIdentity, HierarchyIdentity, Manifest, ViewIdentity
 from store.logit_store import LogitStore, has_store
 from store.summary import StoreSummary, summarise
+from store.upkeep.changed_data import changed_data
 from teacher_server.inspect.agreement import agreement_of_store
 from teacher_server.precompute.audit import certificate
 from teacher_server.precompute.bad_images import BadImages
@@ -148,12 +150,14 @@ def open_or_create(
     """
     labels = label_indices(source, teacher.hierarchy)
     manifest = manifest_for(source, labels, teacher, options)
-    return open_matching(path, manifest) or LogitStore.create(
+    return open_matching(path, manifest, source, labels) or LogitStore.create(
         path, manifest, ids=source.ids, labels=labels, hierarchy=teacher.hierarchy.to_json()
     )
 
 
-def open_matching(path: str | Path, manifest: Manifest) -> LogitStore | None:
+def open_matching(
+    path: str | Path, manifest: Manifest, source: ImageSource, labels: NDArray[np.int64]
+) -> LogitStore | None:
     """The store at `path`; None where there is none.
 
     Raises:
@@ -162,6 +166,13 @@ def open_matching(path: str | Path, manifest: Manifest) -> LogitStore | None:
     if not has_store(path):
         return None
     store = LogitStore.open(path)
+    same_teacher = store.manifest.teacher.fingerprint == manifest.teacher.fingerprint
+    same_classes = store.manifest.hierarchy.digest == manifest.hierarchy.digest
+    changed = changed_data(store, source.ids, labels) if same_teacher and same_classes else ""
+    if changed:
+        raise StoreMismatchError(
+            f"{store.location}: the dataset of the store is not this one: {changed}"
+        )
     store.manifest.require(
         store.location,
         teacher_fingerprint=manifest.teacher.fingerprint,

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from small_models import as_the_authors_have_it
 from timm.utils import CheckpointSaver
 from torch import nn
 
@@ -97,12 +98,7 @@ def test_of_a_lightning_module_the_model_is_taken(model: nn.Module, tmp_path: Pa
 def test_the_filter_of_an_architecture_converts_names(tmp_path: Path) -> None:
     """The authors' TResNet files: other names, and weights of InplaceABN that may be negative."""
     state = create_model("tresnet_m", 5).state_dict()
-    authors = {}
-    for name, tensor in state.items():
-        other = name.replace("downsample.1.conv", "downsample.1.0")
-        for part, number in ((".conv.", ".0."), (".bn.", ".1.")):
-            other = other.replace(part, number) if "conv" in other.split(part)[0] else other
-        authors[other] = tensor
+    authors = as_the_authors_have_it(state)
     path = tmp_path / "tresnet_m_miil_21k.pth"
     torch.save({"state_dict": authors}, path)
     taken, weights = loaded(path, "tresnet_m", 5)

@@ -41,9 +41,14 @@ class BinnedAveragePrecision:
 
 
 def _average_precision(counts: Tensor) -> Tensor:
-    """[classes] of counts [2, classes, BINS]: Σ (R_i - R_(i-1)) P_i from the highest bin down."""
+    """[classes] of counts [2, classes, BINS]: Σ (R_i - R_(i-1)) P from the highest bin down.
+
+    Within a bin precision goes from that before it to that after it, so their mean counts.
+    """
     found, right = counts.flip(2).cumsum(2).double()
     precision = right / found.clamp_min(1)
+    first = found - counts[0].flip(1) == 0
+    before = torch.where(first, precision, precision.roll(1, dims=1))
     gained = right.diff(dim=1, prepend=torch.zeros_like(right[:, :1]))
-    averages: Tensor = (precision * gained).sum(1) / right[:, -1].clamp_min(1)
+    averages: Tensor = ((precision + before) / 2 * gained).sum(1) / right[:, -1].clamp_min(1)
     return averages

@@ -23,6 +23,7 @@ from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import ReplayProofs
 from distill.targets.tensors import SparseTargets
 from store.logit_store import LogitStore
+from store.upkeep.changed_data import changed_data
 from store.views.cache import Cache
 from store.views.lookup import RowIndex, open_row_index
 from store.views.resident import ResidentView, open_resident_view, resident_bytes
@@ -87,7 +88,7 @@ class StoreTargets:
             raise StoreMismatchError(
                 f"{self.location}: lacks {len(absent)} of the {len(source)} samples in "
                 f"{source.location} (first: {source.samples[absent[0]].key!r}), expected all of "
-                "them; run `distill precompute` on this data, or train on the data of the store"
+                f"them: {changed_data(self.store, source.ids, labels)}"
             )
         stored = self.store.labels[rows]
         if other := np.flatnonzero(stored != labels).tolist():
@@ -101,7 +102,8 @@ class StoreTargets:
         raise StoreMismatchError(
             f"{self.location}: holds {len(self.store.sample_ids)} samples, of which "
             f"{source.location} has {len(source)}, expected the same data; to train on some of it "
-            "alone, give the whole data and --samples"
+            f"alone, give the whole data and --samples, or "
+            f"shrink the store: {changed_data(self.store, source.ids, labels)}"
         )
 
     def replay_proofs(self) -> ReplayProofs | None:

@@ -26,7 +26,7 @@ SECTIONS = {
         "data path-column label-column split val-data limit samples label-set scheme targets tags "
         "val-tags labels truth "
         "max-bad-fraction min-images val-images seed agreed missing-above suspect-above "
-        "sure-above keys class rows images"
+        "sure-above keys class rows images not-in"
     ),
     "Teacher": (
         "teacher weights head random-weights input-size precision confidence teacher-weights "

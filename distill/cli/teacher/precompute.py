@@ -90,6 +90,11 @@ if TYPE_CHECKING:
     type=FILE,
     help=("Only these samples: a list of keys, or a CSV with key; labels stay those of --data."),
 )
+@setting(
+    "--not-in",
+    metavar="STORE",
+    help="Only images that this store lacks, to be merged with it.",
+)
 @common.limit
 @common.machine
 @common.as_json
@@ -112,6 +117,7 @@ def precompute(
     dry_run: bool,
     log: Path | None,
     samples: Path | None,
+    not_in: str | None,
     limit: int | None,
     device: str,
     workers: int,
@@ -139,6 +145,7 @@ def precompute(
 
     import numpy as np
 
+    from distill.data.sample_ids import find_rows
     from distill.data.sample_list import SampleList
     from teacher_server.precompute import dry_run as dry
     from teacher_server.precompute.options import PrecomputeOptions, Share
@@ -152,6 +159,13 @@ def precompute(
     source = data.open()
     if samples:
         source = source.select(np.sort(SampleList.read(samples).rows(source)))
+    if not_in:
+        from store.logit_store import LogitStore
+
+        held = find_rows(LogitStore.open(not_in).sample_ids, source.ids)
+        source = source.select(np.flatnonzero(held < 0))
+        if not len(source):
+            raise ConfigError(f"{not_in}: holds all images of the data, so none is left to compute")
     source = source.limited(limit)
     settings = PrecomputeOptions(
         policy=policy,

@@ -1,0 +1,223 @@
+"""A run used as a teacher is read as what it was trained as; agreement with the tags tells."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from distill.data.view_policy import CentreCrop
+from distill.data.views import resized
+from distill.errors import ConfigError, TeacherError
+from distill.hierarchy.flat_heads import FlatHead, TagHead
+from distill.hierarchy.semantic import SemanticHierarchy, resolve
+from distill.models.card import ModelCard
+from distill.models.creation import create_model
+from distill.targets.agreement import TagAgreement, agreement_of
+from distill.targets.rows import TargetRows
+from teacher_server.teacher.loading import MemberChoice, load_teacher
+from trainers.evaluation.average_precision import BinnedAveragePrecision
+from trainers.models.trained import judging_policy, open_trained
+
+CPU = torch.device("cpu")
+Distill = Callable[..., object]
+
+
+def as_trained(weights: Path, folder: Path, **card: object) -> Path:
+    """A copy of a weight file whose card says more."""
+    folder.mkdir()
+    path = folder / "student.safetensors"
+    path.write_bytes(weights.read_bytes())
+    document = json.loads(weights.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**document, **card}))
+    return folder
+
+
+def head_of(folder: Path, hierarchy: SemanticHierarchy, head: str | None = None) -> object:
+    choice = MemberChoice(name="test_vit", weights=folder, head=head)
+    return load_teacher([choice], hierarchy, device=CPU).members[0].head
+
+
+def test_a_card_decides_how_logits_are_read(
+    teacher_weights: Path, hierarchy: SemanticHierarchy, tmp_path: Path
+) -> None:
+    semantic = as_trained(teacher_weights, tmp_path / "a", scheme="semantic")
+    single = as_trained(teacher_weights, tmp_path / "b", scheme="single-label")
+    taught = as_trained(teacher_weights, tmp_path / "c", scheme="single-label", taught=True)
+    multi = as_trained(teacher_weights, tmp_path / "d", scheme="multi-label")
+    assert head_of(semantic, hierarchy) is None
+    assert isinstance(head_of(single, hierarchy), FlatHead)
+    assert head_of(taught, hierarchy) is None
+    assert isinstance(head_of(multi, hierarchy), TagHead)
+    assert head_of(single, hierarchy, "semantic") is None
+    assert isinstance(head_of(semantic, hierarchy, "multi-label"), TagHead)
+
+
+def test_a_tag_head_shares_out_each_hierarchy(hierarchy: SemanticHierarchy) -> None:
+    logits = torch.randn(5, hierarchy.num_classes, generator=torch.Generator().manual_seed(0))
+    probs, reach = TagHead(hierarchy=hierarchy).probs_and_reach(logits)
+    for k, part in enumerate(probs.split(list(hierarchy.classes_per_hierarchy), 1)):
+        yes = logits[:, hierarchy.class_order[hierarchy.slices[k]]].sigmoid()
+        torch.testing.assert_close(part, yes / yes.sum(1, keepdim=True))
+        torch.testing.assert_close(reach[:, k], yes.amax(1))
+
+
+def test_a_head_file_with_wrong_names_is_an_error(
+    teacher_weights: Path, hierarchy: SemanticHierarchy, tmp_path: Path
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(["n99999999", *hierarchy.synsets[1:]]))
+    with pytest.raises(TeacherError, match=r"class 'n99999999' of the teacher's head is neither"):
+        head_of(teacher_weights, hierarchy, str(names))
+    names.write_text("\n".join(hierarchy.synsets[:20]))
+    with pytest.raises(ConfigError, match="a classifier of 29 classes found, expected 20"):
+        head_of(teacher_weights, hierarchy, str(names))
+    names.write_text("\n".join([*hierarchy.synsets[:28], "n01440764"]))  # a tench is no figure
+    assert "29 classes of one softmax, 1 of them without a place here" in str(
+        head_of(teacher_weights, hierarchy, str(names))
+    )
+
+
+def rows(top: list[list[int]]) -> TargetRows:
+    """Predictions with two slots in each of two hierarchies, of which the first is given."""
+    index = np.array([[a, 0, b, 0] for a, b in top])
+    return TargetRows(
+        index=index,
+        prob=np.full(index.shape, 0.5),
+        confidence=np.ones((len(top), 2)),
+        sq_norm=np.ones((len(top), 2)),
+        valid=np.array([True] * (len(top) - 1) + [False]),
+    )
+
+
+def test_agreement_is_counted_beside_chance() -> None:
+    hierarchy = SemanticHierarchy.from_chains(
+        ["a", "b", "c", "d"], {"c": ["a"], "d": ["b"]}, drop_deepest=False
+    )
+    labels = np.array([0, 1, 2, 3, 3])  # in hierarchy 0: 0 1 0 1, in 1: - - 0 1; the last is bad
+    found = agreement_of(rows([[0, 0], [0, 0], [0, 0], [1, 0], [0, 0]]), labels, hierarchy, (2, 2))
+    assert found.tagged == (4, 2)
+    assert found.agree == (0.75, 0.5)
+    assert found.chance == (0.75 * 0.5 + 0.25 * 0.5, 1.0 * 0.5)
+    assert found.total == (6, pytest.approx(4 / 6), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("tagged", "agree", "chance", "doubtful"),
+    [
+        (1000, 0.019, 0.01, True),
+        (1000, 0.021, 0.01, False),
+        (1000, 0.75, 0.6, True),
+        (1000, 0.85, 0.6, False),
+        (20, 0.0, 0.01, False),  # too few to say
+    ],
+)
+def test_a_teacher_is_doubted_below_twice_chance(
+    tagged: int, agree: float, chance: float, doubtful: bool
+) -> None:
+    found = TagAgreement(tagged=(tagged,), agree=(agree,), chance=(chance,))
+    assert found.is_doubtful == doubtful
+    assert (len(found.lines()) == 2) == doubtful
+
+
+def test_random_weights_are_doubted_and_marked(
+    distill: Distill, figures: Path, tmp_path: Path
+) -> None:
+    command = ["precompute", "--teacher", "test_resnet", "--random-weights", "--input-size", 32]
+    command += ["--label-set", "plane-figures", "--data", figures, "--store", tmp_path / "s"]
+    ran = distill(*command, "--workers", 0, "--device", "cpu")
+    assert "hardly more than chance" in ran.out  # type: ignore[attr-defined]
+    shown = distill("store", "info", tmp_path / "s").out  # type: ignore[attr-defined]
+    assert "RANDOM WEIGHTS" in shown
+    assert "mean 0.5 0.5 0.5, std 0.5 0.5 0.5" in shown
+
+
+def test_a_store_is_judged_as_its_teacher_is(
+    distill: Distill,
+    precompute_command: Callable[..., list[str]],
+    teacher_weights: Path,
+    figures: Path,
+    tmp_path: Path,
+) -> None:
+    store = tmp_path / "plain"
+    assert distill(*precompute_command(store, "--view-policy", "plain")).code == 0  # type: ignore[attr-defined]
+    truth = tmp_path / "truth.csv"
+    keys = distill("data", "check", "--data", figures, "--label-set", "plane-figures", "--json")
+    assert keys.code == 0  # type: ignore[attr-defined]
+    words = ["--data", figures, "--split", "train", "--label-set", "plane-figures"]
+    words += ["--device", "cpu", "--workers", 0, "--json"]
+    ran = distill("evaluate", store, teacher_weights, *words)
+    by_store, by_model = json.loads(ran.out).values()  # type: ignore[attr-defined]
+    for name in ("semantic_top1", "semantic_top1_per_hierarchy", "semantic_top1_counts", "images"):
+        assert by_store[name] == pytest.approx(by_model[name]), name
+    assert by_model["classes"] == 29
+    assert not truth.exists()
+    refused = distill("evaluate", store, *words[:2], "--device", "cpu")
+    assert refused.code == 2  # type: ignore[attr-defined]
+    assert "holds none of the" in refused.err  # type: ignore[attr-defined]
+
+
+def test_a_flat_model_answers_for_a_hierarchy_that_it_was_not_trained_on(
+    teacher_weights: Path, hierarchy: SemanticHierarchy, tmp_path: Path
+) -> None:
+    """As its FlatHead says: here of the very leaves, in another order."""
+    leaves = [s for s, inner in zip(hierarchy.synsets, hierarchy.inner, strict=True) if not inner]
+    own = SemanticHierarchy.from_chains(leaves[::-1], {}, name="leaves")
+    model = create_model("test_vit", len(leaves))
+    weights = tmp_path / "w.safetensors"
+    import safetensors.torch
+
+    safetensors.torch.save_file(model.state_dict(), weights)
+    document = json.loads(teacher_weights.with_suffix(".json").read_text())
+    ModelCard.read(teacher_weights)
+    card = {**document, "num_classes": len(leaves), "hierarchy_digest": own.digest}
+    weights.with_suffix(".json").write_text(json.dumps({**card, "scheme": "single-label"}))
+    own.save(tmp_path / "hierarchy.json")
+    mapped = open_trained(str(weights)).with_hierarchy(hierarchy)
+    assert mapped.scheme == "semantic"
+    images = torch.randn(3, 3, 32, 32)
+    logits = mapped.model(images)
+    head = FlatHead.of(own.synsets, hierarchy, CPU)
+    assert isinstance(mapped.model, nn.Module)
+    probs, _ = head.probs_and_reach(model.eval()(images))
+    found = logits[:, torch.from_numpy(hierarchy.class_order)].exp()
+    torch.testing.assert_close(found, probs, atol=1e-6, rtol=1e-4)
+
+
+def test_binned_average_precision_is_near_the_exact_one() -> None:
+    from torchmetrics.functional.classification import multilabel_average_precision
+
+    draw = torch.Generator().manual_seed(1)
+    present = torch.rand(4000, 7, generator=draw) < 0.1
+    logits = torch.randn(4000, 7, generator=draw) - 6 + 3 * present
+    binned = BinnedAveragePrecision(7, CPU)
+    for part in range(0, 4000, 512):
+        binned.update(logits[part : part + 512].sigmoid(), present[part : part + 512])
+    for average, value in (("micro", binned.micro()), ("macro", binned.macro())):
+        exact = multilabel_average_precision(
+            logits.sigmoid(), present.long(), num_labels=7, average=average
+        )
+        assert value == pytest.approx(exact.item(), abs=5e-3)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("imagenet-1k", 1000), ("imagenet-12k", 11821)])
+def test_imagenets_label_sets_go_by_name(name: str, classes: int) -> None:
+    hierarchy = resolve(name)
+    assert hierarchy.num_classes == classes
+    assert hierarchy.named("tench, Tinca tinca") == ("n01440764",)
+    assert hierarchy.named("goldfish, Carassius auratus") == ("n01443537",)
+
+
+def test_timms_own_weights_are_judged_by_crops() -> None:
+    from PIL import Image
+
+    policy = judging_policy("resnet18.a1_in1k")
+    assert isinstance(policy, CentreCrop)
+    image = Image.new("RGB", (400, 200))
+    image.paste((255, 255, 255), (100, 0, 300, 200))
+    assert resized(image, policy, (96, 96)).getextrema() == ((255, 255),) * 3
+    squished = resized(image, judging_policy("no such model"), (96, 96))
+    assert squished.getpixel((0, 0)) == (0, 0, 0)
