@@ -14,13 +14,14 @@ from distill.data.views import resized
 from distill.errors import ConfigError, TeacherError
 from distill.hierarchy.flat_heads import FlatHead, TagHead
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
-from distill.models.card import ModelCard
+from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import create_model
 from distill.targets.agreement import TagAgreement, agreement_of
 from distill.targets.rows import TargetRows
 from teacher_server.teacher.loading import MemberChoice, load_teacher
 from trainers.evaluation.average_precision import BinnedAveragePrecision
-from trainers.models.trained import judging_policy, open_trained
+from trainers.models.export import export_folder
+from trainers.models.trained import TrainedModel, judging_policy, open_trained
 
 CPU = torch.device("cpu")
 Distill = Callable[..., object]
@@ -221,3 +222,26 @@ def test_timms_own_weights_are_judged_by_crops() -> None:
     assert resized(image, policy, (96, 96)).getextrema() == ((255, 255),) * 3
     squished = resized(image, judging_policy("no such model"), (96, 96))
     assert squished.getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_a_model_whose_size_timm_calls_fixed_is_exported_at_the_size_of_its_training(
+    tmp_path: Path,
+) -> None:
+    import timm
+
+    model = create_model("efficientvit_m0", 3).eval()
+    trained = TrainedModel(
+        name="m",
+        architecture="efficientvit_m0",
+        model=model,
+        input=ModelInput(size=(64, 64)),
+        num_classes=3,
+        hierarchy=None,
+        scheme="single-label",
+        run={},
+    )
+    export_folder(trained, tmp_path)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.randn(1, 3, 64, 64)
+    assert loaded.pretrained_cfg["input_size"] == (3, 64, 64)
+    torch.testing.assert_close(loaded(images), model(images))

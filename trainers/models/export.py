@@ -1,5 +1,6 @@
 """A trained model in forms that others load: timm's own folder, and ONNX."""
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,11 @@ def export_folder(trained: TrainedModel, out: Path) -> list[Path]:
         "crop_mode": "squash",
     }
     with tempfile.TemporaryDirectory() as scratch:
-        save_for_hf(
-            trained.model,
-            scratch,
-            model_config=labels,
-            safe_serialization=True,
-            data_config=None if isinstance(trained.policy, CentreCrop) else as_we_do,
-        )
+        keywords = {"model_config": labels, "safe_serialization": True}
+        if isinstance(trained.policy, CentreCrop):
+            save_for_hf(trained.model, scratch, **keywords)
+        else:
+            _save_squished(trained, scratch, as_we_do, keywords)
         written = []
         for file in sorted(Path(scratch).iterdir()):
             write_atomically(out / file.name, file.read_bytes())
@@ -52,6 +51,21 @@ def export_folder(trained: TrainedModel, out: Path) -> list[Path]:
         hierarchy.save(out / "hierarchy.json")
         written.append(out / "hierarchy.json")
     return written
+
+
+def _save_squished(
+    trained: TrainedModel, folder: str, as_we_do: dict[str, Any], keywords: dict[str, Any]
+) -> None:
+    """Some models take other sizes though timm calls theirs fixed, as they did in training."""
+    try:
+        save_for_hf(trained.model, folder, data_config=as_we_do, **keywords)
+    except ValueError:
+        size = as_we_do.pop("input_size")
+        save_for_hf(trained.model, folder, data_config=as_we_do, **keywords)
+        path = Path(folder) / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["pretrained_cfg"] |= {"input_size": size, "fixed_input_size": False}
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def export_onnx(trained: TrainedModel, path: Path) -> None:
