@@ -57,8 +57,11 @@ class TeacherRequestError(TeacherError):
 
 
 def printable(text: str) -> str:
-    """File names may hold bytes that are no UTF-8; those are written as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """File names may hold bytes that are no UTF-8, and control characters; both are escaped."""
+    whole = text.encode("utf-8", "backslashreplace").decode()
+    if whole.isprintable():
+        return whole
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole)
 
 
 def first_line(error: BaseException) -> str:

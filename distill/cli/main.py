@@ -8,7 +8,7 @@ import traceback
 import click
 
 from distill.cli.options.command import Command, Flags, Group
-from distill.errors import DistillError, dead_decoder, did_you_mean, is_dead_decoder
+from distill.errors import DistillError, dead_decoder, did_you_mean, is_dead_decoder, printable
 
 # Command → module of distill.cli that holds it, imported when it is asked for: --help is instant.
 COMMANDS = {
@@ -119,7 +119,8 @@ def _usage(error: click.UsageError) -> str:
 
 
 def _fail(stream: object, message: str, code: int) -> None:
-    print(f"distill: {' '.join(message.split())}", file=stream)  # type: ignore[call-overload]
+    line = printable(" ".join(message.split()))
+    print(f"distill: {line}", file=stream)  # type: ignore[call-overload]
     sys.exit(code)
 
 

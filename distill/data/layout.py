@@ -13,10 +13,10 @@ import bracex
 
 from distill.data.formats.arrow import is_arrow
 from distill.data.formats.folders import split_image_name
-from distill.data.formats.skipped import BESIDE_SPLITS, HIDDEN, Skipped
+from distill.data.formats.skipped import BESIDE_SPLITS, BESIDE_TARS, HIDDEN, Skipped
 from distill.data.formats.tables import Columns, is_manifest, splits_of_manifest
 from distill.data.splits import (
-    SPLIT_OF,
+    canonical,
     has_word,
     is_hidden,
     is_split_name,
@@ -69,7 +69,7 @@ def find_layout(path: str, split: str, columns: Columns) -> Layout:
         raise DataError(f"{path}: no such file or folder; expected images for --data")
     if kind == "folder":
         return _of_folder(path, split)
-    if path.endswith(".tar"):
+    if path.lower().endswith(".tar"):
         return Layout(root=path, form="WebDataset tars", files=(path,))
     if is_manifest(path):
         return _of_table(path, split, columns)
@@ -125,7 +125,7 @@ def _of_folder(path: str, split: str) -> Layout:
             "name: make one, or pass one of these folders"
         )
     if tars and not is_arrow(listing.files):
-        skipped.add(BESIDE_SPLITS, *(n for n in listing.folders if not is_hidden(n)))
+        _count_beside_tars(listing, skipped)
         return _of_tars(path, path, tars, split, skipped)
     return _whole(path, listing, skipped, None, {})
 
@@ -140,12 +140,15 @@ def _whole(
         form = "Hugging Face data set"
     elif names := _tar_names(listing):
         form, tars = "WebDataset tars", tuple(f"{root}/{name}" for name in names)
-        wrong = [n for n in names if split_of(n) not in (None, SPLIT_OF.get(split or "", split))]
+        _count_beside_tars(listing, skipped)
+        wrong = [n for n in names if split and split_of(n) not in (None, canonical(split))]
         if split and wrong:
             raise DataError(
                 f"{root}: {wrong[0]} found among the tars of the split {split}, expected tars of "
                 "that split alone; move it"
             )
+    if form == "class folders":
+        _require_no_splits_below(root, listing)
     return Layout(
         root=root,
         form=form,
@@ -157,21 +160,30 @@ def _whole(
 
 
 def _unwrapped(path: str) -> tuple[str, Entries]:
-    """The folder that splits or tars lie in, where one folder is around all, and its entries."""
+    """The folder that splits or tars lie in, where folders are around all, and its entries."""
+    first = listing = place_of(path).entries(path)
+    _require_finished(path, listing)
+    inside = path
     for _ in range(MAX_WRAPPERS):
-        listing = place_of(path).entries(path)
-        _require_finished(path, listing)
         folders = [name for name in listing.folders if not is_hidden(name)]
+        if inside != path and (split_folders(folders) or _tar_names(listing)):
+            return inside, listing
+        if _readable(listing.files) or is_arrow(listing.files) or split_folders(folders):
+            break
         wrapper = next((name for name in folders if name.casefold() in CONTAINERS), None)
+        holds_classes = False
+        if wrapper:
+            below = place_of(inside).entries(f"{inside}/{wrapper}")
+            holds_classes = any(not is_hidden(name) for name in below.folders)
         wrapper = folders[0] if len(folders) == 1 else wrapper
-        bare = not (_readable(listing.files) or is_arrow(listing.files) or split_folders(folders))
-        if not (bare and wrapper):
-            return path, listing
-        below = place_of(path).entries(f"{path}/{wrapper}")
-        if not (split_folders(below.folders) or _tar_names(below) or is_arrow(below.files)):
-            return path, listing
-        path = f"{path}/{wrapper}"
-    return path, place_of(path).entries(path)
+        if not wrapper:
+            break
+        inside = f"{inside}/{wrapper}"
+        listing = place_of(inside).entries(inside)
+        if is_arrow(listing.files) or (holds_classes and not split_folders(listing.folders)):
+            deeper, entries = _unwrapped(inside)
+            return deeper, entries
+    return path, first
 
 
 def _inner(path: str, name: str, split: str) -> tuple[str, Entries]:
@@ -180,8 +192,9 @@ def _inner(path: str, name: str, split: str) -> tuple[str, Entries]:
     for _ in range(MAX_WRAPPERS):
         listing = place_of(root).entries(root)
         folders = [each for each in listing.folders if not is_hidden(each)]
-        alone = len(folders) == 1 and is_split_name(folders[0]) and not _readable(listing.files)
-        if not (alone and split_of(folders[0]) == split):
+        alone = len(folders) == 1 and not _readable(listing.files)
+        again = alone and (folders[0] == name or is_split_name(folders[0]))
+        if not (again and split_of(folders[0]) == split):
             return root, listing
         root = f"{root}/{folders[0]}"
     return root, place_of(root).entries(root)
@@ -206,8 +219,24 @@ def _require_no_splits(root: str, listing: Entries) -> None:
     if strange:
         raise DataError(
             f"{root}: {', '.join(strange[:3])} look like splits, but lie where class folders are "
-            f"expected; pass {root} itself, or move or rename them"
+            "expected; move or rename them, or name the images and their classes in a table"
         )
+
+
+def _require_no_splits_below(root: str, listing: Entries) -> None:
+    """Splits below each class folder would be mixed; one folder tells."""
+    first = next((name for name in listing.folders if not is_hidden(name)), None)
+    inside = split_folders(place_of(root).entries(f"{root}/{first}").folders) if first else {}
+    if any(is_split_name(name) for name in inside):
+        raise DataError(
+            f"{root}: {', '.join(inside)} found below {first}, expected splits above the class "
+            f"folders, as {next(iter(inside))}/{first}; move them, or pass a table"
+        )
+
+
+def _count_beside_tars(listing: Entries, skipped: Skipped) -> None:
+    skipped.add(BESIDE_TARS, *(n for n in listing.folders if not is_hidden(n)))
+    skipped.add(BESIDE_TARS, *(n for n in listing.files if not (_is_tar(n) or is_hidden(n))))
 
 
 def _require_finished(path: str, listing: Entries) -> None:
@@ -256,17 +285,17 @@ def _of_tars(
 
 
 def _is_of(tar: str, split: str) -> bool:
-    stem = tar.removesuffix(".tar")
-    return split_of(stem) == SPLIT_OF.get(split, split) or has_word(stem, split)
+    stem = tar[: -len(".tar")]
+    return split_of(stem) == canonical(split) or has_word(stem, split)
 
 
 def _tar_splits(names: Sequence[str]) -> dict[str, str]:
-    found = ((name, split_of(name.removesuffix(".tar"))) for name in names)
+    found = ((name, split_of(name[: -len(".tar")])) for name in names)
     return {name: split for name, split in found if split}
 
 
 def _is_tar(name: str) -> bool:
-    return name.endswith(".tar") and not is_hidden(name)
+    return name.lower().endswith(".tar") and not is_hidden(name)
 
 
 def _tar_names(listing: Entries) -> list[str]:
@@ -310,7 +339,7 @@ def _expanded(pattern: str) -> list[str]:
 
 def _of_table(path: str, split: str, columns: Columns) -> Layout:
     splits = _table_splits(path, columns)
-    wanted = SPLIT_OF.get(split, split.casefold())
+    wanted = canonical(split.casefold())
     chosen = tuple(name for name, each in splits.items() if each == wanted)
     if splits and not chosen:
         raise DataError(

@@ -22,7 +22,7 @@ from distill.data.formats.tables import USUAL, Columns, columns_of_manifest, lis
 from distill.data.formats.tars import list_tars
 from distill.data.layout import CONTAINERS, Form, Layout, find_layout, splits_there
 from distill.data.sample_ids import SampleIds, ascending, sample_ids
-from distill.data.splits import SPLIT_OF
+from distill.data.splits import canonical
 from distill.errors import DataError, printable
 from distill.hierarchy.semantic import SemanticHierarchy
 
@@ -127,9 +127,10 @@ def open_source(
             f"{' '.join(IMAGE_SUFFIXES)} files, or WebDataset tars of key.jpg with key.wnid or "
             "key.cls"
         )
-    if layout.form == "table" and samples.labels == (None,):
-        there = ", ".join(columns_of_manifest(path)[:12])
-        notes += (f"no column wnid or label found among {there}; --label-column names another one",)
+    if layout.form in ("table", "Hugging Face data set") and {*samples.labels} == {None}:
+        there = columns_of_manifest(path)[:12] if layout.form == "table" else []
+        among = f" among {', '.join(there)}" if there else ""
+        notes += (f"no label found in wnid, label or labels{among}; --label-column names another",)
     ids = sample_ids(s.key for s in samples)
     order = ascending(ids)
     ids = ids[order]
@@ -140,7 +141,7 @@ def open_source(
             f"{layout.root}: the key {one.key!r} appears twice, in {one.path} and {other.path}; "
             "expected every sample's key once"
         )
-    others = {name: of for name, of in layout.splits.items() if of != SPLIT_OF.get(split, split)}
+    others = {name: of for name, of in layout.splits.items() if of != canonical(split)}
     understood = Understood(
         root=layout.root,
         form=layout.form,
@@ -154,7 +155,7 @@ def open_source(
 
 def has_split(location: str | Path, split: str, columns: Columns = USUAL) -> bool:
     """Whether there is a split of that name, apart from the others."""
-    return SPLIT_OF.get(split, split) in splits_there(_path_of(location), columns).values()
+    return canonical(split) in splits_there(_path_of(location), columns).values()
 
 
 def split_names(location: str | Path, columns: Columns = USUAL) -> list[str]:
@@ -204,7 +205,7 @@ def _class_of(label: str | int | None, hierarchy: SemanticHierarchy) -> int:
         numbered = hierarchy.numbered
         if numbered:
             return numbered.get(int(label), OUTSIDE)
-        return int(label) if int(label) < hierarchy.num_classes else OUTSIDE
+        return int(label) if 0 <= int(label) < hierarchy.num_classes else OUTSIDE
     synsets: tuple[str, ...] = (label,)
     if label not in hierarchy and ".n." in label:
         from distill.hierarchy.wordnet import wnid_of

@@ -62,19 +62,22 @@ def split_folders(names: Iterable[str]) -> dict[str, str]:
     }
 
 
+def canonical(split: str) -> str:
+    """train, val or test for a word that means it; another name as it is."""
+    return SPLIT_OF.get(split.casefold(), split)
+
+
 def named_folder(folders: Mapping[str, str], split: str, where: str) -> str | None:
     """The one of `folders`, as `split_folders` gives them, that a split is in; None without one.
 
     Raises:
         DataError: several are.
     """
-    if split in folders:
-        return split
-    several = sorted(name for name, each in folders.items() if each == split)
+    several = sorted(name for name, each in folders.items() if each == canonical(split))
     if len(several) > 1:
         raise DataError(
-            f"{where}: {' and '.join(several)} both look like the split {split}, expected one; "
-            "pass the folder itself, or rename the other"
+            f"{where}: {' and '.join(several)} all look like the split {split}, expected one; "
+            "pass the folder itself, or rename the others"
         )
     return several[0] if several else None
 

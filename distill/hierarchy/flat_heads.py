@@ -43,6 +43,12 @@ class FlatHead:
             TeacherError: none of the classes has to do with the hierarchy, or one is unknown.
         """
         pairs, lost = [], []
+        if len({*synsets}) < len(synsets):
+            twice = next(s for s in synsets if synsets.count(s) > 1)
+            raise TeacherError(
+                f"class {twice!r} appears twice in the teacher's head, expected each once; correct "
+                "--head"
+            )
         for source, synset in enumerate(synsets):
             known = nearest_ancestor(synset, hierarchy)
             if known is None:
@@ -50,7 +56,7 @@ class FlatHead:
                     raise TeacherError(
                         f"class {synset!r} of the teacher's head is neither in hierarchy "
                         f"{hierarchy.name} nor a wnid of ImageNet, expected one or the other; "
-                        "correct --head"
+                        "pass the --label-set of its classes, or correct --head"
                     )
                 lost.append(synset)
                 continue

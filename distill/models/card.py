@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from distill.errors import ConfigError
 from distill.files import write_atomically
 
+MOST_CLASSES = 1_000_000
 SCHEMES = ("semantic", "single-label", "multi-label")
 
 
@@ -29,8 +31,15 @@ class ModelInput:
     def __post_init__(self) -> None:
         if not all(8 <= side <= 4096 for side in self.size):
             raise ConfigError(f"input size {self.size} found, expected sides of 8 to 4096 pixels")
-        if not all(s > 0 for s in self.std):
+        if not all(0 < s < math.inf for s in self.std):
             raise ConfigError(f"std {self.std} found, expected positive numbers")
+        if not all(map(math.isfinite, self.mean)):
+            raise ConfigError(f"mean {self.mean} found, expected finite numbers")
+
+    def __str__(self) -> str:
+        """Say size, mean and std."""
+        mean, std = (" ".join(f"{x:g}" for x in each) for each in (self.mean, self.std))
+        return f"{self.size[0]}×{self.size[1]}, mean {mean}, std {std}"
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] → float32, on the pixels' device."""
@@ -105,6 +114,8 @@ class ModelCard:
             digest, scheme = document.get("hierarchy_digest"), document.get("scheme")
             if scheme not in (None, *SCHEMES):
                 raise ValueError(f"scheme {scheme!r}, expected {', '.join(SCHEMES)}")
+            if not 1 <= int(document["num_classes"]) <= MOST_CLASSES:
+                raise ValueError(f"num_classes {document['num_classes']}")
             return cls(
                 model=str(document["model"]),
                 num_classes=int(document["num_classes"]),
@@ -119,7 +130,14 @@ class ModelCard:
                 label_set=document.get("label_set"),
                 classes=tuple(map(str, names)) if names else None,
             )
-        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            OSError,
+            RecursionError,
+        ) as error:
             raise ConfigError(
                 f"{path}: not a model card ({type(error).__name__}: {error}); expected JSON with "
                 "model, num_classes, input_size, mean and std, or no such file"

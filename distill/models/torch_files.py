@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.errors import first_line
-
 # What timm's checkpoints and the authors' trees hold beside tensors: options, NumPy's numbers.
 _SCALAR = np.float64(0).__reduce__()[0]
 _ARRAY = np.zeros(0).__reduce__()[0]
@@ -40,7 +38,7 @@ def load_torch_file(path: Path) -> Any:
                 f"it holds {', '.join(code[:3])}, which is code and is not executed; save the "
                 "tensors alone, as torch.save(model.state_dict(), …)"
             ) from error
-        raise ValueError(f"torch cannot read it: {first_line(error)}") from error
+        raise ValueError("it is damaged, or no torch file of plain tensors") from error
 
 
 def _code_in(path: Path) -> list[str]:

@@ -79,7 +79,7 @@ def read_weights(path: Path) -> Weights:
         raise ConfigError(f"{path}: no such weight file; {EXPECTED}")
     notes: list[str] = []
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             loaded: Any = safetensors.torch.load_file(path)
         else:
             loaded = load_torch_file(path)
@@ -94,11 +94,16 @@ def read_weights(path: Path) -> Weights:
         strange = [name for name, value in loaded.items() if not isinstance(value, Tensor)]
         if strange:
             raise ValueError(f"{strange[0]} is no tensor, so it is no state dict")
+        odd = [n for n, t in loaded.items() if t.layout != torch.strided or t.is_quantized]
+        if odd:
+            raise ValueError(f"{odd[0]} is sparse or quantised, expected plain tensors")
+        state = {_without_prefixes(str(name)): value for name, value in loaded.items()}
+        if len(state) < len(loaded):
+            raise ValueError("two tensors have one name but for module. or _orig_mod.")
     except Exception as error:  # parsers raise whatever hostile bytes provoke
         raise ConfigError(
             f"{path}: not readable as weights ({first_line(error)}); {EXPECTED}"
         ) from error
-    state = {_without_prefixes(str(name)): value for name, value in loaded.items()}
     return Weights(
         path=path,
         state=state,
@@ -114,11 +119,15 @@ def fitted(weights: Weights, model: nn.Module) -> Weights:
     the filter of the architecture in timm makes of it, as the factory of timm would.
     """
     expected, state, notes = model.state_dict(), dict(weights.state), list(weights.notes)
-    inside = {n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")}
+    inside = {
+        _without_prefixes(name.removeprefix("model.")): tensor
+        for name, tensor in state.items()
+        if name.startswith("model.")
+    }
     if len(expected.keys() & inside.keys()) > len(expected.keys() & state.keys()):
         left = len(state) - len(inside)
         notes += [f"{left} tensors outside model. left out"] if left else []
-        state = {_without_prefixes(name): tensor for name, tensor in inside.items()}
+        state = inside
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert and not _fits(state, expected):
         try:
@@ -148,6 +157,11 @@ def load_weights(model: nn.Module, weights: Weights) -> Weights:
                 f"expected {list(expected[name].shape)}; "
                 "these weights are of another model or another label set: check the model's name "
                 "and --label-set"
+            )
+        if expected[name].is_floating_point() and not state[name].is_floating_point():
+            raise ConfigError(
+                f"{path}: {name} is {state[name].dtype}, expected floating-point numbers; save the "
+                "weights as they were trained"
             )
     if missing or unknown:
         raise ConfigError(

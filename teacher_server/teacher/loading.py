@@ -14,7 +14,11 @@ from torch import nn
 from distill.errors import ConfigError, TeacherError, first_line
 from distill.hierarchy.flat_heads import FlatHead, TagHead
 from distill.hierarchy.hypernyms import flat_label_set
-from distill.hierarchy.model_classes import hierarchy_beside, label_set_of
+from distill.hierarchy.model_classes import (
+    classes_beside,
+    hierarchy_beside,
+    label_set_of,
+)
 from distill.hierarchy.names import FLAT_LABEL_SETS
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelCard, ModelInput
@@ -26,7 +30,14 @@ from distill.models.creation import (
     download_model,
 )
 from distill.models.names import require_known_model
-from distill.models.weights import Weights, find_weights, fitted, load_weights, read_weights
+from distill.models.weights import (
+    Weights,
+    find_weights,
+    fitted,
+    load_weights,
+    read_weights,
+    with_classifier,
+)
 from store.format.manifest import TeacherIdentity
 from teacher_server.teacher.teacher import Confidence, Member, Precision, Teacher
 
@@ -110,6 +121,7 @@ def _load(
         raise ConfigError("--weights and --random-weights found; expected one of them")
     path = find_weights(choice.weights) if choice.weights else None
     card = ModelCard.read(path) if path else None
+    _require_same_model(choice, name, card, path)
     head = _head(choice, name, path, card, hierarchy, device)
     flat = head if isinstance(head, FlatHead) else None
     num_classes = len(flat.synsets) if flat else hierarchy.num_classes
@@ -123,6 +135,10 @@ def _load(
     if path:
         model = create_model(name, num_classes)
         weights = read_weights(path)
+        own = classes_beside(path, card) if not flat else None
+        if own and own != hierarchy.synsets and {*own} == {*hierarchy.synsets}:
+            names = classifier_names(model)
+            weights = with_classifier(weights, model, names, own, hierarchy.synsets)
         _require_rows(model, weights, num_classes, flat is not None)
         notes = load_weights(model, weights).notes
     elif choice.random_weights:
@@ -162,8 +178,12 @@ def _load(
                 if unsure
                 else ()
             ),
-            f"input {model_input.size[0]}×{model_input.size[1]}, mean {_plain(model_input.mean)}, "
-            f"std {_plain(model_input.std)}",
+            *(
+                [f"--head {choice.head} taken, though its card says {card.scheme}"]
+                if card and card.scheme and choice.head not in (None, card.scheme)
+                else []
+            ),
+            f"input {model_input}",
             *notes,
         ),
     )
@@ -189,8 +209,23 @@ def _head(
         return FlatHead.of(hierarchy.synsets, hierarchy, device)
     if trained and trained.hierarchy_digest == hierarchy.digest:
         return None
+    if card and card.classes and not choice.head:
+        same = {*card.classes} == {*hierarchy.synsets}
+        return None if same else FlatHead.of(card.classes, hierarchy, device)
     synsets = _flat_synsets(choice, name, card, hierarchy)
     return FlatHead.of(synsets, hierarchy, device) if synsets else None
+
+
+def _require_same_model(
+    choice: MemberChoice, name: str, card: ModelCard | None, path: Path | None
+) -> None:
+    """The card must be of the model that is named."""
+    named = name.partition(".")[0]
+    if card and card.model.partition(".")[0] not in (named, choice.name):
+        raise ConfigError(
+            f"{path}: its card says model {card.model}, expected {choice.name}; pass the --teacher "
+            "that these weights are of"
+        )
 
 
 def _require_rows(model: nn.Module, weights: Weights, num_classes: int, flat: bool) -> None:
@@ -212,10 +247,6 @@ def _require_rows(model: nn.Module, weights: Weights, num_classes: int, flat: bo
         )
 
 
-def _plain(values: Sequence[float]) -> str:
-    return " ".join(f"{value:g}" for value in values)
-
-
 def _flat_synsets(
     choice: MemberChoice, name: str, card: ModelCard | None, hierarchy: SemanticHierarchy
 ) -> tuple[str, ...]:
@@ -231,8 +262,6 @@ def _flat_synsets(
     label_set = label_set_of(num_classes)
     if (card and num_classes == hierarchy.num_classes) or label_set == SEMANTIC_LABEL_SET:
         return ()
-    if card and card.classes:
-        return card.classes
     return flat_label_set(label_set) if label_set in FLAT_LABEL_SETS else ()
 
 

@@ -66,6 +66,30 @@ LAYOUTS: dict[str, tuple[str, Content]] = {
         "images/train/cat/…, images/val/…, annotations/…",
         {**folders("images/train/cat", "images/val/cat"), "annotations/a.xml": b""},
     ),
+    "Kaggle's ImageNet": (
+        "ILSVRC/Data/CLS-LOC/train/n01440764/…, ILSVRC/Annotations/…, labels.csv",
+        {
+            **folders(
+                "ILSVRC/Data/CLS-LOC/train/n01440764",
+                "ILSVRC/Data/CLS-LOC/train/n01443537",
+                "ILSVRC/Data/CLS-LOC/val/n01440764",
+            ),
+            "ILSVRC/Annotations/a.xml": b"",
+        },
+    ),
+    "Kaggle's twice": (
+        "seg_train/seg_train/sea/…, seg_test/seg_test/sea/…",
+        folders("seg_train/seg_train/sea", "seg_train/seg_train/street", "seg_test/seg_test/sea"),
+    ),
+    "CUB, Stanford Dogs": (
+        "images/cat/…, images/dog/…, annotations/…",
+        {**folders("images/cat", "images/dog"), "annotations/a.txt": b""},
+    ),
+    "splits below each class": (
+        "cat/train/0.jpg, cat/val/…, dog/train/…",
+        folders("cat/train", "cat/val", "dog/train", "dog/val"),
+    ),
+    "an empty class": ("cat/…, dog/", {**folders("cat"), "dog/.keep": b""}),
     "YOLO": (
         "train/images/0.jpg, train/labels/0.txt",
         {**folders("train/images"), "train/labels/0.txt": b""},
@@ -97,6 +121,10 @@ LAYOUTS: dict[str, tuple[str, Content]] = {
     "a class whose name has a split's word": (
         "bullet_train/…, test_tube/…",
         folders("bullet_train", "test_tube"),
+    ),
+    "two folders for one split, one of them plain": (
+        "train/a/…, train_images/a/…",
+        folders("train/a", "train_images/a"),
     ),
     "two folders for one split": (
         "train/a/…, dev/a/…, valid/a/…",
@@ -157,6 +185,14 @@ LAYOUTS: dict[str, tuple[str, Content]] = {
     "a table saved by Excel": (
         "images.csv in UTF-16",
         {"images.csv": "path,wnid\n".encode("utf-16")},
+    ),
+    "a table with an open quotation mark": (
+        'images.csv: i/0.jpg,"cat',
+        {**folders("i"), "images.csv": 'path,wnid\ni/0.jpg,"cat\ni/1.jpg,dog\n'},
+    ),
+    "a column twice": (
+        "images.csv: path, label, label",
+        {"images.csv": "path,label,label\na.jpg,cat,dog\n"},
     ),
     "a table with semicolons": (
         "images.csv: path;wnid",

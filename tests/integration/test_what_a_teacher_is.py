@@ -245,3 +245,42 @@ def test_a_model_whose_size_timm_calls_fixed_is_exported_at_the_size_of_its_trai
     images = torch.randn(1, 3, 64, 64)
     assert loaded.pretrained_cfg["input_size"] == (3, 64, 64)
     torch.testing.assert_close(loaded(images), model(images))
+
+
+def test_rows_of_a_folder_that_names_its_classes_are_put_in_order(
+    teacher_weights: Path, hierarchy: SemanticHierarchy, tmp_path: Path
+) -> None:
+    """timm's config.json lists label_names; the same classes in another order are the same."""
+    import safetensors.torch
+
+    state = safetensors.torch.load_file(teacher_weights)
+    mixed = torch.randperm(hierarchy.num_classes, generator=torch.Generator().manual_seed(4))
+    heads = {name: state[name][mixed] for name in ("head.weight", "head.bias")}
+    safetensors.torch.save_file({**state, **heads}, tmp_path / "model.safetensors")
+    document = json.loads(teacher_weights.with_suffix(".json").read_text())
+    config = {name: document[name] for name in ("input_size", "mean", "std")}
+    names = [hierarchy.synsets[i] for i in mixed.tolist()]
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "architecture": "test_vit",
+                "num_classes": hierarchy.num_classes,
+                "label_names": names,
+                "pretrained_cfg": config,
+            }
+        )
+    )
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    plain, ordered = (
+        load_teacher([MemberChoice(name="test_vit", weights=where)], hierarchy, device=CPU)
+        for where in (teacher_weights, tmp_path)
+    )
+    torch.testing.assert_close(plain.targets([images]).probs, ordered.targets([images]).probs)
+
+
+def test_a_card_of_another_model_is_an_error(
+    teacher_weights: Path, hierarchy: SemanticHierarchy, tmp_path: Path
+) -> None:
+    other = as_trained(teacher_weights, tmp_path / "a", model="test_resnet")
+    with pytest.raises(ConfigError, match="its card says model test_resnet, expected test_vit"):
+        head_of(other, hierarchy)

@@ -390,3 +390,32 @@ def test_an_index_is_made_again_when_the_tar_was_written_later(tmp_path: Path) -
     write_tar(path, members | {"100.wnid": b"n00000002"})
     source = open_source(path, indexes=tmp_path / "indexes")
     assert {s.key: s.label for s in source.samples}["100"] == "n00000002"
+
+
+def test_negative_numbers_are_no_classes(tmp_path: Path, hierarchy: SemanticHierarchy) -> None:
+    """-1 is Hugging Face's word for none; Python would count the others from the end."""
+    for name, label in (("a", -1), ("b", -5)):
+        listed = pyarrow.Table.from_pylist([{"path": "x.jpg", "label": label}])
+        pyarrow.parquet.write_table(listed, tmp_path / f"{name}.parquet")
+    assert label_indices(open_source(tmp_path / "a.parquet"), hierarchy).tolist() == [-1]
+    with pytest.raises(DataError, match="has label -5, expected"):
+        label_indices(open_source(tmp_path / "b.parquet"), hierarchy)
+
+
+def test_numbers_are_names_where_classes_are_numbers(tmp_path: Path) -> None:
+    classes = SemanticHierarchy.from_chains([str(i) for i in (0, 10, 2, 7)], {})
+    (tmp_path / "folders" / "7").mkdir(parents=True)
+    (tmp_path / "folders" / "7" / "x.jpg").write_bytes(jpeg())
+    write_csv(tmp_path / "t.csv", ["path", "label"], [["x.jpg", 7]])
+    tar = write_tar(tmp_path / "t.tar", {"x.jpg": jpeg(), "x.cls": b"7"})
+    for data in (tmp_path / "folders", tmp_path / "t.csv", tar):
+        assert label_indices(open_source(data), classes).tolist() == [3]
+
+
+def test_names_of_files_cannot_forge_lines(tmp_path: Path) -> None:
+    folder = tmp_path / "a\ndata: val: 100 images\x1b[31m"
+    for each in (folder, tmp_path / "b"):
+        each.mkdir()
+        (each / "x.jpg").write_bytes(jpeg())
+    (line,) = open_source(tmp_path).describe()
+    assert "a\\ndata: val: 100 images\\x1b[31m" in line

@@ -192,3 +192,30 @@ def test_a_card_says_how_its_model_was_trained(tmp_path: Path) -> None:
     path.write_text(json.dumps({**document, "std": [1, 1, 1], "scheme": "other"}))
     with pytest.raises(ConfigError, match="scheme 'other', expected semantic, single-label"):
         ModelCard.read(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {**s, "module.fc.bias": s["fc.bias"]}, "two tensors have one name"),
+        (lambda s: {**s, "fc.bias": s["fc.bias"].to_sparse()}, "no torch file of plain tensors"),
+        (lambda s: {**s, "epoch": 3}, "epoch is no tensor"),
+    ],
+)
+def test_odd_state_dicts_are_refused(
+    model: nn.Module, tmp_path: Path, change: Any, message: str
+) -> None:
+    torch.save(change(model.state_dict()), tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=message):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_whole_numbers_and_what_is_no_torch_file_are_refused(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    torch.save({k: v.to(torch.int8) for k, v in model.state_dict().items()}, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"is torch\.int8, expected floating-point numbers"):
+        loaded(tmp_path / "w.pth")
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    with pytest.raises(ConfigError, match="it is damaged, or no torch file of plain tensors"):
+        read_weights(tmp_path / "page.pth")

@@ -45,8 +45,13 @@ def evaluate_store(
         right_so_far = ((expected < 0) | (expected == wanted)).all(1, keepdims=True)
         missing = (expected < 0) & (wanted >= 0) & right_so_far & seen
         figures |= _figures("missing_tag_recovery", tops, np.where(missing, wanted, -1))
-    judged = int(seen.sum())
-    return {"images": judged, "unreadable": len(source) - judged, **figures}
+    judged, known = int(seen.sum()), int((rows >= 0).sum())
+    return {
+        "images": judged,
+        "unreadable": known - judged,
+        "not_in_store": len(source) - known,
+        **figures,
+    }
 
 
 def _most_probable(

@@ -112,7 +112,7 @@ def open_trained(where: str) -> TrainedModel:
         model=model.eval(),
         input=card.input,
         num_classes=card.num_classes,
-        hierarchy=hierarchy_beside(path, card),
+        hierarchy=hierarchy_beside(path, card) or _flat_classes(card),
         scheme=run.get("recipe", {}).get("scheme") or cast("Scheme | None", card.scheme),
         run=run,
         notes=weights.notes,
@@ -134,6 +134,13 @@ def _from_hub(name: str) -> TrainedModel:
         run={},
         policy=judging_policy(name),
     )
+
+
+def _flat_classes(card: ModelCard) -> SemanticHierarchy | None:
+    """The classes that a card lists, as one softmax."""
+    if not card.classes:
+        return None
+    return SemanticHierarchy.from_chains(card.classes, {}, name="its own classes")
 
 
 def judging_policy(name: str) -> ViewPolicy:

@@ -77,6 +77,10 @@ def train(
     model = create_student(start, objective.hierarchy.synsets, say)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_input(model, recipe.student, model_input, num_classes)
+    say(
+        f"student: {recipe.student}, {recipe.scheme} over {num_classes} classes of "
+        f"{objective.hierarchy.name}; input {model_input}"
+    )
     averaged = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     judged = averaged.module if averaged else model
     optimizer = _optimizer(recipe, model)

@@ -104,9 +104,13 @@ def evaluate(
         for name, each in zip(models, opened, strict=True)
         if not isinstance(each, LogitStore)
     }
-    for name, each in trained_ones.items():
-        for note in each.notes:
-            click.echo(f"model: {name}: {note}", err=True)
+    stores = [name for name in models if name not in trained_ones]
+    useless = next((o for o, v in (("--tags", tags), ("--labels", labels != "tags")) if v), "")
+    if stores and (useless or (plot and not trained_ones)):
+        raise ConfigError(
+            f"{stores[0]}: a store found with {useless or '--plot'}, expected models: a store is "
+            "judged by the tags of its own label set, or --truth"
+        )
     if plot:
         _plot(trained_ones, plot)
     judged: dict[str, dict[str, Any]] = {}
@@ -120,12 +124,17 @@ def evaluate(
 
         def figures(where: str, trained: "TrainedModel | LogitStore") -> dict[str, Any]:
             if isinstance(trained, LogitStore):
+                if label_set:
+                    digest = resolve(label_set).digest
+                    trained.manifest.require(trained.location, hierarchy_digest=digest)
                 return _of_store(trained, source, tagged, truth)
             if tag_file:
                 return evaluate_tags(trained, tags=tag_file, source=source, machine=machine)
             hierarchy = resolve(label_set) if label_set else trained.hierarchy
             if hierarchy and not real:
                 trained = trained.with_hierarchy(hierarchy)
+            for note in trained.notes:
+                click.echo(f"model: {where}: {note}", err=True)
             if real:
                 flat = LogitsMeaning(scheme or trained.scheme or "single-label", trained.taught)
                 return evaluate_real(
@@ -205,6 +214,12 @@ def _print(judged: dict[str, dict[str, Any]]) -> None:
                 f"{row['most_specific_classes']} most specific classes that occur; among all "
                 f"{row['classes']} they are {100 * row['top1_all']:.2f}% and "
                 f"{100 * row['top5_all']:.2f}%"
+            )
+        if row.get("not_in_store"):
+            click.echo(
+                f"{where}: judged {row['images']} of {row['images'] + row['not_in_store']} images, "
+                "those whose keys the store has; keys leave the split out, so pass the --split "
+                "that it was made from"
             )
         if row["unreadable"]:
             click.echo(f"{where}: {row['unreadable']} images cannot be read and were left out")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from distill.data.formats.samples import IMAGE_SUFFIXES, Sample
-from distill.data.formats.skipped import HIDDEN, LOOSE, SUFFIX, Skipped
+from distill.data.formats.skipped import EMPTY_CLASS, HIDDEN, LOOSE, SUFFIX, Skipped
 from distill.data.splits import is_hidden
 from distill.storage import walk
 
@@ -16,15 +16,19 @@ def list_folders(root: str, skipped: Skipped | None = None) -> Iterator[Sample]:
     """
     skipped = Skipped() if skipped is None else skipped
     loose: list[Sample] = []
-    classes = False
+    classes: dict[str, bool] = {}  # whether a class folder holds an image
     for inside, files in walk(root, enters=lambda name: _enters(name, skipped)):
+        of_class = inside.partition("/")[0]
+        if inside:
+            classes.setdefault(of_class, False)
         for sample in _images(root, inside, files, skipped):
             if inside:
-                classes = True
+                classes[of_class] = True
                 yield sample
             else:
                 loose.append(sample)
-    if classes:
+    if any(classes.values()):
+        skipped.add(EMPTY_CLASS, *(name for name, holds in classes.items() if not holds))
         skipped.add(LOOSE, *(f"{sample.key}{sample.suffix}" for sample in loose))
     else:
         yield from loose

@@ -13,6 +13,8 @@ SPECIAL_MEMBER = "links and special members of tars"
 NO_IMAGE = "labels without an image"
 SECOND_IMAGE = "further images of a sample that has one"
 BESIDE_SPLITS = "beside the splits"
+BESIDE_TARS = "beside the tars"
+EMPTY_CLASS = "class folders without an image"
 SECOND_ARCHIVE = "a second archive after the end of a tar"
 
 

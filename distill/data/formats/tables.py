@@ -20,6 +20,7 @@ MAX_NAME = 4096
 SUFFIXES = (".csv", ".parquet")
 PATH_COLUMNS = ("path", "file_name")  # the latter is Hugging Face's
 LABEL_COLUMNS = ("wnid", "label", "labels")
+SPLIT_COLUMNS = ("split", "subset", "partition")  # in any case
 WITHOUT_SPLIT = "rows without a split, where others have one"
 
 
@@ -85,7 +86,7 @@ def columns_of_manifest(path: str) -> list[str]:
 
 def splits_of_manifest(path: str, columns: Columns) -> set[str]:
     """What stands in its column split."""
-    return {str(row["split"]) for _, row in _rows_of(path, columns) if row.get("split")}
+    return {row["split"] for _, row in _rows_of(path, columns) if row["split"]}
 
 
 def list_manifest(
@@ -98,8 +99,8 @@ def list_manifest(
     """
     folder = path.rpartition("/")[0] or "."
     for line, row in _rows_of(path, columns):
-        if splits and str(row.get("split") or "") not in splits:
-            if not row.get("split"):
+        if splits and row["split"] not in splits:
+            if not row["split"]:
                 skipped.add(WITHOUT_SPLIT, f"line {line}")
             continue
         name = row["path"]
@@ -115,6 +116,8 @@ def list_manifest(
 
 def _sample_of(row: Mapping[str, Any], name: str, place: str) -> Sample:
     label = row["label"]
+    if label == -1:  # Hugging Face's "none"
+        label = None
     if not isinstance(label, int | None):
         label = label_of_text(str(label).strip())
     stem, dot, suffix = name.rpartition(".")
@@ -134,6 +137,11 @@ def _require_text(row: Mapping[str, Any], where: str, file: Path) -> None:
                 continue
             shown = value.encode("utf-8", "surrogateescape")
             raise DataError(f"{where}: {column} is {shown!r}, expected UTF-8; save the table so")
+        if isinstance(value, str) and "\n" in value:
+            raise DataError(
+                f"{where}: {column} goes over several lines ({value[:40]!r}), expected one; close "
+                "the quotation mark"
+            )
 
 
 def _is_text(value: str) -> bool:
@@ -151,7 +159,7 @@ def _csv(path: str, columns: Columns | None) -> Iterator[tuple[int, dict[str, An
         if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise DataError(f"{path}: UTF-16 found, expected UTF-8; save the table so")
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        rows = csv.reader(text)
+        rows = csv.reader(text, strict=True)
         try:
             there = [name.strip() for name in next(rows, [])]
             if columns is None:
@@ -159,6 +167,11 @@ def _csv(path: str, columns: Columns | None) -> Iterator[tuple[int, dict[str, An
                 return
             picked = _picked(columns, there, path)
             for row in rows:
+                if len(row) > len(there):
+                    raise DataError(
+                        f"{path}: line {rows.line_num} has {len(row)} fields, expected "
+                        f"{len(there)}; put quotation marks around those with a comma"
+                    )
                 if row:
                     row += [""] * (len(there) - len(row))
                     yield rows.line_num, _row({name: row[at] for name, at in picked.items()})
@@ -195,9 +208,14 @@ def _parquet(path: str, columns: Columns | None) -> Iterator[tuple[int, dict[str
 
 def _picked(columns: Columns, there: Sequence[str], path: str) -> dict[str, int]:
     """By name of ours, the position of a column."""
+    twice = [name for name in dict.fromkeys(there) if there.count(name) > 1]
     labels = enumerate(columns.label_of(there, path))
     picked = {"path": columns.path_of(there, path)} | {f"label {n}": name for n, name in labels}
-    picked |= {name: name for name in ("key", "split") if name in there}
+    picked |= {"key": "key"} if "key" in there else {}
+    split = next((name for name in there if name.strip().casefold() in SPLIT_COLUMNS), None)
+    picked |= {"split": split} if split else {}
+    if wrong := sorted({*twice} & {*picked.values()}):
+        raise DataError(f"{path}: column {wrong[0]!r} appears twice, expected it once; rename one")
     return {ours: there.index(theirs) for ours, theirs in picked.items()}
 
 
@@ -205,7 +223,8 @@ def _row(values: dict[str, Any]) -> dict[str, Any]:
     """One label of those that are filled."""
     labels = [value for name, value in values.items() if name.startswith("label ")]
     filled = next((label for label in labels if label not in (None, "")), None)
-    return {**values, "label": filled}
+    split = values.get("split")
+    return {**values, "label": filled, "split": "" if split is None else str(split).strip()}
 
 
 def _listed(names: Sequence[str]) -> str:
