@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz soak venv clean
+.PHONY: demo test slow fuzz soak venv clean
 
 demo: venv
 	rm -rf demo-out
@@ -14,7 +14,11 @@ test: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+# Lost Ray nodes and workers, and a hundred thousand images from many clients: three minutes.
+slow: venv
+	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 # 10⁵ hostile requests of each kind against a live teacher server: half an hour or so.
 fuzz: venv

@@ -171,7 +171,8 @@ def open_matching(
     changed = changed_data(store, source.ids, labels) if same_teacher and same_classes else ""
     if changed:
         raise StoreMismatchError(
-            f"{store.location}: the dataset of the store is not this one: {changed}"
+            f"{store.location}: dataset of {len(store.sample_ids)} images found, this run has "
+            f"{len(source)}: {changed}"
         )
     store.manifest.require(
         store.location,

@@ -22,7 +22,7 @@ from distill.data.loader import in_batches, load_views
 from distill.data.sample_ids import SampleIds, find_rows, samples_digest
 from distill.data.source import ImageSource, label_indices
 from distill.data.view_policy import ViewPolicy
-from distill.errors import StoreError
+from distill.errors import ConfigError, StoreError
 from distill.events import Journal
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
@@ -44,6 +44,16 @@ from teacher_server.teacher.teacher import Teacher
 LOOK_UP_THREADS = 4
 
 
+def require_store_or_data(store: str | None, has_data: bool) -> None:
+    """That a store is there, or can be filled.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if store and not (has_data or has_store(store)):
+        raise ConfigError(f"{store}: no store found; expected one, or --data to fill it from")
+
+
 def open_samples(
     teacher: Teacher,
     options: PrecomputeOptions,
@@ -57,7 +67,9 @@ def open_samples(
 
     Raises:
         StoreMismatchError: the store is of another teacher, hierarchy or data set.
+        ConfigError: there is no store yet, and no data to fill one from.
     """
+    require_store_or_data(store, source is not None)
     opened = None
     if store and has_store(store):
         opened = LogitStore.open(store)

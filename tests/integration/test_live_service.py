@@ -72,6 +72,7 @@ def metric(server: Live, name: str) -> float:
 # -- batching -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_images_from_many_clients_are_never_mixed_up(
     hierarchy: SemanticHierarchy,
 ) -> None:

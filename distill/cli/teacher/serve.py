@@ -131,21 +131,18 @@ def serve(
     import os
     from contextlib import closing
 
-    from distill.errors import ConfigError
     from distill.targets.encoding import EncodingSpec
-    from store.logit_store import has_store
     from teacher_server.http.json_log import json_log
     from teacher_server.precompute.options import PrecomputeOptions
     from teacher_server.serve.admission import Budgets
     from teacher_server.serve.lane import devices_of
-    from teacher_server.serve.samples import open_samples
+    from teacher_server.serve.samples import open_samples, require_store_or_data
     from teacher_server.serve.server import make_server, run
     from teacher_server.serve.service import ServeOptions, Service
     from teacher_server.teacher.batch_size import UNTUNED
     from trainers.models.prediction import StudentOpinion
 
-    if store and not (data or has_store(store)):
-        raise ConfigError(f"{store}: no store found; expected one, or --data to fill it from")
+    require_store_or_data(store, data is not None)
     address, keys, listener = listen.bound()  # before the teacher is loaded, which takes a while
     journal = json_log()
     with closing(listener):
