@@ -16,7 +16,7 @@ test: venv
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
-# Lost Ray nodes and workers, and a hundred thousand images from many clients: three minutes.
+# Ray clusters that lose nodes, kills at every moment of prepare, a hundred thousand images: minutes.
 slow: venv
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
 

@@ -231,6 +231,7 @@ def test_wrong_places_and_settings_are_one_line(tmp_path: Path, fails, prepare) 
 
 
 @pytest.mark.parametrize("form", ["folder", "webdataset"])
+@pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_goes_on(
     form: str,
     tmp_path: Path,

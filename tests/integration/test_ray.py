@@ -20,6 +20,8 @@ ray: Any = pytest.importorskip("ray")
 
 Command = Callable[..., list[str]]
 
+pytestmark = pytest.mark.slow
+
 
 def events(log: Path, name: str) -> list[dict[str, Any]]:
     if not log.exists():
@@ -70,7 +72,6 @@ def expected(distill: Callable[..., Any], precompute_command: Command, tmp_path:
     return path
 
 
-@pytest.mark.slow
 def test_killed_worker_costs_its_blocks_and_others_take_them(
     on_ray: Callable[..., Any], expected: Path, tmp_path: Path
 ) -> None:
@@ -92,7 +93,6 @@ def test_killed_worker_costs_its_blocks_and_others_take_them(
     assert_same_store(tmp_path / "store", expected)
 
 
-@pytest.mark.slow
 def test_lost_node_costs_its_blocks_and_the_other_goes_on(
     precompute_command: Command, expected: Path, tmp_path: Path
 ) -> None:
@@ -131,7 +131,6 @@ def test_error_of_a_worker_is_one_line(
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.slow
 def test_interrupted_it_finishes_blocks_in_hand_and_goes_on_later(
     on_ray: Callable[..., Any], expected: Path, tmp_path: Path
 ) -> None:

@@ -187,6 +187,7 @@ def test_batch_that_hangs_does_not_hold_up_the_end(
     assert not server.plain
 
 
+@pytest.mark.slow
 def test_student_of_a_server_is_the_student_of_the_store(
     serve: Callable[..., Process], distill: Ran, figures: Path, store: Path, tmp_path: Path
 ) -> None:

@@ -339,6 +339,7 @@ def test_verify_asks_the_teacher_again(
     assert "one of --teacher and --data" in fails("store", "verify", store, "--data", store)
 
 
+@pytest.mark.slow
 def test_plan_is_within_five_percent_of_the_finished_store(
     distill,  # type: ignore[no-untyped-def]
     precompute_command: Command,
