@@ -7,6 +7,7 @@ validation shards in a folder of training shards. What stands beside the images 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import bracex
@@ -111,7 +112,7 @@ def _of_folder(path: str, split: str) -> Layout:
     hidden = [name for name in (*listing.folders, *listing.files) if is_hidden(name)]
     skipped = Skipped()
     if inside:
-        others = [name for name in listing.folders if name not in folders and not is_hidden(name)]
+        others = [name for name in _visible(listing) if name not in folders]
         root, inner = _inner(path, inside, folders[inside])
         _require_no_class(path, inside, inner, others)
         skipped.add(BESIDE_SPLITS, *others, *_readable(listing.files))
@@ -121,8 +122,8 @@ def _of_folder(path: str, split: str) -> Layout:
     tars = _tar_names(listing)
     if folders and not tars:
         raise DataError(
-            f"{path}: no split {split} found, only {_listed(folders)}; expected a folder of that "
-            "name: make one, or pass one of these folders"
+            f"{path}: no split {split} found, only {listed_splits(folders)}; expected a folder of "
+            "that name: make one, or pass one of these folders"
         )
     if tars and not is_arrow(listing.files):
         _count_beside_tars(listing, skipped)
@@ -165,24 +166,20 @@ def _unwrapped(path: str) -> tuple[str, Entries]:
     _require_finished(path, listing)
     inside = path
     for _ in range(MAX_WRAPPERS):
-        folders = [name for name in listing.folders if not is_hidden(name)]
+        folders = _visible(listing)
         if inside != path and (split_folders(folders) or _tar_names(listing)):
             return inside, listing
         if _readable(listing.files) or is_arrow(listing.files) or split_folders(folders):
             break
-        wrapper = next((name for name in folders if name.casefold() in CONTAINERS), None)
-        holds_classes = False
-        if wrapper:
-            below = place_of(inside).entries(f"{inside}/{wrapper}")
-            holds_classes = any(not is_hidden(name) for name in below.folders)
-        wrapper = folders[0] if len(folders) == 1 else wrapper
+        container = next((name for name in folders if name.casefold() in CONTAINERS), None)
+        wrapper = folders[0] if len(folders) == 1 else container
         if not wrapper:
             break
         inside = f"{inside}/{wrapper}"
         listing = place_of(inside).entries(inside)
-        if is_arrow(listing.files) or (holds_classes and not split_folders(listing.folders)):
-            deeper, entries = _unwrapped(inside)
-            return deeper, entries
+        holds_classes = container and _visible(listing) and not split_folders(listing.folders)
+        if is_arrow(listing.files) or holds_classes:
+            return _unwrapped(inside)
     return path, first
 
 
@@ -191,7 +188,7 @@ def _inner(path: str, name: str, split: str) -> tuple[str, Entries]:
     root = f"{path}/{name}"
     for _ in range(MAX_WRAPPERS):
         listing = place_of(root).entries(root)
-        folders = [each for each in listing.folders if not is_hidden(each)]
+        folders = _visible(listing)
         alone = len(folders) == 1 and not _readable(listing.files)
         again = alone and (folders[0] == name or is_split_name(folders[0]))
         if not (again and split_of(folders[0]) == split):
@@ -202,7 +199,7 @@ def _inner(path: str, name: str, split: str) -> tuple[str, Entries]:
 
 def _require_no_class(path: str, inside: str, inner: Entries, others: Sequence[str]) -> None:
     """A class may be called train: then its images lie beside those of other classes."""
-    if not _images(inner.files) or any(not is_hidden(name) for name in inner.folders):
+    if not _images(inner.files) or _visible(inner):
         return
     place = place_of(path)
     if any(_images(place.entries(f"{path}/{other}").files) for other in others[:3]):
@@ -214,7 +211,7 @@ def _require_no_class(path: str, inside: str, inner: Entries, others: Sequence[s
 
 
 def _require_no_splits(root: str, listing: Entries) -> None:
-    folders = [name for name in listing.folders if not is_hidden(name)]
+    folders = _visible(listing)
     strange = [name for name in folders if is_split_name(name)]
     if strange:
         raise DataError(
@@ -225,7 +222,7 @@ def _require_no_splits(root: str, listing: Entries) -> None:
 
 def _require_no_splits_below(root: str, listing: Entries) -> None:
     """Splits below each class folder would be mixed; one folder tells."""
-    first = next((name for name in listing.folders if not is_hidden(name)), None)
+    first = next(iter(_visible(listing)), None)
     inside = split_folders(place_of(root).entries(f"{root}/{first}").folders) if first else {}
     if any(is_split_name(name) for name in inside):
         raise DataError(
@@ -235,7 +232,7 @@ def _require_no_splits_below(root: str, listing: Entries) -> None:
 
 
 def _count_beside_tars(listing: Entries, skipped: Skipped) -> None:
-    skipped.add(BESIDE_TARS, *(n for n in listing.folders if not is_hidden(n)))
+    skipped.add(BESIDE_TARS, *_visible(listing))
     skipped.add(BESIDE_TARS, *(n for n in listing.files if not (_is_tar(n) or is_hidden(n))))
 
 
@@ -246,6 +243,10 @@ def _require_finished(path: str, listing: Entries) -> None:
             f"{path}: `distill prepare` has not finished here, expected a complete data set; run "
             "the same `distill prepare` again"
         )
+
+
+def _visible(listing: Entries) -> list[str]:
+    return [name for name in listing.folders if not is_hidden(name)]
 
 
 def _images(files: Sequence[str]) -> list[str]:
@@ -308,8 +309,6 @@ def _expanded(pattern: str) -> list[str]:
     Raises:
         DataError: one that braces name is not there, or a wildcard matches none.
     """
-    from fnmatch import fnmatchcase
-
     folder, _, last = pattern.rpartition("/")
     where = folder or "."
     if place_of(where).kind(where) != "folder":
@@ -343,8 +342,8 @@ def _of_table(path: str, split: str, columns: Columns) -> Layout:
     chosen = tuple(name for name, each in splits.items() if each == wanted)
     if splits and not chosen:
         raise DataError(
-            f"{path}: no split {split} found, only {_listed(splits)}; expected rows with that in "
-            "column split"
+            f"{path}: no split {split} found, only {listed_splits(splits)}; expected rows with "
+            "that in column split"
         )
     return Layout(
         root=path, form="table", files=chosen, split=split if splits else None, splits=splits
@@ -358,5 +357,6 @@ def _table_splits(path: str, columns: Columns) -> dict[str, str]:
     }
 
 
-def _listed(splits: Mapping[str, str]) -> str:
+def listed_splits(splits: Mapping[str, str]) -> str:
+    """Splits by the names they have there, and what each means: Testing (test), val."""
     return ", ".join(name if name == each else f"{name} ({each})" for name, each in splits.items())

@@ -7,8 +7,8 @@ shard or extension, so moving data does not change it.
 """
 
 import re
-from collections.abc import Mapping, Sized
-from dataclasses import dataclass, field, replace
+from collections.abc import Sized
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from distill.data.formats.arrow import list_arrow
 from distill.data.formats.folders import list_folders
 from distill.data.formats.samples import IMAGE_SUFFIXES, SampleTable
-from distill.data.formats.skipped import Skipped
 from distill.data.formats.tables import USUAL, Columns, columns_of_manifest, list_manifest
-from distill.data.formats.tars import list_tars
-from distill.data.layout import CONTAINERS, Form, Layout, find_layout, splits_there
+from distill.data.formats.tars import WNID_IN_NAME, list_tars
+from distill.data.layout import CONTAINERS, Layout, find_layout, listed_splits, splits_there
 from distill.data.sample_ids import SampleIds, ascending, sample_ids
 from distill.data.splits import canonical
 from distill.errors import DataError, printable
@@ -28,35 +27,24 @@ from distill.hierarchy.semantic import SemanticHierarchy
 
 SPLITS = ("train", "val", "test")
 OUTSIDE = -2  # a label that is not of the label set
-WNID_IN_KEY = re.compile(r"n\d{8}(?=_)")
+WNID = re.compile(r"n\d{8}(?=_|$)")
+WNID_IN_KEYS = re.compile(rb"n\d{8}_")  # as WNID_IN_NAME, anywhere in many keys
 SHOWN = 3  # names of each list
 UNLABELLED = ("unlabelled", "unlabeled", "unsup", "unsupervised")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Understood:
-    """What a data set was taken for. root, form: where the split lies, and how.
-
-    split: None where the data has no splits, and all of it was taken. others: splits that were left
-    out, by the name they have there. notes: what else a user should know.
-    """
-
-    root: str
-    form: Form
-    split: str | None = None
-    others: Mapping[str, str] = field(default_factory=dict)
-    skipped: Skipped = field(default_factory=Skipped)
-    notes: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True, eq=False)
 class ImageSource:
-    """The samples of one split, in ascending order of sample id."""
+    """The samples of one split, in ascending order of sample id.
+
+    layout: where they lie, and what beside. notes: what else a user should know of them.
+    """
 
     location: str
     samples: SampleTable
     ids: SampleIds  # [n, 2], ascending
-    understood: Understood
+    layout: Layout
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -73,7 +61,7 @@ class ImageSource:
 
     def describe(self) -> list[str]:
         """What the data was taken for, in a few lines."""
-        known = self.understood
+        known = self.layout
         labels = [str(label) for label in self.samples.labels if label is not None]
         without = np.array([label is None for label in self.samples.labels], np.bool_)
         unlabelled = int(without[self.samples.rows["label"]].sum())
@@ -86,15 +74,12 @@ class ImageSource:
         ]
         if labels and unlabelled:
             lines.append(f"without a label: {unlabelled} images")
-        if known.others:
-            others = ", ".join(
-                name if name == split else f"{name} ({split})"
-                for name, split in known.others.items()
-            )
-            lines.append(f"other splits there: {others}")
+        mine = canonical(known.split or "")
+        if others := {name: of for name, of in known.splits.items() if of != mine}:
+            lines.append(f"other splits there: {listed_splits(others)}")
         if known.skipped.total:
             lines.append(f"skipped: {known.skipped}")
-        return [printable(line) for line in (*lines, *known.notes)]
+        return [printable(line) for line in (*lines, *self.notes)]
 
 
 def open_source(
@@ -141,16 +126,7 @@ def open_source(
             f"{layout.root}: the key {one.key!r} appears twice, in {one.path} and {other.path}; "
             "expected every sample's key once"
         )
-    others = {name: of for name, of in layout.splits.items() if of != canonical(split)}
-    understood = Understood(
-        root=layout.root,
-        form=layout.form,
-        split=layout.split,
-        others=others,
-        skipped=layout.skipped,
-        notes=notes,
-    )
-    return ImageSource(path, samples.select(order), ids, understood)
+    return ImageSource(path, samples.select(order), ids, layout, notes)
 
 
 def has_split(location: str | Path, split: str, columns: Columns = USUAL) -> bool:
@@ -221,23 +197,24 @@ def _require_same_indices(
 ) -> None:
     """ImageNet's files are called after their class, and indices count in some label set."""
     samples = source.samples
+    if not WNID_IN_KEYS.search(samples.keys):
+        return  # as of most data: millions of keys need not be read one by one
     indexed = np.array([isinstance(label, int) for label in samples.labels], np.bool_)
+    agree: set[tuple[int, str]] = set()
     for row in np.flatnonzero(indexed[samples.rows["label"]] & (labels >= 0)):
-        sample = samples[int(row)]
-        wnid = WNID_IN_KEY.match(PurePosixPath(sample.key).name)
-        synset = hierarchy.synsets[labels[row]]
-        if not wnid:
+        sample, synset = samples[int(row)], hierarchy.synsets[labels[row]]
+        wnid = WNID_IN_NAME.match(PurePosixPath(sample.key).name)
+        if not wnid or (int(labels[row]), wnid[1]) in agree:
             continue
-        if wnid[0] not in (synset, *hierarchy.ancestors(synset)) and WNID_IN_KEY.match(
-            f"{synset}_"
-        ):
+        if wnid[1] not in (synset, *hierarchy.ancestors(synset)) and WNID.match(synset):
             raise DataError(
-                f"{source.location}: sample {sample.key!r} is {wnid[0]} by its name, but its class "
+                f"{source.location}: sample {sample.key!r} is {wnid[1]} by its name, but its class "
                 f"index {sample.label} is {synset} ({hierarchy.display_name(synset)}) in "
                 f"{hierarchy.name}, expected one class: indices count in one label set, and those "
                 "of ImageNet-1K, fall11 and winter21 differ; pass the --label-set that they count "
                 "in, or leave out the indices"
             )
+        agree.add((int(labels[row]), wnid[1]))
 
 
 def _count(things: Sized, name: str) -> str:

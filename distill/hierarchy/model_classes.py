@@ -45,9 +45,15 @@ def classes_beside(weights: Path, card: ModelCard | None) -> tuple[str, ...] | N
 
 def classes_of_timm(name: str) -> tuple[str, ...] | None:
     """The wnids of timm's own weights of that name; None where timm does not say them."""
+    label_set = label_set_of_timm(name)
+    return flat_label_set(label_set) if label_set else None
+
+
+def label_set_of_timm(name: str) -> str | None:
+    """The one of `FLAT_LABEL_SETS` that timm's own weights of that name are of; None of another."""
     config = get_pretrained_cfg(name)
     label_set = label_set_of(config.num_classes) if config else None
-    return flat_label_set(label_set) if label_set in FLAT_LABEL_SETS else None
+    return label_set if label_set in FLAT_LABEL_SETS else None
 
 
 def label_set_of(num_classes: int) -> str | None:

@@ -134,7 +134,7 @@ def _load(
     notes: tuple[str, ...] = ()
     if path:
         model = create_model(name, num_classes)
-        weights = read_weights(path)
+        weights = fitted(read_weights(path), model)
         own = classes_beside(path, card) if not flat else None
         if own and own != hierarchy.synsets and {*own} == {*hierarchy.synsets}:
             names = classifier_names(model)
@@ -229,13 +229,16 @@ def _require_same_model(
 
 
 def _require_rows(model: nn.Module, weights: Weights, num_classes: int, flat: bool) -> None:
-    """Another number of classes is said as such, not as a tensor of another shape."""
+    """Another number of classes is said as such, not as a tensor of another shape.
+
+    weights: as `fitted` gives them.
+    """
     found = next(
         (
             len(tensor)
             for module in classifier_names(model)
             for key in ("weight", "bias")
-            if (tensor := fitted(weights, model).state.get(f"{module}.{key}")) is not None
+            if (tensor := weights.state.get(f"{module}.{key}")) is not None
         ),
         num_classes,
     )

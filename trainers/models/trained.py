@@ -12,8 +12,7 @@ from torch import nn
 from distill.data.view_policy import PLAIN, CentreCrop, ViewPolicy
 from distill.errors import ConfigError, first_line
 from distill.hierarchy.flat_heads import FlatHead
-from distill.hierarchy.model_classes import hierarchy_beside, label_set_of
-from distill.hierarchy.names import FLAT_LABEL_SETS
+from distill.hierarchy.model_classes import hierarchy_beside, label_set_of_timm
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import create_model, default_input, download_model
@@ -123,13 +122,14 @@ def open_trained(where: str) -> TrainedModel:
 def _from_hub(name: str) -> TrainedModel:
     architecture = require_known_model(name, "model")
     model = download_model(name, cure="pass a file").eval()
+    label_set = label_set_of_timm(name)
     return TrainedModel(
         name=name,
         architecture=architecture,
         model=model,
         input=default_input(name),
         num_classes=int(getattr(model, "num_classes", 0)),
-        hierarchy=_label_set_of(name),
+        hierarchy=resolve(label_set) if label_set else None,
         scheme=None,
         run={},
         policy=judging_policy(name),
@@ -150,12 +150,6 @@ def judging_policy(name: str) -> ViewPolicy:
         return PLAIN
     interpolation = config.interpolation if config.interpolation in RESAMPLING else "bicubic"
     return CentreCrop(share=config.crop_pct, interpolation=interpolation)
-
-
-def _label_set_of(name: str) -> SemanticHierarchy | None:
-    config = get_pretrained_cfg(name)
-    label_set = label_set_of(config.num_classes) if config else None
-    return resolve(label_set) if label_set in FLAT_LABEL_SETS else None
 
 
 def _run_beside(weights: Path) -> dict[str, Any]:
