@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -30,10 +30,11 @@ ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class Entries:
-    """Names directly in a folder, sorted by code point."""
+    """Names directly in a folder, sorted by code point. links: to folders, if not among those."""
 
     folders: list[str]
     files: list[str]
+    links: list[str] = field(default_factory=list)
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ class Place(Protocol):
         ...
 
     def entries(self, folder: str, *, links: bool = True) -> Entries:
-        """What a folder holds. links: links to folders count as folders, else as nothing."""
+        """What a folder holds. links: links to folders count as folders, else apart."""
         ...
 
     def open(self, path: str) -> io.BufferedReader:
@@ -79,8 +80,8 @@ def place_of(path: str) -> Place:
 
 def walk(
     folder: str, *, enters: Callable[[str], bool] = lambda name: True
-) -> Iterator[tuple[str, list[str]]]:
-    """Each folder from `folder` on down, relative to it ("" is itself), and its files; sorted.
+) -> Iterator[tuple[str, Entries]]:
+    """Each folder from `folder` on down, relative to it ("" is itself), and its entries; sorted.
 
     Folders directly in it may be links, those further down are not followed: they may lead back up.
     enters: whether a folder of that name is gone into.
@@ -89,7 +90,7 @@ def walk(
     while waiting:
         inside = waiting.pop()
         entries = place.entries(f"{folder}/{inside}" if inside else folder, links=not inside)
-        yield inside, entries.files
+        yield inside, entries
         below = [name for name in reversed(entries.folders) if enters(name)]
         waiting += [f"{inside}/{name}".lstrip("/") for name in below]
 
@@ -105,19 +106,21 @@ class Disk:
 
     def entries(self, folder: str, *, links: bool = True) -> Entries:
         """See `Place`."""
-        folders, files = [], []
+        folders, files, left_out = [], [], []
         try:
             for entry in os.scandir(folder):
                 if not _is_folder(entry):
                     files.append(entry.name)
                 elif links or not entry.is_symlink():
                     folders.append(entry.name)
+                else:
+                    left_out.append(entry.name)
         except OSError as error:
             raise DataError(
                 f"{error.filename or folder}: cannot be listed ({error.strerror}), expected "
                 "readable folders and images; give this user the right to read them"
             ) from error
-        return Entries(sorted(folders), sorted(files))
+        return Entries(sorted(folders), sorted(files), sorted(left_out))
 
     def open(self, path: str) -> io.BufferedReader:
         """See `Place`."""

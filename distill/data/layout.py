@@ -12,9 +12,9 @@ from typing import Literal
 
 import bracex
 
-from distill.data.formats.arrow import is_arrow
+from distill.data.formats.arrow import INFO, STATE, is_arrow
 from distill.data.formats.folders import split_image_name
-from distill.data.formats.skipped import BESIDE_SPLITS, BESIDE_TARS, HIDDEN, Skipped
+from distill.data.formats.skipped import BESIDE_ARROW, BESIDE_SPLITS, BESIDE_TARS, HIDDEN, Skipped
 from distill.data.formats.tables import Columns, is_manifest, splits_of_manifest
 from distill.data.splits import (
     canonical,
@@ -35,6 +35,7 @@ UNFINISHED = "prepare-unfinished.jsonl"
 CONTAINERS = {"images", "image", "imgs", "img", "jpegimages", "jpegs", "photos", "data"}
 MAX_WRAPPERS = 4
 MAX_TARS = 1_000_000
+FOLDERS_LOOKED_INTO = 20
 PATTERN = re.compile(r"[{*?\[]")
 
 
@@ -139,6 +140,8 @@ def _whole(
     form: Form = "class folders"
     if is_arrow(listing.files):
         form = "Hugging Face data set"
+        others = (n for n in listing.files if n not in (STATE, INFO) and not n.endswith(".arrow"))
+        skipped.add(BESIDE_ARROW, *_visible(listing), *(n for n in others if not is_hidden(n)))
     elif names := _tar_names(listing):
         form, tars = "WebDataset tars", tuple(f"{root}/{name}" for name in names)
         _count_beside_tars(listing, skipped)
@@ -221,14 +224,15 @@ def _require_no_splits(root: str, listing: Entries) -> None:
 
 
 def _require_no_splits_below(root: str, listing: Entries) -> None:
-    """Splits below each class folder would be mixed; one folder tells."""
-    first = next(iter(_visible(listing)), None)
-    inside = split_folders(place_of(root).entries(f"{root}/{first}").folders) if first else {}
-    if any(is_split_name(name) for name in inside):
-        raise DataError(
-            f"{root}: {', '.join(inside)} found below {first}, expected splits above the class "
-            f"folders, as {next(iter(inside))}/{first}; move them, or pass a table"
-        )
+    """Splits below class folders would be mixed; a few folders tell, spread over all."""
+    folders = _visible(listing)
+    for each in folders[:: max(1, len(folders) // FOLDERS_LOOKED_INTO)]:
+        inside = split_folders(place_of(root).entries(f"{root}/{each}").folders)
+        if any(is_split_name(name) for name in inside):
+            raise DataError(
+                f"{root}: {', '.join(inside)} found below {each}, expected splits above the class "
+                f"folders, as {next(iter(inside))}/{each}; move them, or pass a table"
+            )
 
 
 def _count_beside_tars(listing: Entries, skipped: Skipped) -> None:

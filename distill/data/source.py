@@ -233,7 +233,7 @@ def _listed(layout: Layout, indexes: Path | None, columns: Columns) -> SampleTab
     if layout.form == "WebDataset tars":
         return list_tars(layout.files, indexes, skipped)
     if layout.form == "Hugging Face data set":
-        return list_arrow(layout.root, columns)
+        return list_arrow(layout.root, columns, layout.split)
     return SampleTable.of(list_folders(layout.root, skipped))
 
 

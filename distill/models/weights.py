@@ -144,7 +144,7 @@ def load_weights(model: nn.Module, weights: Weights) -> Weights:
     """Fill the model with those weights, all of them, in the model's own dtype; what was fitted.
 
     Raises:
-        ConfigError: a tensor is missing, left over, or of another shape; says which.
+        ConfigError: a tensor is missing, left over, of another shape, or not finite; says which.
     """
     path, weights = weights.path, fitted(weights, model)
     expected, state = model.state_dict(), weights.state
@@ -170,6 +170,12 @@ def load_weights(model: nn.Module, weights: Weights) -> Weights:
             "expected a state dict of exactly this timm model: check the model's name"
         )
     model.load_state_dict(dict(state))
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ConfigError(
+                f"{path}: {name} contains NaN or Inf, expected finite numbers; the training that "
+                "wrote it diverged: take an earlier checkpoint"
+            )
     return weights
 
 

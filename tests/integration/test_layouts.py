@@ -250,6 +250,20 @@ def test_the_table_of_layouts_is_what_they_are_taken_for(tmp_path: Path) -> None
         assert rest.split(END)[0] == table
 
 
+def test_splits_below_any_class_folder_are_an_error(tmp_path: Path) -> None:
+    data = write(tmp_path, folders("a", "b/train", "b/val"))
+    with pytest.raises(DataError, match=r"train, val found below b, expected splits above"):
+        open_source(data)
+
+
+def test_links_to_folders_below_a_class_are_counted(tmp_path: Path) -> None:
+    data = write(tmp_path, folders("a", "b"))
+    (data / "a" / "again").symlink_to(data / "b")
+    assert str(open_source(data).layout.skipped) == (
+        "1 links to folders below a class, which are not followed (a/again)"
+    )
+
+
 @pytest.mark.parametrize(
     ("pattern", "images"),
     [("train-{0000..0002}.tar", 3), ("train-*.tar", 3), ("*.tar", 3), ("train-000[01].tar", 2)],

@@ -68,6 +68,26 @@ def test_hugging_face_splits_and_key_columns(tmp_path: Path) -> None:
     }
 
 
+def test_a_hugging_face_column_of_splits_is_not_mixed(tmp_path: Path) -> None:
+    made = hugging_face(image=rows(4), label=[0] * 4, split=["train", "val"] * 2)
+    made.save_to_disk(tmp_path / "data")
+    with pytest.raises(DataError, match=r"column split holds train, val, expected one split"):
+        open_source(tmp_path / "data")
+    alone = made.filter(lambda row: row["split"] == "train").flatten_indices()
+    alone.save_to_disk(tmp_path / "train")
+    assert len(open_source(tmp_path / "train")) == 2
+    datasets.DatasetDict({"train": made}).save_to_disk(tmp_path / "named")
+    assert len(open_source(tmp_path / "named")) == 4
+
+
+def test_what_lies_beside_a_hugging_face_data_set_is_counted(tmp_path: Path) -> None:
+    hugging_face(image=rows(2), label=[0] * 2).save_to_disk(tmp_path / "data")
+    (tmp_path / "data" / "more.jpg").write_bytes(jpeg(1))
+    (tmp_path / "data" / "extra").mkdir()
+    skipped = open_source(tmp_path / "data").layout.skipped
+    assert str(skipped) == "2 beside the Hugging Face data set (extra, more.jpg)"
+
+
 def test_hugging_face_rows_without_names_are_numbered(tmp_path: Path) -> None:
     hugging_face(image=rows(3, names=False), label=[0, 1, 0]).save_to_disk(tmp_path / "data")
     assert sorted(s.key for s in open_source(tmp_path / "data").samples) == [

@@ -1,9 +1,15 @@
 """Weight files as timm, torch.compile, DDP and Lightning leave them."""
 
 import argparse
+import hashlib
+import http.server
 import json
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -48,6 +54,14 @@ def loaded(path: Path, name: str = "test_resnet", classes: int = 3) -> tuple[Sta
 
 def same(one: State, other: State) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_weights_that_are_not_finite_are_refused(model: nn.Module, tmp_path: Path) -> None:
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["fc.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ConfigError, match=r"fc\.weight contains NaN or Inf, expected finite"):
+        loaded(tmp_path / "a.pth")
 
 
 def test_a_checkpoint_of_timms_train_py_gives_its_ema_weights(
@@ -219,3 +233,65 @@ def test_whole_numbers_and_what_is_no_torch_file_are_refused(
     (tmp_path / "page.pth").write_text("<html>not found</html>")
     with pytest.raises(ConfigError, match="it is damaged, or no torch file of plain tensors"):
         read_weights(tmp_path / "page.pth")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as a download asks of: files of one commit, by HEAD and GET."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_HEAD(self) -> None:
+        content = self.files.get(self.path.partition("/resolve/main/")[2])
+        self.send_response(200 if content else 404)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.send_header("X-Repo-Commit", "c" * 40)
+        if content:
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        else:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.files.get(self.path.partition("/resolve/main/")[2], b""))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_of_the_hub_come_with_their_config(
+    model: nn.Module, tmp_path: Path, file: str
+) -> None:
+    if file.endswith(".bin"):
+        torch.save(model.state_dict(), tmp_path / file)
+    else:
+        safetensors.torch.save_file(model.state_dict(), tmp_path / file)
+    taken = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3}
+    config = {"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": taken}
+    Hub.files = {file: (tmp_path / file).read_bytes(), "config.json": json.dumps(config).encode()}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = subprocess.run(
+            [
+                *(sys.executable, "-c"),
+                "from distill.models.weights import find_weights\n"
+                "print(find_weights('hf-hub:someone/model'))",
+            ],
+            env={
+                **os.environ,
+                "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+                "HF_HOME": str(tmp_path / "hub"),
+                "HF_HUB_OFFLINE": "0",
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        server.shutdown()
+    assert found.returncode == 0, found.stderr
+    path = Path(found.stdout.splitlines()[-1])
+    assert same(loaded(path)[0], model.state_dict())
+    card = ModelCard.read(path)
+    assert card is not None
+    assert (card.model, card.num_classes) == ("test_resnet", 3)

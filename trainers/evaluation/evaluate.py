@@ -58,9 +58,11 @@ def run_evaluation(
     """Feed the meters this process's share of the images; how many could not be read.
 
     Raises:
+        ConfigError: a logit is not finite.
         Stopped: `stop` said so. Of several processes none asks it.
     """
     training, bad = model.training, 0
+    finite = torch.ones((), dtype=torch.bool, device=machine.device)
     model.eval()
     rows = range(machine.world.rank, len(source), machine.world.size)
     requests = in_batches(rows, (0,), batch_size)
@@ -80,9 +82,15 @@ def run_evaluation(
             pixels = batch.pixels[0][:, 0].to(machine.device, non_blocking=True)
             inputs = model_input.normalise(pixels).contiguous(memory_format=torch.channels_last)
             logits = model(inputs).float()
+            finite &= logits.isfinite().all()
             for meter in meters:
                 meter.update(logits=logits, rows=batch.rows)
     model.train(training)
+    if not finite:
+        raise ConfigError(
+            "the model's logits contain NaN or Inf, expected finite numbers; check its weights, "
+            "and mean and std in its card"
+        )
     return bad
 
 

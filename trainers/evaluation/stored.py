@@ -1,6 +1,7 @@
 """Judge what a store holds, as a model is judged: its teacher, without running it again."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,13 @@ from numpy.typing import NDArray
 
 from distill.data.sample_ids import find_rows
 from distill.data.source import ImageSource, label_indices
+from distill.data.view_policy import ViewPolicy
 from distill.errors import DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.losses.accuracy import SemanticAccuracy
 from store.logit_store import LogitStore
+from trainers.sources.replay import check_replay
+from trainers.sources.store import stored_proofs
 
 
 def evaluate_store(
@@ -23,6 +27,7 @@ def evaluate_store(
 
     Raises:
         DataError: it holds none of them, or a label is outside its label set.
+        StoreMismatchError: the teacher saw other images under these keys, as of another split.
         IncompleteStoreError: blocks are missing.
     """
     store.require_complete()
@@ -34,6 +39,7 @@ def evaluate_store(
             f"{store.location}: holds none of the {len(source)} images of {source.location}, "
             "expected those that it was made from; pass its --data and --split"
         )
+    _require_same_images(store, source)
     expected = hierarchy.label_table[labels]
     tops = np.full_like(expected, -1)
     for held, answers in _most_probable(store, rows, hierarchy):
@@ -52,6 +58,23 @@ def evaluate_store(
         "not_in_store": len(source) - known,
         **figures,
     }
+
+
+def _require_same_images(store: LogitStore, source: ImageSource) -> None:
+    """Keys leave the split out, so those of another split may be the same."""
+    proofs = stored_proofs(store)
+    if not proofs:
+        return
+    stored = np.array([int(row) for row in proofs.proofs], np.int64)
+    held = find_rows(source.ids, store.sample_ids[stored]).tolist()
+    here = {
+        str(row): proofs.proofs[str(there)]
+        for row, there in zip(held, stored.tolist(), strict=True)
+        if row >= 0
+    }
+    if here:
+        policy = ViewPolicy.from_json(store.manifest.views.policy)
+        check_replay(replace(proofs, proofs=here), source, policy)
 
 
 def _most_probable(

@@ -8,7 +8,7 @@ import click
 
 from distill.cli.options import common
 from distill.cli.options.command import FILE, PATH, command, option
-from distill.cli.options.images import DataChoice, data_options
+from distill.cli.options.images import DataChoice, data_options, to_stderr
 
 if TYPE_CHECKING:
     from distill.data.source import ImageSource
@@ -127,6 +127,7 @@ def evaluate(
                 if label_set:
                     digest = resolve(label_set).digest
                     trained.manifest.require(trained.location, hierarchy_digest=digest)
+                to_stderr(f"model: {where}: a store of {trained.manifest.teacher.name}")
                 return _of_store(trained, source, tagged, truth)
             if tag_file:
                 return evaluate_tags(trained, tags=tag_file, source=source, machine=machine)
@@ -134,25 +135,27 @@ def evaluate(
             if hierarchy and not real:
                 trained = trained.with_hierarchy(hierarchy)
             for note in trained.notes:
-                click.echo(f"model: {where}: {note}", err=True)
-            if real:
-                flat = LogitsMeaning(scheme or trained.scheme or "single-label", trained.taught)
-                return evaluate_real(
-                    trained,
-                    labels=reassessed,
-                    hierarchy=hierarchy,
-                    reading=flat,
-                    source=source,
-                    machine=machine,
-                )
-            if hierarchy is None:
+                to_stderr(f"model: {where}: {note}")
+            if hierarchy is None and not real:
                 raise ConfigError(
                     f"{where}: nothing says which classes its logits are of, expected a "
                     "hierarchy.json beside it; pass --label-set"
                 )
+            usual: Scheme = "single-label" if real else "semantic"
+            reading = LogitsMeaning(scheme or trained.scheme or usual, trained.taught)
+            to_stderr(f"model: {where}: {reading}; {trained.input}")
+            if real:
+                return evaluate_real(
+                    trained,
+                    labels=reassessed,
+                    hierarchy=hierarchy,
+                    reading=reading,
+                    source=source,
+                    machine=machine,
+                )
             keywords: dict[str, Any] = {
                 "hierarchy": hierarchy,
-                "reading": LogitsMeaning(scheme or trained.scheme or "semantic", trained.taught),
+                "reading": reading,
                 "machine": machine,
             }
             figures_of_model = evaluate(trained, source=source, **keywords)

@@ -6,10 +6,10 @@ with `datasets` and save it to disk.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from distill.storage import S3
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 KEY_COLUMNS = ("key", "__key__")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ def is_arrow(files: Sequence[str]) -> bool:
     return STATE in files and INFO in files
 
 
-def list_arrow(root: str, named: Columns) -> SampleTable:
-    """The images of one split.
+def list_arrow(root: str, named: Columns, split: str | None = None) -> SampleTable:
+    """The images of one split. split: its name, where the folder above says it.
 
     A sample's key is in column key or __key__; else it is the image's file name, where all have
     different ones; else its number.
@@ -54,6 +55,8 @@ def list_arrow(root: str, named: Columns) -> SampleTable:
         info = json.loads((Path(root) / INFO).read_text())
         names = [str(each["filename"]) for each in state["_data_files"]]
         columns = _columns_of(info["features"], root, named)
+        if split is None and "split" in info["features"]:
+            _require_one_split(root, names, info["features"]["split"].get("names"))
         if state.get("_indices_files"):
             raise DataError(f"{root}: rows are chosen by an index file; save_to_disk it again")
         listed = [sample for name in names for sample in _list_file(root, name, columns)]
@@ -94,8 +97,30 @@ def _columns_of(features: Any, root: str, named: Columns) -> _Columns:
     return _Columns(images[0], key, label, classes)
 
 
+def _require_one_split(root: str, names: Sequence[str], classes: Sequence[str] | None) -> None:
+    """Saved alone, a data set is one split, whatever a column of it says."""
+    found: set[Any] = set()
+    for name in names:
+        found |= {*_from_file(root, name, lambda batch, _: batch.column("split").to_pylist())}
+    if len(found) > 1:
+        splits = sorted(str(classes[each] if classes else each) for each in found)
+        raise DataError(
+            f"{root}: column split holds {', '.join(splits[:4])}, expected one split; save each "
+            "in a folder of its name: dataset.filter(lambda row: row['split'] == 'train')"
+            f".save_to_disk('{root}/train')"
+        )
+
+
 def _list_file(root: str, name: str, columns: _Columns) -> Iterator[tuple[str, Sample]]:
     """Key, or "" for none, and the sample, of each row of one Arrow file."""
+    path = f"{root}/{name}"
+    return _from_file(root, name, lambda batch, content: _list_batch(path, batch, content, columns))
+
+
+def _from_file(
+    root: str, name: str, read: Callable[[Any, Any], Iterable[Value]]
+) -> Iterator[Value]:
+    """What `read` gives of each record batch, and the content of the file, of one Arrow file."""
     try:
         import pyarrow
     except ImportError as error:
@@ -111,14 +136,15 @@ def _list_file(root: str, name: str, columns: _Columns) -> Iterator[tuple[str, S
             content = mapped.read_buffer()
             for batch in pyarrow.ipc.open_stream(content):
                 batch.validate(full=True)  # or hostile offsets would end the interpreter
-                yield from _list_batch(root, path, batch, content, columns)
+                yield from read(batch, content)
     except (pyarrow.ArrowException, UnicodeDecodeError, SystemError) as error:
         raise DataError(f"{path}: incomplete Arrow file ({error}); save it again") from error
 
 
 def _list_batch(
-    root: str, path: str, batch: Any, content: Any, columns: _Columns
+    path: str, batch: Any, content: Any, columns: _Columns
 ) -> Iterator[tuple[str, Sample]]:
+    root = path.rpartition("/")[0]
     images = batch.column(columns.image)
     starts, ends, null = _ranges(images.field("bytes"), content.address)
     if (~null & ((starts < 0) | (ends > content.size))).any():

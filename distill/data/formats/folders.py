@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from distill.data.formats.samples import IMAGE_SUFFIXES, Sample
-from distill.data.formats.skipped import EMPTY_CLASS, HIDDEN, LOOSE, SUFFIX, Skipped
+from distill.data.formats.skipped import EMPTY_CLASS, HIDDEN, LINK, LOOSE, SUFFIX, Skipped
 from distill.data.splits import is_hidden
 from distill.storage import walk
 
@@ -17,11 +17,12 @@ def list_folders(root: str, skipped: Skipped | None = None) -> Iterator[Sample]:
     skipped = Skipped() if skipped is None else skipped
     loose: list[Sample] = []
     classes: dict[str, bool] = {}  # whether a class folder holds an image
-    for inside, files in walk(root, enters=lambda name: _enters(name, skipped)):
+    for inside, entries in walk(root, enters=lambda name: _enters(name, skipped)):
         of_class = inside.partition("/")[0]
+        skipped.add(LINK, *(f"{inside}/{name}" for name in entries.links))
         if inside:
             classes.setdefault(of_class, False)
-        for sample in _images(root, inside, files, skipped):
+        for sample in _images(root, inside, entries.files, skipped):
             if inside:
                 classes[of_class] = True
                 yield sample

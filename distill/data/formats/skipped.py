@@ -14,6 +14,8 @@ NO_IMAGE = "labels without an image"
 SECOND_IMAGE = "further images of a sample that has one"
 BESIDE_SPLITS = "beside the splits"
 BESIDE_TARS = "beside the tars"
+BESIDE_ARROW = "beside the Hugging Face data set"
+LINK = "links to folders below a class, which are not followed"
 EMPTY_CLASS = "class folders without an image"
 SECOND_ARCHIVE = "a second archive after the end of a tar"
 
