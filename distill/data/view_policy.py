@@ -17,6 +17,8 @@ class ViewPolicy:
     randaugment_ops: transforms drawn a view (RandAugment's N).
     randaugment_magnitude: their strength, 0 to 10 (RandAugment's M).
     cutout: side of the grey square, as a share of the image's side.
+    crop_scale: smallest share of the image's area that a view shows, of an aspect ratio of 3/4 to
+    4/3 beside the image's own (random resized crops); 1 shows all of it, as the paper does.
     """
 
     name: str = "augmented"
@@ -24,6 +26,7 @@ class ViewPolicy:
     randaugment_ops: int = 2
     randaugment_magnitude: float = 9.0
     cutout: float = 0.5
+    crop_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.name not in POLICIES:
@@ -38,17 +41,23 @@ class ViewPolicy:
             raise ConfigError(f"RandAugment ops {self.randaugment_ops} found, expected 0 to 16")
         if not 0 <= self.cutout <= 1:
             raise ConfigError(f"cutout {self.cutout} found, expected 0 to 1")
-        settings = ("randaugment_ops", "randaugment_magnitude", "cutout")
+        if not 0 < self.crop_scale <= 1:
+            raise ConfigError(f"crop_scale {self.crop_scale} found, expected above 0 to 1")
+        settings = ("randaugment_ops", "randaugment_magnitude", "cutout", "crop_scale")
         changed = [name for name in settings if getattr(self, name) != getattr(ViewPolicy, name)]
         if self.name == "plain" and changed:
             raise ConfigError(
-                "view policy plain found with settings of RandAugment or Cutout, expected none; "
+                "view policy plain found with settings of RandAugment, Cutout or crops, expected "
+                "none; "
                 "choose the policy augmented"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return a document for a manifest."""
-        return asdict(self)
+        """Return a document for a manifest; without crops as before there were any."""
+        document = asdict(self)
+        if self.crop_scale == 1:
+            del document["crop_scale"]
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "ViewPolicy":
@@ -64,6 +73,7 @@ class ViewPolicy:
                 randaugment_ops=int(document["randaugment_ops"]),
                 randaugment_magnitude=float(document["randaugment_magnitude"]),
                 cutout=float(document["cutout"]),
+                crop_scale=float(document.get("crop_scale", 1.0)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(

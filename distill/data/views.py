@@ -27,8 +27,12 @@ Size = tuple[int, int]  # height, width
 
 @dataclass(frozen=True, kw_only=True)
 class ViewParams:
-    """What is done to one view. cutout: centre x, centre y and side, relative; None for none."""
+    """What is done to one view. crop: left, top, right, bottom; cutout: centre x, centre y, side.
 
+    All relative to the image, None for none.
+    """
+
+    crop: tuple[float, float, float, float] | None = None
     flip: bool = False
     operations: tuple[tuple[str, float], ...] = ()
     cutout: tuple[float, float, float] | None = None
@@ -46,11 +50,29 @@ def draw_view(policy: ViewPolicy, sample_id: NDArray[np.uint64], view: int) -> V
         operations.append((name, sign * strength * policy.randaugment_magnitude / 10))
     flip = uniform() < 0.5
     cutout = (uniform(), uniform(), policy.cutout) if policy.cutout else None
-    return ViewParams(flip=flip, operations=tuple(operations), cutout=cutout)
+    crop = _crop(policy.crop_scale, uniform) if policy.crop_scale < 1 else None
+    return ViewParams(crop=crop, flip=flip, operations=tuple(operations), cutout=cutout)
+
+
+def _crop(smallest: float, uniform: Callable[[], float]) -> tuple[float, float, float, float]:
+    """As "Going deeper with convolutions" (Szegedy et al. 2014, arXiv 1409.4842) draws them.
+
+    Relative to the image, so that its own aspect ratio is the middle one.
+    """
+    area = smallest + (1 - smallest) * uniform()
+    ratio = MOST_RATIO ** (2 * uniform() - 1)
+    width, height = min(1.0, (area * ratio) ** 0.5), min(1.0, (area / ratio) ** 0.5)
+    left, top = uniform() * (1 - width), uniform() * (1 - height)
+    return left, top, left + width, top + height
 
 
 def resized(image: Image.Image, policy: ViewPolicy, size: Size) -> Image.Image:
-    """The image at `size`: squished, or cropped where the policy is `CentreCrop`."""
+    """What all views of an image are rendered of: itself where each crops it, else at `size`.
+
+    Squished, or cropped where the policy is `CentreCrop`.
+    """
+    if policy.crop_scale < 1:
+        return image
     if not isinstance(policy, CentreCrop):
         return squish(image, size)
     height, width = size
@@ -66,8 +88,14 @@ def view_steps(
 ) -> Iterator[tuple[str, NDArray[np.uint8] | Image.Image]]:
     """A view as it comes about: each step's name and what it leaves, the last being the view."""
     yield "decode", image
-    image = squish(image, size)
-    yield "resize", image
+    if params.crop:
+        (left, top, right, bottom), (width, height) = params.crop, image.size
+        box = (left * width, top * height, right * width, bottom * height)
+        image = image.resize(size[::-1], Image.Resampling.BILINEAR, box=box)
+        yield f"crop({left:.3f},{top:.3f},{right:.3f},{bottom:.3f})", image
+    else:
+        image = squish(image, size)
+        yield "resize", image
     if params.flip:
         image = tv.hflip(image)
         yield "flip", image
@@ -142,6 +170,7 @@ def _cut_out(pixels: NDArray[np.uint8], x: float, y: float, side: float) -> NDAr
 
 
 GREY = 128
+MOST_RATIO = 4 / 3
 
 # RandAugment (Cubuk et al. 2019, arXiv 1909.13719): the strength of each operation at magnitude 10.
 # Degrees for shears and rotation, shares of the side for shifts, relative change for enhancements.

@@ -1,9 +1,14 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from distill.data.loader import ViewRequest, load_views
 from distill.data.sample_ids import sample_ids
+from distill.data.source import open_source
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import (
     APPLY,
@@ -120,10 +125,53 @@ def test_impossible_policies_are_refused() -> None:
         ViewPolicy(name="wild")
     with pytest.raises(ConfigError, match="expected 0 to 10"):
         ViewPolicy(randaugment_magnitude=11.0)
-    with pytest.raises(ConfigError, match="plain found with settings of RandAugment or Cutout"):
+    with pytest.raises(ConfigError, match="plain found with settings of RandAugment, Cutout or"):
         ViewPolicy(name="plain", cutout=0.25)
 
 
 def test_policy_survives_json() -> None:
     policy = ViewPolicy(seed=7, cutout=0.25)
     assert ViewPolicy.from_json(policy.to_json()) == policy
+    assert "crop_scale" not in policy.to_json()  # stores without crops are what they were
+    cropping = ViewPolicy(crop_scale=0.25)
+    assert ViewPolicy.from_json(cropping.to_json()) == cropping
+    with pytest.raises(ConfigError, match="crop_scale 0 found, expected above 0 to 1"):
+        ViewPolicy(crop_scale=0)
+
+
+def test_crops_are_drawn_after_the_rest_and_lie_within_the_image(image: Image.Image) -> None:
+    boxes = []
+    for sample_id in IDS:
+        for view in range(20):
+            with_crop = draw_view(ViewPolicy(crop_scale=0.2), sample_id, view)
+            assert replace(with_crop, crop=None) == draw_view(ViewPolicy(), sample_id, view)
+            assert with_crop.crop
+            boxes.append(with_crop.crop)
+    left, top, right, bottom = np.array(boxes).T
+    assert (np.minimum(left, top) >= 0).all()
+    assert (np.maximum(right, bottom) <= 1).all()
+    area, ratio = (right - left) * (bottom - top), (right - left) / (bottom - top)
+    assert 0.15 < area.min() < 0.25
+    assert 0.9 < area.max() <= 1
+    assert 0.5 < area.mean() < 0.65
+    assert 0.7 < ratio.min() < 0.8
+    assert 1.25 < ratio.max() < 1.4
+    params = ViewParams(crop=(0.25, 0.5, 0.75, 1.0))
+    box = (0.25 * 53, 0.5 * 37, 0.75 * 53, 37)
+    expected = image.resize((16, 24), Image.Resampling.BILINEAR, box=box)
+    assert (render_view(image, params, (24, 16)).permute(1, 2, 0).numpy() == expected).all()
+    assert view_proof(image, params, (24, 16)).split()[1].startswith("crop(0.250,0.500,0.750,1.0")
+
+
+def test_the_loader_crops_each_view_of_the_whole_image(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 60, 3), np.uint8)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "x.png")
+    source, policy = open_source(tmp_path), ViewPolicy(crop_scale=0.3)
+    requests = [[ViewRequest(0, (0, 1), prove=True)]]
+    (batch,) = load_views(source, policy, [(32, 32)], requests, workers=0)
+    for view in range(2):
+        params = draw_view(policy, source.ids[0], view)
+        expected = render_view(Image.fromarray(pixels), params, (32, 32))
+        assert torch.equal(batch.pixels[0][0, view], expected)
+        assert batch.proofs[0][view] == view_proof(Image.fromarray(pixels), params, (32, 32))

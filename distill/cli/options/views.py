@@ -46,6 +46,12 @@ view_options = option_group(
             show_default="0.5",
             help="Side of the Cutout square; 0 for none.",
         ),
+        setting(
+            "--crop-scale",
+            type=float,
+            show_default="1, no crops",
+            help="Smallest share of the image's area in random resized crops.",
+        ),
     ),
     _policy,
 )
