@@ -51,9 +51,11 @@ def multi_label_loss(
     logits: Float[Tensor, "batch classes"],
     present: Bool[Tensor, "batch classes"],
     kind: MultiLabelLoss = "asl",
+    known: Bool[Tensor, "batch classes"] | None = None,
 ) -> Float[Tensor, ""]:
-    """One yes or no for each class, summed over the classes (nats); all-false rows add nothing.
+    """One yes or no for each class, summed over the classes (nats).
 
+    known: decisions that count; None takes all of the rows that have a class.
     kind: plain binary cross-entropy, focal (γ = 2), or asymmetric (γ⁻ = 4, γ⁺ = 0, shift 0.05).
     """
     logits, wanted = logits.float(), present.float()
@@ -66,7 +68,10 @@ def multi_label_loss(
             gamma_neg=ASL_GAMMA_NEG, gamma_pos=ASL_GAMMA_POS, reduction="none"
         )
         each = asymmetric(logits, wanted)
-    total = torch.where(present.any(1), each.sum(1), 0.0).sum()
+    if known is None:
+        total = torch.where(present.any(1), each.sum(1), 0.0).sum()
+    else:
+        total = torch.where(known, each, 0.0).sum()
     return total / max(1, len(present))
 
 

@@ -5,7 +5,7 @@ lie evenly on the log-odds of a score, because probabilities of many classes are
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 BINS = 512
@@ -20,14 +20,14 @@ class BinnedAveragePrecision:
         self._first = torch.arange(classes, device=device) * BINS
 
     def update(
-        self, probs: Float[Tensor, "rows classes"], present: Bool[Tensor, "rows classes"]
+        self, probs: Float[Tensor, "rows classes"], given: Int[Tensor, "rows classes"]
     ) -> None:
-        """Add scores in [0, 1], and which of the classes are there."""
+        """Add scores in [0, 1], and which of the classes are there: 1, or 0, or -1 if unsure."""
         width = 2 * MOST_LOG_ODDS / BINS
         odds = torch.logit(probs.double(), eps=1e-12).float()
         place = ((odds + MOST_LOG_ODDS) / width).long().clamp_(0, BINS - 1) + self._first
-        right = place[present]
-        for counts, places in zip(self.counts, (place.flatten(), right), strict=True):
+        judged, right = place[given >= 0], place[given == 1]
+        for counts, places in zip(self.counts, (judged, right), strict=True):
             counts.view(-1).add_(torch.bincount(places, minlength=counts.numel()))
 
     def micro(self) -> float:

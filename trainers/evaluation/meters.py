@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.classification import MultilabelAveragePrecision
@@ -25,6 +25,7 @@ from trainers.process_group import World
 from trainers.recipe import Scheme
 
 Labels = NDArray[np.int64]
+UNSURE = -1  # a decision that is not judged
 MOST_SCORES = 50_000_000  # above as many, average precision counts them in bins
 
 
@@ -38,6 +39,10 @@ class LogitsMeaning:
 
     scheme: Scheme
     taught: bool = False
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"logits read as {self.scheme}{', taught by a teacher' if self.taught else ''}"
 
 
 @runtime_checkable
@@ -161,7 +166,9 @@ class MultiLabelMeter:
 
     def __init__(
         self,
-        present: Callable[[list[int]], tuple[Bool[Tensor, "rows classes"], Bool[Tensor, " rows"]]],
+        present: Callable[
+            [list[int]], tuple[Shaped[Tensor, "rows classes"], Bool[Tensor, " rows"]]
+        ],
         hierarchy: SemanticHierarchy,
         reading: LogitsMeaning,
         images: int,
@@ -174,9 +181,9 @@ class MultiLabelMeter:
             self._binned = BinnedAveragePrecision(classes, device)
             return
         self._metrics = {
-            average: MultilabelAveragePrecision(classes, average=average, validate_args=False).to(
-                device
-            )
+            average: MultilabelAveragePrecision(
+                classes, average=average, ignore_index=UNSURE, validate_args=False
+            ).to(device)
             for average in ("micro", "none")
         }
         self._occurs = torch.zeros(classes, dtype=torch.int64, device=device)
@@ -187,16 +194,16 @@ class MultiLabelMeter:
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
-        present, judged = self._present(rows)
-        present = present[judged].to(logits.device)
+        given, judged = self._present(rows)
+        given = given[judged].to(logits.device).long()
         probs = class_scores(logits, self.hierarchy, self.reading, probabilities=True)
         probs = probs[judged.to(probs.device)]
         if self._binned:
-            self._binned.update(probs, present)
+            self._binned.update(probs, given)
         for metric in (self._metrics or {}).values():
-            metric.update(probs, present.long())
+            metric.update(probs, given)
         if self._metrics:
-            self._occurs += present.sum(0)
+            self._occurs += (given == 1).sum(0)
 
     def result(self, world: World) -> dict[str, Any]:
         """See `Meter`; torchmetrics gathers from other processes by itself."""
@@ -233,12 +240,12 @@ def label_meter(
 
 
 def tag_meter(
-    tags: NDArray[np.bool_],
+    tags: NDArray[np.int8],
     classes: SemanticHierarchy,
     reading: LogitsMeaning,
     device: torch.device,
 ) -> MultiLabelMeter:
-    """Make a meter of tags [n, classes]; an image without tags counts."""
+    """Make a meter of tags [n, classes], -1 where unsure; an image without tags counts."""
     given = torch.from_numpy(tags)
     return MultiLabelMeter(
         lambda rows: (given[rows], torch.ones(len(rows), dtype=torch.bool)),

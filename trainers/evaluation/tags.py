@@ -8,7 +8,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree.ElementTree import ParseError
@@ -24,20 +24,24 @@ from distill.errors import DataError, first_line
 
 @dataclass(frozen=True, eq=False)
 class TagFile:
-    """classes: all that are named, in order. tags: of each image, by key or file stem."""
+    """classes: all that are named, in order. tags: of each image, by key or file stem.
+
+    unsure: tags that an image may have or not, such as those of VOC's difficult objects.
+    """
 
     location: str
     classes: tuple[str, ...]
     tags: Mapping[str, Sequence[str]]
+    unsure: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    def present(self, source: ImageSource, classes: Sequence[str]) -> NDArray[np.bool_]:
-        """[images, classes]: which tags each image has.
+    def present(self, source: ImageSource, classes: Sequence[str]) -> NDArray[np.int8]:
+        """[images, classes]: 1 for tags that an image has, 0 for others, -1 where it is not sure.
 
         Raises:
             DataError: an image is not in the file, or has a tag that is not among `classes`.
         """
         column = {name: i for i, name in enumerate(classes)}
-        matrix = np.zeros((len(source), len(classes)), np.bool_)
+        matrix = np.zeros((len(source), len(classes)), np.int8)
         by_stem, absent = self._by_stem(source), []
         for row, sample in enumerate(source.samples):
             names = self.tags.get(sample.key, by_stem.get(_stem(sample.key)))
@@ -50,7 +54,10 @@ class TagFile:
                         f"{self.location}: {sample.key!r} has tag {name!r}, expected one of the "
                         f"{len(classes)} of the training images; leave it out, or add it there"
                     )
-                matrix[row, column[name]] = True
+                matrix[row, column[name]] = 1
+            for name in self.unsure.get(sample.key, self.unsure.get(_stem(sample.key), ())):
+                if name in column and not matrix[row, column[name]]:
+                    matrix[row, column[name]] = -1
         if absent:
             raise DataError(
                 f"{self.location}: lacks {len(absent)} of the {len(source)} images in "
@@ -100,14 +107,32 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 def _read_csv(path: Path) -> TagFile:
     rows: dict[str, list[str]] = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for row in csv.DictReader(file):  # several lines of one image add up
+        reader = csv.DictReader(file, skipinitialspace=True)
+        header = [name.strip() for name in reader.fieldnames or ()]
+        if not {"key", "tags"} <= {*header}:
+            raise DataError(
+                f"{path}: columns {', '.join(header)[:200] or 'none'} found, expected key and tags "
+                "with a comma between them, and ; between the tags of an image; name them so"
+            )
+        reader.fieldnames = header
+        for row in reader:  # several lines of one image add up
+            if None in row:  # what no column is for
+                raise DataError(
+                    f"{path}: line {reader.line_num} has more fields than the header, expected ; "
+                    "between the tags of an image, or quotation marks around them; write it again"
+                )
             names = [tag.strip() for tag in (row["tags"] or "").split(";") if tag.strip()]
-            rows.setdefault(row["key"], []).extend(names)
+            rows.setdefault((row["key"] or "").strip(), []).extend(names)
     return _tag_file(path, rows)
 
 
 def _read_coco(path: Path) -> TagFile:
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if absent := [k for k in ("categories", "images", "annotations") if k not in document]:
+        raise DataError(
+            f"{path}: no {' and no '.join(absent)} found, expected COCO's annotations, which have "
+            "categories, images and annotations; those of test images have none: pass others"
+        )
     names = {each["id"]: str(each["name"]) for each in document["categories"]}
     if len({*names.values()}) < len(names):
         raise ValueError("two categories of one name")
@@ -116,27 +141,41 @@ def _read_coco(path: Path) -> TagFile:
         for each in document["images"]
     }
     rows: dict[str, list[str]] = {key: [] for key in keys.values()}
-    for each in document["annotations"]:
+    for i, each in enumerate(document["annotations"]):
+        for key, known in (("image_id", keys), ("category_id", names)):
+            if each[key] not in known:
+                raise DataError(
+                    f"{path}: annotation {i} has {key} {each[key]!r}, which is none of the "
+                    f"{len(known)} {'images' if known is keys else 'categories'}; expected "
+                    "annotations of what the file lists: write it again"
+                )
         rows[keys[each["image_id"]]].append(names[each["category_id"]])
     return _tag_file(path, rows, [names[number] for number in sorted(names)])
 
 
 def _read_voc(path: Path) -> TagFile:
-    rows = {}
+    """Objects that are marked as difficult count neither as there nor as not, as VOC judges."""
+    rows, unsure = {}, {}
     for file in sorted(path.glob("*.xml")):
         objects = parse(file).getroot().findall("object")
         names = [(each.findtext("name") or "").strip() for each in objects]
         if not all(names):
             raise ValueError(f"{file.name}: an object without a name")
-        rows[file.stem] = names
-    return _tag_file(path, rows)
+        difficult = [(each.findtext("difficult") or "").strip() == "1" for each in objects]
+        pairs = list(zip(names, difficult, strict=True))
+        rows[file.stem] = [name for name, hard in pairs if not hard]
+        unsure[file.stem] = [name for name, hard in pairs if hard]
+    return _tag_file(path, rows, unsure=unsure)
 
 
 def _tag_file(
-    path: Path, rows: Mapping[str, Sequence[str]], classes: Sequence[str] | None = None
+    path: Path,
+    rows: Mapping[str, Sequence[str]],
+    classes: Sequence[str] | None = None,
+    unsure: Mapping[str, Sequence[str]] | None = None,
 ) -> TagFile:
     if classes is None:
         classes = sorted({name for names in rows.values() for name in names})
     if not classes:
         raise ValueError("no tags in it")
-    return TagFile(str(path), tuple(classes), rows)
+    return TagFile(str(path), tuple(classes), rows, unsure or {})

@@ -12,7 +12,13 @@ from torch import nn
 from distill.data.view_policy import CentreCrop
 from distill.errors import ConfigError, first_line
 from distill.files import write_atomically
+from distill.models.creation import model_arguments
 from trainers.models.trained import TrainedModel
+
+OF_OTHER_WEIGHTS = (
+    *("tag", "license", "origin_url", "paper_name", "paper_ids", "notes", "description"),
+    *("url", "file", "hf_hub_id", "hf_hub_filename"),
+)
 
 
 def export_folder(trained: TrainedModel, out: Path) -> list[Path]:
@@ -38,11 +44,16 @@ def export_folder(trained: TrainedModel, out: Path) -> list[Path]:
         "crop_mode": "squash",
     }
     with tempfile.TemporaryDirectory() as scratch:
-        keywords = {"model_config": labels, "safe_serialization": True}
+        keywords = {
+            "model_config": labels,
+            "model_args": model_arguments(trained.architecture, size, trained.arguments),
+            "safe_serialization": True,
+        }
         if isinstance(trained.policy, CentreCrop):
             save_for_hf(trained.model, scratch, **keywords)
         else:
             _save_squished(trained, scratch, as_we_do, keywords)
+        _claim_nothing(Path(scratch) / "config.json")
         written = []
         for file in sorted(Path(scratch).iterdir()):
             write_atomically(out / file.name, file.read_bytes())
@@ -51,6 +62,16 @@ def export_folder(trained: TrainedModel, out: Path) -> list[Path]:
         hierarchy.save(out / "hierarchy.json")
         written.append(out / "hierarchy.json")
     return written
+
+
+def _claim_nothing(config: Path) -> None:
+    """timm notes where the weights of the architecture are from; these are others."""
+    document = json.loads(config.read_text(encoding="utf-8"))
+    for name in OF_OTHER_WEIGHTS:
+        document["pretrained_cfg"].pop(name, None)
+    # transformers gives the number of classes itself.
+    document.get("model_args", {}).pop("num_classes", None)
+    config.write_text(json.dumps(document, indent=2), encoding="utf-8")
 
 
 def _save_squished(
