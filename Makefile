@@ -16,7 +16,7 @@ test: venv
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
-# Ray clusters that lose nodes, kills at every moment of prepare, a hundred thousand images: minutes.
+# Ray clusters that lose nodes, commands stopped at every moment, a hundred thousand images: minutes.
 slow: venv
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
 

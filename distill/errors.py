@@ -7,6 +7,8 @@ TypeError and stay tracebacks.
 import difflib
 from collections.abc import Iterable
 
+DEAD_DECODER = ("DataLoader worker", "Too many open files", "ancdata")
+
 
 class DistillError(Exception):
     """Something the user can fix."""
@@ -14,6 +16,10 @@ class DistillError(Exception):
 
 class ConfigError(DistillError):
     """An option, a name or a file of settings is wrong."""
+
+
+class InUseError(DistillError):
+    """Another process writes to the same place."""
 
 
 class HierarchyError(DistillError):
@@ -70,16 +76,21 @@ def first_line(error: BaseException) -> str:
 
 
 def is_dead_decoder(error: RuntimeError) -> bool:
-    """Whether torch says so that a process of its loader died; it does from a signal handler."""
-    return "DataLoader worker" in str(error)
+    """Whether torch says so that a process of its loader died, or cannot be heard any more."""
+    return any(sign in str(error) for sign in DEAD_DECODER)
 
 
-def dead_decoder(error: BaseException) -> str:
+def dead_decoder(why: BaseException | str) -> str:
     """What to tell of it."""
+    reason = why if isinstance(why, str) else first_line(why)
+    cure = (
+        "allow more open files (`ulimit -n 65536`)"
+        if "open files" in reason
+        else "give it more memory (in a container also shared memory, `docker run --shm-size 8g`)"
+    )
     return (
-        f"a process that decodes images died ({first_line(error)}), expected it to keep running; "
-        "give it more memory (in a container also shared memory, as `docker run --shm-size 8g`), "
-        "or lower --workers or --batch-size"
+        f"a process that decodes images died ({reason}), expected it to keep running; {cure}, or "
+        "lower --workers or --batch-size"
     )
 
 

@@ -71,10 +71,16 @@ def map_in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def leave_signals_to_the_parent() -> None:
+    """In a process that works for another: a terminal and a launcher send them to all."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)  # a fork has the parent's
+
+
 def _end_with_parent() -> None:
-    """In each process: signals are the parent's, and nothing is worked on without one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """In each process: nothing is worked on without a parent."""
+    leave_signals_to_the_parent()
     parent = parent_process()
     assert parent
 

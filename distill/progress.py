@@ -82,3 +82,8 @@ def _lines(console: Console, title: str, total: int, unit: str, done: int) -> It
             )
 
     yield tick
+
+
+def note(line: str) -> None:
+    """Print a line for the user, beside the progress."""
+    print(line, file=sys.stderr, flush=True)

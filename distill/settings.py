@@ -6,9 +6,10 @@ work; what a value may be is checked by the dataclass itself.
 
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,12 +27,13 @@ def make_settings(
         ConfigError: a key is unknown or missing, a value is of another type or out of range.
     """
     document = dict(defaults or {})
+    known = dict(keys_of(kind))
+    free = tuple(f"{key}." for key, hint in known.items() if get_origin(hint) is dict)
     for key, value in values.items():
         if value is not None:
-            _put(document, key, value)
-    known = dict(keys_of(kind))
+            _put(document, key, _as_toml(value) if key.startswith(free) else value)
     for key in flat(document):
-        if key not in known:
+        if key not in known and not key.startswith(free):
             raise ConfigError(f"unknown setting {key!r}{did_you_mean(key, known)}")
     try:
         return TypeAdapter(kind).validate_python(document)
@@ -55,6 +57,14 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: no such file; expected settings in TOML") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{file}: not readable as TOML ({error}); fix it") from error
+
+
+def _as_toml(value: Any) -> Any:
+    """A number, a truth or a list, where text is one; nothing says the types of free tables."""
+    if isinstance(value, str):
+        with suppress(tomllib.TOMLDecodeError):
+            return tomllib.loads(f"value = {value}")["value"]
+    return value
 
 
 def _put(document: dict[str, Any], key: str, value: Any) -> None:

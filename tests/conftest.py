@@ -1,6 +1,7 @@
 """Small real things that many tests share: figures, models, stores, the command line."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -81,15 +82,20 @@ def distill(
 ) -> Callable[..., Ran]:
     """Run a command in this process, through the same entry point as a user."""
     from distill.cli.main import run
+    from distill.cli.signals import SIGNALS
 
     def call(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["distill", *map(str, arguments)])
         capsys.readouterr()
         code = 0
+        before = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             run()
         except SystemExit as stop:
             code = int(stop.code or 0)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return Ran(code, captured.out, captured.err)
 

@@ -1,11 +1,17 @@
 """The processes that train one student together, one a device; usually one process is all.
 
-torchrun starts them and tells each its rank. Everything here is a no-op for a process alone.
+A launcher starts them and tells each its rank. Everything here is a no-op for a process alone.
 """
 
-from collections.abc import Iterator, Mapping
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 import torch.distributed as dist
@@ -16,6 +22,8 @@ from distill.errors import ConfigError, first_line
 from distill.models.creation import pick_device
 
 CONNECTIONS = ("gloo", "NCCL", "Connection", "collective")  # in what torch raises of a lost peer
+SAY_EVERY_S = 10.0
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,11 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so. All must ask."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether any process says so, of each flag. All must ask."""
         if self.size == 1:
-            return flag
-        return bool(self.sum(torch.tensor(int(flag))) > 0)
+            return [*flags]
+        return [bool(count) for count in self.sum(torch.tensor(flags, dtype=torch.int32)).tolist()]
 
     def from_leader(self, content: bytes | None) -> bytes | None:
         """What rank 0 has, on every process."""
@@ -58,10 +66,17 @@ class World:
         return DistributedDataParallel(model, device_ids=ids)
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give all processes the leader's, such as running statistics of batch norm."""
+        """Give all processes the mean of theirs, as of running statistics of batch norm.
+
+        What is counted, not measured, is the leader's.
+        """
         if self.size > 1:
             for buffer in model.buffers():
-                dist.broadcast(buffer, src=0)
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer /= self.size
+                else:
+                    dist.broadcast(buffer, src=0)
 
     def gather(self, of_rank: Mapping[int, str]) -> dict[int, str]:
         """What all processes found, together."""
@@ -94,25 +109,25 @@ def device_of_rank(name: str) -> torch.device:
 
 
 @contextmanager
-def join_process_group(environment: Mapping[str, str]) -> Iterator[World]:
-    """Join the processes that torchrun started with this one, if it did.
+def join_process_group(
+    environment: Mapping[str, str], say: Callable[[str], None] = lambda line: None
+) -> Iterator[World]:
+    """Join the processes that a launcher started with this one, if it did.
+
+    environment: as torchrun sets it. say: told now and then while the others are waited for.
 
     Raises:
-        ConfigError: the environment is torchrun's, but not whole.
+        ConfigError: the environment is torchrun's, but not whole; or others do not come.
     """
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         yield World()
         return
     try:
         world = World(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
-        if world.size > 1:
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend)
     except ValueError as error:
-        raise ConfigError(
-            f"RANK and WORLD_SIZE found, but {error}; expected what torchrun sets: start with "
-            "`torchrun --nproc-per-node N --no-python distill …`"
-        ) from error
+        raise _incomplete(error) from error
+    if world.size > 1:
+        _meet(world, environment, say)
     try:
         yield world
     except RuntimeError as error:
@@ -125,3 +140,53 @@ def join_process_group(environment: Mapping[str, str]) -> Iterator[World]:
     finally:
         if world.size > 1:
             dist.destroy_process_group()
+
+
+def _meet(world: World, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Wait in a thread: in native code this one would hear no signal."""
+    failures: list[Exception] = []
+
+    def join() -> None:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        try:
+            dist.init_process_group(backend)
+        except Exception as error:  # torch raises whatever a network does
+            failures.append(error)
+
+    if environment.get("MASTER_ADDR", "") and environment.get("MASTER_PORT", ""):
+        at = f" at {environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    else:
+        raise _incomplete("MASTER_ADDR and MASTER_PORT are not")
+    joining = threading.Thread(target=join, name="rendezvous", daemon=True)
+    joining.start()
+    for waited in count():
+        joining.join(SAY_EVERY_S if waited else 1.0)
+        if not joining.is_alive():
+            break
+        say(f"process {world.rank} of {world.size} waits for the others{at}")
+    if failures:
+        raise ConfigError(
+            f"process {world.rank} of {world.size} cannot join the others{at} "
+            f"({first_line(failures[0])}), expected all to start within some minutes; look at the "
+            "others, and whether the port is open"
+        ) from failures[0]
+
+
+def _incomplete(found: object) -> ConfigError:
+    return ConfigError(
+        f"RANK and WORLD_SIZE found, but {found}; expected what torchrun sets: start with "
+        "`torchrun --nproc-per-node N --no-python distill …`"
+    )
+
+
+def end_with_launcher() -> None:
+    """Have this process stopped, as by SIGTERM, when the one that started it is gone.
+
+    torchrun that is killed leaves its processes behind; they would train on for nobody. Linux alone
+    can do this; elsewhere nothing is done.
+    """
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)

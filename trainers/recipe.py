@@ -8,6 +8,7 @@ from distill.errors import ConfigError
 from distill.losses.names import Divergence, HierarchyWeights, MultiLabelLoss
 
 Scheme = Literal["single-label", "multi-label", "semantic"]
+Schedule = Literal["cosine", "tanh", "poly", "step", "constant"]
 
 # Of the KD term, by scheme; swept on tiny-imagenet-h (benchmarks/results/students.md).
 KD_WEIGHTS: dict[Scheme, float] = {"single-label": 300.0, "multi-label": 10.0, "semantic": 100.0}
@@ -22,13 +23,17 @@ class Recipe:
     hierarchy_weights: W_k of semantic softmax: eq. 4, which favours deep hierarchies, or all 1.
     kd_weight: of the KD term, which the paper does not tell; None takes `KD_WEIGHTS`.
     batch_size: images a step, on all devices together. accumulate: parts of a device's share of it
-    that are computed one after the other.
-    optimizer: as timm names it; adamw is Adam with decoupled weight decay.
-    lr: top of the one-cycle schedule. warmup: its share of all steps. weight_decay: not on norms
-    and biases.
+    that are computed one after the other. drop_last: leave what fills no batch out of each epoch.
+    optimizer: as timm names it; adamw is Adam with decoupled weight decay. optimizer_args: more of
+    its arguments, as momentum. layer_decay: factor of the learning rate from each layer to the one
+    below it. clip_grad: largest norm of the gradient; 0 clips none.
+    lr: top of the schedule; cosine is the paper's one-cycle. min_lr: at its end. warmup: share of
+    all steps. weight_decay: not on norms and biases.
+    model: more arguments of timm's create_model, as drop_path_rate.
     init: "pretrained" (timm's hub), "random", a weight file or a run's folder.
     normalisation: "none" scales pixels to [0, 1]; "model" takes timm's mean and std of the model.
-    ema_decay: of averaged weights, which are then judged and exported; 0 averages none.
+    ema_decay: of averaged weights, which are then judged and exported; 0 averages none. ema_warmup:
+    begin with a smaller one, as timm does.
     precision: auto is bfloat16 on a GPU and float32 elsewhere.
     views: how images are augmented; targets that have views bring theirs along.
     """
@@ -43,14 +48,22 @@ class Recipe:
     epochs: int = 80
     batch_size: int = 128
     accumulate: int = 1
+    drop_last: bool = True
     optimizer: str = "adamw"
+    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    layer_decay: float = 1.0
+    clip_grad: float = 0.0
+    schedule: Schedule = "cosine"
     lr: float = 3e-4
+    min_lr: float = 0.0
     warmup: float = 0.1
     weight_decay: float = 1e-4
     label_smoothing: float = 0.2
     init: str = "pretrained"
     normalisation: Literal["none", "model"] = "none"
     ema_decay: float = 0.0
+    ema_warmup: bool = False
+    model: dict[str, Any] = field(default_factory=dict)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     views: ViewPolicy = field(default_factory=ViewPolicy)
     seed: int = 0
@@ -64,9 +77,13 @@ class Recipe:
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected a share below 1")
         if self.kd_weight is None:
             object.__setattr__(self, "kd_weight", KD_WEIGHTS[self.scheme])
-        for name in ("kd_weight", "weight_decay"):
+        for name in ("kd_weight", "weight_decay", "clip_grad", "min_lr"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected 0 or more")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay {self.layer_decay} found, expected above 0 to 1")
+        if self.min_lr > self.lr:
+            raise ConfigError(f"min_lr {self.min_lr} found, expected at most lr {self.lr}")
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed {self.seed} found, expected 0 to 2^64 - 1")
 

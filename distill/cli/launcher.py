@@ -1,9 +1,16 @@
-"""The shard of this process: from options, torchrun, Slurm or Kubernetes."""
+"""What a launcher says of this process: torchrun, Slurm, mpirun or Kubernetes.
 
+A precompute takes its shard from it, a training joins the other processes.
+"""
+
+import re
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distill.errors import ConfigError
+
+FIRST_PORT, PORTS = 20_000, 10_000  # below those that Linux gives to clients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,37 +73,143 @@ def _require_agreement(name: str, given: int | None, launched: int | None, launc
         )
 
 
+def training_group(environment: Mapping[str, str]) -> dict[str, str]:
+    """What torch needs to join the processes of one training, as torchrun sets it.
+
+    From a step of srun or from mpirun; nothing where torchrun or the user has set it, or where the
+    process is alone. An array of jobs is no group: each task of it trains alone.
+
+    Raises:
+        ConfigError: a launcher started several processes, and does not say where they meet.
+    """
+    launched = _of_torch(environment) or _of_step(environment) or _of_mpi(environment)
+    if launched is None and "JOB_COMPLETION_INDEX" in environment:
+        launched = _of_kubernetes(environment)
+    if launched is None or launched.count == 1:
+        return {}
+    if launched.count < 1:
+        raise ConfigError(
+            f"process {launched.index} of a Kubernetes job found without WORLD_SIZE, expected the "
+            "number of processes that train together: set WORLD_SIZE and MASTER_ADDR, or "
+            "WORLD_SIZE=1 to train alone"
+        )
+    address = environment.get("MASTER_ADDR") or _meeting_place(launched, environment)
+    if not address:
+        raise ConfigError(
+            f"process {launched.index} of {launched.count} by {launched.launcher} found, but not "
+            "where they meet, expected MASTER_ADDR, the host of process 0; set it, or start one "
+            "`torchrun --nproc-per-node N --no-python distill …` on each machine"
+        )
+    return {
+        "RANK": str(launched.index),
+        "WORLD_SIZE": str(launched.count),
+        "LOCAL_RANK": str(launched.local_rank or 0),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(_port(environment)),
+        "DISTILL_LAUNCHER": launched.launcher,
+    }
+
+
+def _meeting_place(launched: WorkerShare, environment: Mapping[str, str]) -> str | None:
+    """The host of process 0; None where nothing says it."""
+    if launched.launcher == "Slurm":
+        if hosts := environment.get("SLURM_STEP_NODELIST"):
+            return _first_host(hosts)
+        return "127.0.0.1" if environment.get("SLURM_STEP_NUM_NODES", "1") == "1" else None
+    local = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") or environment.get("MPI_LOCALNRANKS")
+    return "127.0.0.1" if local == str(launched.count) else None
+
+
+def _first_host(hosts: str) -> str:
+    """The first that Slurm's short form names: gpu[03-07,12],cpu1 gives gpu03."""
+    head, bracket, rest = hosts.partition("[")
+    if not bracket or "," in head:
+        return head.partition(",")[0]
+    inside, _, after = rest.partition("]")
+    first = inside.partition(",")[0].partition("-")[0]
+    return head + first + re.split(r"[,\[]", after)[0]
+
+
+def _port(environment: Mapping[str, str]) -> int:
+    """The same for all processes of a group, another for each group on a machine."""
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")
+    group = "/".join(environment.get(name, "") for name in names)
+    return FIRST_PORT + zlib.crc32(group.encode()) % PORTS
+
+
 def _launched(environment: Mapping[str, str]) -> WorkerShare | None:
     """count 0 where the launcher does not tell."""
+    if launched := _of_torch(environment):
+        return launched
+    step = _of_step(environment)
+    if step is None and "SLURM_ARRAY_TASK_ID" not in environment:
+        return _of_mpi(environment) or _of_kubernetes(environment)
+    inside = step or WorkerShare(launcher="Slurm")
+    first = _number(environment, "SLURM_ARRAY_TASK_MIN")
+    stride = max(1, _number(environment, "SLURM_ARRAY_TASK_STEP", 1))
+    place = (_number(environment, "SLURM_ARRAY_TASK_ID", first) - first) // stride
+    return replace(
+        inside,
+        index=place * inside.count + inside.index,
+        count=_number(environment, "SLURM_ARRAY_TASK_COUNT", 1) * inside.count,
+    )
 
-    def number(name: str, default: int = 0) -> int:
-        try:
-            return int(environment.get(name, default))
-        except ValueError as error:
-            raise ConfigError(
-                f"environment variable {name}={environment[name]!r} found, expected a number; pass "
-                "--shard-index and --num-shards"
-            ) from error
 
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        return WorkerShare(
-            index=number("RANK"),
-            count=number("WORLD_SIZE"),
-            local_rank=number("LOCAL_RANK"),
-            launcher="torchrun",
-        )
-    # Of a step that srun started: a batch script also has SLURM_NTASKS, but runs once.
-    in_step = "SLURM_PROCID" in environment and "SLURM_STEP_NUM_TASKS" in environment
-    if in_step or "SLURM_ARRAY_TASK_ID" in environment:
-        tasks = number("SLURM_STEP_NUM_TASKS") if in_step else 1
-        first, stride = number("SLURM_ARRAY_TASK_MIN"), number("SLURM_ARRAY_TASK_STEP", 1)
-        place = (number("SLURM_ARRAY_TASK_ID", first) - first) // max(1, stride)
-        return WorkerShare(
-            index=place * tasks + (number("SLURM_PROCID") if in_step else 0),
-            count=number("SLURM_ARRAY_TASK_COUNT", 1) * tasks,
-            local_rank=number("SLURM_LOCALID") if in_step else None,
-            launcher="Slurm",
-        )
-    if "JOB_COMPLETION_INDEX" in environment:
-        return WorkerShare(index=number("JOB_COMPLETION_INDEX"), count=0, launcher="Kubernetes")
+def _of_torch(environment: Mapping[str, str]) -> WorkerShare | None:
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return None
+    return WorkerShare(
+        index=_number(environment, "RANK"),
+        count=_number(environment, "WORLD_SIZE"),
+        local_rank=_number(environment, "LOCAL_RANK"),
+        launcher=environment.get("DISTILL_LAUNCHER", "torchrun"),
+    )
+
+
+def _of_step(environment: Mapping[str, str]) -> WorkerShare | None:
+    """One that srun started: a batch script also has SLURM_NTASKS, but runs once."""
+    if "SLURM_PROCID" not in environment or "SLURM_STEP_NUM_TASKS" not in environment:
+        return None
+    return WorkerShare(
+        index=_number(environment, "SLURM_PROCID"),
+        count=_number(environment, "SLURM_STEP_NUM_TASKS"),
+        local_rank=_number(environment, "SLURM_LOCALID"),
+        launcher="Slurm",
+    )
+
+
+def _of_mpi(environment: Mapping[str, str]) -> WorkerShare | None:
+    """Open MPI's mpirun, or one that speaks PMI, as those of MPICH and Intel do."""
+    for index, count, local in (
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ):
+        if index in environment and count in environment:
+            return WorkerShare(
+                index=_number(environment, index),
+                count=_number(environment, count),
+                local_rank=_number(environment, local),
+                launcher="mpirun",
+            )
     return None
+
+
+def _of_kubernetes(environment: Mapping[str, str]) -> WorkerShare | None:
+    """An indexed job; how many processes it has, the user says."""
+    if "JOB_COMPLETION_INDEX" not in environment:
+        return None
+    return WorkerShare(
+        index=_number(environment, "JOB_COMPLETION_INDEX"),
+        count=_number(environment, "WORLD_SIZE"),
+        launcher="Kubernetes",
+    )
+
+
+def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
+    try:
+        return int(environment.get(name, default))
+    except ValueError as error:
+        raise ConfigError(
+            f"environment variable {name}={environment[name]!r} found, expected a number; set it, "
+            "or pass --shard-index and --num-shards to precompute"
+        ) from error

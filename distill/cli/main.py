@@ -2,13 +2,25 @@
 
 import errno
 import importlib
+import resource
+import shlex
 import sys
+import threading
 import traceback
+from contextlib import suppress
 
 import click
 
 from distill.cli.options.command import Command, Flags, Group
-from distill.errors import DistillError, dead_decoder, did_you_mean, is_dead_decoder, printable
+from distill.cli.signals import WORK_LEFT, end_on_signals, ignore_signals
+from distill.errors import (
+    DistillError,
+    dead_decoder,
+    did_you_mean,
+    first_line,
+    is_dead_decoder,
+    printable,
+)
 
 # Command → module of distill.cli that holds it, imported when it is asked for: --help is instant.
 COMMANDS = {
@@ -30,7 +42,22 @@ COMMANDS = {
 }
 
 
+MOST_FILES = 2**16
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Stopped(BaseException):
+    """By a signal, which is its text."""
+
+
 class _Commands(Group):
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; click would answer Ctrl-C with an empty line."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Stopped(*error.args) from error
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All of them."""
         return list(COMMANDS)
@@ -59,13 +86,18 @@ def distill() -> None:
 
 
 def run() -> None:
-    """Exit code 0 done, 2 the user can fix it, 130 interrupted, 1 a bug (traceback)."""
+    """Exit code 0 done, 2 the user can fix it, 75 a signal left work, 1 a bug (traceback)."""
     flags, terminal = Flags(), sys.stderr
+    end_on_signals()
+    _allow_many_files()
+    threading.excepthook = _in_a_thread
     try:
         distill.main(prog_name="distill", standalone_mode=False, obj=flags)
-    except (KeyboardInterrupt, click.Abort):
-        message = "interrupted; finished work is kept, run the same command again to resume"
-        _fail(terminal, message, 130)
+    except (KeyboardInterrupt, click.Abort, _Stopped) as error:
+        command = shlex.join(["distill", *sys.argv[1:]])
+        by = f" by {error}" if str(error) else ""
+        message = f"stopped{by}; finished work is kept, to go on run it again: {command}"
+        _fail(terminal, message, WORK_LEFT)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=terminal)
         sys.exit(2)
@@ -77,6 +109,7 @@ def run() -> None:
             traceback.print_exc(file=terminal)
         _fail(terminal, line, 2)
     finally:
+        ignore_signals()
         if sys.stderr is not terminal:
             sys.stderr.close()
             sys.stderr = terminal
@@ -94,7 +127,9 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, click.ClickException):
         return error.format_message()
     if isinstance(error, OSError):
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return f"{first_line(error)}; allow more (`ulimit -n 65536`), or lower --workers"
+        if error.filename is None and error.errno not in FULL_DISK:
             return None
         return (
             f"{error.filename or 'disk'}: {error.strerror}; finished work is kept, fix this and "
@@ -103,6 +138,19 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and is_dead_decoder(error):
         return dead_decoder(error)
     return None
+
+
+def _in_a_thread(error: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread says a full disk by itself, and its writer says it once more."""
+    if not (isinstance(error.exc_value, OSError) and error.exc_value.errno in FULL_DISK):
+        threading.__excepthook__(error)
+
+
+def _allow_many_files() -> None:
+    """As many as this user may have open: loaders hand their images over through descriptors."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems promise more than they give
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, MOST_FILES)), most))
 
 
 def _usage(error: click.UsageError) -> str:

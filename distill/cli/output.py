@@ -59,6 +59,7 @@ def store_lines(summary: "StoreSummary") -> list[str]:
     )
     return [
         state_line(summary),
+        *summary.missing,
         *(f"teacher: {line}" for line in summary.teacher_about),
         *(["teacher: RANDOM WEIGHTS, of no use but for trials"] if summary.random_weights else []),
         f"{summary.hierarchies} hierarchies (digest {summary.hierarchy_digest[:12]}); "

@@ -13,6 +13,7 @@ from distill.cli.options.command import FILE, Group, option
 from distill.cli.options.images import DataChoice, data_options
 from distill.cli.options.teacher import TeacherChoice, teacher_options
 from distill.cli.output import print_result, store_lines
+from distill.cli.signals import WORK_LEFT
 
 if TYPE_CHECKING:
     from store.logit_store import LogitStore
@@ -32,7 +33,7 @@ def store() -> None:
 def info(location: str, as_json: bool) -> None:
     """Print rows, views, bytes, identity, fidelity and agreement with the tags of STORE.
 
-    Reads no row but a sample of one view for the agreement.
+    Reads no row but a sample of one view for the agreement. Exits with 75 if blocks are missing.
     """
     from store.logit_store import LogitStore
     from store.summary import summarise
@@ -46,6 +47,8 @@ def info(location: str, as_json: bool) -> None:
         *store_lines(summary),
         *(agreement.lines() if agreement else []),
     )
+    if not summary.complete:
+        sys.exit(WORK_LEFT)
 
 
 @store.command(examples=["STORE", "STORE --teacher tresnet_l --weights FILE --data DATA"])
@@ -67,7 +70,7 @@ def verify(
     """Read all of STORE and check every digest, count and range.
 
     With --teacher and --data, also runs the teacher again on a sample. Exits with 2 if anything is
-    wrong.
+    wrong, with 75 if nothing is but blocks are missing.
     """
     from distill.errors import ConfigError
     from store.upkeep.verify import verify
@@ -103,10 +106,14 @@ def verify(
             f"{location}: {verdict}; {checked.blocks_read} blocks × {checked.views} views read, "
             f"{state}"
         )
+        for line in checked.missing:
+            click.echo(line)
     if not report["ok"]:
         if not as_json:
             click.echo(f"next: distill store repair {location} --teacher … --data …")
         sys.exit(2)
+    if not checked.complete:
+        sys.exit(WORK_LEFT)
 
 
 @store.command(examples=["STORE --teacher tresnet_l --weights FILE --data DATA"])

@@ -4,10 +4,18 @@ Used by precompute (all views of an image from one decode) and by training (one 
 image never stops a batch: it comes back as its reason.
 """
 
-import signal
+import mmap
+import os
+import resource
+import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain, islice
+from multiprocessing.queues import Queue
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +28,22 @@ from distill.data.images import decode_image, read_all
 from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size, draw_view, render_view, resized, view_proof
-from distill.errors import DataError, DataUnavailableError, dead_decoder, is_dead_decoder
+from distill.errors import (
+    DataError,
+    DataUnavailableError,
+    dead_decoder,
+    first_line,
+    is_dead_decoder,
+)
+from distill.process_pool import leave_signals_to_the_parent
+from distill.progress import note
+
+SHARED_MEMORY = "/dev/shm"
+AHEAD = 2  # batches of each process that are ready or under way
+HELD = 3  # batches that the caller may still have
+FILES_OF_WORKER, SPARE_FILES = 4, 24
+LOOK_EVERY_S, SAY_EVERY_S, LONGEST_WAIT_S = 5, 30, 1800
+BOARD_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +100,21 @@ class _Item:
 
 
 class _Views(Dataset[_Item]):
-    def __init__(self, source: ImageSource, policy: ViewPolicy, sizes: Sequence[Size]) -> None:
-        self.source, self.policy, self.sizes = source, policy, sizes
+    def __init__(
+        self, source: ImageSource, policy: ViewPolicy, sizes: Sequence[Size], board: "_Board"
+    ) -> None:
+        self.source, self.policy, self.sizes, self.board = source, policy, sizes, board
 
     def __getitems__(self, requests: list[ViewRequest]) -> list[_Item]:
         """A batch; torch asks for it so. A bucket answers slowly, but many requests at once."""
-        samples = self.source.samples
-        contents = read_all([samples[request.row] for request in requests])
-        return [self._item(*each) for each in zip(requests, contents, strict=True)]
+        samples = [self.source.samples[request.row] for request in requests]
+        self.board.write(f"reads {samples[0].key!r} and {len(samples) - 1} more")
+        contents = read_all(samples)
+        items = []
+        for sample, request, read in zip(samples, requests, contents, strict=True):
+            self.board.write(f"reads or decodes {sample.key!r}")
+            items.append(self._item(request, read))
+        return items
 
     def _item(self, request: ViewRequest, read: Callable[[], bytes]) -> _Item:
         started = time.perf_counter()
@@ -98,7 +128,7 @@ class _Views(Dataset[_Item]):
         drawn = [draw_view(self.policy, sample_id, view) for view in request.views]
         pixels = []
         for size in self.sizes:
-            small = resized(image, self.policy, size)  # once for all views
+            small = resized(image, self.policy, size)  # once for all views that can
             pixels.append(torch.stack([render_view(small, params, size) for params in drawn]))
         rendered = time.perf_counter()
         proved = drawn if request.prove else []
@@ -128,34 +158,143 @@ def load_views(
 
     workers: processes; 0 decodes in this one.
 
+    As many batches are in flight as shared memory holds; where it is small, fewer than usual.
+
     Raises:
-        DataError: a process that decodes was killed.
-        DataUnavailableError: images cannot be read now that may be good.
+        DataError: a process that decodes was killed, or cannot hand over what it decoded.
+        DataUnavailableError: images cannot be read now that may be good, or none comes at all.
     """
+    if isinstance(batches, Sized):
+        workers = min(workers, len(batches))
+    coming = iter(batches)
+    first = list(islice(coming, 1))
+    workers, ahead = _that_fit(workers, first, sizes)
+    board = _Board(workers)
+    # Of more processes than CPUs: reading waits, so they may be of use.
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     loader = DataLoader(
-        _Views(source, policy, sizes),
-        batch_sampler=_Batches(batches),
+        _Views(source, policy, sizes, board),
+        batch_sampler=_Batches(chain(first, coming)),
         collate_fn=_Collate(sizes),
-        num_workers=min(workers, len(batches)) if isinstance(batches, Sized) else workers,
+        num_workers=workers,
+        prefetch_factor=ahead,
+        timeout=LOOK_EVERY_S if workers else 0,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=board.begin,
         generator=torch.Generator(),  # or it would draw from the one that training draws from
     )
+    coming_views = iter(loader)
     try:
-        for batch in loader:
+        for batch in _patiently(coming_views, board):
             if batch.trouble:
                 raise DataUnavailableError(batch.trouble)
             yield batch
     except (RuntimeError, OSError, EOFError) as error:
+        for process in getattr(coming_views, "_workers", ()):  # they hear no SIGTERM
+            process.kill()
         # Dying it may also break the connection through which it hands its pixels over.
         if isinstance(error, RuntimeError) and not is_dead_decoder(error):
             raise
-        raise DataError(f"{source.location}: {dead_decoder(error)}") from error
+        why = board.last_words() or error
+        raise DataError(f"{source.location}: {dead_decoder(why)}") from error
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _that_fit(
+    workers: int, first: Sequence[Sequence[ViewRequest]], sizes: Sequence[Size]
+) -> tuple[int, int | None]:
+    """How many processes, and batches ahead for each, this machine has room for."""
+    if not workers or not first:
+        return workers, None
+    views = sum(len(request.views) for request in first[0])
+    batch = views * sum(3 * height * width for height, width in sizes)
+    together = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    wanted, ahead = workers, AHEAD
+    with suppress(OSError):
+        free = shutil.disk_usage(SHARED_MEMORY).free // together
+        room = max(0, free // batch - HELD)
+        if room < workers * ahead:
+            workers, ahead = min(workers, room), 1
+            note(
+                f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free and a batch takes "
+                f"{batch / 2**20:.1f} MiB: {workers} of {wanted} processes decode, one batch "
+                "ahead; give more, as `docker run --shm-size 8g`, or lower --batch-size"
+            )
+    with suppress(OSError):
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        each = FILES_OF_WORKER + ahead * (len(sizes) + 1)
+        opened = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        room = max(0, (most - opened - SPARE_FILES) // each)
+        if room < workers:
+            workers = room
+            note(
+                f"{most} files may be open: {workers} of {wanted} processes decode; allow more "
+                "(`ulimit -n 65536`)"
+            )
+    return workers, ahead if workers else None
+
+
+def _patiently(batches: Iterator[ViewBatch], board: "_Board") -> Iterator[ViewBatch]:
+    """Each batch as it comes; says who is waited for, and not for ever."""
+    waited = 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            waited += LOOK_EVERY_S
+            if waited >= LONGEST_WAIT_S:
+                raise DataUnavailableError(
+                    f"no images for {waited} s ({board}), expected a disk or a network that "
+                    "answers; finished work is kept: fix it, then run the same command again"
+                ) from error
+            if waited % SAY_EVERY_S == 0:
+                note(f"waiting for images for {waited} s: {board}")
+            continue
+        if batch is None:
+            return
+        waited = 0
+        yield batch
+
+
+class _Board:
+    """A line of each process that decodes, which the others can read: memory that forks share."""
+
+    def __init__(self, workers: int) -> None:
+        self._mine, self._last_words = 0, max(1, workers)
+        self._lines = mmap.mmap(-1, BOARD_BYTES * (self._last_words + 1))
+
+    def begin(self, worker: int) -> None:
+        """In a process that was forked for it."""
+        leave_signals_to_the_parent()
+        self._mine = worker
+        # A batch that cannot be handed over would only be missed, and waited for without end.
+        Queue._on_queue_feeder_error = self._give_up  # type: ignore[attr-defined]
+
+    def write(self, line: str) -> None:
+        """What this process does now."""
+        self._write(self._mine, line)
+
+    def last_words(self) -> str:
+        """Why a process gave up; nothing where none did."""
+        return self._read(self._last_words)
+
+    def __str__(self) -> str:
+        """What all do."""
+        lines = (self._read(worker) for worker in range(self._last_words))
+        return "; ".join(f"process {i} {line}" for i, line in enumerate(lines) if line)
+
+    def _give_up(self, error: BaseException, thing: object) -> None:
+        self._write(self._last_words, f"it cannot hand over its images: {first_line(error)}")
+        os._exit(1)
+
+    def _write(self, place: int, line: str) -> None:
+        content = line.encode("utf-8", "backslashreplace")[:BOARD_BYTES].ljust(BOARD_BYTES, b"\0")
+        self._lines[place * BOARD_BYTES : (place + 1) * BOARD_BYTES] = content
+
+    def _read(self, place: int) -> str:
+        content = self._lines[place * BOARD_BYTES : (place + 1) * BOARD_BYTES]
+        return content.rstrip(b"\0").decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)

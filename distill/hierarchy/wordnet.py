@@ -83,7 +83,8 @@ def _synset(wnid: str) -> Any:
         raise _not_installed() from error
     except (WordNetError, ValueError, AssertionError) as error:
         raise HierarchyError(
-            f"{wnid} is not a noun of WordNet 3.0; expected a wnid of it"
+            f"{wnid} is not a noun of WordNet 3.0, expected a wnid of it as ImageNet has them; "
+            "those of WordNet 3.1 are other numbers: translate them first"
         ) from error
 
 

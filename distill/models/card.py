@@ -5,7 +5,8 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class ModelCard:
 
     scheme: how it was trained, "semantic", "single-label" or "multi-label". taught: by a teacher's
     predictions, so that each hierarchy has a softmax of its own. label_set: its name. classes: of
-    the logits, where the card lists them.
+    the logits, where the card lists them. arguments: for timm's create_model, beside these.
     """
 
     model: str
@@ -74,6 +75,7 @@ class ModelCard:
     taught: bool = False
     label_set: str | None = None
     classes: tuple[str, ...] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, weights: Path) -> None:
         """Beside `weights`."""
@@ -88,6 +90,7 @@ class ModelCard:
             "scheme": self.scheme,
             "taught": self.taught,
             "label_set": self.label_set,
+            "model_args": dict(self.arguments),
         }
         write_atomically(card_path(weights), (json.dumps(document, indent=1) + "\n").encode())
 
@@ -129,6 +132,7 @@ class ModelCard:
                 taught=bool(document.get("taught")),
                 label_set=document.get("label_set"),
                 classes=tuple(map(str, names)) if names else None,
+                arguments=_arguments(document.get("model_args")),
             )
         except (
             ValueError,
@@ -144,6 +148,13 @@ class ModelCard:
             ) from error
 
 
+def _arguments(document: Any) -> dict[str, Any]:
+    """All but the size of the input, which the input says."""
+    if not isinstance(document, dict | None):
+        raise ValueError(f"model_args {document!r}, expected an object")
+    return {str(key): value for key, value in (document or {}).items() if key != "img_size"}
+
+
 def _card_of_timm(document: dict[str, Any]) -> dict[str, Any]:
     """timm's config.json as a card; older ones have no pretrained_cfg of their own."""
     config = document.get("pretrained_cfg") or document
@@ -157,6 +168,7 @@ def _card_of_timm(document: dict[str, Any]) -> dict[str, Any]:
         "classes": names if isinstance(names, list) else None,
         "scheme": document.get("distill_scheme"),
         "taught": document.get("distill_taught", False),
+        "model_args": document.get("model_args"),
     }
 
 

@@ -1,5 +1,7 @@
 """timm models: created, downloaded, tried out, and the device they run on."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,10 @@ from torch import nn
 
 from distill.errors import ConfigError, first_line
 from distill.models.card import ModelInput, three_floats
+
+# Of timm's create_model; a card must not load another file by them.
+NOT_ARGUMENTS = {"num_classes", "img_size", "pretrained", "pretrained_cfg", "checkpoint_path"}
+NOT_ARGUMENTS |= {"pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable", "no_jit"}
 
 
 def default_input(name: str, weights: Path | None = None) -> ModelInput:
@@ -31,9 +37,57 @@ def default_input(name: str, weights: Path | None = None) -> ModelInput:
     )
 
 
-def create_model(name: str, num_classes: int) -> nn.Module:
-    """A timm model with fresh weights, for any input size that the architecture takes."""
-    model: nn.Module = timm.create_model(name.partition(".")[0], num_classes=num_classes)
+def model_arguments(
+    name: str, size: tuple[int, int] | None, arguments: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What `create_model` gives to timm's, beside the number of classes: with the size, where the
+    architecture is built for one and can be built for another.
+
+    Raises:
+        ConfigError: an argument is not one of the architecture.
+    """
+    keywords = dict(arguments or {})
+    if told := NOT_ARGUMENTS & keywords.keys():
+        raise ConfigError(
+            f"argument {min(told)} found for {name}, expected none that the data, the weights and "
+            "the image size say; leave it out"
+        )
+    config = get_pretrained_cfg(name)
+    if size and config and config.fixed_input_size and size != tuple(config.input_size[1:]):
+        with suppress(TypeError), torch.random.fork_rng(devices=[]):  # else it takes one size alone
+            patches = getattr(timm.create_model(name, num_classes=1), "patch_embed", None)
+            if getattr(patches, "strict_img_size", True):  # else it takes any, as it is
+                timm.create_model(name, num_classes=1, img_size=size)
+                keywords["img_size"] = size
+    return keywords
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    size: tuple[int, int] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A timm model with fresh weights.
+
+    size: height and width of its input, for architectures that are built for one, as ViT is. Others
+    take any that they can. arguments: more of timm's, as drop_path_rate.
+
+    Raises:
+        ConfigError: the architecture does not take those.
+    """
+    plain = name.partition(".")[0]
+    keywords = model_arguments(plain, size, arguments)
+    try:
+        model: nn.Module = timm.create_model(plain, num_classes=num_classes, **keywords)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        if not keywords:
+            raise
+        given = ", ".join(f"{key} {value!r}" for key, value in keywords.items())
+        raise ConfigError(
+            f"{plain}: cannot be made with {given} ({first_line(error)}), expected arguments of "
+            "timm's create_model for it; correct or leave out -o model.…, or --image-size"
+        ) from error
     return model
 
 

@@ -7,16 +7,28 @@ asks is `trainers.sources.server`.
 """
 
 import json
+import os
 import random
+import socket
+import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 import numpy as np
 import urllib3
 from numpy.typing import NDArray
-from urllib3.exceptions import HTTPError, LocationValueError
+from urllib3.exceptions import (
+    HTTPError,
+    LocationValueError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    SSLError,
+)
 
 from distill.data.sample_ids import SampleIds
 from distill.data.views import Size
@@ -37,7 +49,11 @@ from distill.wire.refusal import Refused
 from distill.wire.status import Status
 
 MODEL_PATH = "/v2/models/teacher"
+CA_FILE = "DISTILL_CA_FILE"  # beside those of SSL_CERT_FILE, which OpenSSL reads
+SAY_EVERY_S = 5.0
 ATTEMPT_S = 60.0  # after which one attempt is given up
+FIRST_ATTEMPT_S = 10.0  # and before a server has answered
+STARTS_WITHIN_S = 30.0  # a server that nothing listens for yet
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 PASSING = (408, 429, 502, 503, 504)  # those a proxy gives among them
 CURES = {
@@ -52,10 +68,14 @@ class TeacherClient:
     """url: http://host:port. deadline_s: of one call, all attempts together, and of connecting.
 
     connections: kept open. fingerprint: of the expected teacher; None takes the one that answers
-    first. sizes: height and width of each of the teacher's models.
+    first. say: told every few seconds what is waited for. give_up: asked meanwhile whether to stop.
+    sizes: height and width of each of the teacher's models.
+
+    Where nothing listens yet, the first request waits half a minute for a server that starts; not
+    at all where no host of that name is known, or TLS fails.
 
     Raises:
-        TeacherUnavailableError: no server answers there.
+        TeacherUnavailableError: no server answers there, or `give_up` said so.
         TeacherRequestError: it refuses, or is of another teacher.
     """
 
@@ -67,15 +87,23 @@ class TeacherClient:
         deadline_s: float = 300.0,
         connections: int = 5,
         fingerprint: str | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"{url}: expected http://HOST:PORT of a teacher server")
+        authorities = os.environ.get(CA_FILE)
+        if authorities and not Path(authorities).is_file():
+            raise ConfigError(f"{CA_FILE}: no file {authorities}, expected certificates as PEM")
         self.location, self.deadline_s = url.rstrip("/"), deadline_s
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         if fingerprint:
             self._headers["if-match"] = f'"{fingerprint}"'
-        self._pool = urllib3.PoolManager(maxsize=connections, block=True, retries=False)
-        self._closing = Event()
+        self._pool = urllib3.PoolManager(
+            maxsize=connections, block=True, retries=False, ca_certs=authorities
+        )
+        self._closing, self._say, self._give_up = Event(), say, give_up
+        self._known = False  # whether a server has answered
 
         about = self._json("GET", MODEL_PATH)["parameters"]
         self.fingerprint: str = about["teacher"]["fingerprint"]
@@ -214,7 +242,7 @@ class TeacherClient:
             TeacherUnavailableError: the deadline is over.
             TeacherRequestError: asking again will not help.
         """
-        why = "no time to ask"
+        why, began, said = "no time to ask", time.monotonic(), 0.0
         for pause_s in _pauses():
             left = ends - time.monotonic()
             if left <= 0:
@@ -225,7 +253,10 @@ class TeacherClient:
                     self.location + path,
                     body=body,
                     headers={**self._headers, **(headers or {})},
-                    timeout=urllib3.Timeout(connect=min(10.0, left), read=min(ATTEMPT_S, left)),
+                    timeout=urllib3.Timeout(
+                        connect=min(FIRST_ATTEMPT_S, left),
+                        read=min(ATTEMPT_S if self._known else FIRST_ATTEMPT_S, left),
+                    ),
                 )
             except LocationValueError as error:
                 raise ConfigError(
@@ -233,7 +264,11 @@ class TeacherClient:
                 ) from error
             except HTTPError as error:
                 why = first_line(error)
+                waited = time.monotonic() - began
+                if cure := self._cure(error, waited):
+                    raise TeacherRequestError(f"{self.location}: {why}; {cure}") from error
             else:
+                self._known = True
                 if reply.status == 200:
                     return reply
                 why = _error_text(reply)
@@ -242,12 +277,34 @@ class TeacherClient:
                     raise TeacherRequestError(f"{self.location}: {reply.status}: {why}; {cure}")
                 retry_after = reply.headers.get("retry-after", "")
                 pause_s = max(pause_s, float(retry_after)) if retry_after.isdecimal() else pause_s
+            waited = time.monotonic() - began
+            if waited - said >= (SAY_EVERY_S if said else 1.0):
+                said = waited
+                self._say(f"waiting for {self.location} for {waited:.0f} s: {why}")
             self._wait(pause_s, ends, why)
         raise self._unavailable(why)
 
+    def _cure(self, error: HTTPError, waited: float) -> str:
+        """What to do where asking again is of no use; nothing where it may be of some."""
+        if isinstance(error, SSLError) or isinstance(error.__cause__, ssl.SSLError):
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                return f"expected a certificate that is trusted; name its authority in {CA_FILE}"
+            return "expected a port that speaks TLS; check http:// and https://, and the port"
+        if self._known:  # it may come back
+            return ""
+        if isinstance(error, NameResolutionError):
+            return "expected the name of a host; check the URL"
+        if isinstance(error, NewConnectionError) and waited > STARTS_WITHIN_S:
+            return "expected a teacher server; start it with `distill serve`, or check the port"
+        if isinstance(error, ProtocolError) and _speaks_tls(self.location):
+            return "expected plain HTTP, but the port speaks TLS; pass https://"
+        return ""
+
     def _wait(self, pause_s: float, ends: float, why: str) -> None:
-        if self._closing.wait(min(pause_s, max(0.0, ends - time.monotonic()))):
-            raise self._unavailable(why)
+        until = min(time.monotonic() + pause_s, ends)
+        while (left := until - time.monotonic()) > 0:
+            if self._closing.wait(min(left, 0.5)) or self._give_up():
+                raise self._unavailable(why)
 
     def _unavailable(self, why: str) -> TeacherUnavailableError:
         return TeacherUnavailableError(
@@ -262,6 +319,18 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause * random.uniform(0.5, 1.0)
         pause = min(LONGEST_PAUSE_S, 2 * pause)
+
+
+def _speaks_tls(location: str) -> bool:
+    url = urllib3.util.parse_url(location)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with suppress(OSError):
+        address = (url.host or "", url.port or 80)
+        with socket.create_connection(address, timeout=2.0) as plain:
+            context.wrap_socket(plain).close()
+            return True
+    return False
 
 
 def _error_text(reply: urllib3.BaseHTTPResponse) -> str:

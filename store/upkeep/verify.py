@@ -17,6 +17,7 @@ from store.format.documents import damaged_documents
 from store.format.objects import Objects, open_objects
 from store.format.root import COPY_KEY, ROOT_KEY, Root, read_root_or_copy
 from store.logit_store import LogitStore
+from store.summary import missing_blocks
 from store.views.resident import decoders
 
 
@@ -24,7 +25,8 @@ from store.views.resident import decoders
 class Verification:
     """What was found. Block numbers with a view stand for one chunk of each answer array.
 
-    problems: a line for everything that is wrong, blocks included.
+    missing: which are pending, and whose they are, in words. problems: a line for everything that
+    is wrong, blocks included.
     """
 
     location: str
@@ -34,6 +36,7 @@ class Verification:
     blocks_read: int
     bad_blocks: tuple[int, ...]
     pending_blocks: int
+    missing: tuple[str, ...]
     problems: tuple[str, ...] = field(default=())
 
     @property
@@ -69,9 +72,10 @@ def verify(location: str, tick: Callable[[int], None] = lambda blocks: None) -> 
             problems.append(_line(objects, error, name))
     try:
         digests = store.content_digests_of(root)
+        missing = missing_blocks(store.records_of(root), root.manifest.num_blocks)
     except StoreError as error:
         problems.append(_line(objects, error, "the commits"))
-        digests = {}
+        digests, missing = {}, ()
     bad: dict[int, str] = {}
 
     def check(block: int) -> None:
@@ -94,6 +98,7 @@ def verify(location: str, tick: Callable[[int], None] = lambda blocks: None) -> 
         blocks_read=len(digests),
         bad_blocks=tuple(sorted(bad)),
         pending_blocks=root.manifest.num_blocks - len(digests),
+        missing=missing,
         problems=(*problems, *(bad[block] for block in sorted(bad))),
     )
 

@@ -6,21 +6,21 @@ its own checksum: a row is there or it is not, whenever the process was killed. 
 committed are decoded into it when they are first asked for, so reading is one look-up.
 """
 
-import fcntl
 import mmap
 import os
 import threading
 import time
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.errors import CorruptStoreError, StoreError
+from distill.errors import CorruptStoreError, InUseError, StoreError
+from distill.files import sole_writer
 from store.format.codes import ANSWER_ARRAYS, Codes, codes_of, record_dtype
 from store.logit_store import LogitStore
 from store.views.resident import decode_block
@@ -32,7 +32,8 @@ class Spool:
     """One process at a time; any of its threads.
 
     Raises:
-        StoreError: another process has it, or the folder cannot be used.
+        InUseError: another process has it.
+        StoreError: the folder cannot be used.
     """
 
     def __init__(self, store: LogitStore, folder: Path) -> None:
@@ -50,17 +51,18 @@ class Spool:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _unusable(folder, error) from error
+        self._held = ExitStack()
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            cure = f"give each server a store of its own, not {store.location}"
+            lock = f"{self._path.name}.lock"
+            self._held.enter_context(sole_writer(folder, name=lock, cure=cure))
             os.truncate(self._file, self._shape[0] * self._shape[1] * self._dtype.itemsize)
             mapping = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
-        except OSError as error:
+        except (OSError, InUseError) as error:
+            self._held.close()
             os.close(self._file)
-            if isinstance(error, BlockingIOError):
-                raise StoreError(
-                    f"{store.location}: another server on this machine writes through to this "
-                    "store, expected one; give each server a store of its own"
-                ) from error
+            if isinstance(error, InUseError):
+                raise
             raise _unusable(folder, error) from error
         self._records = np.frombuffer(mapping, self._dtype).reshape(self._shape)
 
@@ -142,7 +144,7 @@ class Spool:
     def close(self) -> None:
         """Flush, and leave it to others."""
         self.flush()
-        fcntl.flock(self._file, fcntl.LOCK_UN)  # the mapping would hold it on
+        self._held.close()
         os.close(self._file)
 
     def discard(self) -> None:

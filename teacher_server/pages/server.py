@@ -1,6 +1,7 @@
 """`distill inspect --serve`: the pages alone, without a teacher in this process."""
 
 import socket
+from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -63,4 +64,5 @@ def serve_pages(
     site: Site, keys: ApiKeys | None, address: Address, listener: socket.socket
 ) -> None:
     """Until a signal comes."""
-    pages_server(site, keys, address).run([listener])
+    with suppress(KeyboardInterrupt):
+        pages_server(site, keys, address).run([listener])

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -22,6 +22,7 @@ from teacher_server.teacher.forward_pass import Encoded
 from teacher_server.teacher.stages import StageSeconds
 from teacher_server.teacher.teacher import Teacher
 
+SAY_EVERY_S = 30
 UNWRITTEN_BLOCKS = 2  # that wait for the disk; beyond it the teacher waits
 
 
@@ -143,8 +144,19 @@ class BlockWriter:
     def _wait(self, at_most: int) -> None:
         started = time.perf_counter()
         while self._unwritten and (len(self._unwritten) > at_most or self._unwritten[0].done()):
-            self._unwritten.popleft().result()
+            self._patiently(self._unwritten.popleft())
         self.stages.wait_for_write += time.perf_counter() - started
+
+    def _patiently(self, written: Future[None]) -> None:
+        """Wait for a block, and say so where it takes long: a disk may hang."""
+        waited = 0
+        while not wait([written], timeout=SAY_EVERY_S).done:
+            waited += SAY_EVERY_S
+            self.journal.note(
+                f"waiting for {self.store.location} for {waited} s: a block is being written",
+                "waiting for the store",
+            )
+        written.result()
 
     def __enter__(self) -> "BlockWriter":
         return self

@@ -4,11 +4,12 @@ Decoding runs in processes, the teacher on its device, writing in a thread; this
 things on. Blocks are pulled as they are needed, so that they may come from anywhere.
 """
 
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from distill.data.loader import ViewBatch, ViewRequest, in_batches, load_views
@@ -17,7 +18,7 @@ from distill.events import Journal
 from store.logit_store import LogitStore
 from teacher_server.precompute.audit import FIDELITY_ROWS, REPLAY_ROWS
 from teacher_server.precompute.block import BlockAnswers, BlockWriter
-from teacher_server.precompute.options import PrecomputeOptions
+from teacher_server.precompute.options import PrecomputeOptions, Share
 from teacher_server.teacher.batch_size import Throughput, choose_speed
 from teacher_server.teacher.forward_pass import Encoded, Forward
 from teacher_server.teacher.stages import StageSeconds
@@ -29,13 +30,14 @@ BATCHES_AHEAD = 1  # wait at the device, so that it need not wait
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """Computes blocks of one store from one data set with one teacher."""
+    """Computes blocks of one store from one data set with one teacher. share: whose they are."""
 
     store: LogitStore
     source: ImageSource
     teacher: Teacher
     options: PrecomputeOptions
     journal: Journal
+    share: Share = field(default_factory=Share)
 
     def run(
         self,
@@ -65,7 +67,8 @@ class Pipeline:
         )
 
         def facts() -> dict[str, Any]:
-            return {"speed": replace(speed, batch_size=forward.batch_size).to_json()}
+            at_last = replace(speed, batch_size=forward.batch_size).to_json()
+            return {"speed": at_last, "host": socket.gethostname(), "share": asdict(self.share)}
 
         with forward, BlockWriter(self.store, stages, self.journal, facts) as writer:
             loaded = self._loaded(blocks, rows, speed.batch_size, stages)

@@ -13,7 +13,7 @@ from store.format.root import Root, read_root_or_copy
 from store.logit_store import LogitStore
 from store.upkeep.repair import Dataset, restore, revoke_bad
 from teacher_server.precompute.bad_images import BadImages
-from teacher_server.precompute.options import PrecomputeOptions, Share
+from teacher_server.precompute.options import PrecomputeOptions
 from teacher_server.precompute.pipeline import Pipeline
 from teacher_server.precompute.run import fill, finish_if_complete
 from teacher_server.teacher.teacher import Teacher
@@ -75,7 +75,7 @@ def repair(
             options=options_of(root, batch_size, workers),
             journal=Journal(),
         )
-        fill(pipeline, share=Share(), bad_images=bad_images)
+        fill(pipeline, bad_images=bad_images)
         bad = bad_images.bad
     if store.certificate is None:
         finish_if_complete(store, Journal(), certified)

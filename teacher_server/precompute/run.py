@@ -4,8 +4,9 @@ Blocks that are committed already are left alone, so running the same command ag
 the last run stopped; and any number of processes can share the blocks of one store.
 """
 
+import random
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -78,9 +79,14 @@ def precompute(
     store = open_or_create(source, teacher, path, options)
     bad_images = BadImages(store, source, options.max_bad_fraction)
     pipeline = Pipeline(
-        store=store, source=source, teacher=teacher, options=options, journal=journal
+        store=store,
+        source=source,
+        teacher=teacher,
+        options=options,
+        journal=journal,
+        share=share or Share(),
     )
-    speed, stages = fill(pipeline, share=share or Share(), bad_images=bad_images, stopping=stopping)
+    speed, stages = fill(pipeline, bad_images=bad_images, stopping=stopping)
     left = finish_if_complete(store, journal)
     return report_of(store, bad_images, speed, stages, stages.wall, left)
 
@@ -88,16 +94,20 @@ def precompute(
 def fill(
     pipeline: Pipeline,
     *,
-    share: Share,
     bad_images: BadImages,
     stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[Throughput | None, StageSeconds]:
-    """Compute the pending blocks of a share, with progress."""
-    store = pipeline.store
+    """Compute the pending blocks of a share, with progress.
+
+    In any order, and without those that were written meanwhile: of two runs of the same command
+    each computes about half.
+    """
+    store, share = pipeline.store, pipeline.share
     blocks = share.of(store.pending_blocks())
+    random.shuffle(blocks)
     rows = rows_of(store.manifest, blocks)
     log_start(pipeline, blocks=len(blocks), rows=rows, share=asdict(share))
-    if not blocks:
+    if not blocks or stopping():
         return None, StageSeconds()
     shard_rows = rows_of(store.manifest, share.of(range(store.manifest.num_blocks)))
     with progress("precompute", shard_rows, "images", done=shard_rows - rows) as tick:
@@ -106,7 +116,14 @@ def fill(
             bad_images.add(images, bad)
             tick(images, bad_images.note)
 
-        return pipeline.run(blocks, rows=rows, on_batch=on_batch, stopping=stopping)
+        def still_pending() -> Iterator[int]:
+            for block in blocks:
+                if block in store.pending_blocks():
+                    yield block
+                else:
+                    tick(rows_of(store.manifest, [block]), "written by another process")
+
+        return pipeline.run(still_pending(), rows=rows, on_batch=on_batch, stopping=stopping)
 
 
 def manifest_for(

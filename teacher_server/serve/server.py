@@ -28,7 +28,7 @@ from teacher_server.serve.service import Service
 
 POLL_S = 0.02
 CLOSING_S = 2.0  # of the deadline, kept for flushing and closing
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(server: uvicorn.Server, service: Service, listener: socket.socket, drain_s: float) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +132,11 @@ def _load(
             "on"
         )
     notes: tuple[str, ...] = ()
+    model_input = card.input if card else default_input(name, path)
+    if choice.input_size:
+        model_input = replace(model_input, size=(choice.input_size, choice.input_size))
     if path:
-        model = create_model(name, num_classes)
+        model = create_model(name, num_classes, model_input.size, card.arguments if card else None)
         weights = fitted(read_weights(path), model)
         own = classes_beside(path, card) if not flat else None
         if own and own != hierarchy.synsets and {*own} == {*hierarchy.synsets}:
@@ -143,13 +146,9 @@ def _load(
         notes = load_weights(model, weights).notes
     elif choice.random_weights:
         torch.manual_seed(0)
-        model = create_model(name, num_classes)
+        model = create_model(name, num_classes, model_input.size)
     else:
         model = _from_hub(choice.name, name, num_classes, hierarchy)
-    model_input = card.input if card else default_input(name, path)
-    if choice.input_size:
-        side = choice.input_size
-        model_input = ModelInput(size=(side, side), mean=model_input.mean, std=model_input.std)
     try:
         model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     except RuntimeError as error:

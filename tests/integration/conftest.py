@@ -132,19 +132,20 @@ def serving(teacher: Teacher, figures: Path, tmp_path: Path) -> Callable[..., An
 @pytest.fixture
 def dying_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
     """While it is entered, training is interrupted once the checkpoint of that step is saved."""
-    import trainers.training.loop
+    from trainers.training.checkpoint import CheckpointWriter
 
-    saved = trainers.training.loop.save_checkpoint
+    saved = CheckpointWriter.save
 
     @contextmanager
     def dying(step: int) -> Iterator[None]:
-        def save_then_die(*arguments: Any, **keywords: Any) -> None:
-            saved(*arguments, **keywords)
+        def save_then_die(self: CheckpointWriter, **keywords: Any) -> None:
+            saved(self, **keywords)
             if keywords["progress"].steps == step:
+                self.wait()
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(trainers.training.loop, "save_checkpoint", save_then_die)
+            patch.setattr(CheckpointWriter, "save", save_then_die)
             yield
 
     return dying

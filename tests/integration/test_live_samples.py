@@ -17,6 +17,7 @@ from distill.data.view_policy import ViewPolicy
 from distill.errors import (
     ConfigError,
     DataError,
+    InUseError,
     StoreError,
     StoreMismatchError,
     TeacherRequestError,
@@ -381,7 +382,7 @@ def test_dense_answers_of_samples_are_computed(
 def test_second_server_on_the_same_spool_is_refused(
     serving: Serving, figures: Path, tmp_path: Path
 ) -> None:
-    with serving(tmp_path / "filled"), pytest.raises(StoreError, match="another server"):
+    with serving(tmp_path / "filled"), pytest.raises(InUseError, match="writes here"):
         Spool(LogitStore.open(tmp_path / "filled"), tmp_path / "cache")
 
 

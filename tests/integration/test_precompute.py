@@ -89,6 +89,7 @@ def test_batch_workers_and_order_of_blocks_do_not_change_rows(
     assert_same_arrays(store, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_to_the_same_store(
     precompute_command: Command, tmp_path: Path
 ) -> None:
@@ -187,7 +188,7 @@ def test_teacher_that_says_nan_stops_and_names_the_samples(
     tmp_path: Path,
 ) -> None:
     state = safetensors.torch.load_file(teacher_weights)
-    state["head.bias"][3] = float("nan")
+    state["head.weight"][3] = 3e38  # finite, but not its sums
     safetensors.torch.save_file(state, tmp_path / "nan.safetensors")
     (tmp_path / "nan.json").write_bytes(teacher_weights.with_suffix(".json").read_bytes())
     command = precompute_command(tmp_path / "store", weights=tmp_path / "nan.safetensors")

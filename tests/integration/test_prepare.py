@@ -29,6 +29,7 @@ from distill.data.formats import tars
 from distill.data.images import decode_image, read_bytes, squish
 from distill.data.source import label_indices, open_source
 from distill.errors import DataError
+from distill.files import sole_writer
 from distill.hierarchy.semantic import SemanticHierarchy
 
 SMALL = ("--min-images", 5, "--val-images", 2, "--size", 16, "--workers", 0)
@@ -297,14 +298,10 @@ def test_a_finished_folder_is_left_as_it_is_unless_a_shard_is_missing(
 
 
 def test_two_at_once_on_one_folder_is_one_line(tmp_path: Path, fails) -> None:  # type: ignore[no-untyped-def]
-    import fcntl
-
     raw = write_release(tmp_path, "tree", release())
-    (tmp_path / "out").mkdir()
-    with (tmp_path / "out" / "prepare-unfinished.jsonl").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with sole_writer(tmp_path / "out", cure="wait"):
         message = fails("prepare", raw, "--out", tmp_path / "out", *SMALL)
-    assert "another `distill prepare` writes here" in message
+    assert "writes here already; wait for it, or give another --out" in message
 
 
 def test_full_disk_is_one_line_and_what_is_done_stays(tmp_path: Path, fails, distill) -> None:  # type: ignore[no-untyped-def]
@@ -340,8 +337,8 @@ def test_ctrl_c_finishes_the_shards_in_hand(tmp_path: Path) -> None:
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate()
-    assert running.returncode == 130
-    assert b"run the same command again to resume" in err
+    assert running.returncode == 75
+    assert b"stopped by SIGINT; finished work is kept" in err
     done = ledger.read_bytes().count(b"\n") - 1
     assert len([*(tmp_path / "out").glob("*.tar")]) == done < 16
 

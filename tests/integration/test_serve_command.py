@@ -134,6 +134,7 @@ def test_sigterm_with_requests_in_flight_loses_none(
     assert set(answered) <= {200, 503}
 
 
+@pytest.mark.slow
 def test_killed_server_has_kept_what_it_answered(
     serve: Callable[..., Process], figures: Path, tmp_path: Path
 ) -> None:

@@ -23,10 +23,13 @@ from distill.hierarchy.softmax import class_log_probs, hierarchy_logits
 from distill.losses.baselines import present_classes
 from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import create_model
+from trainers.evaluation.average_precision import BinnedAveragePrecision
 from trainers.evaluation.meters import LogitsMeaning, label_meter, tag_meter
 from trainers.evaluation.tags import read_tags
 from trainers.process_group import World
-from trainers.training.finetune import crossing
+from trainers.recipe import Recipe
+from trainers.training.finetune import Crossing, crossing
+from trainers.training.objectives import TagsObjective
 
 Command = Callable[..., list[str]]
 SCHEMES = ("single-label", "multi-label", "semantic")
@@ -411,13 +414,22 @@ def test_tags_of_csv_coco_and_voc_are_the_same_and_are_learned(
     assert "expected multi-label" in fails(*tune("bad", *single))
     for content, message in (
         ("key,tags\nx,red\n", "lacks 72 of the 72 images"),
-        ("a,b\n1,2\n", "cannot be read as tags (KeyError"),
+        ("a,b\n1,2\n", "columns a, b found, expected key and tags"),
+        ("key;tags\n1;2\n", "columns key;tags found, expected key and tags with a comma"),
+        ("key,tags\nx,red,blue\n", "line 2 has more fields than the header, expected ; between"),
         ("key,tags\n", "no tags in it"),
     ):
         files[0].write_text(content)
         assert message in fails(*tune("bad", "--tags", files[0], "--init", "random"))
     files[1].write_text('{"images": [{"id": 1}]}')
-    assert "cannot be read as tags" in fails(*tune("bad", "--tags", files[1]))
+    assert "no categories and no annotations found" in fails(*tune("bad", "--tags", files[1]))
+    document = {"images": [{"id": 1, "file_name": "a.png"}], "categories": []}
+    annotations = [{"image_id": 1, "category_id": 7}]
+    files[1].write_text(json.dumps({**document, "annotations": annotations}))
+    message = fails(*tune("bad", "--tags", files[1]))
+    assert "annotation 0 has category_id 7, which is none of the 0 categories" in message
+    files[0].write_text(" key, tags\n" + "".join(f"{key}, red ; blue\n" for key in tags))
+    assert read_tags(files[0]).tags[next(iter(tags))] == ["red", "blue"]
     bomb = '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>'
     next(files[2].iterdir()).write_text(bomb)
     assert "cannot be read as tags (EntitiesForbidden" in fails(*tune("bad", "--tags", files[2]))
@@ -452,7 +464,7 @@ def test_curves_cross_where_the_lower_one_reaches_the_other_held_at_its_end() ->
     assert met
     assert (met.epoch, met.accuracy) == pytest.approx((3.5, 0.6))
     assert crossing(first, [(1, 0.1), (2, 0.3)]) is None
-    assert crossing(first, [(1, 0.9), (2, 0.95)]) is None
+    assert crossing(first, [(1, 0.9), (2, 0.95)]) == Crossing(epoch=1, accuracy=0.9, leads=True)
     met = crossing(first, [(1, 0.3), (2, 0.7)])
     assert met
     assert (met.epoch, met.accuracy) == pytest.approx((1 + 2 / 3, 0.3 + 0.4 * 2 / 3))
@@ -573,7 +585,7 @@ def test_images_without_a_label_do_not_count_in_evaluation(
     assert figures[0] == figures[1]
     assert (
         tag_meter(
-            np.zeros((3, 29), np.bool_), hierarchy, LogitsMeaning("semantic"), torch.device("cpu")
+            np.zeros((3, 29), np.int8), hierarchy, LogitsMeaning("semantic"), torch.device("cpu")
         ).result(World())
         == {}
     )
@@ -609,3 +621,47 @@ def test_records_and_lists_that_are_damaged_are_one_line(
         "--truth", truth,
     )  # fmt: skip
     assert "'' is not in the label set" in message
+
+
+def test_finetuning_takes_the_input_of_the_run_that_it_starts_from(
+    distill,  # type: ignore[no-untyped-def]
+    train: Command,
+    folders: Path,
+    tmp_path: Path,
+) -> None:
+    words = ("--label-set", "plane-figures", "--image-size", 48, "-o", "normalisation=model")
+    assert distill(*train("run", *words)).code == 0
+    more = ["finetune", "--student", "test_vit", "--init", tmp_path / "run", "--data", folders]
+    more += ["--epochs", 1, "--workers", 0, "--device", "cpu", "--batch-size", 16]
+    ran = distill(*more, "--out", tmp_path / "tuned")
+    assert "input 48×48, mean 0.5 0.5 0.5, std 0.5 0.5 0.5" in ran.out, ran.err
+    told = distill(*more, "--out", tmp_path / "told", "--image-size", 64)
+    assert "input 64×64, mean 0.5" in told.out, told.err
+
+
+def test_difficult_objects_of_voc_are_neither_there_nor_not(folders: Path, tmp_path: Path) -> None:
+    source = open_source(folders)
+    (tmp_path / "Annotations").mkdir()
+    for i, sample in enumerate(source.samples):
+        hard = "<difficult>1</difficult>" if i == 0 else "<difficult>0</difficult>"
+        inside = f"<object><name>dog</name>{hard}</object>" if i < 2 else ""
+        inside += "<object><name>cat</name></object>" if i == 2 else ""
+        stem = sample.key.rpartition("/")[2]
+        (tmp_path / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{inside}</annotation>")
+    classes = SemanticHierarchy.from_chains(["cat", "dog"], {}, name="tags")
+    tags = read_tags(tmp_path / "Annotations").present(source, classes.synsets)
+    assert tags[:4].tolist() == [[0, -1], [0, 1], [1, 0], [0, 0]]
+    recipe = Recipe(student="test_vit", scheme="multi-label", multi_label_loss="bce")
+    objective = TagsObjective(hierarchy=classes, given=tags, recipe=recipe)
+    logits = torch.zeros(4, 2, requires_grad=True)
+    objective.loss(logits=logits, labels=objective.labels([0, 1, 2, 3])).backward()
+    assert logits.grad is not None
+    # An image without tags pushes all of them down; what is not sure pushes nothing.
+    assert logits.grad.sign().tolist() == [[1, 0], [1, -1], [-1, 1], [1, 1]]
+    scores = torch.tensor([[0.0, 9.0], [0.0, 1.0], [2.0, 0.0], [0.0, 0.0]])
+    exact = tag_meter(tags[:4], classes, LogitsMeaning("multi-label"), torch.device("cpu"))
+    exact.update(logits=scores, rows=[0, 1, 2, 3])
+    assert exact.result(World()) == {"micro_map": 1.0, "macro_map": 1.0}
+    binned = BinnedAveragePrecision(2, torch.device("cpu"))
+    binned.update(scores.sigmoid(), torch.from_numpy(tags[:4]).long())
+    assert binned.macro() == 1.0

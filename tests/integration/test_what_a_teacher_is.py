@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from distill.data.view_policy import CentreCrop
@@ -159,6 +160,29 @@ def test_a_store_is_judged_as_its_teacher_is(
     refused = distill("evaluate", store, *words[:2], "--device", "cpu")
     assert refused.code == 2  # type: ignore[attr-defined]
     assert "holds none of the" in refused.err  # type: ignore[attr-defined]
+    assert f"model: {store}: a store of test_vit" in ran.err  # type: ignore[attr-defined]
+    assert f"model: {teacher_weights}: logits read as semantic; 32×32" in ran.err  # type: ignore[attr-defined]
+
+
+def test_a_store_does_not_answer_for_other_images_of_the_same_names(
+    fails: Callable[..., str],
+    distill: Distill,
+    precompute_command: Callable[..., list[str]],
+    hierarchy: SemanticHierarchy,
+    tmp_path: Path,
+) -> None:
+    for split in ("train", "val"):
+        for wnid in hierarchy.synsets[:2]:
+            (tmp_path / "data" / split / wnid).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng([i, len(split)]).integers(0, 256, (32, 32, 3))
+                image = Image.fromarray(pixels.astype(np.uint8))
+                image.save(tmp_path / "data" / split / wnid / f"{i}.png")
+    store, data = tmp_path / "store", tmp_path / "data"
+    assert distill(*precompute_command(store, data=data)).code == 0  # type: ignore[attr-defined]
+    judge = ("evaluate", store, "--data", data, "--device", "cpu", "--workers", 0)
+    assert distill(*judge, "--split", "train").code == 0  # type: ignore[attr-defined]
+    assert "decode gives other pixels than the teacher saw" in fails(*judge)
 
 
 def test_a_flat_model_answers_for_a_hierarchy_that_it_was_not_trained_on(
@@ -196,7 +220,7 @@ def test_binned_average_precision_is_near_the_exact_one() -> None:
     logits = torch.randn(4000, 7, generator=draw) - 6 + 3 * present
     binned = BinnedAveragePrecision(7, CPU)
     for part in range(0, 4000, 512):
-        binned.update(logits[part : part + 512].sigmoid(), present[part : part + 512])
+        binned.update(logits[part : part + 512].sigmoid(), present[part : part + 512].long())
     for average, value in (("micro", binned.micro()), ("macro", binned.macro())):
         exact = multilabel_average_precision(
             logits.sigmoid(), present.long(), num_labels=7, average=average
@@ -204,7 +228,16 @@ def test_binned_average_precision_is_near_the_exact_one() -> None:
         assert value == pytest.approx(exact.item(), abs=5e-3)
 
 
-@pytest.mark.parametrize(("name", "classes"), [("imagenet-1k", 1000), ("imagenet-12k", 11821)])
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("imagenet-1k", 1000),
+        ("imagenet-12k", 11821),
+        ("imagenet-21k", 21843),
+        ("imagenet-22k", 21841),
+        ("imagenet-22k-ms", 21842),
+    ],
+)
 def test_imagenets_label_sets_go_by_name(name: str, classes: int) -> None:
     hierarchy = resolve(name)
     assert hierarchy.num_classes == classes
@@ -229,7 +262,7 @@ def test_a_model_whose_size_timm_calls_fixed_is_exported_at_the_size_of_its_trai
 ) -> None:
     import timm
 
-    model = create_model("efficientvit_m0", 3).eval()
+    model = create_model("efficientvit_m0", 3, (64, 64)).eval()
     trained = TrainedModel(
         name="m",
         architecture="efficientvit_m0",

@@ -275,6 +275,7 @@ def test_samples_as_columns_are_the_same_samples(tmp_path: Path) -> None:
     assert [s.path for s in table[1:]] == ["x.tar", "y.tar", "x.tar"]
 
 
+@pytest.mark.slow
 def test_a_sample_takes_few_bytes() -> None:
     import tracemalloc
 

@@ -29,10 +29,11 @@ def test_no_parameter_shadows_an_imported_module() -> None:
     shadowed = [
         f"{path.relative_to(ROOT)}: {function.name}({argument.arg})"
         for path, tree in modules()
+        for names in [set(imported_modules(tree))]
         for function in ast.walk(tree)
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for argument in (*function.args.args, *function.args.kwonlyargs)
-        if argument.arg in set(imported_modules(tree))
+        if argument.arg in names
     ]
     assert shadowed == []
 

@@ -1,6 +1,6 @@
 import pytest
 
-from distill.cli.launcher import WorkerShare, share_of_work
+from distill.cli.launcher import WorkerShare, share_of_work, training_group
 from distill.errors import ConfigError
 from teacher_server.precompute.options import Share
 
@@ -83,3 +83,57 @@ def test_worker_takes_its_own_gpu_unless_told_otherwise() -> None:
     assert share.device("auto") == "auto:2"
     assert share.device("cpu") == "cpu"
     assert WorkerShare().device("auto") == "auto"
+
+
+# -- training together -----------------------------------------------------------------------------
+
+STEP = {"SLURM_JOB_ID": "5", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+
+
+def test_a_step_of_srun_meets_on_its_first_host() -> None:
+    here = training_group(STEP)
+    assert (here["RANK"], here["WORLD_SIZE"], here["MASTER_ADDR"]) == ("1", "2", "127.0.0.1")
+    assert here["MASTER_PORT"] == training_group({**STEP, "SLURM_PROCID": "0"})["MASTER_PORT"]
+    assert here["MASTER_PORT"] != training_group({**STEP, "SLURM_JOB_ID": "6"})["MASTER_PORT"]
+    hosts = {
+        "gpu[03-07,12],cpu1": "gpu03",
+        "gpu7": "gpu7",
+        "a1,b2": "a1",
+        "a,b[1-2]": "a",
+        "rack[2-3]-gpu": "rack2-gpu",
+    }
+    for short, first in hosts.items():
+        assert training_group({**STEP, "SLURM_STEP_NODELIST": short})["MASTER_ADDR"] == first
+    assert training_group({**STEP, "MASTER_ADDR": "there"})["MASTER_ADDR"] == "there"
+    assert training_group({**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) == {}
+    with pytest.raises(ConfigError, match=r"not where they meet, .* `torchrun --nproc-per-node N"):
+        training_group({**STEP, "SLURM_STEP_NUM_NODES": "2"})
+
+
+def test_mpirun_meets_on_one_machine_or_where_it_is_told() -> None:
+    one = {
+        "OMPI_COMM_WORLD_RANK": "1",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    }
+    assert training_group(one)["MASTER_ADDR"] == "127.0.0.1"
+    assert of(one) == (1, 2, 1, "mpirun")
+    with pytest.raises(ConfigError, match="expected MASTER_ADDR"):
+        training_group({**one, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"})
+    intel = {"PMI_RANK": "0", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "4"}
+    assert training_group(intel)["WORLD_SIZE"] == "4"
+
+
+def test_a_kubernetes_job_must_say_its_size() -> None:
+    indexed = {"JOB_COMPLETION_INDEX": "0"}
+    with pytest.raises(ConfigError, match="set WORLD_SIZE and MASTER_ADDR, or WORLD_SIZE=1"):
+        training_group(indexed)
+    assert training_group({**indexed, "WORLD_SIZE": "1"}) == {}
+    with pytest.raises(ConfigError, match="expected MASTER_ADDR"):
+        training_group({**indexed, "WORLD_SIZE": "2"})
+    assert training_group({**indexed, "WORLD_SIZE": "2", "MASTER_ADDR": "a"})["RANK"] == "0"
+
+
+def test_an_array_of_jobs_trains_apart() -> None:
+    assert training_group({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "4"}) == {}

@@ -36,7 +36,7 @@ def create_student(
     require_known_model(recipe.student, "student")
     torch.manual_seed(recipe.seed)
     if recipe.init == "random":
-        return create_model(recipe.student, len(classes))
+        return _fresh(recipe, classes)
     if recipe.init == "pretrained":
         trained = download_model(recipe.student, cure="pass --init random, or a file")
         weights = Weights(path=Path(recipe.student), state=trained.state_dict())
@@ -45,11 +45,16 @@ def create_student(
         path = find_weights(recipe.init)
         weights, known = read_weights(path), classes_beside(path, ModelCard.read(path))
     torch.manual_seed(recipe.seed)
-    model = create_model(recipe.student, len(classes))
+    model = _fresh(recipe, classes)
     chosen = with_classifier(weights, model, classifier_names(model), known, classes)
     notes = load_weights(model, chosen).notes
     say(f"init: {recipe.init}{''.join(f'; {note}' for note in notes)}")
     return model
+
+
+def _fresh(recipe: Recipe, classes: Sequence[str]) -> nn.Module:
+    size = (recipe.image_size, recipe.image_size)
+    return create_model(recipe.student, len(classes), size, recipe.model)
 
 
 def student_input(recipe: Recipe) -> ModelInput:
@@ -83,5 +88,6 @@ def write_student(
         scheme=recipe.scheme,
         taught=taught,
         label_set=hierarchy.name,
+        arguments=recipe.model,
     ).write(path)
     hierarchy.save(path.with_name("hierarchy.json"))

@@ -1,7 +1,8 @@
 """A trained model: the folder of a run, a weight file with its card, or a name on timm's hub."""
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -42,6 +43,7 @@ class TrainedModel:
     notes: tuple[str, ...] = ()  # what was done with the weight file
     taught: bool = False  # learned from a teacher's answers
     policy: ViewPolicy = PLAIN  # timm's own weights say themselves how
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of timm's create_model
 
     def with_hierarchy(self, hierarchy: SemanticHierarchy) -> "TrainedModel":
         """The same model, its classes named; a flat model of other classes answers for these.
@@ -102,7 +104,9 @@ def open_trained(where: str) -> TrainedModel:
             f"{path}: no card {path.with_suffix('.json').name} beside it, expected one with "
             "model, num_classes, input_size, mean and std; write it, or pass a run's folder"
         )
-    model = create_model(require_known_model(card.model, "model"), card.num_classes)
+    model = create_model(
+        require_known_model(card.model, "model"), card.num_classes, card.input.size, card.arguments
+    )
     weights = load_weights(model, weights)
     run = _run_beside(path)
     return TrainedModel(
@@ -115,6 +119,7 @@ def open_trained(where: str) -> TrainedModel:
         scheme=run.get("recipe", {}).get("scheme") or cast("Scheme | None", card.scheme),
         run=run,
         notes=weights.notes,
+        arguments=card.arguments,
         taught=card.taught or bool(run.get("targets") and run["recipe"].get("kd_weight")),
     )
 

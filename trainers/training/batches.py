@@ -43,7 +43,7 @@ class TrainingSet:
         return int(self.kept.sum())
 
     def steps_per_epoch(self, recipe: Recipe, world: World) -> int:
-        """Whole batches in an epoch.
+        """Batches in an epoch.
 
         Raises:
             ConfigError: there is none, or its parts are too small.
@@ -54,12 +54,18 @@ class TrainingSet:
                 f"batch_size {recipe.batch_size} found for {world.size} processes × "
                 f"{recipe.accumulate} parts, expected two images for each; raise --batch-size"
             )
-        if len(self) < recipe.batch_size:
+        whole, left = divmod(len(self), recipe.batch_size)
+        steps = whole + (not recipe.drop_last and left >= 2 * parts)
+        if not steps:
             raise ConfigError(
                 f"{len(self)} training images found, expected at least one batch of "
                 f"{recipe.batch_size}; lower --batch-size"
             )
-        return len(self) // recipe.batch_size
+        return steps
+
+    def left_out(self, recipe: Recipe, world: World) -> int:
+        """How many images of each epoch are not learned from: they fill no batch."""
+        return max(0, len(self) - self.steps_per_epoch(recipe, world) * recipe.batch_size)
 
     def pixels_for_teacher(self, batch: ViewBatch) -> list[UInt8[Tensor, "batch 3 _ _"]]:
         """At each size that the targets need."""
@@ -75,20 +81,20 @@ class TrainingSet:
         size: Size,
         workers: int,
         pin_memory: bool,
-    ) -> Iterator[ViewBatch]:
+    ) -> Iterator[tuple[ViewBatch, int]]:
         """This process's parts of every step from `first_step` on, one view of each image.
 
-        At the student's `size`, then at those that the targets need. Targets are told of a batch
-        some batches before its turn.
+        Each with the number of images of its step; at the student's `size`, then at those that the
+        targets need. Targets are told of a batch some batches before its turn.
         """
         targets, ids = self.targets, self.source.ids
         sizes = [size, *(targets.sizes if targets else ())]
-        epochs: deque[int] = deque()
-        coming: deque[ViewBatch] = deque()
+        wanted: deque[tuple[int, int]] = deque()
+        coming: deque[tuple[ViewBatch, int]] = deque()
 
         def requests() -> Iterator[list[ViewRequest]]:
-            for epoch, rows in self._parts(recipe, world, first_step):
-                epochs.append(epoch)
+            for epoch, images, rows in self._parts(recipe, world, first_step):
+                wanted.append((epoch, images))
                 view = targets.drawn_view(epoch) if targets else epoch
                 yield from in_batches(rows, (view,), len(rows))
 
@@ -96,11 +102,11 @@ class TrainingSet:
             self.source, self.policy, sizes, requests(), workers=workers, pin_memory=pin_memory
         ):
             self._note_bad(batch)
-            epoch = epochs.popleft()
+            epoch, images = wanted.popleft()
             if targets:
                 pixels = self.pixels_for_teacher(batch)
                 targets.announce(ids[batch.rows], targets.view(epoch), pixels)
-            coming.append(batch)
+            coming.append((batch, images))
             if len(coming) > (targets.ahead if targets else 0):
                 yield coming.popleft()
         yield from coming
@@ -123,7 +129,8 @@ class TrainingSet:
 
     def _parts(
         self, recipe: Recipe, world: World, first_step: int
-    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    ) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+        """Epoch, images of the step, and rows."""
         steps = self.steps_per_epoch(recipe, world)
         for epoch in range(first_step // steps, recipe.epochs):
             rows = self.order.epoch(epoch)
@@ -133,4 +140,4 @@ class TrainingSet:
                 batch = rows[step * recipe.batch_size : (step + 1) * recipe.batch_size]
                 parts = np.array_split(batch, world.size * recipe.accumulate)
                 for part in parts[world.rank :: world.size]:
-                    yield epoch, part
+                    yield epoch, len(batch), part

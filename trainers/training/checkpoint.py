@@ -7,6 +7,7 @@ number of processes, which may change from one part of a run to the next.
 import io
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from distill.errors import ConfigError, first_line
 from distill.files import write_atomically
 from distill.settings import flat
 from trainers.process_group import World
+
+# Of a recipe, for a run that goes on: what is computed stays the same but for rounding, or is more.
+MAY_CHANGE = {"recipe.accumulate", "recipe.precision", "recipe.epochs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,36 +39,61 @@ class Progress:
     history: tuple[Mapping[str, Any], ...] = ()
 
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    model: nn.Module,
-    averaged: nn.Module | None,
-    optimizer: Optimizer,
-    run: Mapping[str, Any],
-    progress: Progress,
-) -> None:
-    """checkpoint.pt to go on from, run.json to read. Each is whole at every moment.
+class CheckpointWriter:
+    """Writes checkpoints beside training: a step waits for the one before it, not for its own."""
 
-    averaged: the weights' moving average. run: the recipe and identities that a resumed run shares.
-    """
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "averaged": averaged.state_dict() if averaged else None,
-            "optimizer": optimizer.state_dict(),
-            "run": dict(run),
-            "steps": progress.steps,
-            "loss_sums": list(progress.loss_sums),
-            "order": asdict(progress.order),
-            "history": [dict(record) for record in progress.history],
-        },
-        buffer,
-    )
-    write_atomically(folder / "checkpoint.pt", buffer.getvalue())
-    readable = {**run, "steps": progress.steps, "history": list(progress.history)}
-    write_atomically(folder / "run.json", (json.dumps(readable, indent=1) + "\n").encode())
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
+        """run: the recipe and identities that a resumed run shares."""
+        self.folder, self.run = folder, run
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written: Future[None] | None = None
+
+    def save(
+        self,
+        *,
+        model: nn.Module,
+        averaged: nn.Module | None,
+        optimizer: Optimizer,
+        progress: Progress,
+    ) -> None:
+        """checkpoint.pt to go on from, run.json to read, as they are now. averaged: its average.
+
+        Raises:
+            OSError: an earlier one could not be written.
+        """
+        self.wait()
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "averaged": averaged.state_dict() if averaged else None,
+                "optimizer": optimizer.state_dict(),
+                "run": dict(self.run),
+                "steps": progress.steps,
+                "loss_sums": list(progress.loss_sums),
+                "order": asdict(progress.order),
+                "history": [dict(record) for record in progress.history],
+            },
+            buffer,
+        )
+        readable = {**self.run, "steps": progress.steps, "history": list(progress.history)}
+        text = (json.dumps(readable, indent=1) + "\n").encode()
+        self._written = self._thread.submit(self._write, buffer, text)
+
+    def wait(self) -> None:
+        """Until what was saved is on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        written, self._written = self._written, None
+        if written:
+            written.result()
+
+    def _write(self, checkpoint: io.BytesIO, run: bytes) -> None:
+        """Each is whole at every moment."""
+        write_atomically(self.folder / "checkpoint.pt", checkpoint.getbuffer())
+        write_atomically(self.folder / "run.json", run)
 
 
 def read_checkpoint(folder: Path, run: Mapping[str, Any], world: World) -> dict[str, Any] | None:
@@ -129,7 +158,7 @@ def _unreadable(path: Path, error: Exception) -> ConfigError:
 
 def _require_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Names the first setting that differs, by its dotted key."""
-    for key in sorted(then.keys() | now.keys()):
+    for key in sorted((then.keys() | now.keys()) - MAY_CHANGE):
         if then.get(key) != now.get(key):
             raise ConfigError(
                 f"{path}: {key} is {then.get(key)!r}, this run has {now.get(key)!r}; repeat the "

@@ -24,7 +24,7 @@ from trainers.evaluation.evaluate import validation_on
 from trainers.evaluation.meters import LogitsMeaning, Meter, SingleLabelMeter, tag_meter
 from trainers.process_group import Machine
 from trainers.recipe import Recipe
-from trainers.training.loop import TrainReport, train
+from trainers.training.loop import DEFAULT_KEEPING, RunKeeping, TrainReport, train
 from trainers.training.matching import match_targets, require_hierarchy
 from trainers.training.objectives import TagsObjective, objective_of
 
@@ -37,15 +37,19 @@ class LabelledImages:
     """tags: [n, classes] of images with any number of tags; None where each has one class."""
 
     source: ImageSource
-    tags: NDArray[np.bool_] | None = None
+    tags: NDArray[np.int8] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
-    """Where the curve of random weights reaches the one of pretrained weights."""
+    """Where the curve of random weights reaches the one of pretrained weights.
+
+    leads: from the first epoch on; it was never below.
+    """
 
     epoch: float
     accuracy: float
+    leads: bool = False
 
 
 def classes_of(source: ImageSource) -> SemanticHierarchy:
@@ -82,10 +86,11 @@ def finetune(
     classes: SemanticHierarchy,
     targets: TrainingTargets | None,
     samples: SampleList | None,
+    limit: int | None = None,
     out: Path,
     machine: Machine,
     max_bad_fraction: float = 0.001,
-    checkpoint_every: int = 500,
+    keeping: RunKeeping = DEFAULT_KEEPING,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
 ) -> TrainReport:
@@ -115,13 +120,16 @@ def finetune(
         hierarchy=classes,
         targets=targets,
         samples=samples,
+        limit=limit,
         max_bad_fraction=max_bad_fraction,
         say=say,
     )
     objective = (
         objective_of(recipe, classes, inputs.labels)
         if training.tags is None
-        else TagsObjective(hierarchy=classes, given=training.tags, recipe=recipe)
+        else TagsObjective(
+            hierarchy=classes, given=training.tags[: len(inputs.images.source)], recipe=recipe
+        )
     )
     validate = None
     if validation:
@@ -135,7 +143,7 @@ def finetune(
         identity={**inputs.identity, "tags_digest": _digest(training.tags)},
         out=out,
         machine=machine,
-        checkpoint_every=checkpoint_every,
+        keeping=keeping,
         stop=stop,
         say=say,
     )
@@ -178,9 +186,9 @@ def compare(
 def crossing(
     first: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]
 ) -> Crossing | None:
-    """Where `other` (epoch, accuracy) reaches `first`, which stays at its end; None if it does not.
+    """Where `other` (epoch, accuracy) reaches `first`; None if it does not.
 
-    From where it lay below.
+    `first` stays where it ends.
     """
     x0 = [x for x, _ in first]
     y0 = [y for _, y in first]
@@ -192,6 +200,8 @@ def crossing(
             share = (level1 - y1) / max((level1 - y1) + (y - level), 1e-12)
             return Crossing(epoch=x1 + share * (x - x1), accuracy=y1 + share * (y - y1))
         below = (x, y, level) if y < level else None
+    if other and not below:  # and it never was
+        return Crossing(epoch=other[0][0], accuracy=other[0][1], leads=True)
     return None
 
 
@@ -216,8 +226,8 @@ def draw_comparison(
     return met
 
 
-def _digest(tags: NDArray[np.bool_] | None) -> str | None:
-    return None if tags is None else hashlib.sha256(np.packbits(tags).tobytes()).hexdigest()
+def _digest(tags: NDArray[np.int8] | None) -> str | None:
+    return None if tags is None else hashlib.sha256(tags.tobytes()).hexdigest()
 
 
 def _meters(

@@ -6,8 +6,8 @@ same numbers, and stopping. What is trained on and why is the caller's:
 """
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import (
+    CosineLRScheduler,
+    PolyLRScheduler,
+    StepLRScheduler,
+    TanhLRScheduler,
+)
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from distill.errors import ConfigError, first_line
+from distill.errors import (
+    ConfigError,
+    DataUnavailableError,
+    TeacherUnavailableError,
+    first_line,
+)
 from distill.models.creation import check_input
 from distill.progress import progress
 from distill.targets.tensors import to_device
@@ -28,11 +38,29 @@ from trainers.models.student import create_student, student_input, write_student
 from trainers.process_group import Machine, World
 from trainers.recipe import Recipe
 from trainers.training.batches import TrainingSet
-from trainers.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
+from trainers.training.checkpoint import CheckpointWriter, Progress, read_checkpoint, restore
 from trainers.training.objectives import Objective
 from trainers.training.record import Record, StepLosses
 
 FIRST_LR = 1 / 25  # of the top learning rate, as torch's own one-cycle schedule begins
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunKeeping:
+    """What is kept of a run, and when; changes nothing of what is learned.
+
+    checkpoint_minutes: between checkpoints; every epoch ends with one as well. checkpoint_every:
+    steps between them too, 0 for none. validate_every: epochs; the last one always is validated.
+    keep_epochs: of how many of the last epochs the student is kept, beside the best.
+    """
+
+    checkpoint_minutes: float = 10.0
+    checkpoint_every: int = 0
+    validate_every: int = 1
+    keep_epochs: int = 0
+
+
+DEFAULT_KEEPING = RunKeeping()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +84,7 @@ def train(
     identity: Mapping[str, Any],
     out: Path,
     machine: Machine,
-    checkpoint_every: int,
+    keeping: RunKeeping,
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> TrainReport:
@@ -81,15 +109,32 @@ def train(
         f"student: {recipe.student}, {recipe.scheme} over {num_classes} classes of "
         f"{objective.hierarchy.name}; input {model_input}"
     )
-    averaged = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
+    if left_out := images.left_out(recipe, world):
+        say(
+            f"each epoch leaves {left_out} of {len(images)} images out, which fill no batch; "
+            "-o drop_last=false learns from them"
+        )
+    averaged = (
+        ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
+        if recipe.ema_decay
+        else None
+    )
     judged = averaged.module if averaged else model
     optimizer = _optimizer(recipe, model)
-    schedule = _one_cycle(recipe, optimizer, total_steps)
+    schedule = _schedule(recipe, optimizer, total_steps)
     done = Progress(order=images.order)
     if saved:
         done = restore(out, saved, model=model, averaged=averaged, optimizer=optimizer)
         images = replace(images, order=done.order)
         say(f"resuming at step {done.steps} of {total_steps}")
+        epochs = saved["run"]["recipe"]["epochs"]
+        if done.steps > total_steps:
+            raise ConfigError(
+                f"{out}: {done.steps} steps are done, {recipe.epochs} epochs have {total_steps}, "
+                "expected more to come; raise --epochs, or choose another --out"
+            )
+        if epochs != recipe.epochs:
+            say(f"epochs: {epochs} → {recipe.epochs}; the learning rate follows the new schedule")
     parallel = world.parallel(model, device)
     if machine.compiled:
         parallel = torch.compile(parallel)  # type: ignore[assignment]
@@ -106,28 +151,70 @@ def train(
     first_step, seen, stopped = done.steps, 0, False
     started = time.monotonic()
 
+    checkpoints, saved_at = CheckpointWriter(out, run), time.monotonic()
+
     def save() -> None:
+        nonlocal saved_at
         _require_finite(model, done.steps)
         if world.leads:
             record.flush()
-            save_checkpoint(
-                out, model=model, averaged=averaged, optimizer=optimizer, run=run, progress=done
-            )
+            checkpoints.save(model=model, averaged=averaged, optimizer=optimizer, progress=done)
+        saved_at = time.monotonic()
+
+    def write(path: Path) -> None:
+        taught = targets is not None and kd_weight != 0
+        write_student(judged.state_dict(), recipe, objective.hierarchy, path, taught=taught)
+
+    def note_losses() -> None:
+        nonlocal done
+        values = losses.select(world, done.steps, images.source.samples)
+        labels_sum, kd_sum = np.sum(values, axis=0) + done.loss_sums
+        done = replace(done, loss_sums=(float(labels_sum), float(kd_sum)))
+        record.losses(done.steps + 1 - len(values), values, kd_weight)
+        record.scalars(done.steps, {"lr": optimizer.param_groups[0]["lr"]})
+
+    def save_what_is_done() -> None:
+        losses.give_up()
+        if world.size == 1 and done.steps > first_step:  # others may wait elsewhere
+            if losses.steps:
+                note_losses()
+            save()
+            checkpoints.wait()
 
     model.train()
-    with progress("train", total_steps, "steps", done=done.steps, shown=world.leads) as tick:
+    with (
+        saved_where_unavailable(save_what_is_done, stop),
+        progress("train", total_steps, "steps", done=done.steps, shown=world.leads) as tick,
+    ):
         while not stopped:
             if len(done.history) < done.steps // steps_per_epoch:
-                world.share_buffers(judged)
+                ended = len(done.history) + 1
+                due = ended % keeping.validate_every == 0 or ended == recipe.epochs
+                validation: Mapping[str, Any] = {}
+                unaveraged: Mapping[str, Any] = {}
+                world.share_buffers(model)
+                if averaged:
+                    world.share_buffers(averaged.module)
                 try:
-                    validation = validate(judged, model_input, stop) if validate else {}
+                    if validate and due:
+                        validation = validate(judged, model_input, stop)
+                    if validate and due and averaged:
+                        unaveraged = validate(model, model_input, stop)
                 except Stopped:
                     stopped = True
                     break
-                epoch = _epoch_record(done, steps_per_epoch, validation)
+                epoch = _epoch_record(done, steps_per_epoch, validation, unaveraged)
                 done = replace(done, loss_sums=(0.0, 0.0), history=(*done.history, epoch))
                 record.scalars(done.steps, _prefixed("validation", validation))
+                record.scalars(done.steps, _prefixed("validation_unaveraged", unaveraged))
                 say(_epoch_line(epoch))
+                if world.leads and _is_best(done.history):
+                    write(out / "best.safetensors")
+                if world.leads and keeping.keep_epochs:
+                    write(out / f"epoch-{ended}.safetensors")
+                    for suffix in (".safetensors", ".json"):
+                        old = out / f"epoch-{ended - keeping.keep_epochs}{suffix}"
+                        old.unlink(missing_ok=True)
                 save()
             if done.steps == total_steps:
                 break
@@ -137,11 +224,11 @@ def train(
             torch.manual_seed(_seed(recipe.seed, step, world.rank))
             losses.begin()
             for part in range(recipe.accumulate):
-                batch = next(batches)
+                batch, images_of_step = next(batches)
                 rows = batch.rows
                 pixels = batch.pixels[0][:, 0].to(device, non_blocking=True)
                 labels = to_device(objective.labels(rows), device)
-                share = len(rows) / recipe.batch_size
+                share = len(rows) / images_of_step
                 last = part == recipe.accumulate - 1
                 with _gradients_averaged(parallel, world, now=last):
                     inputs = model_input.normalise(pixels)
@@ -160,37 +247,32 @@ def train(
                     ((loss + kd_weight * kd) * (share * world.size)).backward()
                 losses.add(labels=loss, kd=kd, share=share, rows=rows)
                 seen += len(rows)
+            if recipe.clip_grad:
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if averaged:
                 averaged.update(model, step)
+            done = replace(done, steps=step + 1)
             if targets and epoch_number + 1 < recipe.epochs:
                 targets.prepare(epoch_number + 1)
-            done = replace(done, steps=step + 1)
             tick(1, f"epoch {epoch_number + 1}")
 
-            stopped = world.any(stop())
+            late = time.monotonic() - saved_at > 60 * keeping.checkpoint_minutes
+            stopped, late = world.any(stop(), late)
             epoch_ends = done.steps % steps_per_epoch == 0
-            due = epoch_ends or stopped or done.steps % checkpoint_every == 0
+            every = keeping.checkpoint_every
+            due = epoch_ends or stopped or late or bool(every and done.steps % every == 0)
             if due or losses.full:
-                values = losses.select(world, done.steps, images.source.samples)
-                labels_sum, kd_sum = np.sum(values, axis=0) + done.loss_sums
-                done = replace(done, loss_sums=(float(labels_sum), float(kd_sum)))
-                record.losses(done.steps + 1 - len(values), values, kd_weight)
-                record.scalars(done.steps, {"lr": optimizer.param_groups[0]["lr"]})
+                note_losses()
             if due:
                 save()
+    checkpoints.wait()
     record.close()
     finished = done.steps == total_steps and len(done.history) == recipe.epochs
     student = out / "student.safetensors"
     if world.leads and finished:
-        write_student(
-            judged.state_dict(),
-            recipe,
-            objective.hierarchy,
-            student,
-            taught=targets is not None and kd_weight != 0,
-        )
+        write(student)
     return TrainReport(
         student=student,
         steps=done.steps - first_step,
@@ -204,35 +286,64 @@ def train(
     )
 
 
+@contextmanager
+def saved_where_unavailable(save: Callable[[], None], stop: Callable[[], bool]) -> Iterator[None]:
+    """Save before the error that a server or a disk does not answer; no error where it is to stop.
+
+    Whoever waits for them hears a signal by giving up.
+    """
+    try:
+        yield
+    except (TeacherUnavailableError, DataUnavailableError):
+        save()
+        if not stop():
+            raise
+
+
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Without weight decay for norms, biases and what the model itself names."""
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay
+            model,
+            opt=recipe.optimizer,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            layer_decay=None if recipe.layer_decay == 1 else recipe.layer_decay,
+            **recipe.optimizer_args,
         )
         if getattr(optimizer, "is_second_order", False):
             raise ValueError("it needs second derivatives")
-    except (ValueError, AssertionError) as error:
+    except (ValueError, AssertionError, TypeError) as error:
+        more = f" with {recipe.optimizer_args}" if recipe.optimizer_args else ""
         raise ConfigError(
-            f"optimizer {recipe.optimizer!r} found ({first_line(error)}), expected one of timm's, "
-            "such as adamw, sgd or lamb"
+            f"optimizer {recipe.optimizer!r}{more} found ({first_line(error)}), expected one of "
+            "timm's with its own arguments, such as adamw, sgd or lamb"
         ) from error
     return optimizer
 
 
-def _one_cycle(
+def _schedule(
     recipe: Recipe, optimizer: torch.optim.Optimizer, total_steps: int
-) -> CosineLRScheduler:
-    """Up linearly, then down half a cosine to zero; a function of the step alone."""
+) -> CosineLRScheduler | TanhLRScheduler | PolyLRScheduler | StepLRScheduler:
+    """Up linearly, then down to `min_lr`, as timm has it; a function of the step alone.
+
+    step: a tenth after each third of the steps. constant: no fall.
+    """
     rise = int(recipe.warmup * total_steps)
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=total_steps - rise,
-        warmup_t=rise,
-        warmup_lr_init=recipe.lr * FIRST_LR,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
+    fall = max(1, total_steps - rise)
+    shared: dict[str, Any] = {
+        "warmup_t": rise,
+        "warmup_lr_init": recipe.lr * FIRST_LR,
+        "warmup_prefix": True,
+        "t_in_epochs": False,
+    }
+    if recipe.schedule == "step":
+        return StepLRScheduler(optimizer, decay_t=-(-fall // 3), decay_rate=0.1, **shared)
+    if recipe.schedule == "constant":
+        return StepLRScheduler(optimizer, decay_t=fall + 1, decay_rate=1.0, **shared)
+    kinds = {"cosine": CosineLRScheduler, "tanh": TanhLRScheduler, "poly": PolyLRScheduler}
+    kind = kinds[recipe.schedule]
+    return kind(optimizer, t_initial=fall, lr_min=recipe.min_lr, **shared)
 
 
 def _require_finite(model: nn.Module, step: int) -> None:
@@ -269,18 +380,40 @@ def _gradients_averaged(
 
 
 def _epoch_record(
-    done: Progress, steps_per_epoch: int, validation: Mapping[str, Any]
+    done: Progress,
+    steps_per_epoch: int,
+    validation: Mapping[str, Any],
+    unaveraged: Mapping[str, Any],
 ) -> dict[str, Any]:
     labels, kd = (total / steps_per_epoch for total in done.loss_sums)
-    record = {"epoch": len(done.history) + 1, "label_loss": labels, "kd_loss": kd}
-    return {**record, "validation": dict(validation)} if validation else record
+    record: dict[str, Any] = {
+        "epoch": len(done.history) + 1,
+        "label_loss": labels,
+        "kd_loss": kd,
+    }
+    if validation:
+        record["validation"] = dict(validation)
+    if unaveraged:
+        record["validation_unaveraged"] = dict(unaveraged)
+    return record
+
+
+def _is_best(history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last epoch was judged best so far, by the first figure of its validation."""
+    scores = [
+        next((v for v in record.get("validation", {}).values() if isinstance(v, float)), None)
+        for record in history
+    ]
+    last = scores[-1]
+    return last is not None and all(s is None or s < last for s in scores[:-1])
 
 
 def _epoch_line(record: Mapping[str, Any]) -> str:
     line = f"epoch {record['epoch']}: label loss {record['label_loss']:.4f}, KD loss "
     line += f"{record['kd_loss']:.4f}"
-    for name, value in _prefixed("validation", record.get("validation", {})).items():
-        line += f", {name.replace('/', ' ').replace('_', ' ')} {100 * value:.2f}%"
+    for kind in ("validation", "validation_unaveraged"):
+        for name, value in _prefixed(kind, record.get(kind, {})).items():
+            line += f", {name.replace('/', ' ').replace('_', ' ')} {100 * value:.2f}%"
     return line
 
 

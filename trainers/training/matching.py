@@ -40,16 +40,21 @@ def match_targets(
     hierarchy: SemanticHierarchy,
     targets: TrainingTargets | None,
     samples: SampleList | None,
+    limit: int | None,
     max_bad_fraction: float,
     say: Callable[[str], None],
 ) -> TrainingInputs:
     """All of `source`, or what is on the list, to be trained on with those targets.
+
+    limit: at most so many images, those with the smallest ids; the targets may have all.
 
     Raises:
         StoreMismatchError: the targets are of other images or labels, or this machine draws other
         views.
         DataError: the list does not fit the data, or nothing says what the images are.
     """
+    if limit is not None and not (targets and _has_all(targets, source, labels)):
+        source, labels, limit = source.limited(limit), labels[:limit], None
     if targets:
         targets.require_dataset(source, labels)
         if targets.policy:
@@ -61,6 +66,8 @@ def match_targets(
         kept = np.zeros(len(source), np.bool_)
         kept[rows] = True
         say(f"{len(rows)} of {len(source)} images are on the list")
+    if limit is not None:
+        kept[limit:] = False
     if not targets and not (labels[kept] >= 0).any():
         raise DataError(
             f"{source.location}: no image has a label of {hierarchy.name}, and there are no "
@@ -102,6 +109,14 @@ def require_hierarchy(targets: TrainingTargets | None, hierarchy: SemanticHierar
             f"expects {hierarchy.digest[:12]}; use targets of these classes, or pretrain on theirs "
             "by leaving --label-set out"
         )
+
+
+def _has_all(targets: TrainingTargets, source: ImageSource, labels: NDArray[np.int64]) -> bool:
+    try:
+        targets.require_dataset(source, labels)
+    except StoreMismatchError:
+        return False
+    return True
 
 
 def _check_views(targets: TrainingTargets, source: ImageSource, say: Callable[[str], None]) -> None:

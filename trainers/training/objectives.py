@@ -127,13 +127,14 @@ class MultiLabelObjective(_Taught):
 
 
 class TagsObjective(_Taught):
-    """One sigmoid for each tag. given: [n, classes], which tags each image has."""
+    """One sigmoid for each tag. given: [n, classes], 1 for tags, 0 for none, -1 where unsure."""
 
     kd_loss = staticmethod(multi_label_kd_loss)
 
     def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
-        """Binary losses."""
-        return multi_label_loss(logits=logits, present=labels, kind=self.recipe.multi_label_loss)
+        """Binary losses; an image without tags has none of them."""
+        kind = self.recipe.multi_label_loss
+        return multi_label_loss(logits=logits, present=labels == 1, known=labels >= 0, kind=kind)
 
     def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor | None) -> Scalar:
         """Binary KD on every tag: tags have no depth that confidence could follow."""

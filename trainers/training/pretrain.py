@@ -15,7 +15,7 @@ from trainers.evaluation.evaluate import validation_on
 from trainers.evaluation.meters import LogitsMeaning, SemanticMeter
 from trainers.process_group import Machine
 from trainers.recipe import Recipe
-from trainers.training.loop import TrainReport, train
+from trainers.training.loop import DEFAULT_KEEPING, RunKeeping, TrainReport, train
 from trainers.training.matching import match_targets, require_hierarchy
 from trainers.training.objectives import objective_of
 
@@ -28,18 +28,19 @@ def pretrain(
     hierarchy: SemanticHierarchy,
     targets: TrainingTargets | None,
     samples: SampleList | None = None,
+    limit: int | None = None,
     out: Path,
     machine: Machine,
     max_bad_fraction: float = 0.001,
-    checkpoint_every: int = 500,
+    keeping: RunKeeping = DEFAULT_KEEPING,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
 ) -> TrainReport:
     """Train, or go on training, what `recipe` says; leaves student.safetensors in `out`.
 
     targets: None trains on labels alone. Their views, where they have some, replace the recipe's.
-    samples: the cleaned list to train on; None takes all. Epoch e draws view e, or the view that
-    the targets say.
+    samples: the cleaned list to train on; None takes all. limit: at most so many images. Epoch e
+    draws view e, or the view that the targets say.
 
     Raises:
         StoreMismatchError: the targets are of another data set, hierarchy or set of views.
@@ -54,6 +55,7 @@ def pretrain(
         hierarchy=hierarchy,
         targets=targets,
         samples=samples,
+        limit=limit,
         max_bad_fraction=max_bad_fraction,
         say=say,
     )
@@ -72,7 +74,7 @@ def pretrain(
         identity=inputs.identity,
         out=out,
         machine=machine,
-        checkpoint_every=checkpoint_every,
+        keeping=keeping,
         stop=stop,
         say=say,
     )

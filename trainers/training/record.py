@@ -35,6 +35,17 @@ class StepLosses:
         self._sums[len(self._rows) - 1] += share * torch.stack([labels.detach(), kd.detach()])
         self._rows[-1] += rows
 
+    def give_up(self) -> None:
+        """Forget the step under way."""
+        if self._rows:
+            self._rows.pop()
+            self._sums[len(self._rows)] = 0
+
+    @property
+    def steps(self) -> int:
+        """How many are kept."""
+        return len(self._rows)
+
     @property
     def full(self) -> bool:
         """Whether there is no room for another step."""

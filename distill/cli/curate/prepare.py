@@ -90,7 +90,7 @@ def prepare(
         report = run(raw.rstrip("/") or "/", out, settings, stopping=stopping, dry_run=dry_run)
     print_result(as_json, report.to_json(), *_lines(report, dry_run))
     if not (report.complete or dry_run):
-        raise KeyboardInterrupt
+        stopping.end()
 
 
 def _lines(report: "PrepareReport", dry_run: bool) -> list[str]:

@@ -305,7 +305,8 @@ def _take_settings(ctx: click.Context, param: click.Parameter, value: Any) -> No
         else:
             extra[key] = each
             known = {*options, *command.nested()}
-            if key not in known:
+            tables = tuple(name.removesuffix("*") for name in known if name.endswith(".*"))
+            if key not in known and not key.startswith(tables):
                 file = where.removeprefix("-o ")
                 raise ConfigError(
                     f"{file}unknown setting {key!r}{did_you_mean(key, known)}; "

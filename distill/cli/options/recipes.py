@@ -1,7 +1,10 @@
 """The options that say how a student is trained: its recipe, and how the run is kept."""
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +14,7 @@ from distill.cli.options.command import PATH, extra_settings, option, setting
 from distill.cli.options.group import Command, option_group
 
 if TYPE_CHECKING:
+    from distill.data.view_policy import ViewPolicy
     from trainers.recipe import Recipe
 
 
@@ -26,15 +30,71 @@ class RecipeChoice:
         from distill.settings import make_settings
         from trainers.recipe import Recipe
 
-        return make_settings(Recipe, {**self.extra, **self.options}, defaults)
+        return make_settings(Recipe, self._given, defaults)
+
+    def input_of_init(self, out: Path) -> dict[str, Any]:
+        """Size and normalisation of the weights that --init names, as defaults for `read`.
+
+        A run in `out` that goes on has its own, and needs those weights no more.
+
+        Raises:
+            ConfigError: they are not there, or their card is none.
+        """
+        from distill.models.card import ModelCard, ModelInput
+        from distill.models.creation import default_input
+        from distill.models.weights import find_weights
+
+        if (out / "checkpoint.pt").exists():
+            with suppress(OSError, ValueError, KeyError, TypeError):  # said where it is resumed
+                begun = json.loads((out / "run.json").read_text())["recipe"]
+                return {key: begun[key] for key in ("image_size", "normalisation")}
+        recipe = self.read()
+        if recipe.init in ("pretrained", "random"):
+            return {}
+        card = ModelCard.read(find_weights(recipe.init))
+        if card is None:
+            return {}
+        (height, width), known = card.input.size, default_input(recipe.student)
+        defaults: dict[str, Any] = {"image_size": height} if height == width else {}
+        pixels = card.input.mean, card.input.std
+        if pixels == (known.mean, known.std):
+            defaults["normalisation"] = "model"
+        elif pixels == (ModelInput.mean, ModelInput.std):
+            defaults["normalisation"] = "none"
+        return defaults
+
+    def require_views(self, policy: "ViewPolicy", location: str) -> None:
+        """That no setting says other views than the targets are of.
+
+        Raises:
+            ConfigError: one does.
+        """
+        from distill.errors import ConfigError
+
+        views = self.read().views
+        for key in sorted(self._given):
+            name = key.removeprefix("views.")
+            if key == name or self._given[key] is None:
+                continue
+            mine, theirs = getattr(views, name), getattr(policy, name)
+            if mine != theirs:
+                raise ConfigError(
+                    f"{key} {mine!r} found, but the targets of {location} are of views with "
+                    f"{theirs!r}, expected the same: leave it out, or choose other targets"
+                )
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return {**self.extra, **self.options}
 
 
 def recipe_settings() -> dict[str, Any]:
-    """All settings of a recipe by dotted name, with their defaults."""
+    """All settings of a recipe by dotted name, with their defaults; NAME.* takes any name."""
     from distill.settings import flat
     from trainers.recipe import Recipe
 
-    return flat(Recipe(student="").to_json())
+    document = Recipe(student="").to_json()
+    return {**flat(document), **{f"{key}.*": None for key, each in document.items() if each == {}}}
 
 
 def _choice(**options: Any) -> RecipeChoice:
@@ -98,7 +158,10 @@ recipe_options = option_group(
 class RunChoice:
     """Where and how it runs, which does not change what is learned."""
 
+    checkpoint_minutes: float
     checkpoint_every: int
+    validate_every: int
+    keep_epochs: int
     max_bad_fraction: float
     compiled: bool
     wandb: str | None
@@ -111,10 +174,28 @@ run_options = option_group(
     "run_choice",
     (
         setting(
+            "--checkpoint-minutes",
+            type=click.FloatRange(0),
+            default=10.0,
+            help="Minutes between checkpoints; every epoch also ends with one.",
+        ),
+        setting(
             "--checkpoint-every",
+            type=click.IntRange(0),
+            default=0,
+            help="Steps between checkpoints, as well; 0 for none.",
+        ),
+        setting(
+            "--validate-every",
             type=click.IntRange(1),
-            default=500,
-            help="Steps between checkpoints; every epoch also ends with one.",
+            default=1,
+            help="Epochs between validations; the last epoch always ends with one.",
+        ),
+        setting(
+            "--keep-epochs",
+            type=click.IntRange(0),
+            default=0,
+            help="Students of the last epochs to keep, beside the best one.",
         ),
         setting(
             "--max-bad-fraction",

@@ -10,7 +10,7 @@ import click
 from distill.cli.options.checks import existing_targets
 from distill.cli.options.command import PATH, option, setting
 from distill.cli.options.group import option_group
-from distill.cli.options.images import CACHE
+from distill.cli.options.images import CACHE, to_stderr
 
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
@@ -33,11 +33,16 @@ class TargetsChoice:
     read: Literal["auto", "resident", "streamed"]
 
     def open(
-        self, device: str, hierarchy: "Callable[[], SemanticHierarchy]", *, yes_or_no: bool = False
+        self,
+        device: str,
+        hierarchy: "Callable[[], SemanticHierarchy]",
+        *,
+        yes_or_no: bool = False,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> "TrainingTargets | None":
         """Ready to be asked; None without --targets.
 
-        All arguments are for a teacher in this process.
+        give_up: asked while a server is waited for. The others are for a teacher in this process.
         """
         from distill.errors import ConfigError
 
@@ -57,7 +62,10 @@ class TargetsChoice:
             from distill.wire.client import TeacherClient
             from trainers.sources.server import ServerTargets
 
-            live = ServerTargets(TeacherClient(self.targets, api_key=self.api_key))
+            client = TeacherClient(
+                self.targets, api_key=self.api_key, say=to_stderr, give_up=give_up
+            )
+            live = ServerTargets(client)
             click.get_current_context().call_on_close(live.close)
             return live
         from store.logit_store import LogitStore

@@ -102,7 +102,9 @@ def finetune(
 
         tag_file = read_tags(tags) if tags else None
         recipe = recipe_choice.read(
-            scheme="multi-label" if tag_file else "single-label", epochs=EPOCHS
+            scheme="multi-label" if tag_file else "single-label",
+            epochs=EPOCHS,
+            **recipe_choice.input_of_init(out),
         )
 
         def labelled(source: "ImageSource", file: Path | None) -> "LabelledImages":
@@ -112,20 +114,27 @@ def finetune(
                 tags=tags_of_split.present(source, classes.synsets) if tags_of_split else None,
             )
 
-        source = data.open().limited(limit)
+        source = data.open()
         classes = (
             SemanticHierarchy.from_chains(tag_file.classes, {}, name=Path(data.location).name)
             if tag_file
             else classes_of(source)
         )
         validation = data.open_validation()
+        answers = targets_choice.open(
+            str(machine.device),
+            lambda: classes,
+            yes_or_no=tag_file is not None,
+            give_up=lambda: keywords["stop"].heard,
+        )
+        if answers and answers.policy:
+            recipe_choice.require_views(answers.policy, answers.location)
         shared: dict[str, Any] = {
             "training": labelled(source, None),
             "validation": labelled(validation, val_tags) if validation else None,
             "classes": classes,
-            "targets": targets_choice.open(
-                str(machine.device), lambda: classes, yes_or_no=tag_file is not None
-            ),
+            "targets": answers,
+            "limit": limit,
             "samples": SampleList.read(samples) if samples else None,
             "machine": machine,
             **keywords,
@@ -167,9 +176,12 @@ def _report_comparison(out: Path, names: list[str], as_json: bool) -> None:
             f"{name}: {figure.replace('_', ' ')} {100 * last[name][figure]:.2f}% after "
             f"{len(history)} epochs"
         )
-    click.echo(
-        f"random weights reach the other at epoch {met.epoch:.1f}, {100 * met.accuracy:.2f}%"
-        if met
-        else "random weights do not reach the other within their epochs"
-    )
+    if met is None:
+        click.echo("random weights do not reach the other within their epochs")
+    elif met.leads:
+        click.echo(f"random weights lead from the first epoch on, {100 * met.accuracy:.2f}%")
+    else:
+        click.echo(
+            f"random weights reach the other at epoch {met.epoch:.1f}, {100 * met.accuracy:.2f}%"
+        )
     click.echo(f"plot: {plot}")

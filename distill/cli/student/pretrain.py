@@ -70,11 +70,19 @@ def pretrain(
         def stated() -> "SemanticHierarchy":
             return resolve(label_set or "imagenet21k-p-fall11")
 
-        answers = targets_choice.open(str(machine.device), stated)
+        answers = targets_choice.open(
+            str(machine.device), stated, give_up=lambda: keywords["stop"].heard
+        )
         hierarchy = answers.hierarchy if answers and not label_set else stated()
+        defaults = recipe_choice.input_of_init(out)
+        if answers:
+            defaults["image_size"] = answers.input_size[0]
+            if answers.policy:
+                recipe_choice.require_views(answers.policy, answers.location)
         report = pretrain(
-            recipe=recipe_choice.read(**({"image_size": answers.input_size[0]} if answers else {})),
-            source=data.open().limited(limit),
+            recipe=recipe_choice.read(**defaults),
+            source=data.open(),
+            limit=limit,
             validation=data.open_validation(),
             hierarchy=hierarchy,
             targets=answers,

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from distill.cli.launcher import share_of_work, training_group
 from distill.cli.options.recipes import RunChoice
 from distill.cli.signals import finish_on_signal
+from distill.files import sole_writer
 
 if TYPE_CHECKING:
     from trainers.process_group import Machine
@@ -33,12 +35,24 @@ def train_as_command(
 
     No report where it was stopped before its end, or in processes that are not to speak.
     """
+    os.environ.update(training_group(os.environ))
     with finish_on_signal(title, "the current step") as stop, ExitStack() as stack:
-        from distill.cli.launcher import share_of_work
-        from trainers.process_group import Machine, device_of_rank, join_process_group
+        from trainers.process_group import (
+            Machine,
+            device_of_rank,
+            end_with_launcher,
+            join_process_group,
+        )
+        from trainers.training.loop import RunKeeping
 
         device_name = share_of_work(None, None, os.environ).device(device)
-        world = stack.enter_context(join_process_group(os.environ))
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_with_launcher()
+        say = partial(click.echo, err=True)
+        world = stack.enter_context(join_process_group(os.environ, say))
+        if world.leads:
+            cure = "wait for it, stop it, or choose another --out"
+            stack.enter_context(sole_writer(out, cure=cure, say=say))
         if run_choice.wandb:
             stack.enter_context(_wandb(run_choice.wandb, out, sends=world.leads))
         machine = Machine(
@@ -51,16 +65,19 @@ def train_as_command(
         reports = train(
             machine,
             {
-                "checkpoint_every": run_choice.checkpoint_every,
+                "keeping": RunKeeping(
+                    checkpoint_minutes=run_choice.checkpoint_minutes,
+                    checkpoint_every=run_choice.checkpoint_every,
+                    validate_every=run_choice.validate_every,
+                    keep_epochs=run_choice.keep_epochs,
+                ),
                 "max_bad_fraction": run_choice.max_bad_fraction,
                 "stop": stop,
                 "say": shown if world.leads else _silent,
             },
         )
         if any(report.stopped for report in reports.values()):
-            if world.leads:
-                stop.end()
-            return {}
+            stop.end()
         return reports if world.leads else {}
 
 

@@ -218,7 +218,7 @@ def precompute(
         journal.event("summary", **asdict(report))
     print_result(as_json, asdict(report), *_lines(report, data.location, store))
     if interrupted:
-        raise KeyboardInterrupt
+        stopping.end()
 
 
 def _lines(report: "PrecomputeReport", data: str, store: str) -> list[str]:

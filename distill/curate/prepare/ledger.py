@@ -4,10 +4,10 @@ The first line says what is being prepared and how, so that only the same comman
 is called unfinished until the last unit is done; while it is, `open_source` refuses the folder.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from distill.curate.prepare.unit import UnitDone
 from distill.data.layout import UNFINISHED
 from distill.errors import ConfigError
-from distill.files import write_atomically
+from distill.files import LOCK, sole_writer, write_atomically
 
 FINISHED = "prepare.jsonl"
 FORMAT = "distill-prepare/1"
@@ -25,7 +25,8 @@ class Ledger:
     """Record the finished units of one output folder; one process holds it at a time.
 
     Raises:
-        ConfigError: another command holds it, or the folder was begun in another way.
+        InUseError: another command holds it.
+        ConfigError: the folder was begun in another way.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class Ledger:
                 self._reopen(settings)
             else:
                 _require_empty(out)
-        self._file = path.open("a+b")
+        self._held = ExitStack()
+        cure = "wait for it, or give another --out"
+        self._held.enter_context(sole_writer(out, cure=cure))
+        self._file = self._held.enter_context(path.open("a+b"))
         try:
-            self._hold()
             head, units = _read(self._file)
             if head:
                 _require_same(out, head, settings)
@@ -50,7 +53,7 @@ class Ledger:
             else:
                 self._append({"format": FORMAT, **settings, **(notes or {})})
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def record(self, units: Sequence[UnitDone], parts: Path) -> None:
@@ -70,16 +73,7 @@ class Ledger:
 
     def close(self) -> None:
         """Let another command go on."""
-        self._file.close()
-
-    def _hold(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"{self.out}: another `distill prepare` writes here, expected to be alone; wait "
-                "for it, or give another --out"
-            ) from error
+        self._held.close()
 
     def _reopen(self, settings: Mapping[str, Any]) -> None:
         """Unfinished again, without the units of splits in class folders that lost something."""
@@ -102,7 +96,7 @@ def _lines(*lines: Mapping[str, Any]) -> bytes:
 
 
 def _require_empty(out: Path) -> None:
-    other = next((path.name for path in out.iterdir()), None)
+    other = next((path.name for path in out.iterdir() if path.name != LOCK), None)
     if other is not None:
         raise ConfigError(
             f"{out}: {other!r} found in it, expected an empty folder or one that `distill prepare` "
