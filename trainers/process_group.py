@@ -144,6 +144,10 @@ def join_process_group(
 
 def _meet(world: World, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Wait in a thread: in native code this one would hear no signal."""
+    address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
+    if not (address and port):
+        raise _incomplete("MASTER_ADDR and MASTER_PORT are not")
+    at = f" at {address}:{port}"
     failures: list[Exception] = []
 
     def join() -> None:
@@ -153,10 +157,6 @@ def _meet(world: World, environment: Mapping[str, str], say: Callable[[str], Non
         except Exception as error:  # torch raises whatever a network does
             failures.append(error)
 
-    if environment.get("MASTER_ADDR", "") and environment.get("MASTER_PORT", ""):
-        at = f" at {environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-    else:
-        raise _incomplete("MASTER_ADDR and MASTER_PORT are not")
     joining = threading.Thread(target=join, name="rendezvous", daemon=True)
     joining.start()
     for waited in count():

@@ -29,6 +29,25 @@ class WorkerShare:
         return f"{device_name}:{self.local_rank}"
 
 
+@dataclass(frozen=True)
+class LauncherNames:
+    """Variables in which a launcher tells a process what it is."""
+
+    launcher: str
+    index: str
+    count: str
+    local_rank: str
+
+
+TORCH = LauncherNames("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+# Of a step that srun started: a batch script also has SLURM_NTASKS, but runs once.
+STEP = LauncherNames("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+OPEN_MPI = LauncherNames(
+    "mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"
+)
+PMI = LauncherNames("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")  # MPICH's and Intel's
+
+
 def share_of_work(
     index: int | None, count: int | None, environment: Mapping[str, str]
 ) -> WorkerShare:
@@ -82,9 +101,12 @@ def training_group(environment: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ConfigError: a launcher started several processes, and does not say where they meet.
     """
-    launched = _of_torch(environment) or _of_step(environment) or _of_mpi(environment)
-    if launched is None and "JOB_COMPLETION_INDEX" in environment:
-        launched = _of_kubernetes(environment)
+    launched = (
+        _of(TORCH, environment)
+        or _of(STEP, environment)
+        or _of_mpi(environment)
+        or _of_kubernetes(environment)
+    )
     if launched is None or launched.count == 1:
         return {}
     if launched.count < 1:
@@ -106,7 +128,6 @@ def training_group(environment: Mapping[str, str]) -> dict[str, str]:
         "LOCAL_RANK": str(launched.local_rank or 0),
         "MASTER_ADDR": address,
         "MASTER_PORT": environment.get("MASTER_PORT") or str(_port(environment)),
-        "DISTILL_LAUNCHER": launched.launcher,
     }
 
 
@@ -139,9 +160,9 @@ def _port(environment: Mapping[str, str]) -> int:
 
 def _launched(environment: Mapping[str, str]) -> WorkerShare | None:
     """count 0 where the launcher does not tell."""
-    if launched := _of_torch(environment):
+    if launched := _of(TORCH, environment):
         return launched
-    step = _of_step(environment)
+    step = _of(STEP, environment)
     if step is None and "SLURM_ARRAY_TASK_ID" not in environment:
         return _of_mpi(environment) or _of_kubernetes(environment)
     inside = step or WorkerShare(launcher="Slurm")
@@ -155,43 +176,20 @@ def _launched(environment: Mapping[str, str]) -> WorkerShare | None:
     )
 
 
-def _of_torch(environment: Mapping[str, str]) -> WorkerShare | None:
-    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+def _of(names: LauncherNames, environment: Mapping[str, str]) -> WorkerShare | None:
+    """What these variables say; None where index or count is not set."""
+    if names.index not in environment or names.count not in environment:
         return None
     return WorkerShare(
-        index=_number(environment, "RANK"),
-        count=_number(environment, "WORLD_SIZE"),
-        local_rank=_number(environment, "LOCAL_RANK"),
-        launcher=environment.get("DISTILL_LAUNCHER", "torchrun"),
-    )
-
-
-def _of_step(environment: Mapping[str, str]) -> WorkerShare | None:
-    """One that srun started: a batch script also has SLURM_NTASKS, but runs once."""
-    if "SLURM_PROCID" not in environment or "SLURM_STEP_NUM_TASKS" not in environment:
-        return None
-    return WorkerShare(
-        index=_number(environment, "SLURM_PROCID"),
-        count=_number(environment, "SLURM_STEP_NUM_TASKS"),
-        local_rank=_number(environment, "SLURM_LOCALID"),
-        launcher="Slurm",
+        index=_number(environment, names.index),
+        count=_number(environment, names.count),
+        local_rank=_number(environment, names.local_rank),
+        launcher=names.launcher,
     )
 
 
 def _of_mpi(environment: Mapping[str, str]) -> WorkerShare | None:
-    """Open MPI's mpirun, or one that speaks PMI, as those of MPICH and Intel do."""
-    for index, count, local in (
-        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-        ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    ):
-        if index in environment and count in environment:
-            return WorkerShare(
-                index=_number(environment, index),
-                count=_number(environment, count),
-                local_rank=_number(environment, local),
-                launcher="mpirun",
-            )
-    return None
+    return _of(OPEN_MPI, environment) or _of(PMI, environment)
 
 
 def _of_kubernetes(environment: Mapping[str, str]) -> WorkerShare | None:

@@ -37,7 +37,7 @@ class Stopping:
 
     def __call__(self) -> bool:
         self.working = True
-        return self.by is not None
+        return self.heard
 
     @property
     def heard(self) -> bool:
@@ -69,7 +69,7 @@ def finish_on_signal(command: str, work: str = "the current block") -> Iterator[
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         heard.release()
-        if stopping.by is not None or not stopping.working:
+        if stopping.heard or not stopping.working:
             _raise(number)
         stopping.by = signal.Signals(number)
         _write(f"{command}: {stopping.by.name}: finishing {work}; once more to stop at once")

@@ -70,12 +70,14 @@ def verify(location: str, tick: Callable[[int], None] = lambda blocks: None) -> 
             read()
         except (StoreError, KeyError) as error:
             problems.append(_line(objects, error, name))
+    missing: tuple[str, ...] = ()
     try:
         digests = store.content_digests_of(root)
-        missing = missing_blocks(store.records_of(root), root.manifest.num_blocks)
+        if len(digests) < root.manifest.num_blocks:
+            missing = missing_blocks(store.records_of(root), root.manifest.num_blocks)
     except StoreError as error:
         problems.append(_line(objects, error, "the commits"))
-        digests, missing = {}, ()
+        digests = {}
     bad: dict[int, str] = {}
 
     def check(block: int) -> None:
