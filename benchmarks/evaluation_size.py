@@ -17,12 +17,12 @@ from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.creation import create_model
 from trainers.evaluation.evaluate import most_specific
 from trainers.evaluation.meters import (
-    LogitsMeaning,
     Meter,
     SemanticMeter,
     SingleLabelMeter,
     label_meter,
 )
+from trainers.models.meaning import LogitsMeaning
 from trainers.process_group import World
 
 BATCH = 256

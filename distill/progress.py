@@ -84,6 +84,16 @@ def _lines(console: Console, title: str, total: int, unit: str, done: int) -> It
     yield tick
 
 
-def note(line: str) -> None:
-    """Print a line for the user, beside the progress."""
+def note(line: str, *, once: str = "") -> None:
+    """Print a line for the user, beside the progress.
+
+    once: what it is about, to be said once by a process, though something may differ.
+    """
+    if once in _said:
+        return
+    if once:
+        _said.add(once)
     print(line, file=sys.stderr, flush=True)
+
+
+_said: set[str] = set()

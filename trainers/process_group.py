@@ -15,6 +15,7 @@ from itertools import count
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -57,6 +58,22 @@ class World:
         box = [content]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
+
+    def synchronised(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model whose batch norms see the images of all processes.
+
+        Raises:
+            ConfigError: torch has such norms for GPUs alone.
+        """
+        if self.size == 1:
+            return model
+        if device.type != "cuda":
+            raise ConfigError(
+                f"sync_bn=true found for {self.size} processes on {device.type}, expected GPUs; "
+                "leave it out: each process normalises by its own images"
+            )
+        together: nn.Module = convert_sync_batchnorm(model)
+        return together
 
     def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model whose gradients are averaged over all processes."""

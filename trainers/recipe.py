@@ -33,7 +33,7 @@ class Recipe:
     init: "pretrained" (timm's hub), "random", a weight file or a run's folder.
     normalisation: "none" scales pixels to [0, 1]; "model" takes timm's mean and std of the model.
     ema_decay: of averaged weights, which are then judged and exported; 0 averages none. ema_warmup:
-    begin with a smaller one, as timm does.
+    begin with a smaller one, as timm does. sync_bn: batch norms see the images of all devices.
     precision: auto is bfloat16 on a GPU and float32 elsewhere.
     views: how images are augmented; targets that have views bring theirs along.
     """
@@ -63,6 +63,7 @@ class Recipe:
     normalisation: Literal["none", "model"] = "none"
     ema_decay: float = 0.0
     ema_warmup: bool = False
+    sync_bn: bool = False
     model: dict[str, Any] = field(default_factory=dict)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     views: ViewPolicy = field(default_factory=ViewPolicy)

@@ -217,7 +217,8 @@ def _that_fit(
             note(
                 f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free and a batch takes "
                 f"{batch / 2**20:.1f} MiB: {workers} of {wanted} processes decode, one batch "
-                "ahead; give more, as `docker run --shm-size 8g`, or lower --batch-size"
+                "ahead; give more, as `docker run --shm-size 8g`, or lower --batch-size",
+                once=SHARED_MEMORY,
             )
     with suppress(OSError):
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -228,7 +229,8 @@ def _that_fit(
             workers = room
             note(
                 f"{most} files may be open: {workers} of {wanted} processes decode; allow more "
-                "(`ulimit -n 65536`)"
+                "(`ulimit -n 65536`)",
+                once="open files",
             )
     return workers, ahead if workers else None
 

@@ -53,7 +53,7 @@ def class_log_probs(
     known = tensors.depths[:-1] < hierarchy.num_hierarchies
     values = torch.where(known, logits.float(), 0.0)
     groups = logits.new_full(
-        (len(logits), hierarchy.num_classes + 1), -torch.inf, dtype=torch.float
+        (logits.shape[0], hierarchy.num_classes + 1), -torch.inf, dtype=torch.float
     )
     highest = groups.scatter_reduce(1, family, values, "amax")
     shifted = values - highest.gather(1, family)

@@ -41,13 +41,15 @@ class ReplayProofs:
 class TrainingTargets(TargetSource, Protocol):
     """hierarchy: of the answers. identity: what a run that goes on must find again.
 
-    policy: of the views; None takes the student's. sizes: in which `fetch` wants the images; none
-    where ids suffice. ahead: how many batches before its `fetch` to announce one.
+    rows: images that are known; 0 where it answers for any. policy: of the views; None takes the
+    student's. sizes: in which `fetch` wants the images; none where ids suffice. ahead: how many
+    batches before its `fetch` to announce one.
     """
 
     location: str
     hierarchy: SemanticHierarchy
     identity: str
+    rows: int
     policy: ViewPolicy | None
     sizes: tuple[Size, ...]
     ahead: int

@@ -10,9 +10,11 @@ import hashlib
 import mmap
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import StoreError
+from distill.progress import note
 
 # put(first row, rows): what `fill` writes with, from any thread and in any order.
 Put = Callable[[int, NDArray[Any]], None]
 
 TRAILER_BYTES = 32
+LOOK_EVERY_S, SAY_EVERY_LOOKS = 0.05, 200
 SUFFIX, BUILDING, LOCK = ".rows", ".building", ".lock"
 
 
@@ -132,7 +136,14 @@ class Cache:
     def _locked(self, name: str) -> Iterator[None]:
         """Held by one process at a time; the kernel lets go of it when that process dies."""
         with (self.folder / (name + LOCK)).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            for looks in count(1):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(LOOK_EVERY_S)
+                    if looks % SAY_EVERY_LOOKS == 0:
+                        note(f"{self.folder}: waiting for another process, which makes {name}")
             yield
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distill.data.loader import ViewBatch
 from distill.data.source import ImageSource
-from distill.errors import TeacherError, printable
+from distill.errors import StoreError, TeacherError, printable
 from distill.events import Journal
 from distill.targets.rows import TargetRows
 from store.logit_store import LogitStore
@@ -22,7 +22,7 @@ from teacher_server.teacher.forward_pass import Encoded
 from teacher_server.teacher.stages import StageSeconds
 from teacher_server.teacher.teacher import Teacher
 
-SAY_EVERY_S = 30
+SAY_EVERY_S, LONGEST_WAIT_S = 30, 1800
 UNWRITTEN_BLOCKS = 2  # that wait for the disk; beyond it the teacher waits
 
 
@@ -148,10 +148,17 @@ class BlockWriter:
         self.stages.wait_for_write += time.perf_counter() - started
 
     def _patiently(self, written: Future[None]) -> None:
-        """Wait for a block, and say so where it takes long: a disk may hang."""
+        """Wait for a block; say so where it takes long, and not for ever: a disk may hang."""
         waited = 0
         while not wait([written], timeout=SAY_EVERY_S).done:
             waited += SAY_EVERY_S
+            if waited >= LONGEST_WAIT_S:
+                self._unwritten.clear()
+                raise StoreError(
+                    f"{self.store.location}: a block is being written for {waited} s, expected a "
+                    "disk or a network that answers; finished blocks are kept: fix it, then run "
+                    "the same command again"
+                )
             self.journal.note(
                 f"waiting for {self.store.location} for {waited} s: a block is being written",
                 "waiting for the store",
@@ -174,4 +181,4 @@ class BlockWriter:
                 with suppress(Exception):  # the first error counts, and whole blocks are kept
                     self._wait(0)
         finally:
-            self._thread.shutdown(cancel_futures=True)
+            self._thread.shutdown(wait=False, cancel_futures=True)

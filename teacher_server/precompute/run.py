@@ -118,7 +118,7 @@ def fill(
 
         def still_pending() -> Iterator[int]:
             for block in blocks:
-                if block in store.pending_blocks():
+                if store.is_pending(block):
                     yield block
                 else:
                     tick(rows_of(store.manifest, [block]), "written by another process")

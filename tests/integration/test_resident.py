@@ -1,3 +1,4 @@
+import fcntl
 import os
 import signal
 import subprocess
@@ -105,6 +106,26 @@ def test_views_that_are_not_there_are_named(complete: LogitStore, cache: Cache) 
     ):
         with pytest.raises(IncompleteStoreError, match="3 of 4 blocks are missing"):
             opening()
+
+
+def test_who_waits_for_another_process_says_so(
+    complete: LogitStore,
+    cache: Cache,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("store.views.cache.SAY_EVERY_LOOKS", 2)
+    open_resident_view(complete, 0, cache)
+    (lock,) = cache.folder.glob("*view0.lock")
+    with ThreadPoolExecutor(1) as pool:
+        with lock.open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            waiting = pool.submit(open_resident_view, complete, 0, cache)
+            time.sleep(0.5)
+            assert not waiting.done()
+        waiting.result(timeout=10)
+    said = capsys.readouterr().err
+    assert f"{cache.folder}: waiting for another process, which makes {lock.stem}" in said
 
 
 def test_cache_that_cannot_be_written_is_named(complete: LogitStore, tmp_path: Path) -> None:

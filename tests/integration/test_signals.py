@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -312,6 +313,69 @@ def test_a_server_that_is_stopped_has_done_its_work(
         process.send_signal(number)
         said = process.communicate(timeout=60)
         assert process.returncode == 0, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["serve", "inspect"])
+def test_stopped_at_random_moments_the_next_one_answers(
+    command: str, precompute_command: Command, figures: Path, tmp_path: Path
+) -> None:
+    """While they load, warm up and take their first look, too: its file is whole or not there."""
+    words = precompute_command(tmp_path / "store", "--views", 4, "--block-rows", 4)
+    assert subprocess.run([*DISTILL, *words], capture_output=True, timeout=120).returncode == 0
+    teacher = words[words.index("--teacher") : words.index("--data")]
+    samples = ["--store", str(tmp_path / "store"), "--data", str(figures)]
+    of_command = {
+        "serve": [*DISTILL, "serve", *teacher, *samples, "--device", "cpu", "--port", "0"],
+        "inspect": [*DISTILL, "inspect", str(tmp_path / "store"), "--data", str(figures)],
+    }[command]
+    inspect = [*DISTILL, "inspect", str(tmp_path / "store"), "--json"]
+    expected = subprocess.run(
+        [*inspect, "--cache", str(tmp_path / "other")], capture_output=True, timeout=120
+    ).stdout
+    random, ends = np.random.default_rng(18), []
+    for i in range(12):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        process = started([*of_command, "--cache", str(tmp_path / "cache")])
+        number = (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL, signal.SIGINT)[i % 4]
+        try:
+            said = process.communicate(timeout=random.uniform(0.3, 6.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+            said = process.communicate(timeout=60)
+        ends.append(process.returncode)
+        assert "Traceback" not in said[1], said[1]
+        assert process.returncode in (0, 75, -signal.SIGKILL), said
+        after = subprocess.run(
+            [*inspect, "--cache", str(tmp_path / "cache")], capture_output=True, timeout=120
+        )
+        assert after.stdout == expected, (i, number, after.stderr)
+    assert {75, -signal.SIGKILL} <= {*ends}, ends
+
+
+def test_a_disk_that_never_answers_ends_the_run(
+    precompute_command: Command, tmp_path: Path
+) -> None:
+    """A block that is being written for ever: said, given up, and the process ends."""
+    script = (
+        "import sys, threading\n"
+        "import distill.cli.main as main\n"
+        "from store.logit_store import LogitStore\n"
+        "from teacher_server.precompute import block\n"
+        "block.SAY_EVERY_S, block.LONGEST_WAIT_S, main.LONGEST_END_S = 1, 3, 1.0\n"
+        "LogitStore.write_block = lambda *a: threading.Event().wait()\n"
+        "main.run()\n"
+    )
+    words = precompute_command(tmp_path / "store", "--block-rows", 4)
+    process = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 2, process.stderr
+    assert f"waiting for {tmp_path / 'store'} for 1 s: a block is being written" in process.stderr
+    assert process.stderr.splitlines()[-1] == (
+        f"distill: {tmp_path / 'store'}: a block is being written for 3 s, expected a disk or a "
+        "network that answers; finished blocks are kept: fix it, then run the same command again"
+    )
 
 
 @pytest.mark.slow

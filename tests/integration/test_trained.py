@@ -24,8 +24,9 @@ from distill.losses.baselines import present_classes
 from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import create_model
 from trainers.evaluation.average_precision import BinnedAveragePrecision
-from trainers.evaluation.meters import LogitsMeaning, label_meter, tag_meter
+from trainers.evaluation.meters import label_meter, tag_meter
 from trainers.evaluation.tags import read_tags
+from trainers.models.meaning import LogitsMeaning
 from trainers.process_group import World
 from trainers.recipe import Recipe
 from trainers.training.finetune import Crossing, crossing
@@ -217,6 +218,7 @@ def test_exported_it_is_a_model_of_timms(
     ran = distill("export", run, "--out", out, "--onnx")
     assert ran.code == 0, ran.err
     logits, source = answers(run, figures, "val")
+    scheme = json.loads((run / "run.json").read_text())["recipe"]["scheme"]
     pixels = torch.stack(
         [render_view(read_image(s), ViewParams(), (32, 32)) for s in source.samples[:5]]
     )
@@ -239,8 +241,10 @@ def test_exported_it_is_a_model_of_timms(
     assert SemanticHierarchy.load(out / "hierarchy.json").digest == hierarchy.digest
     session = onnxruntime.InferenceSession(str(out / "model.onnx"))
     for count in (1, 5):
-        (found,) = session.run(None, {"pixels": images[:count].numpy()})
+        found, probs = session.run(["logits", "probs"], {"pixels": images[:count].numpy()})
         np.testing.assert_allclose(found, logits[:count].numpy(), rtol=1e-3, atol=1e-4)
+        expected = LogitsMeaning(scheme).probs(logits[:count], hierarchy)
+        np.testing.assert_allclose(probs, expected.numpy(), rtol=1e-3, atol=1e-5)
 
 
 def test_what_is_no_trained_model_is_one_line(

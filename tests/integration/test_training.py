@@ -478,8 +478,9 @@ def test_two_processes_judge_the_student_that_they_export(
     """With batch norm, whose statistics each process has of its own images."""
     words = ("--label-set", "plane-figures", "--image-size", 32, "--student", "test_resnet")
     two = torchrun(2, train("run", *words, "-o", "ema_decay=0.5"))
-    _, err = two.communicate(timeout=240)
+    out, err = two.communicate(timeout=240)
     assert two.returncode == 0, err
+    assert out.count("batch norm: each process by its own 8 images; -o sync_bn=true takes") == 1
     assert "Warning" not in err.replace("OMP_NUM_THREADS", "")
     assert err.count("train: 12/12 steps") == 1
     history = json.loads((tmp_path / "run" / "run.json").read_text())["history"]
@@ -608,6 +609,20 @@ def test_a_limit_trains_on_some_images_of_a_full_store(
     words = ("--targets", store, "--limit", 40, "--batch-size", 8)
     assert distill(*train("run", *words)).code == 0
     assert steps_of(tmp_path / "run") == 2 * 5
+
+
+def test_a_limit_trains_on_some_images_of_a_store_of_some(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    train: Command,
+    tmp_path: Path,
+) -> None:
+    assert distill(*precompute_command(tmp_path / "some", "--limit", 40)).code == 0
+    words = ("--targets", tmp_path / "some", "--batch-size", 8)
+    assert distill(*train("run", *words, "--limit", 24)).code == 0
+    assert steps_of(tmp_path / "run") == 2 * 3
+    assert "lacks 24 of the 64 samples" in fails(*train("more", *words, "--limit", 64))
 
 
 def test_the_last_batch_is_said_and_may_be_kept(

@@ -22,7 +22,6 @@ from distill.errors import ConfigError, DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelInput
 from trainers.evaluation.meters import (
-    LogitsMeaning,
     Meter,
     MissingTagsMeter,
     RealMeter,
@@ -32,6 +31,7 @@ from trainers.evaluation.meters import (
     tag_meter,
 )
 from trainers.evaluation.tags import TagFile
+from trainers.models.meaning import LogitsMeaning
 from trainers.models.trained import TrainedModel
 from trainers.process_group import Machine
 

@@ -6,7 +6,6 @@ counts on the device and asks nothing of it before the end.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,32 +16,15 @@ from torch import Tensor
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.hierarchy.softmax import class_log_probs, subtree_probs
 from distill.losses.accuracy import SemanticAccuracyMeter
 from distill.losses.baselines import present_classes
 from trainers.evaluation.average_precision import BinnedAveragePrecision
+from trainers.models.meaning import LogitsMeaning
 from trainers.process_group import World
-from trainers.recipe import Scheme
 
 Labels = NDArray[np.int64]
 UNSURE = -1  # a decision that is not judged
 MOST_SCORES = 50_000_000  # above as many, average precision counts them in bins
-
-
-@dataclass(frozen=True)
-class LogitsMeaning:
-    """What the logits of a model mean.
-
-    taught: it learned from answers of a teacher, which have a share for every hierarchy. Without, a
-    softmax has learned nothing of classes above the labels, and says it by those below.
-    """
-
-    scheme: Scheme
-    taught: bool = False
-
-    def __str__(self) -> str:
-        """In words."""
-        return f"logits read as {self.scheme}{', taught by a teacher' if self.taught else ''}"
 
 
 @runtime_checkable
@@ -74,7 +56,7 @@ class SemanticMeter:
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
-        scores = semantic_scores(logits, self.hierarchy, self.reading)
+        scores = self.reading.scores_within(logits, self.hierarchy)
         self._meter.update(logits=scores, labels=self._labels[rows])
 
     def result(self, world: World) -> dict[str, Any]:
@@ -109,7 +91,7 @@ class MissingTagsMeter:
         true = self.hierarchy.semantic_labels(self._true[rows])
         right_so_far = ((tagged < 0) | (tagged == true)).all(1, keepdim=True)
         missing = (tagged < 0) & (true >= 0) & right_so_far
-        scores = semantic_scores(logits, self.hierarchy, self.reading)
+        scores = self.reading.scores_within(logits, self.hierarchy)
         self._meter.count(logits=scores, expected=torch.where(missing, true, -1))
 
     def result(self, world: World) -> dict[str, Any]:
@@ -142,7 +124,7 @@ class SingleLabelMeter:
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
-        scores = class_scores(logits, self.hierarchy, self.reading)
+        scores = self.reading.scores(logits, self.hierarchy)
         every = len(self._candidates) == scores.shape[1]
         candidate_scores = scores if every else scores[:, self._candidates]
         wanted = self._places[rows]
@@ -196,7 +178,7 @@ class MultiLabelMeter:
         """See `Meter`."""
         given, judged = self._present(rows)
         given = given[judged].to(logits.device).long()
-        probs = class_scores(logits, self.hierarchy, self.reading, probabilities=True)
+        probs = self.reading.probs(logits, self.hierarchy)
         probs = probs[judged.to(probs.device)]
         if self._binned:
             self._binned.update(probs, given)
@@ -282,7 +264,7 @@ class RealMeter:
 
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
-        scores = class_scores(logits, self._hierarchy, self._reading) if self._hierarchy else logits
+        scores = self._reading.scores(logits, self._hierarchy) if self._hierarchy else logits
         if self._answerable is None:
             answers = scores.argmax(1, keepdim=True)
         else:
@@ -295,36 +277,6 @@ class RealMeter:
         """Figures are missing where no image was judged."""
         right, judged = world.sum(self.counts).tolist()
         return {"real_top1": right / judged, "real_images": judged} if judged else {}
-
-
-def class_scores(
-    logits: Float[Tensor, "batch classes"],
-    hierarchy: SemanticHierarchy,
-    reading: LogitsMeaning,
-    *,
-    probabilities: bool = False,
-) -> Float[Tensor, "batch classes"]:
-    """One score a class that can be compared with those of all others.
-
-    A semantic model's walk down the tree (`class_log_probs`), else the logits; or probabilities
-    that a class is there, itself or by one below it: of that walk, of one softmax, of each sigmoid.
-    """
-    if reading.scheme == "semantic":
-        walked = class_log_probs(logits, hierarchy)
-        return walked.exp() if probabilities else walked
-    if not probabilities:
-        return logits
-    if reading.scheme == "multi-label":
-        return logits.float().sigmoid()
-    return logits.float().softmax(1) if reading.taught else subtree_probs(logits, hierarchy)
-
-
-def semantic_scores(
-    logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy, reading: LogitsMeaning
-) -> Float[Tensor, "batch classes"]:
-    """Scores that can be compared within a hierarchy: logits, or `subtree_probs` of one softmax."""
-    untaught = reading.scheme == "single-label" and not reading.taught
-    return subtree_probs(logits, hierarchy) if untaught else logits
 
 
 def _figures(name: str, meter: SemanticAccuracyMeter, world: World) -> dict[str, Any]:

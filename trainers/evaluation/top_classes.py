@@ -13,7 +13,7 @@ from distill.data.source import ImageSource
 from distill.errors import ConfigError
 from distill.hierarchy.semantic import SemanticHierarchy
 from trainers.evaluation.evaluate import exclusive_classes, run_evaluation
-from trainers.evaluation.meters import LogitsMeaning, class_scores
+from trainers.models.meaning import LogitsMeaning
 from trainers.models.trained import TrainedModel
 from trainers.process_group import Machine, World
 from trainers.recipe import Scheme
@@ -81,7 +81,7 @@ class _TopClasses:
     def update(self, *, logits: Float[Tensor, "batch classes"], rows: list[int]) -> None:
         """See `Meter`."""
         chosen = self.candidates.to(logits.device)
-        scores = class_scores(logits, self.hierarchy, self.reading).float()[:, chosen]
+        scores = self.reading.scores(logits, self.hierarchy).float()[:, chosen]
         best, places = scores.topk(self.classes.shape[1], dim=1)
         self.classes[rows] = chosen[places].cpu().numpy()
         self.scores[rows] = best.cpu().numpy()

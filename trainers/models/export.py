@@ -13,6 +13,7 @@ from distill.data.view_policy import CentreCrop
 from distill.errors import ConfigError, first_line
 from distill.files import write_atomically
 from distill.models.creation import model_arguments
+from trainers.models.meaning import LogitsMeaning
 from trainers.models.trained import TrainedModel
 
 OF_OTHER_WEIGHTS = (
@@ -90,9 +91,11 @@ def _save_squished(
 
 
 def export_onnx(trained: TrainedModel, path: Path) -> None:
-    """float32 pixels in [0, 1], [batch, 3, height, width] → logits; any batch size.
+    """float32 pixels in [0, 1], [batch, 3, height, width] → logits, and probabilities by class.
 
-    The model's own normalisation is part of the graph.
+    Any batch size; the model's own normalisation is part of the graph. probs: where it is known
+    what the logits mean, the probability of each class, itself or by one below it. No softmax of
+    the logits says that of a semantic model.
 
     Raises:
         ConfigError: the packages for it are not installed, or the model cannot be exported.
@@ -114,7 +117,7 @@ def export_onnx(trained: TrainedModel, path: Path) -> None:
                 (pixels,),
                 str(file),
                 input_names=["pixels"],
-                output_names=["logits"],
+                output_names=["logits", "probs"][: 2 if model.reads else 1],
                 dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
                 dynamo=True,
                 external_data=False,
@@ -136,7 +139,16 @@ class _FromUnitPixels(nn.Module):
         self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(trained.input.mean)[:, None, None])
         self.register_buffer("std", torch.tensor(trained.input.std)[:, None, None])
+        self.hierarchy = trained.hierarchy
+        self.meaning = trained.scheme and LogitsMeaning(trained.scheme, trained.taught)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    @property
+    def reads(self) -> bool:
+        """Whether it says what its logits mean."""
+        return self.hierarchy is not None and self.meaning is not None
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logits: torch.Tensor = self.model((pixels - self.mean) / self.std)
-        return logits
+        if self.hierarchy is None or self.meaning is None:
+            return (logits,)
+        return logits, self.meaning.probs(logits, self.hierarchy)

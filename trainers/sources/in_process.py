@@ -62,6 +62,7 @@ class InProcessTargets:
         self.location = f"timm:{teacher.identity.name}"
         self.hierarchy = teacher.hierarchy
         self.identity = teacher.identity.fingerprint
+        self.rows = 0
         self.policy: ViewPolicy | None = None
         self.sizes: tuple[Size, ...] = teacher.sizes
         self.ahead = 0

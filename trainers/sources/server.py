@@ -27,6 +27,7 @@ class ServerTargets:
         self.location, self.hierarchy = client.location, client.hierarchy
         self.identity = client.identity
         self._samples = client.samples
+        self.rows: int = self._samples["dataset"]["rows"] if self._samples else 0
         # Of an ensemble the largest: the server squishes it for the others.
         self.sizes: tuple[Size, ...] = () if self._samples else (max(client.sizes),)
         self.policy = ViewPolicy.from_json(self._samples["policy"]) if self._samples else None

@@ -57,6 +57,7 @@ class StoreTargets:
         store.require_complete()
         self.store, self.cache = store, cache
         self.location, self.identity = store.location, store.manifest.identity
+        self.rows = store.manifest.dataset.rows
         self.hierarchy = SemanticHierarchy.from_json(store.hierarchy)
         store.manifest.require(store.location, hierarchy_digest=self.hierarchy.digest)
         self.policy: ViewPolicy | None = ViewPolicy.from_json(store.manifest.views.policy)

@@ -21,7 +21,8 @@ from distill.errors import ConfigError, DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
 from trainers.evaluation.evaluate import validation_on
-from trainers.evaluation.meters import LogitsMeaning, Meter, SingleLabelMeter, tag_meter
+from trainers.evaluation.meters import Meter, SingleLabelMeter, tag_meter
+from trainers.models.meaning import LogitsMeaning
 from trainers.process_group import Machine
 from trainers.recipe import Recipe
 from trainers.training.loop import DEFAULT_KEEPING, RunKeeping, TrainReport, train

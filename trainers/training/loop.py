@@ -23,6 +23,7 @@ from timm.scheduler import (
 )
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.errors import (
     ConfigError,
@@ -103,6 +104,14 @@ def train(
     # Weights that a checkpoint replaces need not be there any more.
     start = replace(recipe, init="random") if saved else recipe
     model = create_student(start, objective.hierarchy.synsets, say)
+    if recipe.sync_bn:
+        model = world.synchronised(model, device)
+    elif world.size > 1 and any(isinstance(part, _BatchNorm) for part in model.modules()):
+        own = recipe.batch_size // (world.size * recipe.accumulate)
+        say(
+            f"batch norm: each process by its own {own} images; "
+            "-o sync_bn=true takes those of all, on GPUs"
+        )
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_input(model, recipe.student, model_input, num_classes)
     say(

@@ -46,15 +46,16 @@ def match_targets(
 ) -> TrainingInputs:
     """All of `source`, or what is on the list, to be trained on with those targets.
 
-    limit: at most so many images, those with the smallest ids; the targets may have all.
+    limit: at most so many images, those with the smallest ids; the targets may be of more.
 
     Raises:
         StoreMismatchError: the targets are of other images or labels, or this machine draws other
         views.
         DataError: the list does not fit the data, or nothing says what the images are.
     """
-    if limit is not None and not (targets and _has_all(targets, source, labels)):
-        source, labels, limit = source.limited(limit), labels[:limit], None
+    if limit is not None:
+        known = max(limit, targets.rows if targets else 0)
+        source, labels = source.limited(known), labels[:known]
     if targets:
         targets.require_dataset(source, labels)
         if targets.policy:
@@ -109,14 +110,6 @@ def require_hierarchy(targets: TrainingTargets | None, hierarchy: SemanticHierar
             f"expects {hierarchy.digest[:12]}; use targets of these classes, or pretrain on theirs "
             "by leaving --label-set out"
         )
-
-
-def _has_all(targets: TrainingTargets, source: ImageSource, labels: NDArray[np.int64]) -> bool:
-    try:
-        targets.require_dataset(source, labels)
-    except StoreMismatchError:
-        return False
-    return True
 
 
 def _check_views(targets: TrainingTargets, source: ImageSource, say: Callable[[str], None]) -> None:

@@ -12,7 +12,8 @@ from distill.data.source import ImageSource, label_indices
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
 from trainers.evaluation.evaluate import validation_on
-from trainers.evaluation.meters import LogitsMeaning, SemanticMeter
+from trainers.evaluation.meters import SemanticMeter
+from trainers.models.meaning import LogitsMeaning
 from trainers.process_group import Machine
 from trainers.recipe import Recipe
 from trainers.training.loop import DEFAULT_KEEPING, RunKeeping, TrainReport, train

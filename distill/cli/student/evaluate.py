@@ -90,8 +90,8 @@ def evaluate(
         evaluate_recovery,
         evaluate_tags,
     )
-    from trainers.evaluation.meters import LogitsMeaning
     from trainers.evaluation.tags import read_tags
+    from trainers.models.meaning import LogitsMeaning
     from trainers.models.trained import open_trained
     from trainers.process_group import Machine
 
