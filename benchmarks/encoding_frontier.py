@@ -8,8 +8,8 @@ Two teachers on augmented views of tiny-imagenet-h:
 
 Payload is what index, prob, confidence and sq_norm take in chunks of 8192 rows (4096 of the wide
 teacher). The angle is that of the dense and the sparse KD gradient, for a fresh student and for one
-near the teacher (`distill.targets.fidelity`). In the end whole stores are precomputed with the
-presets and weighed.
+near the teacher (`distill.losses.fidelity`); half_way.py looks at those between, and at KL. In the
+end whole stores are precomputed with the presets and weighed.
 
 Prints tables in Markdown, writes encoding_frontier.svg, and ends with one JSON object on a line.
 """
@@ -34,8 +34,8 @@ from wide_teacher import TEACHER, run_trained, write_wide_teacher
 
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import top_mass
+from distill.losses.fidelity import gradient_angles, others_of
 from distill.targets.encoding import PRESETS, EncodingSpec
-from distill.targets.fidelity import fidelity_errors
 from distill.targets.tensors import DenseTargets, SparseTargets
 from store.format.chunks import encode_chunk
 from store.format.codes import Coding
@@ -224,7 +224,7 @@ def point(
 ) -> Point:
     codes, sparse = encoded(answers, budget, quantiser, mass)
     errors = [
-        fidelity_errors(
+        gradient_angles(
             exact=DenseTargets(
                 probs=answers.exact.probs[i : i + 512],
                 confidence=answers.exact.confidence[i : i + 512],
@@ -236,12 +236,13 @@ def point(
                 sq_norm=sparse.sq_norm[i : i + 512],
                 slots=budget,
             ),
+            others=others_of(range(512), answers.exact.probs[i : i + 512]),
+            labels=torch.full((len(codes[i : i + 512]),), -1),
             hierarchy=answers.hierarchy,
         )
         for i in range(0, len(codes), 512)
     ]
-    fresh = torch.cat([e.angle_deg for e in errors])
-    near = torch.cat([e.angle_deg_near_teacher for e in errors])
+    fresh, near = (torch.cat([e[name] for e in errors]) for name in ("mse_fresh", "mse_near"))
     return Point(
         family,
         what,
@@ -369,15 +370,15 @@ def weigh_stores(data: Path, wide: Path, scratch: Path, *, quick: bool) -> list[
                 list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True
             )
             store = json.loads(ran.stdout)["store"]
-            fidelity = store["fidelity"]
+            angles = store["fidelity"]["angle_deg"]
             sizes.append(
                 {
                     "teacher": name,
                     "encoding": encoding,
                     "views": store["views"],
                     "bytes_per_view": round(store["bytes_per_view"], 1),
-                    "fresh": fidelity["gradient_angle_deg"],
-                    "near": fidelity["near_teacher"]["gradient_angle_deg"],
+                    "fresh": angles["mse_fresh"],
+                    "near": angles["mse_near"],
                 }
             )
     return sizes

@@ -70,7 +70,7 @@ def main() -> None:
                 "precompute_s": round(precomputed["seconds"], 1),
                 "bytes_total": store["bytes_total"],
                 "bytes_per_view": round(store["bytes_per_view"], 1),
-                "gradient_angle_deg": store["fidelity"]["gradient_angle_deg"],
+                "angle_deg": store["fidelity"]["angle_deg"],
                 "epochs": epochs,
                 "images_per_s_without_kd": round(plain["images_per_s"], 1),
                 "images_per_s_with_kd": round(kd["images_per_s"], 1),

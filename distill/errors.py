@@ -7,6 +7,7 @@ TypeError and stay tracebacks.
 import difflib
 from collections.abc import Iterable
 
+MOST_SAID = 300  # characters of what another library says
 DEAD_DECODER = ("DataLoader worker", "Too many open files", "ancdata")
 
 
@@ -72,7 +73,8 @@ def printable(text: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """What another library's error says first, or its name."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}…"
 
 
 def is_dead_decoder(error: RuntimeError) -> bool:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and by one process at a time."""
+"""Files written whole or not at all, on the disk when it is said, and by one process at a time."""
 
 import csv
 import errno
@@ -19,21 +19,84 @@ from typing import IO
 from distill.errors import InUseError
 
 LOCK = ".lock"
+PARTIAL = ".partial"  # what a process leaves that was killed while it wrote
 _HELD: set[Path] = set()  # by this process, whose own locks the kernel does not tell from others
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write beside `path`, flush to disk, rename over it: readers see the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    """Write beside `path`, rename over it: readers see the old file or the new.
+
+    It outlives a power cut from the moment that this returns.
+    """
+    write_all_atomically([(path, content)])
+
+
+def write_all_atomically(files: Iterable[tuple[Path, bytes | memoryview]]) -> None:
+    """`write_atomically` of each; those of one folder cost one flush of it together."""
+    folders: dict[Path, None] = {}
+    for path, content in files:
+        make_folder(path.parent)
+        with _written_beside(path, content) as partial:
+            os.replace(partial, path)  # noqa: PTH105
+        folders[path.parent] = None
+    for folder in folders:
+        flush_folder(folder)
+
+
+def write_new_atomically(path: Path, content: bytes | memoryview) -> bool:
+    """`write_atomically`, but False where there is such a file already, which stays."""
+    make_folder(path.parent)
+    with _written_beside(path, content) as partial:
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return False
+    flush_folder(path.parent)
+    return True
+
+
+def make_folder(folder: Path) -> None:
+    """With those above it, each on the disk."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        with suppress(FileExistsError):
+            os.mkdir(folder)  # noqa: PTH102
+        flush_folder(folder.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in it on the disk; some file systems cannot, and need not."""
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:  # another process took it away again
+        return
+    try:
+        with suppress(OSError):
+            os.fsync(number)
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(number)
+
+
+@contextmanager
+def _written_beside(path: Path, content: bytes | memoryview) -> Iterator[Path]:
+    """A file with that content, on the disk, which is gone in the end."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            left = memoryview(content).cast("B")
+            while left:
+                left = left[os.write(number, left) :]
+            os.fsync(number)
+        except OSError as error:  # which names no file
+            error.filename = error.filename or str(path)
+            raise
+        finally:
+            os.close(number)
+        yield partial
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(partial)  # noqa: PTH108
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -3,27 +3,30 @@
 Chunks are written first, then the block's commit record (`store.format.commits`); a block without
 one does not exist, whatever chunks lie there. When all are there, `finish` compacts the records and
 puts the certificate into the root document (`store.format.root`). A store lies on a disk or in a
-bucket (`store.format.objects`).
+bucket (`store.places.objects`).
 """
 
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from distill.data.sample_ids import SampleIds, samples_digest
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
 from distill.targets.rows import TargetRows
-from store.format import commits
-from store.format.chunks import block_digest, read_chunks, write_chunks
+from store.format import commits, version2
+from store.format.audit import certificate_of
+from store.format.chunks import block_digest, read_chunks, read_shards, write_chunks
 from store.format.codes import ANSWER_ARRAYS, Codes, StoredBlock
+from store.format.commits import Commit
 from store.format.damage import damage_named
 from store.format.documents import DOCUMENTS, document_digests, require_documents
 from store.format.layout import (
@@ -33,8 +36,8 @@ from store.format.layout import (
     read_hierarchy,
 )
 from store.format.manifest import Manifest
-from store.format.objects import Objects, open_objects
 from store.format.root import CLAIM_KEY, COPY_KEY, ROOT_KEY, Root, claimed
+from store.places.objects import Objects, open_objects
 
 Found = TypeVar("Found")
 SETTLING_ROUNDS = 5
@@ -160,13 +163,21 @@ class LogitStore:
 
         return self._unmoved(look)
 
+    def block_commits(self) -> dict[int, Commit]:
+        """What a reader needs of each committed block.
+
+        Raises:
+            CorruptStoreError: the commits are damaged.
+        """
+        return self._unmoved(self.commits_of)
+
     def content_digests(self) -> dict[int, tuple[str, ...]]:
         """SHA-256 of each committed block by view, in hexadecimal.
 
         Raises:
             CorruptStoreError: the commits are damaged.
         """
-        return self._unmoved(self.content_digests_of)
+        return {block: commit.digests for block, commit in self.block_commits().items()}
 
     def records(self) -> dict[int, commits.Record]:
         """The whole commit record of each committed block.
@@ -196,26 +207,22 @@ class LogitStore:
         compacted = set(range(count)) - set(root.revoked) if root.generation else set()
         return compacted | set(commits.recorded_blocks(self.objects, count))
 
-    def content_digests_of(self, root: Root) -> dict[int, tuple[str, ...]]:
-        """`content_digests` by a root that is at hand."""
-        shape = (self.manifest.num_blocks, self.manifest.views.count)
-        digests: dict[int, tuple[str, ...]] = {}
+    def commits_of(self, root: Root) -> dict[int, Commit]:
+        """`commits` by a root that is at hand."""
+        found: dict[int, Commit] = {}
         if root.generation:
-            sha256 = root.compacted_sha256["content_sha256"]
-            table = commits.read_digests(self.objects, root.generation, sha256, shape)
+            compacted = commits.read_compacted(self.objects, root)
             revoked = set(root.revoked)
-            digests = {b: row for b, row in enumerate(table) if b not in revoked}
+            found = {block: c for block, c in enumerate(compacted) if block not in revoked}
         if root.certificate is None:
-            own_records = self._own_records()
-            digests |= {block: tuple(r["content_sha256"]) for block, r in own_records.items()}
-        return dict(sorted(digests.items()))
+            found |= {b: commits.commit_of(r) for b, r in self._own_records().items()}
+        return dict(sorted(found.items()))
 
     def records_of(self, root: Root) -> dict[int, commits.Record]:
         """`records` by a root that is at hand."""
         records: dict[int, commits.Record] = {}
         if root.generation:
-            sha256, views = root.compacted_sha256["records"], self.manifest.views.count
-            compacted = commits.read_compacted_records(self.objects, root.generation, sha256, views)
+            compacted = commits.read_compacted_records(self.objects, root)
             revoked = set(root.revoked)
             records = {b: r for b, r in compacted.items() if b not in revoked}
         if root.certificate is None:
@@ -224,7 +231,7 @@ class LogitStore:
 
     def _own_records(self) -> dict[int, commits.Record]:
         blocks = commits.recorded_blocks(self.objects, self.manifest.num_blocks)
-        return commits.read_records(self.objects, blocks, self.manifest.views.count)
+        return commits.read_records(self.objects, blocks, self.manifest)
 
     def revoke(self, blocks: Sequence[int]) -> None:
         """Take the commits of those blocks back: they are to be computed again."""
@@ -256,14 +263,16 @@ class LogitStore:
                 f"block {block}: {[len(v) for v in views]} rows by view found, expected "
                 f"{self.manifest.views.count} times {len(rows)}"
             )
+        version2.require_current(self.location, self.manifest)
         if not self.is_pending(block):
             return
         stored = [self.manifest.coding.to_stored(codes) for codes in views]
-        write_chunks(self.objects, self.manifest, block, stored)
         record = {
             "block": block,
+            "store": self.manifest.identity,
             "rows": [rows.start, rows.stop],
             "content_sha256": [block_digest(each) for each in stored],
+            "chunk_bytes": write_chunks(self.objects, self.manifest, block, stored),
             "host": socket.gethostname(),
             "committed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **facts,
@@ -280,14 +289,14 @@ class LogitStore:
         chunks of one writer may stand under the record of another, or be mixed.
         """
         for _ in range(SETTLING_ROUNDS):
-            root, counts = self._root(), record["content_sha256"]
+            root, counts = self._root(), commits.commit_of(record)
             compacted = bool(root.generation) and block not in root.revoked
             if compacted:
-                counts = list(self.content_digests_of(root)[block])
+                counts = self.commits_of(root)[block]
                 commits.delete_records(self.objects, [block])
-            elif others := commits.read_records(self.objects, [block], len(stored)):
-                counts = others[block]["content_sha256"]
-            if (alone and not compacted) or self._holds(block, counts):
+            elif others := commits.read_records(self.objects, [block], self.manifest):
+                counts = commits.commit_of(others[block])
+            if (alone and not compacted) or self._is_whole(block, counts):
                 return
             alone = False
             if compacted:
@@ -299,20 +308,43 @@ class LogitStore:
             "again; run one writer per block, then `distill store verify`"
         )
 
-    def _holds(self, block: int, digests: Sequence[str]) -> bool:
+    def _is_whole(self, block: int, commit: Commit) -> bool:
         try:
-            for view, digest in enumerate(digests):
-                self.read_codes(block, view, digest)
+            self.read_block(block, commit)
         except CorruptStoreError:
             return False
         return True
 
-    def finish(self, certificate: Mapping[str, Any]) -> dict[str, Any]:
+    def damaged_blocks(self) -> list[int]:
+        """Committed blocks that are not what was committed, or of another store: all are read.
+
+        A power cut may have left them so, or a disk; `revoke` has them computed again.
+        """
+        damaged: list[int] = []
+
+        def look(block: int) -> None:
+            try:
+                records = commits.read_records(self.objects, [block], self.manifest)
+                commit = commits.commit_of(records[block]) if records else compacted[block]
+            except CorruptStoreError:
+                damaged.append(block)
+                return
+            if not self._is_whole(block, commit):
+                damaged.append(block)
+
+        root = self._root()
+        compacted = commits.read_compacted(self.objects, root) if root.generation else []
+        with ThreadPoolExecutor(max(self.objects.requests, os.cpu_count() or 1)) as pool:
+            list(pool.map(look, self._committed(root)))
+        return sorted(damaged)
+
+    def finish(self) -> dict[str, Any]:
         """Certify a store whose blocks are all committed, and compact its commits.
 
         Raises:
             IncompleteStoreError: a block is missing.
         """
+        version2.require_current(self.location, self.manifest)
         records = self.records()
         root = self._root()
         if root.certificate is not None:
@@ -327,24 +359,22 @@ class LogitStore:
         generation, digests = commits.write_compacted(self.objects, records)
         documents = {key: root.documents[key] for key in DOCUMENTS}
         documents |= document_digests(self.objects, commits.compacted_keys(generation))
-        full_certificate = {
-            **certificate,
-            "bad_images": sum(len(r["bad"]) for r in records.values()),
-        }
+        certificate = certificate_of(records)
         root = replace(
             root,
             documents=documents,
             generation=generation,
             compacted_sha256=digests,
             revoked=(),
-            certificate=full_certificate,
+            certificate=certificate,
         )
         root.write(self.objects)
         self._tidy(root)
-        return full_certificate
+        return certificate
 
     def _tidy(self, root: Root) -> None:
         """Remove what a finished store does not need: claim, single records, older generations."""
+        self.objects.tidy()
         self.objects.delete([CLAIM_KEY])
         single = commits.recorded_blocks(self.objects, self.manifest.num_blocks)
         commits.delete_records(self.objects, single)
@@ -365,10 +395,7 @@ class LogitStore:
     @cached_property
     def _samples(self) -> tuple[SampleIds, NDArray[np.int64]]:
         with damage_named(self.location, "sample_id or label"):
-            ids, labels = (
-                np.asarray(zarr.open_array(self.objects.zarr(name), mode="r")[...])
-                for name in SAMPLE_ARRAYS
-            )
+            ids, labels = (self.objects.read_array(name) for name in SAMPLE_ARRAYS)
             labels = labels.astype(np.int64)
             if samples_digest(ids, labels) != self.manifest.dataset.digest:
                 raise ValueError("its digest does not match")
@@ -380,19 +407,38 @@ class LogitStore:
         with damage_named(self.location, "hierarchy"):
             return read_hierarchy(self.objects)
 
-    def read_codes(self, block: int, view: int, digest: str) -> Codes:
+    def read_codes(self, block: int, view: int, commit: Commit) -> Codes:
         """A block of one view as stored; its arrays are views with rows first.
 
-        digest: what its commit says, from `content_digests`.
+        commit: of that block, from `commits`.
 
         Raises:
             CorruptStoreError: a chunk is missing or damaged, or its content was not committed.
         """
-        stored = read_chunks(self.objects, self.manifest, block, view)
+        place = self.objects, self.manifest, block, view
+        if self.manifest.version == version2.VERSION:
+            stored = version2.read_block(*place, commit.digests[view])
+            return self.manifest.coding.from_stored(stored)
+        stored = read_chunks(*place, commit.chunk_bytes)
         with damage_named(self.location, f"block {block} of view {view}"):
-            if block_digest(stored) != digest:
+            if block_digest(stored) != commit.digests[view]:
                 raise ValueError("it is not what was committed")
         return self.manifest.coding.from_stored(stored)
+
+    def read_block(self, block: int, commit: Commit) -> list[Codes]:
+        """`read_codes` of all views; every byte of the block is looked at, whoever reads it.
+
+        Raises:
+            CorruptStoreError: a shard is missing or damaged, or its content was not committed.
+        """
+        if self.manifest.version == version2.VERSION:
+            return [self.read_codes(block, view, commit) for view in range(len(commit.digests))]
+        views = read_shards(self.objects, self.manifest, block, commit.chunk_bytes)
+        for view, (stored, digest) in enumerate(zip(views, commit.digests, strict=True)):
+            with damage_named(self.location, f"block {block} of view {view}"):
+                if block_digest(stored) != digest:
+                    raise ValueError("it is not what was committed")
+        return [self.manifest.coding.from_stored(stored) for stored in views]
 
     def quantise(self, answers: TargetRows) -> Codes:
         """What this store keeps of `answers`."""

@@ -81,7 +81,7 @@ def distill(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ran]:
     """Run a command in this process, through the same entry point as a user."""
-    from distill.cli.main import run
+    from distill.cli.main import run_command
     from distill.cli.signals import SIGNALS
 
     def call(*arguments: object) -> Ran:
@@ -90,7 +90,7 @@ def distill(
         code = 0
         before = {number: signal.getsignal(number) for number in SIGNALS}
         try:
-            run()
+            run_command()
         except SystemExit as stop:
             code = int(stop.code or 0)
         finally:

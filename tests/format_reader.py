@@ -19,14 +19,19 @@ def read_store(folder: Path) -> dict[str, Any]:
     entries, steps = manifest["encoding"]["entries"], manifest["encoding"]["prob_steps"]
     classes = manifest["hierarchy"]["classes_per_hierarchy"]
     group: Any = zarr.open_group(folder, mode="r")
-    codes = {n: group[n][...] for n in ("index", "prob", "confidence", "sq_norm", "valid")}
+    codes = {n: group[n][...] for n in ("index", "prob", "confidence", "sq_norm")}
+    if manifest["format"] == "distill-store/2":
+        valid = group["valid"][...]
+    else:
+        valid = codes["confidence"][..., 0] > 0
+        codes["confidence"] = codes["confidence"].astype(np.int64) - 1
     units = steps * -(-5000 // steps)
     rows, views, _ = codes["prob"].shape
     confidence = np.zeros((rows, views, len(classes)))
     sq_norm = np.zeros((rows, views, len(classes)))
     for row in range(rows):
         for view in range(views):
-            if not codes["valid"][row, view]:
+            if not valid[row, view]:
                 continue
             start = 0
             for k, (slots, n) in enumerate(zip(entries, classes, strict=True)):
@@ -53,7 +58,7 @@ def read_store(folder: Path) -> dict[str, Any]:
         "prob": codes["prob"] / steps,
         "confidence": confidence,
         "sq_norm": sq_norm,
-        "valid": codes["valid"],
+        "valid": valid,
     }
 
 

@@ -25,9 +25,9 @@ from store.logit_store import LogitStore
 BLOCK, VIEWS = 16, 2
 ANGLES = {"median": 0.1, "p99": 0.2, "max": 0.3}
 FIDELITY = {
-    "rows": 32,
-    "gradient_angle_deg": ANGLES,
-    "near_teacher": {"gradient_angle_deg": ANGLES},
+    "views": 32,
+    "angle_deg": {f"{a}_{b}": ANGLES for a in ("mse", "kl") for b in ("fresh", "middle", "near")},
+    "how": "made up",
 }
 
 
@@ -80,7 +80,7 @@ def make_store(
         rows = manifest.rows_of_block(block)
         said = [torch.from_numpy(view[rows.start : rows.stop]) for view in logits]
         views = [encode(each, hierarchy, spec).to_rows() for each in said]
-        store.write_block(block, views, {"bad": []})
+        store.write_block(block, views, {"bad": [], **({} if block else {"inherited": FIDELITY})})
     if blocks is None:
-        store.finish({"fidelity": FIDELITY, "replay": {}})
+        store.finish()
     return store

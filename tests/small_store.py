@@ -24,7 +24,6 @@ from store.logit_store import LogitStore
 ROWS, VIEWS, BLOCK = 50, 2, 16
 HIERARCHY = SemanticHierarchy.bundled("plane-figures")
 ENCODING = EncodingSpec(entries=(4, 4, 4, 3), prob_steps=191)
-CERTIFICATE: dict[str, Any] = {"fidelity": None, "replay": {}}
 
 _ids = sample_ids([f"key{i}" for i in range(ROWS)])
 IDS = _ids[ascending(_ids)]
@@ -72,13 +71,11 @@ def write(store: LogitStore, blocks: Any) -> None:
         views = [
             answers_of(store.manifest, block, view) for view in range(store.manifest.views.count)
         ]
-        store.write_block(
-            block, views, {"bad": [], **({"audit": CERTIFICATE} if not block else {})}
-        )
+        store.write_block(block, views, {"bad": []})
 
 
 def make_complete(location: str | Path, manifest: Manifest | None = None) -> LogitStore:
     store = create(location, manifest)
     write(store, range(store.manifest.num_blocks))
-    store.finish(CERTIFICATE)
+    store.finish()
     return store

@@ -71,7 +71,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "lr", "image_size"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected more than 0")
         for name in ("label_smoothing", "warmup", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
@@ -81,6 +81,8 @@ class Recipe:
         for name in ("kd_weight", "weight_decay", "clip_grad", "min_lr"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected 0 or more")
+        if self.ema_warmup and not self.ema_decay:
+            raise ConfigError("ema_warmup found without ema_decay, expected both; pass ema_decay")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay {self.layer_decay} found, expected above 0 to 1")
         if self.min_lr > self.lr:

@@ -102,11 +102,17 @@ def training_group(environment: Mapping[str, str]) -> dict[str, str]:
         ConfigError: a launcher started several processes, and does not say where they meet.
     """
     launched = (
-        _of(TORCH, environment)
+        _of_torch(environment)
         or _of(STEP, environment)
         or _of_mpi(environment)
         or _of_kubernetes(environment)
     )
+    if launched is None and _number(environment, "WORLD_SIZE", 1) != 1:
+        raise ConfigError(
+            f"WORLD_SIZE={environment['WORLD_SIZE']} found, but nothing that says which of them "
+            "this process is; expected RANK as well, or JOB_COMPLETION_INDEX of an indexed "
+            "Kubernetes job (completionMode: Indexed); unset WORLD_SIZE to train alone"
+        )
     if launched is None or launched.count == 1:
         return {}
     if launched.count < 1:
@@ -129,6 +135,21 @@ def training_group(environment: Mapping[str, str]) -> dict[str, str]:
         "MASTER_ADDR": address,
         "MASTER_PORT": environment.get("MASTER_PORT") or str(_port(environment)),
     }
+
+
+def _of_torch(environment: Mapping[str, str]) -> WorkerShare | None:
+    launched = _of(TORCH, environment)
+    if launched is None and "RANK" in environment:
+        raise ConfigError(
+            f"RANK={environment['RANK']} found without WORLD_SIZE, expected both, as torchrun sets "
+            "them; unset RANK to train alone"
+        )
+    if launched and not 0 <= launched.index < launched.count:
+        raise ConfigError(
+            f"RANK={launched.index} and WORLD_SIZE={launched.count} found, expected a RANK from 0 "
+            "to below WORLD_SIZE; correct them, or unset both to train alone"
+        )
+    return launched
 
 
 def _meeting_place(launched: WorkerShare, environment: Mapping[str, str]) -> str | None:
@@ -208,6 +229,6 @@ def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
         return int(environment.get(name, default))
     except ValueError as error:
         raise ConfigError(
-            f"environment variable {name}={environment[name]!r} found, expected a number; set it, "
-            "or pass --shard-index and --num-shards to precompute"
+            f"environment variable {name}={environment[name]!r} found, expected a number; correct "
+            "or unset it"
         ) from error

@@ -14,6 +14,7 @@ import click
 
 from distill.cli.options.command import Command, Flags, Group
 from distill.cli.signals import WORK_LEFT, end_on_signals, ignore_signals
+from distill.cli.streams import lost_output, make_streams_last
 from distill.errors import (
     DistillError,
     dead_decoder,
@@ -39,6 +40,7 @@ COMMANDS = {
     "evaluate": ("student.evaluate", "measure trained models on labelled images"),
     "export": ("student.export", "export a trained model for timm and ONNX"),
     "inspect": ("inspect.command", "teacher confidence per hierarchy, missing and suspect tags"),
+    "cache": ("cache", "list, check and clear the cache of this machine"),
     "settings": ("settings", "list all options and settings of a command"),
 }
 
@@ -88,6 +90,19 @@ def distill() -> None:
 
 
 def run() -> None:
+    """The process of a command; see `run_command`."""
+    make_streams_last()
+    try:
+        run_command()
+    except SystemExit as end:
+        # Threads that a disk keeps waiting are waited for by the interpreter's end, and hear none.
+        hung = threading.Timer(LONGEST_END_S, os._exit, [end.code])
+        hung.daemon = True
+        hung.start()
+        raise
+
+
+def run_command() -> None:
     """Exit code 0 done, 2 the user can fix it, 75 a signal left work, 1 a bug (traceback)."""
     flags, terminal = Flags(), sys.stderr
     end_on_signals()
@@ -95,6 +110,9 @@ def run() -> None:
     threading.excepthook = _in_a_thread
     try:
         distill.main(prog_name="distill", standalone_mode=False, obj=flags)
+        sys.stdout.flush()
+        if error := lost_output():
+            _fail(terminal, f"standard output: {error.strerror}, expected to be written", 2)
     except (KeyboardInterrupt, click.Abort, _Stopped) as error:
         command = shlex.join(["distill", *sys.argv[1:]])
         by = f" by {error}" if str(error) else ""
@@ -133,9 +151,10 @@ def _message(error: Exception) -> str | None:
             return f"{first_line(error)}; allow more (`ulimit -n 65536`), or lower --workers"
         if error.filename is None and error.errno not in FULL_DISK:
             return None
+        where = os.fsdecode(error.filename) if error.filename else "disk"
         return (
-            f"{error.filename or 'disk'}: {error.strerror}; finished work is kept, fix this and "
-            "run the same command again"
+            f"{where}: {error.strerror}; fix this and run the same command again, it goes on from "
+            "what is there"
         )
     if isinstance(error, RuntimeError) and is_dead_decoder(error):
         return dead_decoder(error)
@@ -143,8 +162,8 @@ def _message(error: Exception) -> str | None:
 
 
 def _in_a_thread(error: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread says a full disk by itself, and its writer says it once more."""
-    if not (isinstance(error.exc_value, OSError) and error.exc_value.errno in FULL_DISK):
+    """TensorBoard's thread says the disk's trouble by itself, and its writer says it once more."""
+    if not isinstance(error.exc_value, OSError):
         threading.__excepthook__(error)
 
 
@@ -170,11 +189,7 @@ def _usage(error: click.UsageError) -> str:
 
 def _fail(stream: object, message: str, code: int) -> None:
     line = printable(" ".join(message.split()))
-    print(f"distill: {line}", file=stream)  # type: ignore[call-overload]
-    # Threads that a disk keeps waiting are waited for by the interpreter's end, and hear nothing.
-    hung = threading.Timer(LONGEST_END_S, os._exit, [code])
-    hung.daemon = True
-    hung.start()
+    print(f"distill: {line}", file=stream, flush=True)  # type: ignore[call-overload]
     sys.exit(code)
 
 

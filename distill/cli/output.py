@@ -32,13 +32,24 @@ def fidelity_line(summary: "StoreSummary") -> str:
     """The certificate's angles."""
     if not summary.fidelity:
         return "fidelity: not certified yet"
-    fresh = summary.fidelity["gradient_angle_deg"]
-    near = summary.fidelity["near_teacher"]["gradient_angle_deg"]
-    return (
-        f"fidelity: the KD gradient is {fresh['median']:.2f}° median, {fresh['p99']:.2f}° p99 from "
-        f"the exact one for a fresh student, {near['median']:.2f}° and {near['p99']:.2f}° near the "
-        f"teacher ({summary.fidelity['rows']} views audited)"
-    )
+    angles = summary.fidelity["angle_deg"]
+
+    def of(loss: str) -> str:
+        students = {"fresh": "fresh student", "middle": "half-way", "near": "near the teacher"}
+        said = [
+            f"{angles[name]['median']:.2f}° {angles[name]['p99']:.2f}° {words}"
+            for student, words in students.items()
+            if (name := f"{loss}_{student}") in angles
+        ]
+        return f"{loss.upper()} {', '.join(said)}" if said else ""
+
+    losses = "; ".join(filter(None, (of("mse"), of("kl"))))
+    audited = summary.fidelity["views"]
+    basis = f"{audited} views audited" if audited else summary.fidelity["how"]
+    line = f"fidelity: KD gradient off by (median, p99) {losses} ({basis})"
+    if own := angles.get("precision"):
+        line += f"; the teacher's precision costs {own['median']:.2f}° {own['p99']:.2f}°"
+    return line
 
 
 def size_line(summary: "StoreSummary") -> str:

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 STDERR = 2
@@ -131,5 +131,6 @@ def _raise(number: int) -> None:
 
 
 def _write(line: str) -> None:
-    """Not print: whatever was interrupted may be in the middle of one."""
-    os.write(STDERR, f"{line}\n".encode())
+    """Not print: whatever was interrupted may be in the middle of one. Nobody may read it, too."""
+    with suppress(OSError):
+        os.write(STDERR, f"{line}\n".encode())

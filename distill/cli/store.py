@@ -85,7 +85,7 @@ def verify(
         again = ask_again(
             location,
             source=data.open(),
-            teacher=teacher_choice.load(device),
+            teacher=teacher_choice.load(device, _hierarchy_of(location)),
             sample=sample,
             workers=workers,
         )
@@ -116,8 +116,11 @@ def verify(
         sys.exit(WORK_LEFT)
 
 
-@store.command(examples=["STORE --teacher tresnet_l --weights FILE --data DATA"])
+@store.command(
+    examples=["STORE --from REPLICA", "STORE --teacher tresnet_l --weights FILE --data DATA"]
+)
 @location
+@option("--from", "replica", help="Another copy of the store, to take bad blocks from.")
 @teacher_options(required=False)
 @data_options(required=False, help="Images that the store was made from.")
 @option(
@@ -128,6 +131,7 @@ def verify(
 @common.as_json
 def repair(
     location: str,
+    replica: str | None,
     teacher_choice: TeacherChoice | None,
     data: DataChoice | None,
     batch_size: int | None,
@@ -139,11 +143,13 @@ def repair(
     """Repair STORE; intact blocks are left as they are.
 
     Without --teacher and --data, restores what follows from the rest. With them, given as for the
-    precompute that made the store, also computes bad and missing blocks.
+    precompute that made the store, also computes bad and missing blocks. Blocks --from a copy are
+    taken where their digests are those that were committed.
     """
     from dataclasses import asdict
 
     from distill.errors import ConfigError
+    from store.logit_store import LogitStore
     from teacher_server.precompute.repair import repair
 
     if (teacher_choice is None) != (data is None):
@@ -151,7 +157,8 @@ def repair(
     report = repair(
         location,
         source=data.open().limited(limit) if data else None,
-        teacher=teacher_choice.load(device) if teacher_choice else None,
+        teacher=teacher_choice.load(device, _hierarchy_of(location)) if teacher_choice else None,
+        replica=LogitStore.open(replica) if replica else None,
         batch_size=batch_size,
         workers=workers,
     )
@@ -159,6 +166,7 @@ def repair(
         as_json,
         asdict(report),
         *(f"restored: {line}" for line in report.restored),
+        *([f"taken from {replica}: {len(report.taken)} blocks"] if replica else []),
         f"{location}: {len(report.recomputed)} blocks computed again; it is complete",
     )
 
@@ -182,6 +190,7 @@ def merge(locations: tuple[str, ...], out: str, as_json: bool) -> None:
 @out
 @option("--views", help="View numbers to keep, as in 1 or 0-3.", show_default="all")
 @option("--keys", type=FILE, help="File with one sample key per line.")
+@option("--exclude", type=FILE, help="File with one key per line of samples to leave out.")
 @data_options(required=False, help="Images to keep: those that DATA has.")
 @option("--class", "classes", multiple=True, help="wnid of a class to keep with its descendants.")
 @common.limit
@@ -191,6 +200,7 @@ def subset(
     out: str,
     views: str | None,
     keys: Path | None,
+    exclude: Path | None,
     data: DataChoice | None,
     classes: tuple[str, ...],
     limit: int | None,
@@ -201,7 +211,7 @@ def subset(
     from store.upkeep.algebra import subset
 
     source = LogitStore.open(location)
-    rows = _chosen_rows(source, keys, data, classes, limit)
+    rows = _chosen_rows(source, keys, exclude, data, classes, limit)
     _print_summary(subset(out, source, rows=rows, views=_view_range(views)), as_json)
 
 
@@ -211,32 +221,39 @@ def subset(
 @option(
     "--encoding",
     callback=known_encoding,
-    required=True,
-    help="small, standard, fine, or entries=N,steps=M.",
+    help="small, standard, fine, dense, or entries=N,steps=M.",
+    show_default="that of STORE",
 )
 @common.as_json
-def transcode(location: str, out: str, encoding: str, as_json: bool) -> None:
-    """Re-encode STORE and state the remaining fidelity."""
+def transcode(location: str, out: str, encoding: str | None, as_json: bool) -> None:
+    """Write STORE in today's format, or re-encoded, and state the remaining fidelity."""
+    import torch
+
     from distill.hierarchy.semantic import SemanticHierarchy
+    from distill.losses.fidelity import gradient_angles, others_of
     from distill.targets.encoding import EncodingSpec
-    from distill.targets.fidelity import reencoding_fidelity
     from distill.targets.rows import TargetRows
-    from distill.targets.tensors import SparseTargets
+    from distill.targets.tensors import DenseTargets, SparseTargets, densify
     from store.logit_store import LogitStore
     from store.upkeep.algebra import transcode
 
     source = LogitStore.open(location)
     hierarchy = SemanticHierarchy.from_json(source.hierarchy)
-    spec = EncodingSpec.named(encoding, hierarchy.classes_per_hierarchy)
     slots = source.manifest.slots
-    fewer = tuple(map(min, spec.entries, slots))
+    spec = EncodingSpec.named(encoding, hierarchy.classes_per_hierarchy) if encoding else None
+    fewer = tuple(map(min, spec.entries, slots)) if spec else slots
 
-    def audit(before: TargetRows, after: TargetRows) -> dict[str, Any]:
-        return reencoding_fidelity(
-            before=SparseTargets.from_rows(before, slots),
-            after=SparseTargets.from_rows(after, fewer),
+    def audit(before: TargetRows, after: TargetRows, labels: Any) -> dict[str, Any]:
+        kept = SparseTargets.from_rows(before, slots)
+        exact = DenseTargets(probs=densify(kept, hierarchy), confidence=kept.confidence)
+        angles = gradient_angles(
+            exact=exact,
+            sparse=SparseTargets.from_rows(after, fewer),
+            others=others_of(list(range(len(labels))), exact.probs),
+            labels=torch.from_numpy(labels),
             hierarchy=hierarchy,
         )
+        return {name: values.numpy() for name, values in angles.items()}
 
     _print_summary(transcode(out, source, spec, audit), as_json)
 
@@ -246,28 +263,39 @@ def transcode(location: str, out: str, encoding: str, as_json: bool) -> None:
 @click.argument("second")
 @common.as_json
 def diff(first: str, second: str, as_json: bool) -> None:
-    """Compare the manifests and the predictions of two stores."""
+    """Compare the manifests and the predictions of two stores; exits with 1 if they differ."""
     from store.logit_store import LogitStore
     from store.upkeep.diff import diff
 
     apart = diff(LogitStore.open(first), LogitStore.open(second))
     if as_json:
         click.echo(json.dumps(apart.to_json()))
-        return
+        sys.exit(0 if apart.answers_equal else 1)
     for name, (a, b) in apart.manifest.items():
         click.echo(f"{name}: {a} | {b}")
+    if apart.answers_equal:
+        click.echo(f"equal: the same answers to {apart.rows_in_both} samples")
+        return
     click.echo(
         f"samples: {apart.rows_in_both} in both ({apart.labels_that_differ} labelled differently), "
         f"{apart.rows_only_in_first} only in the first, {apart.rows_only_in_second} only in the "
         f"second; views in both: {', '.join(map(str, apart.views_in_both)) or 'none'}"
     )
-    if apart.per_hierarchy:
-        click.echo("hierarchy  same top-1  Δ its probability  Δ confidence  largest")
+    if apart.rows_apart:
+        click.echo(f"images that only one of them could read: {apart.rows_apart}")
+    if apart.angle_deg:
+        click.echo(
+            "KD gradient of a fresh student: {median:.3f}° median, {p99:.3f}° p99, {max:.3f}° at "
+            "most apart".format(**apart.angle_deg)
+        )
+        click.echo("view  hierarchy  same top-1  ‖T − T′‖ mean  largest  |P − P′| mean  largest")
     for row in apart.per_hierarchy:
         click.echo(
-            f"{row.hierarchy:9d}  {row.top1_agreement:10.2%}  {row.top1_prob_mean_abs:17.5f}  "
-            f"{row.confidence_mean_abs:12.5f}  {row.confidence_max_abs:7.5f}"
+            f"{row.view:4d}  {row.hierarchy:9d}  {row.top1_agreement:10.2%}  "
+            f"{row.distance_mean:13.5f}  {row.distance_max:7.5f}  {row.confidence_mean:13.5f}  "
+            f"{row.confidence_max:7.5f}"
         )
+    sys.exit(1)
 
 
 def _print_summary(made: "LogitStore", as_json: bool) -> None:
@@ -280,28 +308,21 @@ def _print_summary(made: "LogitStore", as_json: bool) -> None:
 def _chosen_rows(
     source: "LogitStore",
     keys: Path | None,
+    exclude: Path | None,
     data: DataChoice | None,
     classes: tuple[str, ...],
     limit: int | None,
 ) -> Any:
     import numpy as np
 
-    from distill.data.sample_ids import find_rows, sample_ids
-    from distill.errors import DataError
+    from distill.data.sample_ids import find_rows
     from distill.hierarchy.semantic import SemanticHierarchy
 
     kept = np.ones(source.manifest.dataset.rows, np.bool_)
     if keys:
-        lines = keys.read_bytes().decode("utf-8", "surrogateescape").split("\n")
-        wanted = [line.removesuffix("\r") for line in lines if line.strip()]
-        rows = find_rows(source.sample_ids, sample_ids(wanted))
-        if (rows < 0).any():
-            missing = wanted[int(np.argmin(rows))]
-            raise DataError(
-                f"{source.location}: {int((rows < 0).sum())} of {len(wanted)} keys of {keys} are "
-                f"not in the store (first {missing!r}), expected keys of its samples"
-            )
-        kept &= np.isin(np.arange(len(kept)), rows)
+        kept &= np.isin(np.arange(len(kept)), _rows_of_keys(source, keys))
+    if exclude:
+        kept[_rows_of_keys(source, exclude)] = False
     if data:
         kept &= np.isin(np.arange(len(kept)), find_rows(source.sample_ids, data.open().ids))
     if classes:
@@ -310,6 +331,41 @@ def _chosen_rows(
         inside = [bool(tops & {s, *hierarchy.ancestors(s)}) for s in hierarchy.synsets]
         kept &= np.array([*inside, False])[source.labels]
     return np.flatnonzero(kept)[:limit]
+
+
+def _rows_of_keys(source: "LogitStore", file: Path) -> Any:
+    import numpy as np
+
+    from distill.data.sample_ids import find_rows, sample_ids
+    from distill.errors import DataError
+
+    lines = file.read_bytes().decode("utf-8", "surrogateescape").split("\n")
+    wanted = [line.removesuffix("\r") for line in lines if line.strip()]
+    rows = find_rows(source.sample_ids, sample_ids(wanted))
+    if (rows < 0).any():
+        missing = wanted[int(np.argmin(rows))]
+        raise DataError(
+            f"{source.location}: {int((rows < 0).sum())} of {len(wanted)} keys of {file} are "
+            f"not in the store (first {missing!r}), expected keys of its samples"
+        )
+    return rows
+
+
+def _hierarchy_of(location: str) -> Any:
+    """The hierarchy of the store; None where it is damaged, so that --label-set must say it."""
+    from distill.errors import DistillError
+    from distill.hierarchy.semantic import SemanticHierarchy
+    from store.format.root import read_root_or_copy
+    from store.logit_store import LogitStore
+    from store.places.objects import open_objects
+
+    try:
+        manifest = read_root_or_copy(location).manifest
+        stored = LogitStore(open_objects(location), manifest).hierarchy
+        hierarchy = SemanticHierarchy.from_json(stored)
+    except DistillError:
+        return None
+    return hierarchy if hierarchy.digest == manifest.hierarchy.digest else None
 
 
 def _view_range(text: str | None) -> range | None:

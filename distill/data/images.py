@@ -16,7 +16,7 @@ from PIL.Image import Transpose
 
 from distill.data.formats.samples import Sample
 from distill.errors import DataError, DataUnavailableError, first_line
-from distill.storage import S3, place_of
+from distill.storage.locations import is_remote, place_of
 
 REQUESTS_AT_ONCE = 16
 MAX_IMAGE_BYTES = 64 * 2**20
@@ -51,7 +51,7 @@ def read_bytes(sample: Sample) -> bytes:
 
 def read_all(samples: Sequence[Sample]) -> list[Callable[[], bytes]]:
     """Return a call per sample that gives or raises `read_bytes`; buckets are read concurrently."""
-    if not any(sample.path.startswith(S3) for sample in samples):
+    if not any(is_remote(sample.path) for sample in samples):
         return [partial(read_bytes, sample) for sample in samples]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return [pool.submit(read_bytes, sample).result for sample in samples]

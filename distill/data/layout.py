@@ -26,7 +26,9 @@ from distill.data.splits import (
     split_of,
 )
 from distill.errors import DataError
-from distill.storage import Entries, place_of
+from distill.storage.locations import place_of
+from distill.storage.place import Entries
+from distill.storage.web import HTTP
 
 Form = Literal["class folders", "WebDataset tars", "Hugging Face data set", "table"]
 # `distill prepare` writes it first and renames it last.
@@ -315,6 +317,8 @@ def _expanded(pattern: str) -> list[str]:
     """
     folder, _, last = pattern.rpartition("/")
     where = folder or "."
+    if where.startswith(HTTP):
+        return _named_one_by_one(pattern, folder, last)
     if place_of(where).kind(where) != "folder":
         raise DataError(f"{where}: no such folder; expected tars for --data {pattern}")
     there = _tar_names(place_of(where).entries(where))
@@ -335,6 +339,20 @@ def _expanded(pattern: str) -> list[str]:
             f"expected all; {where} has {len(there)} tars: fetch them, or correct the pattern"
         )
     return list(dict.fromkeys(found))
+
+
+def _named_one_by_one(pattern: str, folder: str, last: str) -> list[str]:
+    """Where nothing can be listed, braces alone say what is there."""
+    if any(sign in last for sign in "*?["):
+        raise DataError(
+            f"{pattern}: a wildcard found where nothing can be listed, expected braces such as "
+            "train-{0000..0127}.tar"
+        )
+    wanted = list(dict.fromkeys(bracex.expand(last, limit=MAX_TARS)))
+    for name in (wanted[0], wanted[-1]):
+        if place_of(folder).kind(f"{folder}/{name}") is None:
+            raise DataError(f"{pattern}: {name} is not there; correct the pattern")
+    return wanted
 
 
 # -- tables ----------------------------------------------------------------------------------------

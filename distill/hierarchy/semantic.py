@@ -24,6 +24,7 @@ from distill.files import write_atomically
 from distill.hierarchy import files
 from distill.hierarchy.files import ChainSource
 from distill.hierarchy.names import (
+    FLAT,
     FLAT_LABEL_SETS,
     bundled_names,
     bundled_path,
@@ -171,6 +172,11 @@ class SemanticHierarchy:
                 f"expected 1 to {built.num_hierarchies}"
             )
         return replace(built, num_hierarchies=kept)
+
+    def flattened(self) -> "SemanticHierarchy":
+        """The same classes without their hierarchy: one softmax over all."""
+        names = dict(zip(self.synsets, self.names, strict=True))
+        return self.from_chains(self.synsets, {}, names=names, name=f"{self.name}{FLAT}")
 
     def to_json(self) -> dict[str, Any]:
         """classes: [synset, name, nearest ancestor or null] in the order of the label set."""
@@ -399,8 +405,10 @@ class SemanticHierarchy:
 
 
 def resolve(name_or_path: str) -> SemanticHierarchy:
-    """A bundled hierarchy by name, or one from a file."""
+    """A bundled hierarchy by name, or one from a file; NAME:flat is its classes in one softmax."""
     require_known_hierarchy(name_or_path)
+    if name_or_path.endswith(FLAT):
+        return resolve(name_or_path.removesuffix(FLAT)).flattened()
     if name_or_path in bundled_names():
         return SemanticHierarchy.bundled(name_or_path)
     if name_or_path in FLAT_LABEL_SETS:

@@ -16,7 +16,14 @@ from distill.errors import ConfigError, first_line
 from distill.models.card import ModelInput, three_floats
 
 # Of timm's create_model; a card must not load another file by them.
-NOT_ARGUMENTS = {"num_classes", "img_size", "pretrained", "pretrained_cfg", "checkpoint_path"}
+NOT_ARGUMENTS = {
+    "num_classes",
+    "img_size",
+    "in_chans",
+    "pretrained",
+    "pretrained_cfg",
+    "checkpoint_path",
+}
 NOT_ARGUMENTS |= {"pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable", "no_jit"}
 
 

@@ -16,9 +16,15 @@ from distill.errors import ConfigError, did_you_mean
 MAX_ENTRIES = 1024
 MAX_PROB_STEPS = 65535
 
-# Points on the frontier of bytes against gradient angle: (entries, prob_steps) of `budgeted`.
-# benchmarks/encoding_frontier.py measured them.
-PRESETS = {"small": (5, 127), "standard": (9, 191), "fine": (16, 511)}
+# Points on the frontier of bytes against gradient angle: (entries, prob_steps, tilt) of `budgeted`.
+# benchmarks/encoding_frontier.py measured them: the first three for MSE, the last for KL.
+EVEN_GRADIENT = 1 / 3
+PRESETS = {
+    "small": (5, 127, EVEN_GRADIENT),
+    "standard": (9, 191, EVEN_GRADIENT),
+    "fine": (16, 511, EVEN_GRADIENT),
+    "dense": (18, 191, -EVEN_GRADIENT),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +51,22 @@ class EncodingSpec:
 
     @classmethod
     def budgeted(
-        cls, classes_per_hierarchy: Sequence[int], *, entries: int, prob_steps: int = 191
+        cls,
+        classes_per_hierarchy: Sequence[int],
+        *,
+        entries: int,
+        prob_steps: int = 191,
+        tilt: float = EVEN_GRADIENT,
     ) -> "EncodingSpec":
-        """`entries` in a hierarchy of median size n̄, entries · (n̄/n)^⅓ in one of n classes.
+        """`entries` in a hierarchy of median size n̄, entries · (n̄/n)^tilt in one of n classes.
 
-        A hierarchy of few classes weighs more in the gradient of a fresh student, so its entries
-        are worth more: measured by benchmarks/encoding_frontier.py.
+        A hierarchy of few classes weighs more in the MSE gradient of a fresh student, so its
+        entries are worth more; for KL those of a large one are, where more is left out.
         """
         if entries < 1:
             raise ConfigError(f"encoding entries {entries} found, expected 1 to {MAX_ENTRIES}")
         middle = statistics.median(classes_per_hierarchy)
-        wanted = [round(entries * (middle / n) ** (1 / 3)) for n in classes_per_hierarchy]
+        wanted = [round(entries * (middle / n) ** tilt) for n in classes_per_hierarchy]
         kept = zip(wanted, classes_per_hierarchy, strict=True)
         return cls(
             entries=tuple(max(1, min(w, n, MAX_ENTRIES)) for w, n in kept), prob_steps=prob_steps
@@ -70,15 +81,15 @@ class EncodingSpec:
         """
         custom = re.fullmatch(r"entries=(\d{1,4}),steps=(\d{1,5})", text)
         if custom:
-            entries, steps = int(custom[1]), int(custom[2])
+            entries, steps, tilt = int(custom[1]), int(custom[2]), EVEN_GRADIENT
         elif text in PRESETS:
-            entries, steps = PRESETS[text]
+            entries, steps, tilt = PRESETS[text]
         else:
             raise ConfigError(
                 f"encoding {text!r} found{did_you_mean(text, PRESETS)}, expected "
                 f"{', '.join(PRESETS)} or entries=N,steps=M, as in entries=9,steps=191"
             )
-        return cls.budgeted(classes_per_hierarchy, entries=entries, prob_steps=steps)
+        return cls.budgeted(classes_per_hierarchy, entries=entries, prob_steps=steps, tilt=tilt)
 
     def to_json(self) -> dict[str, Any]:
         """Return a document for a manifest."""

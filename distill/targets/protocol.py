@@ -42,8 +42,9 @@ class TrainingTargets(TargetSource, Protocol):
     """hierarchy: of the answers. identity: what a run that goes on must find again.
 
     rows: images that are known; 0 where it answers for any. policy: of the views; None takes the
-    student's. sizes: in which `fetch` wants the images; none where ids suffice. ahead: how many
-    batches before its `fetch` to announce one.
+    student's. fidelity: as a store's certificate has it, where there is one. sizes: in which
+    `fetch` wants the images; none where ids suffice. ahead: how many batches before its `fetch` to
+    announce one.
     """
 
     location: str
@@ -51,6 +52,7 @@ class TrainingTargets(TargetSource, Protocol):
     identity: str
     rows: int
     policy: ViewPolicy | None
+    fidelity: Mapping[str, Any] | None
     sizes: tuple[Size, ...]
     ahead: int
 

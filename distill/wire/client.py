@@ -7,14 +7,12 @@ asks is `trainers.sources.server`.
 """
 
 import json
-import os
 import random
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -42,6 +40,7 @@ from distill.errors import (
     first_line,
 )
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.storage.web import CA_FILE, trusted_authorities
 from distill.targets.rows import TargetRows
 from distill.targets.tensors import SparseTargets
 from distill.wire import framing
@@ -49,7 +48,6 @@ from distill.wire.refusal import Refused
 from distill.wire.status import Status
 
 MODEL_PATH = "/v2/models/teacher"
-CA_FILE = "DISTILL_CA_FILE"  # beside those of SSL_CERT_FILE, which OpenSSL reads
 SAY_EVERY_S = 5.0
 ATTEMPT_S = 60.0  # after which one attempt is given up
 FIRST_ATTEMPT_S = 10.0  # and before a server has answered
@@ -92,15 +90,12 @@ class TeacherClient:
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"{url}: expected http://HOST:PORT of a teacher server")
-        authorities = os.environ.get(CA_FILE)
-        if authorities and not Path(authorities).is_file():
-            raise ConfigError(f"{CA_FILE}: no file {authorities}, expected certificates as PEM")
         self.location, self.deadline_s = url.rstrip("/"), deadline_s
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         if fingerprint:
             self._headers["if-match"] = f'"{fingerprint}"'
         self._pool = urllib3.PoolManager(
-            maxsize=connections, block=True, retries=False, ca_certs=authorities
+            maxsize=connections, block=True, retries=False, ca_certs=trusted_authorities()
         )
         self._closing, self._say, self._give_up = Event(), say, give_up
         self._known = False  # whether a server has answered

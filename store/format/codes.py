@@ -19,9 +19,10 @@ from distill.targets.rows import TargetRows
 
 SQ_NORM_UNITS = 1024
 CONFIDENCE_UNITS_AT_LEAST = 5000  # a unit is at most 2e-4, so confidence is at most 1e-4 off
-ANSWER_ARRAYS = ("index", "prob", "confidence", "sq_norm", "valid")
+ANSWER_ARRAYS = ("index", "prob", "confidence", "sq_norm")
+FIELDS = (*ANSWER_ARRAYS, "valid")  # of rows; `valid` is stored as a confidence code of 0
 
-# A block of one view as it is stored: each array [slots or hierarchies, rows], `valid` [rows].
+# A block of one view as it is stored: each array [slots or hierarchies, rows].
 StoredBlock = Mapping[str, NDArray[Any]]
 
 
@@ -86,7 +87,10 @@ class Coding:
         )
 
     def to_stored(self, codes: Codes) -> StoredBlock:
-        """Column after column, confidence and ΣT² as what their prediction leaves."""
+        """Column after column, confidence and ΣT² as what their prediction leaves.
+
+        A confidence code is one more than that, so that 0 is free for rows that are not valid.
+        """
         prob = np.ascontiguousarray(codes.prob.T)
         confidence, sq_norm = self._predicted(prob)
         valid = codes.valid
@@ -95,16 +99,21 @@ class Coding:
         return {
             "index": np.ascontiguousarray(codes.index.T),
             "prob": prob,
-            **{n: np.where(valid, _zigzag(r), 0).astype(dtypes[n]) for n, r in left.items()},
-            "valid": valid,
+            "confidence": np.where(valid, _zigzag(left["confidence"]) + 1, 0).astype(
+                dtypes["confidence"]
+            ),
+            "sq_norm": np.where(valid, _zigzag(left["sq_norm"]), 0).astype(dtypes["sq_norm"]),
         }
 
     def from_stored(self, stored: StoredBlock) -> Codes:
         """The inverse of `to_stored`; its arrays are views, rows first."""
         confidence, sq_norm = self._predicted(stored["prob"])
-        valid, dtypes = stored["valid"], self.dtypes
-        predicted = {"confidence": confidence, "sq_norm": sq_norm}
-        columns = {n: np.where(valid, p + _unzigzag(stored[n]), 0) for n, p in predicted.items()}
+        valid, dtypes = stored["confidence"][0] > 0, self.dtypes
+        residuals = {
+            "confidence": (confidence, _unzigzag(stored["confidence"].astype(np.int32) - 1)),
+            "sq_norm": (sq_norm, _unzigzag(stored["sq_norm"])),
+        }
+        columns = {n: np.where(valid, p + left, 0) for n, (p, left) in residuals.items()}
         return Codes(
             index=stored["index"].T,
             prob=stored["prob"].T,
@@ -136,13 +145,13 @@ def record_dtype(coding: Coding) -> np.dtype[Any]:
     """One row of codes, side by side: what a decoded view holds."""
     widths, dtypes = coding.widths, coding.dtypes
     return np.dtype(
-        [(n, dtypes[n], (widths[n],)) if n in widths else (n, dtypes[n]) for n in ANSWER_ARRAYS]
+        [(n, dtypes[n], (widths[n],)) if n in widths else (n, dtypes[n]) for n in FIELDS]
     )
 
 
 def codes_of(records: NDArray[Any]) -> Codes:
     """The fields of records of `record_dtype`, without a copy."""
-    return Codes(**{name: records[name] for name in ANSWER_ARRAYS})
+    return Codes(**{name: records[name] for name in FIELDS})
 
 
 def _scaled(codes: NDArray[Any], units: int) -> NDArray[np.float32]:

@@ -7,10 +7,10 @@ from distill.errors import CorruptStoreError
 from store.format import commits
 from store.format.codes import ANSWER_ARRAYS
 from store.format.layout import SAMPLE_ARRAYS
-from store.format.objects import Objects
 from store.format.root import Root
+from store.places.objects import Objects
 
-HIERARCHY_KEYS = ("hierarchy/zarr.json", "hierarchy/c/0")
+HIERARCHY_KEYS = ("hierarchy/zarr.json", "hierarchy/c.0")
 ANSWER_KEYS = tuple(f"{name}/zarr.json" for name in ANSWER_ARRAYS)
 SAMPLE_KEYS = tuple(f"{name}/zarr.json" for name in SAMPLE_ARRAYS)
 DOCUMENTS = (

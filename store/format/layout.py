@@ -1,7 +1,8 @@
 """The arrays of a store: names, shapes, chunks, codecs, and the words that explain them.
 
 One chunk is one block of one view, column after column, so that each column is compressed with a
-code of its own: Zstandard by Blosc with blocks of a column or two, and a CRC-32C behind it.
+code of its own: Zstandard by Blosc with blocks of a column or two, and a CRC-32C behind it. The
+chunks of all views of a block are one shard, one object.
 """
 
 import json
@@ -9,14 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 
 from distill.data.sample_ids import SampleIds
 from store.format.codes import ANSWER_ARRAYS, SQ_NORM_UNITS
 from store.format.manifest import Manifest
-from store.format.objects import Objects
+from store.places.objects import Objects
 
 SAMPLE_DESCRIPTIONS = {
     "sample_id": "BLAKE2b-128 of the sample's key, big-endian, high word first; ascending, so that "
@@ -26,6 +26,8 @@ SAMPLE_DESCRIPTIONS = {
 SAMPLE_ARRAYS = tuple(SAMPLE_DESCRIPTIONS)
 SAMPLE_CHUNK_ROWS = 2**18
 COMPRESSION_LEVEL = 9
+# c.0.0.0 instead of c/0/0/0: no folder for each block.
+FLAT_KEYS: Any = {"name": "default", "separator": "."}
 # Columns that share a code: two of index cost 0.1 B per view and decode half as fast again.
 COLUMNS_A_BLOCK = {"index": 2}
 
@@ -47,15 +49,16 @@ def create_answer_arrays(objects: Objects, manifest: Manifest) -> None:
     """Without a chunk; chunks that lie there stay."""
     coding = manifest.coding
     for name in ANSWER_ARRAYS:
-        dtype, width = coding.dtypes[name], coding.widths.get(name)
-        last = [] if width is None else [width]
-        axes = 2 + len(last)
+        dtype, width = coding.dtypes[name], coding.widths[name]
+        views = manifest.views.count
         objects.write_array(
             name,
-            shape=(manifest.dataset.rows, manifest.views.count, *last),
-            chunks=(manifest.block_rows, 1, *last),
+            shape=(manifest.dataset.rows, views, width),
+            shards=(manifest.block_rows, views, width),
+            chunks=(manifest.block_rows, 1, width),
+            chunk_key_encoding=FLAT_KEYS,
             dtype=dtype,
-            filters=[TransposeCodec(order=tuple(reversed(range(axes))))],
+            filters=[TransposeCodec(order=(2, 1, 0))],
             compressors=[
                 BloscCodec(
                     cname="zstd",
@@ -67,9 +70,7 @@ def create_answer_arrays(objects: Objects, manifest: Manifest) -> None:
                 Crc32cCodec(),
             ],
             fill_value=0,
-            dimension_names=["row", "view", "slot" if name in ("index", "prob") else "hierarchy"][
-                :axes
-            ],
+            dimension_names=["row", "view", "slot" if name in ("index", "prob") else "level"],
             attributes=_explained(name, manifest),
         )
 
@@ -84,6 +85,7 @@ def create_sample_arrays(objects: Objects, ids: SampleIds, labels: NDArray[np.in
             name,
             data=values,
             chunks=(min(SAMPLE_CHUNK_ROWS, len(values)), *values.shape[1:]),
+            chunk_key_encoding=FLAT_KEYS,
             compressors=[blosc, Crc32cCodec()],
             fill_value=0,
             dimension_names=["row", "word"][: values.ndim],
@@ -98,6 +100,7 @@ def create_hierarchy(objects: Objects, hierarchy: Mapping[str, Any]) -> None:
         "hierarchy",
         data=np.frombuffer(text, np.uint8),
         chunks=(len(text),),
+        chunk_key_encoding=FLAT_KEYS,
         compressors=[ZstdCodec(level=19), Crc32cCodec()],
         fill_value=0,
         dimension_names=["byte"],
@@ -107,8 +110,7 @@ def create_hierarchy(objects: Objects, hierarchy: Mapping[str, Any]) -> None:
 
 def read_hierarchy(objects: Objects) -> dict[str, Any]:
     """What `create_hierarchy` wrote."""
-    array = zarr.open_array(objects.zarr("hierarchy"), mode="r")
-    return dict(json.loads(np.asarray(array[...]).tobytes()))
+    return dict(json.loads(objects.read_array("hierarchy").tobytes()))
 
 
 def _explained(name: str, manifest: Manifest) -> dict[str, Any]:
@@ -129,14 +131,15 @@ def _explained(name: str, manifest: Manifest) -> dict[str, Any]:
         "confidence": {
             "description": "Sum of the ceil(n/20) largest teacher probabilities of each hierarchy "
             "of n classes, before truncation and without the label clause of the paper; as the "
-            f"zigzag of what prob leaves unpredicted. {left}",
-            "decode": f"(predicted + ((code >> 1) ^ -(code & 1))) / {coding.confidence_units}",
+            f"zigzag of what prob leaves unpredicted, plus 1; code 0 in a row whose image could "
+            f"not be read, and all else of it is 0. {left}",
+            "decode": "(predicted + (((code - 1) >> 1) ^ -((code - 1) & 1))) / "
+            f"{coding.confidence_units}",
         },
         "sq_norm": {
             "description": "Sum of squared teacher probabilities of each hierarchy, before "
             f"truncation; as the zigzag of what prob leaves unpredicted. {left}",
             "decode": f"(predicted + ((code >> 1) ^ -(code & 1))) / {SQ_NORM_UNITS}",
         },
-        "valid": {"description": "False where the image could not be read; its row is all zero."},
     }
     return explanations[name]

@@ -9,15 +9,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from operator import gt
-from typing import Any
+from typing import Any, Literal, get_args
 
 from distill.errors import ConfigError, CorruptStoreError, StoreError, StoreMismatchError
 from distill.targets.encoding import EncodingSpec
 from store.format.codes import Coding
 
 MAX_BLOCKS = 1_000_000
-FORMAT_NAME, FORMAT_VERSION = "distill-store", 2
-FORMAT = f"{FORMAT_NAME}/{FORMAT_VERSION}"
+FORMAT_NAME, FORMAT_VERSION = "distill-store", 3
+OLDEST_VERSION = 2
+Answers = Literal["softmax"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,10 @@ class ViewIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything a reader needs, and everything that must agree."""
+    """Everything a reader needs, and everything that must agree.
+
+    answers: of each hierarchy one softmax, or a yes or no for each class.
+    """
 
     teacher: TeacherIdentity
     hierarchy: HierarchyIdentity
@@ -78,6 +82,8 @@ class Manifest:
     encoding: EncodingSpec
     block_rows: int
     provenance: Mapping[str, Any] = field(default_factory=dict)  # versions; not part of identity
+    answers: Answers = "softmax"
+    version: int = FORMAT_VERSION
 
     @property
     def num_blocks(self) -> int:
@@ -104,12 +110,17 @@ class Manifest:
         """SHA-256 of all but the provenance."""
         document = self.to_json()
         del document["provenance"]
-        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        if self.version < 3:
+            return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        return digest_of_json(document)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return {"format": FORMAT, **document, "encoding": self.encoding.to_json()}
+        if self.version < 3:
+            del document["answers"]
+        name = f"{FORMAT_NAME}/{document.pop('version')}"
+        return {"format": name, **document, "encoding": self.encoding.to_json()}
 
     @classmethod
     def from_json(cls, document: Any, where: str) -> "Manifest":
@@ -120,7 +131,7 @@ class Manifest:
             CorruptStoreError: it is damaged.
         """
         try:
-            _check_format(str(document["format"]), where)
+            version = _version_of(str(document["format"]), where)
             teacher, hierarchy = document["teacher"], document["hierarchy"]
             height, width = teacher["input_size"]
             manifest = cls(
@@ -138,8 +149,12 @@ class Manifest:
                 encoding=EncodingSpec.from_json(document["encoding"]),
                 block_rows=int(document["block_rows"]),
                 provenance=document["provenance"],
+                answers=document["answers"] if version >= 3 else "softmax",
+                version=version,
             )
             _require_types(manifest)
+            if manifest.answers not in get_args(Answers):
+                raise ValueError(f"answers {manifest.answers!r} found")
             sizes = (manifest.dataset.rows, manifest.block_rows, manifest.views.count)
             classes = manifest.hierarchy.classes_per_hierarchy
             if min(sizes) < 1 or not classes or not all(1 <= n <= 65536 for n in classes):
@@ -187,6 +202,12 @@ class Manifest:
                 )
 
 
+def digest_of_json(value: Any) -> str:
+    """SHA-256 of the value's canonical JSON: keys sorted, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _further_views(where: str, stored: object, expected: object) -> str:
     """The commands that add views to those that are there."""
     if not (isinstance(stored, ViewIdentity) and isinstance(expected, ViewIdentity)):
@@ -219,7 +240,7 @@ def _require_types(manifest: Manifest) -> None:
         raise ValueError(f"first view {manifest.views.first} found")
 
 
-def _check_format(stored: str, where: str) -> None:
+def _version_of(stored: str, where: str) -> int:
     name, _, version = stored.partition("/")
     if name != FORMAT_NAME or not version.isdecimal():
         raise ValueError(f"format {stored!r} found")
@@ -228,11 +249,12 @@ def _check_format(stored: str, where: str) -> None:
             f"{where}: format version {version} found, this distill reads up to {FORMAT_VERSION}; "
             "upgrade distill"
         )
-    if int(version) < FORMAT_VERSION:
+    if int(version) < OLDEST_VERSION:
         raise StoreError(
             f"{where}: format version {version} found, a draft from before the first release, "
             f"expected {FORMAT_VERSION}; precompute again"
         )
+    return int(version)
 
 
 def _short(value: object) -> str:

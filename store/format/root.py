@@ -5,7 +5,6 @@ it must contain; its seal is a digest of itself. So a flipped bit or an edit by 
 the store is opened. A copy stands beside it, from which `distill store repair` restores it.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from distill.errors import CorruptStoreError, StoreError
-from store.format.manifest import Manifest
-from store.format.objects import Objects, open_objects
+from store.format import version2
+from store.format.audit import modern
+from store.format.manifest import Manifest, digest_of_json
+from store.places.objects import Objects, open_objects
 
 # Arrays of a generation of compacted commits.
-COMPACTED = ("content_sha256", "records")
-DOCUMENT_KEY = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*/(zarr\.json|c/0)")
+COMPACTED = ("content_sha256", "chunk_bytes", "records")
+DOCUMENT_KEY = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*/(zarr\.json|c[/.]0)")
 ROOT_KEY, COPY_KEY, CLAIM_KEY = "zarr.json", "copy/zarr.json", "claim/zarr.json"
+GROUP = {"zarr_format", "node_type", "attributes"}
 DESCRIPTION = "Outputs of a teacher model for distillation; docs/store-format.md of distill."
 
 
@@ -78,7 +80,7 @@ class Root:
                 f"{objects.location}: {key} was damaged or edited, its seal does not match; "
                 "`distill store repair` restores it from its copy"
             )
-        if not _are_possible(attributes):
+        if not _are_possible(attributes, manifest.version):
             raise CorruptStoreError(
                 f"{objects.location}: {key} has a seal that matches but values that distill never "
                 "writes; expected a store that `distill precompute` made"
@@ -89,7 +91,7 @@ class Root:
             generation=attributes["generation"],
             compacted_sha256=attributes["compacted_sha256"],
             revoked=tuple(attributes["revoked"]),
-            certificate=attributes["certificate"],
+            certificate=modern(attributes["certificate"]),
         )
 
     def write(self, objects: Objects) -> None:
@@ -116,7 +118,8 @@ def read_root_or_copy(location: str) -> Root:
         except CorruptStoreError:
             raise CorruptStoreError(
                 f"{objects.location}: the root and its copy are both damaged, expected one of them "
-                "to be whole; restore either from a backup, or precompute again"
+                "to be whole; run the same `distill precompute` again, which writes them from what "
+                "is there"
             ) from error
 
 
@@ -141,17 +144,12 @@ def group_document(attributes: Mapping[str, Any]) -> bytes:
     return json.dumps(document, indent=1, ensure_ascii=False).encode()
 
 
-def digest_of_json(value: Any) -> str:
-    """SHA-256 of the value's canonical JSON: keys sorted, no spaces, UTF-8."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _are_possible(attributes: dict[str, Any]) -> bool:
+def _are_possible(attributes: dict[str, Any], version: int) -> bool:
     """Whoever edits a root may compute its seal, too."""
     documents, generation = attributes.get("documents"), attributes.get("generation")
     compacted, revoked = attributes.get("compacted_sha256"), attributes.get("revoked")
     certificate = attributes.get("certificate")
+    arrays = version2.COMPACTED if version == version2.VERSION else COMPACTED
     return (
         isinstance(documents, dict)
         and all(DOCUMENT_KEY.fullmatch(key) for key in documents)
@@ -159,7 +157,7 @@ def _are_possible(attributes: dict[str, Any]) -> bool:
         and isinstance(generation, str)
         and re.fullmatch("([0-9a-f]{16})?", generation) is not None
         and isinstance(compacted, dict)
-        and (not generation or {*compacted} == {*COMPACTED})
+        and (not generation or {*compacted} == {*arrays})
         and isinstance(revoked, list)
         and all(type(block) is int for block in revoked)
         and (certificate is None or (generation != "" and _is_certificate(certificate)))
@@ -181,7 +179,8 @@ def _attributes(content: bytes, where: str) -> dict[str, Any]:
         if document["zarr_format"] != 3 or document["node_type"] != "group":
             raise ValueError("not a Zarr v3 group")
         attributes = document["attributes"]
-        if not isinstance(attributes, dict) or len(document) != 3:
+        # Zarr's own consolidated metadata repeat what the other documents say.
+        if not isinstance(attributes, dict) or document.keys() - {"consolidated_metadata"} != GROUP:
             raise ValueError("not a document of distill")
         return attributes
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -1,11 +1,12 @@
 """Stores from stores, without the teacher: merge, subset, transcode.
 
-Each says which rows of which sources stand in which block of the result and writes it through
-`LogitStore`, so a result is committed block by block, resumes when killed, and carries its lineage.
+Each says which row and view of which source stands in each row and view of the result, and writes
+it through `LogitStore`: block by block, resumed when killed. What was measured of a row (audit,
+proofs, bad images) goes with it, and the result carries its lineage.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +17,38 @@ from distill.data.sample_ids import SampleIds, ascending, find_rows, sample_ids,
 from distill.errors import ConfigError, StoreError, StoreMismatchError
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
-from store.format.codes import ANSWER_ARRAYS, Codes
-from store.format.manifest import DatasetIdentity, Manifest, ViewIdentity
+from store.format.audit import LEAST_ROWS, AuditedViews
+from store.format.codes import FIELDS, Codes
+from store.format.manifest import FORMAT_VERSION, DatasetIdentity, Manifest, ViewIdentity
 from store.logit_store import LogitStore
+from store.upkeep.compare import steps_apart
+from store.upkeep.reader import RowReader
 
-AUDIT_ROWS = 1024
+# audit(before, after, labels): angles by name of the second answers as if the first were exact.
+Audit = Callable[[TargetRows, TargetRows, NDArray[np.int64]], Mapping[str, NDArray[np.float64]]]
+Facts = dict[int, dict[str, Any]]  # by block of the result
+ROUNDING_STEPS = 1  # that machines may differ by in the same answer
+OWN_FACTS = ("bad", "audit", "replay", "inherited")
 
-# read(rows of the result, view of the result): their codes.
-Read = Callable[[NDArray[np.int64], int], Codes]
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """One source's share of a result.
 
-class RowReader:
-    """Rows of one view of a store, fast while they come in ascending order."""
+    rows: of the result, and own: the source's rows that they are, both ascending. views: the
+    source's view of each of the result, None where it is another source's.
+    """
 
-    def __init__(self, store: LogitStore, view: int) -> None:
-        self.store, self.view = store, view
-        self._digests = store.content_digests()
-        self._block = -1
-        self._codes: Codes | None = None
-
-    def rows(self, rows: NDArray[np.int64]) -> Codes:
-        """Those rows, ascending."""
-        parts = []
-        blocks, places = np.divmod(rows, self.store.manifest.block_rows)
-        for block in np.unique(blocks):
-            if block != self._block:
-                digest = self._digests[int(block)][self.view]
-                self._codes = self.store.read_codes(int(block), self.view, digest)
-                self._block = int(block)
-            mine = places[blocks == block]
-            parts.append(Codes(**{n: getattr(self._codes, n)[mine] for n in ANSWER_ARRAYS}))
-        return Codes.concatenate(parts)
+    store: LogitStore
+    rows: NDArray[np.int64]
+    own: NDArray[np.int64]
+    views: Sequence[int | None]
 
 
 def merge(location: str | Path, sources: Sequence[LogitStore]) -> LogitStore:
     """Blocks of one store computed on several machines, further views, or further samples.
+
+    What several sources have must be the same but for rounding; it is taken from the first.
 
     Raises:
         StoreMismatchError: the sources are not parts of one thing.
@@ -109,7 +107,6 @@ def subset(
             f"asked for, expected at least one row and views of {numbers[0]} to {numbers[-1]}"
         )
     ids, labels = source.sample_ids[kept], source.labels[kept]
-    offset = views[0] - numbers[0]
     smaller = replace(
         manifest,
         dataset=DatasetIdentity(digest=samples_digest(ids, labels), rows=len(ids)),
@@ -117,83 +114,111 @@ def subset(
         block_rows=min(manifest.block_rows, len(ids)),
     )
     out = _create(location, smaller, "subset", [source], ids, labels)
-    readers = [RowReader(source, offset + view) for view in range(len(views))]
-    certificate = _certificate([source], ids)
-    certificate["replay"] = {
-        row: digests[offset : offset + len(views)] for row, digests in certificate["replay"].items()
-    }
-    return _write(out, lambda r, view: readers[view].rows(kept[r]), [source], certificate)
+    own_views = [number - numbers[0] for number in views]
+    return _write(out, [Part(store=source, rows=np.arange(len(ids)), own=kept, views=own_views)])
 
 
 def transcode(
-    location: str | Path,
-    source: LogitStore,
-    encoding: EncodingSpec,
-    audit: Callable[[TargetRows, TargetRows], Mapping[str, Any]],
+    location: str | Path, source: LogitStore, encoding: EncodingSpec | None, audit: Audit
 ) -> LogitStore:
-    """The same answers in another encoding; more entries than the source has cannot come back.
+    """The same answers in today's format, and in another encoding where one is given.
 
-    audit: fidelity of the second answers as if the first were exact, over the audit sample.
+    More entries than the source has cannot come back. audit: measures what the step costs; an
+    angle to the teacher is at most that of the source and this one together.
     """
-    manifest, certificate = source.manifest, source.require_complete()
-    kept = tuple(map(min, encoding.entries, manifest.encoding.entries))
-    other = replace(manifest, encoding=replace(encoding, entries=kept))
-    out = _create(location, other, "transcode", [source], source.sample_ids, source.labels)
+    manifest = source.manifest
+    source.require_complete()
+    spec = encoding or manifest.encoding
+    kept = tuple(map(min, spec.entries, manifest.encoding.entries))
+    other = replace(manifest, encoding=replace(spec, entries=kept))
+    ids, labels = source.sample_ids, source.labels
+    out = _create(location, other, "transcode", [source], ids, labels)
     starts = np.concatenate([[0], np.cumsum(manifest.slots)[:-1]])
     columns = np.concatenate([np.arange(s, s + k) for s, k in zip(starts, kept, strict=True)])
-    readers = [RowReader(source, view) for view in range(manifest.views.count)]
 
-    def shortened(rows: NDArray[np.int64], view: int) -> tuple[TargetRows, Codes]:
-        before = manifest.coding.dequantise(readers[view].rows(rows))
+    def shortened(codes: Codes) -> Codes:
+        if other.encoding == manifest.encoding:
+            return codes
+        before = manifest.coding.dequantise(codes)
         after = replace(before, index=before.index[:, columns], prob=before.prob[:, columns])
-        return before, other.coding.quantise(after)
+        return other.coding.quantise(after)
 
-    sample = np.arange(min(AUDIT_ROWS, manifest.dataset.rows))
-    pairs = [shortened(sample, view) for view in range(manifest.views.count)]
-    before = _stacked([pair[0] for pair in pairs])
-    after = other.coding.dequantise(Codes.concatenate([pair[1] for pair in pairs]))
-    known = certificate["fidelity"] and before.valid.any()
-    fidelity = _added(certificate["fidelity"], audit(before, after)) if known else None
-    full_certificate = {**certificate, "fidelity": fidelity}
-    return _write(out, lambda rows, view: shortened(rows, view)[1], [source], full_certificate)
+    def cost(row: NDArray[np.int64], view: int) -> AuditedViews:
+        codes = RowReader(source, view).rows(row)
+        before = manifest.coding.dequantise(codes)
+        angles = audit(before, other.coding.dequantise(shortened(codes)), labels[row])
+        return AuditedViews(row=row, view=np.full(len(row), view), angles=angles)
+
+    def raised(measured: AuditedViews) -> AuditedViews:
+        angles = {name: values.copy() for name, values in measured.angles.items()}
+        for view in np.unique(measured.view).tolist():
+            which = np.flatnonzero(measured.view == view)
+            which = which[np.argsort(measured.row[which])]
+            for name, step in cost(measured.row[which], view).angles.items():
+                if name in angles:
+                    angles[name][which] += step
+        return replace(measured, angles=angles)
+
+    rows = np.arange(len(ids))
+    whole = Part(store=source, rows=rows, own=rows, views=range(manifest.views.count))
+    if other.encoding == manifest.encoding:
+        return _write(out, [whole])
+    return _write(out, [whole], shortened, raised, cost(rows[:LEAST_ROWS], 0))
 
 
 def _merge_blocks(location: str | Path, sources: Sequence[LogitStore]) -> LogitStore:
     manifest = sources[0].manifest
     out = _create(location, manifest, "merge", sources, sources[0].sample_ids, sources[0].labels)
     for source in sources:
-        records, pending = source.records(), {*out.pending_blocks()}
+        records, pending, commits = (
+            source.records(),
+            {*out.pending_blocks()},
+            source.block_commits(),
+        )
         for block in sorted(pending & records.keys()):
-            digests = records[block]["content_sha256"]
-            views = [source.read_codes(block, view, digest) for view, digest in enumerate(digests)]
-            facts = {k: v for k, v in records[block].items() if k in ("bad", "audit")}
+            views = [
+                source.read_codes(block, view, commits[block])
+                for view in range(manifest.views.count)
+            ]
+            facts = {k: v for k, v in records[block].items() if k in OWN_FACTS}
             out.write_codes(block, views, facts)
     if not out.pending_blocks():
-        records = out.records()
-        out.finish(dict(records[0]["audit"]))
+        out.finish()
     return out
 
 
 def _merge_views(location: str | Path, sources: Sequence[LogitStore]) -> LogitStore:
     ordered = sorted(sources, key=lambda s: s.manifest.views.first)
-    drawn = [view for source in ordered for view in source.manifest.views.drawn]
-    if drawn != [*range(drawn[0], drawn[0] + len(drawn))]:
+    drawn = sorted({view for source in ordered for view in source.manifest.views.drawn})
+    if drawn != [*range(drawn[0], drawn[-1] + 1)]:
         raise StoreMismatchError(
             f"{ordered[-1].location}: together the stores hold views {drawn}, expected consecutive "
-            "ones, each once; precompute the missing ones with --first-view"
+            "ones; precompute the missing ones with --first-view"
         )
     manifest = ordered[0].manifest
     views = replace(manifest.views, count=len(drawn))
     ids, labels = ordered[0].sample_ids, ordered[0].labels
+    rows = np.arange(len(ids))
+    taken: dict[int, LogitStore] = {}
+    for source in ordered:
+        for view in source.manifest.views.drawn:
+            if view in taken:
+                _require_same(taken[view], source, rows, rows, view)
+            taken.setdefault(view, source)
     out = _create(location, replace(manifest, views=views), "merge", ordered, ids, labels)
-    readers = [RowReader(s, view) for s in ordered for view in range(s.manifest.views.count)]
-    certificate = _certificate(ordered, ids)
-    replays = [source.require_complete()["replay"] for source in ordered]
-    certificate["replay"] = {
-        row: [digest for replay in replays for digest in replay[row]]
-        for row in set.intersection(*map(set, replays))
-    }
-    return _write(out, lambda rows, view: readers[view].rows(rows), ordered, certificate)
+    parts = [
+        Part(
+            store=source,
+            rows=rows,
+            own=rows,
+            views=[
+                view - source.manifest.views.first if taken[view] is source else None
+                for view in drawn
+            ],
+        )
+        for source in ordered
+    ]
+    return _write(out, parts)
 
 
 def _merge_samples(location: str | Path, sources: Sequence[LogitStore]) -> LogitStore:
@@ -201,33 +226,68 @@ def _merge_samples(location: str | Path, sources: Sequence[LogitStore]) -> Logit
     labels = np.concatenate([s.labels for s in sources])
     origin = np.concatenate([np.full(len(s.sample_ids), i) for i, s in enumerate(sources)])
     places = np.concatenate([np.arange(len(s.sample_ids)) for s in sources])
-    order = ascending(ids)
+    order = ascending(ids)  # stable: what several have is the first one's
     ids, labels, origin, places = ids[order], labels[order], origin[order], places[order]
-    twice = int((ids[1:] == ids[:-1]).all(axis=1).sum())
-    if twice:
-        raise StoreMismatchError(
-            f"{sources[1].location}: {twice} samples are in more than one store, expected each "
-            "once; take them out with `distill store subset`"
-        )
+    again = np.flatnonzero((ids[1:] == ids[:-1]).all(axis=1)) + 1
+    _require_same_samples(sources, labels, origin, places, again)
+    alone = np.delete(np.arange(len(ids)), again)
+    ids, labels, origin, places = ids[alone], labels[alone], origin[alone], places[alone]
     manifest = replace(
         sources[0].manifest,
         dataset=DatasetIdentity(digest=samples_digest(ids, labels), rows=len(ids)),
         block_rows=max(s.manifest.block_rows for s in sources),
     )
     out = _create(location, manifest, "merge", sources, ids, labels)
-    readers = [[RowReader(s, v) for v in range(manifest.views.count)] for s in sources]
+    parts = []
+    for i, source in enumerate(sources):
+        rows = np.flatnonzero(origin == i)
+        every = range(manifest.views.count)
+        parts.append(Part(store=source, rows=rows, own=places[rows], views=every))
+    return _write(out, parts)
 
-    def read(rows: NDArray[np.int64], view: int) -> Codes:
-        """Each source's rows stand in the order of the result already."""
-        parts = [np.flatnonzero(origin[rows] == i) for i in range(len(sources))]
-        parts_of_view = [
-            readers[i][view].rows(places[rows[part]]) for i, part in enumerate(parts) if len(part)
-        ]
-        back = np.argsort(np.concatenate(parts))
-        together = Codes.concatenate(parts_of_view)
-        return Codes(**{n: getattr(together, n)[back] for n in ANSWER_ARRAYS})
 
-    return _write(out, read, sources, _certificate(sources, ids))
+def _require_same_samples(
+    sources: Sequence[LogitStore],
+    labels: NDArray[np.int64],
+    origin: NDArray[np.int64],
+    places: NDArray[np.int64],
+    again: NDArray[np.int64],
+) -> None:
+    """again: places of samples that the one before them is, too."""
+    for i, j in {(int(origin[at - 1]), int(origin[at])) for at in again}:
+        at = again[(origin[again - 1] == i) & (origin[again] == j)]
+        if other := int((labels[at - 1] != labels[at]).sum()):
+            raise StoreMismatchError(
+                f"{sources[j].location}: {other} of {len(at)} samples that are in "
+                f"{sources[i].location} as well have another label, expected the same; take one "
+                "set of them out with `distill store subset --exclude`"
+            )
+        at = at[np.argsort(places[at])]
+        for view in sources[0].manifest.views.drawn:
+            _require_same(sources[i], sources[j], places[at - 1], places[at], view)
+
+
+def _require_same(
+    first: LogitStore,
+    second: LogitStore,
+    own: NDArray[np.int64],
+    others: NDArray[np.int64],
+    drawn: int,
+) -> None:
+    """That both say the same of one view of those rows, ascending, but for rounding."""
+    readers = [RowReader(s, drawn - s.manifest.views.first) for s in (first, second)]
+    step = first.manifest.block_rows
+    for start in range(0, len(own), step):
+        span = slice(start, start + step)
+        codes = [r.rows(rows[span]) for r, rows in zip(readers, (own, others), strict=True)]
+        apart = steps_apart(first.manifest, *codes) > ROUNDING_STEPS
+        apart |= codes[0].valid != codes[1].valid
+        if apart.any():
+            raise StoreMismatchError(
+                f"{second.location}: says something else than {first.location} of {apart.sum()} "
+                f"samples in view {drawn} (first: row {others[span][apart.argmax()]}), expected "
+                "the same answers; take one set of them out with `distill store subset --exclude`"
+            )
 
 
 def _create(
@@ -245,71 +305,124 @@ def _create(
     }
     if any(s.location == str(location) for s in sources):
         raise StoreError(f"{location}: is a source itself; choose another place for the result")
-    manifest = replace(manifest, provenance={**manifest.provenance, "lineage": lineage})
+    provenance = {**manifest.provenance, "lineage": lineage}
+    manifest = replace(manifest, provenance=provenance, version=FORMAT_VERSION)
     hierarchy = sources[0].hierarchy
     return LogitStore.create(location, manifest, ids=ids, labels=labels, hierarchy=hierarchy)
 
 
 def _write(
-    out: LogitStore, read: Read, sources: Sequence[LogitStore], certificate: Mapping[str, Any]
+    out: LogitStore,
+    parts: Sequence[Part],
+    change: Callable[[Codes], Codes] = lambda codes: codes,
+    raised: Callable[[AuditedViews], AuditedViews] = lambda measured: measured,
+    cost: AuditedViews | None = None,
 ) -> LogitStore:
-    bad = {e["key"]: e for s in sources for r in s.records().values() for e in r["bad"]}
-    bad_rows = find_rows(out.sample_ids, sample_ids(bad))
-    bad_of_block: dict[int, list[Any]] = {}
-    for entry, row in zip(bad.values(), bad_rows.tolist(), strict=True):
-        if row >= 0:
-            bad_of_block.setdefault(row // out.manifest.block_rows, []).append(entry)
-    audit = {name: certificate[name] for name in ("fidelity", "replay")}
+    """change: what is done to all answers; raised: what that makes of their audit; cost: of some
+    rows, for sources that only tell figures of theirs.
+    """
+    readers = [
+        [None if view is None else RowReader(part.store, view) for view in part.views]
+        for part in parts
+    ]
+
+    def read(span: range, view: int) -> Codes:
+        pieces, places = [], []
+        for part, of_view in zip(parts, readers, strict=True):
+            if reader := of_view[view]:
+                first, stop = np.searchsorted(part.rows, [span.start, span.stop])
+                if stop > first:
+                    pieces.append(reader.rows(part.own[first:stop]))
+                    places.append(part.rows[first:stop])
+        back = np.argsort(np.concatenate(places))
+        together = Codes.concatenate(pieces)
+        return change(Codes(**{n: getattr(together, n)[back] for n in FIELDS}))
+
+    facts = _facts(out, parts, raised)
+    if not any("audit" in of_block for of_block in facts.values()):
+        facts[0]["inherited"] = _inherited(parts, cost)
     for block in out.pending_blocks():
         span = out.manifest.rows_of_block(block)
-        rows = np.arange(span.start, span.stop)
-        views = [read(rows, view) for view in range(out.manifest.views.count)]
-        facts = {"bad": bad_of_block.get(block, []), **({} if block else {"audit": audit})}
-        out.write_codes(block, views, facts)
-    out.finish(audit)
+        views = [read(span, view) for view in range(out.manifest.views.count)]
+        out.write_codes(block, views, facts[block])
+    out.finish()
     return out
 
 
-def _certificate(sources: Sequence[LogitStore], ids: SampleIds) -> dict[str, Any]:
-    """What the sources' certificates say of the result: at worst theirs, and their replay rows."""
-    certificates = [source.require_complete() for source in sources]
-    replay: dict[str, list[str]] = {}
-    for source, certificate in zip(sources, certificates, strict=True):
-        old = np.array([int(row) for row in certificate["replay"]], np.int64)
-        new = find_rows(ids, source.sample_ids[old])
-        digests = certificate["replay"].values()
-        replay |= {str(row): d for row, d in zip(new, digests, strict=True) if row >= 0}
-    fidelities = [c["fidelity"] for c in certificates if c["fidelity"]]
-    return {"fidelity": _worst(fidelities) if fidelities else None, "replay": replay}
+def _facts(
+    out: LogitStore, parts: Sequence[Part], raised: Callable[[AuditedViews], AuditedViews]
+) -> Facts:
+    """Bad images, audit and proofs of each block, from the sources' records."""
+    manifest = out.manifest
+    facts: Facts = {block: {"bad": []} for block in range(manifest.num_blocks)}
+    bad: dict[str, Any] = {}
+    audits = []
+    proofs: dict[int, list[Any]] = {}
+    for part in parts:
+        records = part.store.records()
+        bad |= {entry["key"]: entry for record in records.values() for entry in record["bad"]}
+        measured = [AuditedViews.from_json(r.get("audit")) for r in records.values()]
+        audits.append(_moved(part, raised(AuditedViews.together(measured))))
+        certificate = part.store.certificate or {"replay": {}}
+        for row, proof in _moved_proofs(part, certificate["replay"]).items():
+            proofs.setdefault(row, [None] * manifest.views.count)
+            proofs[row] = [mine or old for mine, old in zip(proof, proofs[row], strict=True)]
+    for entry, row in zip(
+        bad.values(), find_rows(out.sample_ids, sample_ids(bad)).tolist(), strict=True
+    ):
+        if row >= 0:
+            facts[row // manifest.block_rows]["bad"].append(entry)
+    audit = AuditedViews.together(audits)
+    for block in np.unique(audit.row // manifest.block_rows).tolist():
+        here = audit.select(audit.row // manifest.block_rows == block)
+        facts[block]["audit"] = here.to_json()
+    for row, proof in sorted(proofs.items()):
+        if all(proof):
+            facts[row // manifest.block_rows].setdefault("replay", {})[str(row)] = proof
+    return facts
 
 
-def _worst(figures: Sequence[Any]) -> Any:
-    """The largest of each figure; of audited rows their sum."""
-    first = figures[0]
-    if isinstance(first, dict):
-        together = {name: _worst([f[name] for f in figures]) for name in first}
-        return together | ({"rows": sum(f["rows"] for f in figures)} if "rows" in first else {})
-    if isinstance(first, list):
-        return [_worst(each) for each in zip(*figures, strict=True)]
-    return first if isinstance(first, str) else max(figures)
+def _moved(part: Part, measured: AuditedViews) -> AuditedViews:
+    """What was measured of the source's rows and views, where they stand in the result."""
+    moved = []
+    for view, own_view in enumerate(part.views):
+        here = measured.select(measured.view == own_view)
+        rows = _rows_of(part, here.row)
+        kept = here.select(rows >= 0)
+        view_of_all = np.full(len(kept), view)
+        moved.append(replace(kept, row=rows[rows >= 0], view=view_of_all))
+    return AuditedViews.together(moved)
 
 
-def _added(before: Any, step: Any) -> Any:
-    """Figure by figure: what was lost before, and what the step lost of the rest."""
-    if isinstance(before, dict):
-        added = {name: _added(before[name], step[name]) for name in before}
-        if "how" in before:
-            added["how"] = (
-                "sum of the source's figures and those of the transcoding, about: "
-                + (before["how"])
-            )
-        return added | ({"rows": min(before["rows"], step["rows"])} if "rows" in before else {})
-    if isinstance(before, list):
-        return [_added(b, s) for b, s in zip(before, step, strict=True)]
-    return before if isinstance(before, str) else round(before + step, 4)
+def _moved_proofs(part: Part, replay: Mapping[str, Sequence[Any]]) -> dict[int, list[Any]]:
+    rows = _rows_of(part, np.array([int(row) for row in replay], np.int64))
+    return {
+        row: [None if view is None else proofs[view] for view in part.views]
+        for row, proofs in zip(rows.tolist(), replay.values(), strict=True)
+        if row >= 0
+    }
 
 
-def _stacked(parts: Sequence[TargetRows]) -> TargetRows:
-    return TargetRows(
-        **{name: np.concatenate([getattr(p, name) for p in parts]) for name in ANSWER_ARRAYS}
-    )
+def _rows_of(part: Part, own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows of the result that those of the source are, -1 where they are none of it."""
+    places = np.minimum(np.searchsorted(part.own, own), len(part.own) - 1)
+    return np.where(part.own[places] == own, part.rows[places], -1)
+
+
+def _inherited(parts: Sequence[Part], cost: AuditedViews | None) -> dict[str, Any] | None:
+    """Where no audited row is left: what the sources' certificates say, at worst."""
+    step = (cost and cost.figures()) or {"angle_deg": {}}
+    figures = [c["fidelity"] for part in parts if (c := part.store.certificate) and c["fidelity"]]
+    if not figures:
+        return None
+    names = set.intersection(*(set(each["angle_deg"]) for each in figures))
+    worst = {
+        name: {
+            figure: max(each["angle_deg"][name][figure] for each in figures)
+            + step["angle_deg"].get(name, {}).get(figure, 0.0)
+            for figure in ("median", "p99", "max")
+        }
+        for name in sorted(names)
+    }
+    of = ", ".join(part.store.location for part in parts)
+    return {"views": 0, "angle_deg": worst, "how": f"None of these rows was audited; of {of}."}

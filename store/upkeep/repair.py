@@ -1,7 +1,7 @@
 """Repair a damaged store: restore what follows from the rest, revoke bad blocks.
 
 Each step writes what was there before the damage, so it may be killed and run again. What only the
-teacher can bring back is revoked: its blocks are pending, and a precompute fills them.
+teacher can bring back, or a replica, is revoked: its blocks are pending until either fills them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.sample_ids import SampleIds
-from distill.errors import CorruptStoreError, StoreError
-from store.format import commits
-from store.format.chunks import block_digest, read_chunks
+from distill.errors import CorruptStoreError, StoreError, StoreMismatchError
+from store.format import commits, version2
+from store.format.chunks import block_digest, read_chunks, sizes_in_shards
 from store.format.documents import (
     ANSWER_KEYS,
+    DOCUMENTS,
     HIERARCHY_KEYS,
     SAMPLE_KEYS,
     damaged_documents,
@@ -28,9 +29,10 @@ from store.format.layout import (
     create_hierarchy,
     create_sample_arrays,
 )
-from store.format.objects import Objects, open_objects
+from store.format.manifest import Manifest
 from store.format.root import COPY_KEY, ROOT_KEY, Root, read_root_or_copy
 from store.logit_store import LogitStore
+from store.places.objects import Objects, open_objects
 from store.upkeep.verify import Verification, verify
 
 
@@ -50,6 +52,7 @@ def restore(location: str, dataset: Dataset | None) -> list[str]:
         CorruptStoreError: root and copy are beyond reading, or without a data set something is.
     """
     objects = open_objects(location)
+    version2.require_current(location, read_root_or_copy(location).manifest)
     written = _restore_root(objects)
     root = Root.read(objects)
     damaged = damaged_documents(objects, root)
@@ -82,6 +85,98 @@ def revoke_bad(location: str) -> Verification:
     if report.bad_blocks:
         LogitStore.open(location).revoke(report.bad_blocks)
     return report
+
+
+def mend_root(location: str, manifest: Manifest, dataset: Dataset) -> None:
+    """Write the root of a store again that was lost, from its copy or from what a run knows of it.
+
+    Without either, what lies there is left alone.
+
+    Raises:
+        StoreMismatchError: commits of another store are there.
+    """
+    objects = open_objects(location)
+    if not objects.exists():
+        return
+    try:
+        Root.read(objects)
+    except CorruptStoreError:
+        try:
+            _restore_root(objects)
+        except CorruptStoreError:
+            _rebuild_root(objects, manifest, dataset)
+
+
+def _rebuild_root(objects: Objects, manifest: Manifest, dataset: Dataset) -> None:
+    """The commits that lie there count if they are of that very store."""
+    blocks = commits.recorded_blocks(objects, manifest.num_blocks)
+    generation, sha256 = "", dict[str, str]()
+    strange = 0
+    for block in blocks:
+        try:
+            commits.read_records(objects, [block], manifest)
+        except CorruptStoreError:
+            strange += 1
+    for found in commits.generations(objects):
+        with suppress(CorruptStoreError, ValueError):
+            digests = commits.digests_of_generation(objects, found)
+            root = Root(manifest=manifest, documents={}, generation=found, compacted_sha256=digests)
+            commits.read_compacted_records(objects, root)
+            generation, sha256 = found, digests
+    if strange and strange == len(blocks) and not generation:
+        raise StoreMismatchError(
+            f"{objects.location}: the root is lost and all {strange} commits there are damaged or "
+            "of another store, expected those of this run; choose another --store, or delete it"
+        )
+    if not blocks and not generation:
+        return
+    create_answer_arrays(objects, manifest)
+    create_sample_arrays(objects, dataset.ids, dataset.labels)
+    create_hierarchy(objects, dataset.hierarchy)
+    objects.write(commits.GROUP_KEY, commits.GROUP_DOCUMENT)
+    keys = [*DOCUMENTS, *(commits.compacted_keys(generation) if generation else ())]
+    Root(
+        manifest=manifest,
+        documents=document_digests(objects, keys),
+        generation=generation,
+        compacted_sha256=sha256,
+    ).write(objects)
+
+
+def fill_from(
+    store: LogitStore, replica: LogitStore, known: Mapping[int, commits.Commit]
+) -> list[int]:
+    """Pending blocks from another copy of the store; those that were filled.
+
+    known: what the commits said of blocks before they were revoked; a copy of another content is
+    not taken.
+
+    Raises:
+        StoreMismatchError: it is a copy of another store.
+    """
+    if replica.manifest.identity != store.manifest.identity:
+        raise StoreMismatchError(
+            f"{replica.location}: store {replica.manifest.identity[:12]} found, expected a copy of "
+            f"{store.location}, {store.manifest.identity[:12]}; pass one"
+        )
+    records, theirs, filled = replica.records(), replica.block_commits(), []
+    for block in store.pending_blocks():
+        proven = block in theirs and (
+            block not in known or known[block].digests == theirs[block].digests
+        )
+        if not proven:
+            continue
+        with suppress(CorruptStoreError):
+            views = [
+                replica.read_codes(block, view, theirs[block])
+                for view in range(store.manifest.views.count)
+            ]
+            own = {"block", "store", "rows", "content_sha256", "chunk_bytes", "committed_at"}
+            store.write_codes(
+                block, views, {k: v for k, v in records[block].items() if k not in own}
+            )
+            filled.append(block)
+    return filled
 
 
 def _restore_root(objects: Objects) -> list[str]:
@@ -122,21 +217,21 @@ def _restore_commits(store: LogitStore, root: Root, damaged: Sequence[str]) -> l
     objects, written = store.objects, []
     for block in commits.recorded_blocks(objects, root.manifest.num_blocks):
         try:
-            commits.read_records(objects, [block], root.manifest.views.count)
+            commits.read_records(objects, [block], root.manifest)
         except CorruptStoreError:
             commits.delete_records(objects, [block])
             written.append(f"the damaged commit of block {block} was removed")
     if not root.generation:
         return written
-    records, digests = _whole_or_none(store, root)
+    records, known = _whole_or_none(store, root)
     documents = {*commits.compacted_keys(root.generation)} & set(damaged)
-    if records is not None and digests is not None and not documents:
+    if records is not None and known is not None and not documents:
         return written
     for block in sorted(set(range(root.manifest.num_blocks)) - set(root.revoked)):
         if records is not None:
             record: commits.Record | None = records[block]
         else:
-            record = _record_of_chunks(store, root, block, digests[block] if digests else None)
+            record = _record_of_chunks(store, root, block, known[block] if known else None)
         if record is not None:
             commits.replace_record(objects, record)
     # The certificate goes with the generation; `finish` writes both again.
@@ -153,36 +248,40 @@ def _restore_commits(store: LogitStore, root: Root, damaged: Sequence[str]) -> l
 
 def _whole_or_none(
     store: LogitStore, root: Root
-) -> tuple[dict[int, commits.Record] | None, dict[int, tuple[str, ...]] | None]:
-    records, digests = None, None
+) -> tuple[dict[int, commits.Record] | None, dict[int, commits.Commit] | None]:
+    records, known = None, None
     with suppress(StoreError):
         records = store.records_of(root)
     with suppress(StoreError):
-        digests = store.content_digests_of(root)
-    return records, digests
+        known = store.commits_of(root)
+    return records, known
 
 
 def _record_of_chunks(
-    store: LogitStore, root: Root, block: int, digests: tuple[str, ...] | None
+    store: LogitStore, root: Root, block: int, known: commits.Commit | None
 ) -> commits.Record | None:
     """What can be told without the record: chunks whose checksums hold are what was written."""
     manifest = store.manifest
     try:
-        block_digests = [
-            block_digest(read_chunks(store.objects, manifest, block, view))
+        sizes = known.chunk_bytes if known else sizes_in_shards(store.objects, manifest, block)
+        digests = [
+            block_digest(read_chunks(store.objects, manifest, block, view, sizes))
             for view in range(manifest.views.count)
         ]
     except CorruptStoreError:
         return None
     certificate = root.certificate or {"fidelity": None, "replay": {}}
-    audit = {name: certificate[name] for name in ("fidelity", "replay")}
     rows = manifest.rows_of_block(block)
+    replay = {r: p for r, p in certificate["replay"].items() if int(r) in rows}
     return {
         "block": block,
+        "store": manifest.identity,
         "rows": [rows.start, rows.stop],
-        "content_sha256": list(digests or block_digests),
+        "content_sha256": list(known.digests if known else digests),
+        "chunk_bytes": [list(of_view) for of_view in sizes],
         "host": "restored",
         "committed_at": "",
         "bad": [],
-        **({"audit": audit} if block == 0 else {}),
+        **({"replay": replay} if replay else {}),
+        **({"inherited": certificate["fidelity"]} if block == 0 else {}),
     }

@@ -14,9 +14,9 @@ import numpy as np
 from distill.errors import CorruptStoreError, StoreError
 from store.format.codes import Codes
 from store.format.documents import damaged_documents
-from store.format.objects import Objects, open_objects
 from store.format.root import COPY_KEY, ROOT_KEY, Root, read_root_or_copy
 from store.logit_store import LogitStore
+from store.places.objects import Objects, open_objects
 from store.summary import missing_blocks
 from store.views.resident import decoders
 
@@ -72,34 +72,34 @@ def verify(location: str, tick: Callable[[int], None] = lambda blocks: None) -> 
             problems.append(_line(objects, error, name))
     missing: tuple[str, ...] = ()
     try:
-        digests = store.content_digests_of(root)
-        if len(digests) < root.manifest.num_blocks:
+        commits = store.commits_of(root)
+        if len(commits) < root.manifest.num_blocks:
             missing = missing_blocks(store.records_of(root), root.manifest.num_blocks)
     except StoreError as error:
         problems.append(_line(objects, error, "the commits"))
-        digests = {}
+        commits = {}
     bad: dict[int, str] = {}
 
     def check(block: int) -> None:
-        for view, digest in enumerate(digests[block]):
-            try:
-                problem = _out_of_range(store, store.read_codes(block, view, digest))
-            except CorruptStoreError as error:
-                problem = _line(objects, error, "")
-            if problem:
-                bad[block] = problem
+        try:
+            views = store.read_block(block, commits[block])
+            problem = next(filter(None, (_out_of_range(store, codes) for codes in views)), None)
+        except CorruptStoreError as error:
+            problem = _line(objects, error, "")
+        if problem:
+            bad[block] = problem
         tick(1)
 
     with ThreadPoolExecutor(decoders(store)) as pool:
-        list(pool.map(check, digests))
+        list(pool.map(check, commits))
     return Verification(
         location=objects.location,
         complete=root.certificate is not None,
         rows=root.manifest.dataset.rows,
         views=root.manifest.views.count,
-        blocks_read=len(digests),
+        blocks_read=len(commits),
         bad_blocks=tuple(sorted(bad)),
-        pending_blocks=root.manifest.num_blocks - len(digests),
+        pending_blocks=root.manifest.num_blocks - len(commits),
         missing=missing,
         problems=(*problems, *(bad[block] for block in sorted(bad))),
     )

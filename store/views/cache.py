@@ -1,8 +1,10 @@
 """A folder of memory-mapped files that processes share: built once, bounded, safe to kill.
 
-A file is written under another name, flushed, ended with a trailer that says what it is, and
-renamed; whatever else lies there is not trusted. Of several processes one builds, the others wait.
-A file in use is never removed: its users hold a lock on it that the kernel drops when they die.
+A file is written under another name, flushed, ended with checksums of its pieces and a trailer
+that says what it is, and renamed; whatever else lies there is not trusted. Each process checks a
+file when it first opens it, and a damaged one is built again. Of several processes one builds, the
+others wait. A file in use is never removed: its users hold a lock on it that the kernel drops when
+they die.
 """
 
 import fcntl
@@ -18,6 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,8 +31,20 @@ from distill.progress import note
 Put = Callable[[int, NDArray[Any]], None]
 
 TRAILER_BYTES = 32
+PIECE_BYTES = 2**22  # that have a CRC-32C together
 LOOK_EVERY_S, SAY_EVERY_LOOKS = 0.05, 200
+CRC = np.dtype("<u4")
 SUFFIX, BUILDING, LOCK = ".rows", ".building", ".lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedFile:
+    """opened: when it was last, in seconds since 1970. in_use: by whatever process."""
+
+    name: str
+    bytes: int
+    opened: float
+    in_use: bool
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,8 @@ class Cache:
             while True:
                 with self._locked(name):
                     if not _is_whole(path, size):
+                        if path.exists():
+                            note(f"{path}: is damaged, or of another version; it is made again")
                         self._build(path, dtype, rows, fill)
                     # Another process may remove it to make room, until it is in use here.
                     with suppress(FileNotFoundError), path.open("rb") as file:
@@ -68,6 +85,34 @@ class Cache:
     def forget(self, name: str) -> None:
         """Remove a file; whoever has it open keeps it."""
         (self.folder / (name + SUFFIX)).unlink(missing_ok=True)
+
+    def files(self) -> list[CachedFile]:
+        """What is there, the least recently opened first."""
+        paths = sorted(self.folder.glob("*" + SUFFIX), key=_opened)
+        return [
+            CachedFile(name=p.stem, bytes=_size(p), opened=_opened(p), in_use=_in_use(p))
+            for p in paths
+        ]
+
+    def damaged(self) -> list[str]:
+        """Names of files that are not what was written, each of which is removed."""
+        wrong = []
+        for file in self.files():
+            path = self.folder / (file.name + SUFFIX)
+            with self._locked(file.name):
+                if path.exists() and not _holds_what_was_written(path):
+                    path.unlink()
+                    wrong.append(file.name)
+        return wrong
+
+    def clear(self) -> int:
+        """Remove all that is not in use; the bytes that were."""
+        freed = 0
+        for file in self.files():
+            if not file.in_use:
+                self.forget(file.name)
+                freed += file.bytes
+        return freed
 
     def room(self) -> int:
         """Bytes for files beside those that are in use now."""
@@ -112,9 +157,9 @@ class Cache:
         size = rows * dtype.itemsize
         try:
             with self._locked("room"):  # what is promised to one is not promised to another
-                self._make_room(size + TRAILER_BYTES)
-                file = building.open("wb", buffering=0)
-                os.posix_fallocate(file.fileno(), 0, size + TRAILER_BYTES)  # a full disk shows here
+                self._make_room(_size_on_disk(size))
+                file = building.open("w+b", buffering=0)
+                os.posix_fallocate(file.fileno(), 0, _size_on_disk(size))  # a full disk shows here
 
             def put(first: int, values: NDArray[Any]) -> None:
                 # Written, not mapped: a page fault a page would cost as much as decoding.
@@ -126,9 +171,11 @@ class Cache:
 
             with file:
                 fill(put)
-                os.pwrite(file.fileno(), _trailer(path.name, size), size)
+                sums = _checksums(file.fileno(), size)
+                os.pwrite(file.fileno(), sums + _trailer(path.name, size, sums), size)
                 os.fsync(file.fileno())
             building.replace(path)
+            _checked.add((str(path), path.stat().st_ino))
         finally:
             building.unlink(missing_ok=True)
 
@@ -165,16 +212,51 @@ def _opened(path: Path) -> float:
     return 0.0
 
 
+# By this process. A file never changes: another one of its name has another inode.
+_checked: set[tuple[str, int]] = set()
+
+
 def _is_whole(path: Path, size: int) -> bool:
-    with suppress(OSError), path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == size + TRAILER_BYTES:
-            file.seek(size)
-            return file.read(TRAILER_BYTES) == _trailer(path.name, size)
+    """Whether it is of that size, and what was written."""
+    with suppress(OSError):
+        stat = path.stat()
+        if stat.st_size == _size_on_disk(size):
+            known = (str(path), stat.st_ino)
+            if _holds_what_was_written(path, content=known not in _checked):
+                _checked.add(known)
+                return True
     return False
 
 
-def _trailer(name: str, size: int) -> bytes:
-    return hashlib.sha256(f"distill cache 1 {name} {size}".encode()).digest()
+def _holds_what_was_written(path: Path, *, content: bool = True) -> bool:
+    """content: whether to read all of it, or the checksums alone."""
+    with path.open("rb") as file:
+        on_disk = os.fstat(file.fileno()).st_size
+        pieces = max(0, on_disk - TRAILER_BYTES - 1) // (PIECE_BYTES + CRC.itemsize) + 1
+        size = on_disk - TRAILER_BYTES - pieces * CRC.itemsize
+        if size < 0 or _size_on_disk(size) != on_disk:
+            return False
+        sums = os.pread(file.fileno(), pieces * CRC.itemsize, size)
+        trailer = os.pread(file.fileno(), TRAILER_BYTES, size + len(sums))
+        whole = trailer == _trailer(path.name, size, sums)
+        return whole and (not content or sums == _checksums(file.fileno(), size))
+
+
+def _size_on_disk(size: int) -> int:
+    return size + -(-size // PIECE_BYTES) * CRC.itemsize + TRAILER_BYTES
+
+
+def _checksums(file: int, size: int) -> bytes:
+    """CRC-32C of each piece."""
+    sums = [
+        google_crc32c.value(os.pread(file, min(PIECE_BYTES, size - start), start))
+        for start in range(0, size, PIECE_BYTES)
+    ]
+    return np.array(sums, CRC).tobytes()
+
+
+def _trailer(name: str, size: int, sums: bytes) -> bytes:
+    return hashlib.sha256(f"distill cache 2 {name} {size}".encode() + sums).digest()
 
 
 def _in_use(path: Path) -> bool:

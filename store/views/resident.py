@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from distill.errors import StoreError
 from distill.targets.rows import TargetRows
 from store.format.codes import codes_of, record_dtype
+from store.format.commits import Commit
 from store.format.manifest import Manifest
-from store.format.objects import PARALLEL_REQUESTS
 from store.logit_store import LogitStore
 from store.views.cache import Cache, Put
 
@@ -51,8 +51,8 @@ def open_resident_view(
     """
     require_view(store, view)
     store.require_complete()
-    digests = [by_view[view] for by_view in store.content_digests().values()]
-
+    commits = store.block_commits()
+    digests = [commit.digests[view] for commit in commits.values()]
     dtype, rows = record_dtype(store.manifest.coding), store.manifest.dataset.rows
 
     def fill(put: Put) -> None:
@@ -61,7 +61,7 @@ def open_resident_view(
         def decode(block: int) -> None:
             if not hasattr(buffers, "records"):
                 buffers.records = np.empty(store.manifest.block_rows, dtype)
-            decoded = decode_block(store, block, view, digests[block], buffers.records)
+            decoded = decode_block(store, block, view, commits[block], buffers.records)
             put(store.manifest.rows_of_block(block).start, decoded)
 
         with ThreadPoolExecutor(workers or decoders(store)) as pool:
@@ -83,10 +83,10 @@ def resident_bytes(store: LogitStore) -> int:
 
 
 def decode_block(
-    store: LogitStore, block: int, view: int, digest: str, records: NDArray[Any]
+    store: LogitStore, block: int, view: int, commit: Commit, records: NDArray[Any]
 ) -> NDArray[Any]:
     """Decode a block into the first of `records`, and give those back."""
-    codes = store.read_codes(block, view, digest)
+    codes = store.read_codes(block, view, commit)
     target = records[: len(codes)]
     target["valid"] = codes.valid
     for name in store.manifest.coding.widths:
@@ -98,7 +98,7 @@ def decode_block(
 
 def decoders(store: LogitStore) -> int:
     """Threads that decode side by side."""
-    return (os.cpu_count() or 1) if store.objects.is_local else PARALLEL_REQUESTS
+    return max(store.objects.requests, os.cpu_count() or 1)
 
 
 def require_view(store: LogitStore, view: int) -> None:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from distill.errors import CorruptStoreError, InUseError, StoreError
 from distill.files import sole_writer
-from store.format.codes import ANSWER_ARRAYS, Codes, codes_of, record_dtype
+from store.format.codes import FIELDS, Codes, codes_of, record_dtype
+from store.format.commits import Commit
 from store.logit_store import LogitStore
 from store.views.resident import decode_block
 
@@ -44,7 +45,7 @@ class Spool:
         self._shape = (store.manifest.views.count, store.manifest.dataset.rows)
         self._lock = threading.RLock()
         self._missing: dict[int, int] = {}  # records that each block has not, once looked through
-        self._committed: dict[int, tuple[str, ...]] = {}
+        self._committed: dict[int, Commit] = {}
         self._looked_at = -LOOK_AGAIN_S
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ class Spool:
             StoreError: the disk is full.
         """
         records = np.zeros(len(rows), self._dtype)
-        for name in ANSWER_ARRAYS:
+        for name in FIELDS:
             records["record"][name] = getattr(codes, name)
         complete = []
         with self._lock:
@@ -133,7 +134,7 @@ class Spool:
                 "ones; they are computed again"
             )
         return [
-            Codes(**{name: np.ascontiguousarray(view["record"][name]) for name in ANSWER_ARRAYS})
+            Codes(**{name: np.ascontiguousarray(view["record"][name]) for name in FIELDS})
             for view in records
         ]
 
@@ -168,15 +169,15 @@ class Spool:
         if not self._missing[block]:
             return
         if block not in self._committed and time.monotonic() - self._looked_at > LOOK_AGAIN_S:
-            self._committed = self.store.content_digests()
+            self._committed = self.store.block_commits()
             self._looked_at = time.monotonic()
-        if not (digests := self._committed.get(block)):
+        if not (commit := self._committed.get(block)):
             return
         rows = self.manifest.rows_of_block(block)
         buffer = np.empty(len(rows), record_dtype(self.manifest.coding))
-        for view, digest in enumerate(digests):
+        for view in range(self._shape[0]):
             records = np.zeros(len(rows), self._dtype)
-            records["record"] = decode_block(self.store, block, view, digest, buffer)
+            records["record"] = decode_block(self.store, block, view, commit, buffer)
             self._put(view, rows.start, records)
         self._missing[block] = 0
 

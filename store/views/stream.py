@@ -26,7 +26,7 @@ class StreamedView:
         store.require_complete()
         self.store, self.view = store, view
         self.manifest = store.manifest
-        self._digests = [by_view[view] for by_view in store.content_digests().values()]
+        self._commits = store.block_commits()
         self._capacity = max(1, min(capacity, self.manifest.num_blocks))
         block_rows = self.manifest.block_rows
         self._records = np.empty(self._capacity * block_rows, record_dtype(self.manifest.coding))
@@ -80,4 +80,4 @@ class StreamedView:
     def _decode(self, block: int, slot: int) -> None:
         rows = self.manifest.block_rows
         target = self._records[slot * rows : (slot + 1) * rows]
-        decode_block(self.store, block, self.view, self._digests[block], target)
+        decode_block(self.store, block, self.view, self._commits[block], target)

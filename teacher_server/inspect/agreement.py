@@ -5,6 +5,7 @@ import numpy as np
 from distill.errors import CorruptStoreError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.agreement import AGREEMENT_ROWS, TagAgreement, agreement_of
+from store.format.commits import commit_of
 from store.logit_store import LogitStore
 
 
@@ -14,7 +15,7 @@ def agreement_of_store(store: LogitStore) -> TagAgreement | None:
     if 0 not in records:
         return None
     try:
-        codes = store.read_codes(0, 0, records[0]["content_sha256"][0])
+        codes = store.read_codes(0, 0, commit_of(records[0]))
     except CorruptStoreError:
         return None
     rows = np.arange(min(AGREEMENT_ROWS, len(manifest.rows_of_block(0))))

@@ -176,15 +176,15 @@ class Inspection:
         """
         manifest = self.store.manifest
         block, place = divmod(row, manifest.block_rows)
-        digests = self.store.content_digests().get(block)
-        if digests is None:
+        commit = self.store.block_commits().get(block)
+        if commit is None:
             raise StoreError(
                 f"{self.store.location}: block {block} is not computed yet, expected it for this "
                 "sample; run the same `distill precompute` again"
             )
-        views = range(len(digests)) if view is None else [view]
+        views = range(manifest.views.count) if view is None else [view]
         here = np.array([place])
-        codes = [self.store.read_codes(block, v, digests[v]).select(here) for v in views]
+        codes = [self.store.read_codes(block, v, commit).select(here) for v in views]
         return manifest.coding.dequantise(TargetRows.concatenate(codes))
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from distill.errors import CorruptStoreError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.rows import TargetRows
+from store.format.commits import Commit
 from store.logit_store import LogitStore
 from store.views.cache import Cache, Put
 from store.views.resident import decoders
@@ -138,10 +139,10 @@ def open_beliefs(
     Raises:
         StoreError: the store or the cache cannot be used.
     """
-    manifest, digests = store.manifest, store.content_digests()
+    manifest, commits = store.manifest, store.block_commits()
     wanted = np.zeros(manifest.num_blocks, "S32")
-    for block, views in digests.items():
-        wanted[block] = digest_of(views).encode()
+    for block, commit in commits.items():
+        wanted[block] = digest_of(commit.digests).encode()
     dtype = block_dtype(hierarchy.num_hierarchies, manifest.block_rows)
     name = f"{digest_of([FORMAT, manifest.identity])}-beliefs"
     before: NDArray[Any] = np.zeros(0, dtype)
@@ -162,8 +163,8 @@ def open_beliefs(
 
     def record_of(block: int) -> NDArray[Any]:
         record = np.zeros(1, dtype)
-        if block in digests:
-            _read_block(record, store, hierarchy, block, digests[block])
+        if block in commits:
+            _read_block(record, store, hierarchy, block, commits[block])
             record["content"] = wanted[block] if record["known"] == RowState.ANSWER else b""
         return record
 
@@ -186,13 +187,13 @@ def _read_block(
     store: LogitStore,
     hierarchy: SemanticHierarchy,
     block: int,
-    digests: Sequence[str],
+    commit: Commit,
 ) -> None:
     """Fill the one `record`."""
     manifest = store.manifest
     rows = manifest.rows_of_block(block)
     try:
-        codes = [store.read_codes(block, view, digest) for view, digest in enumerate(digests)]
+        codes = [store.read_codes(block, v, commit) for v in range(manifest.views.count)]
     except CorruptStoreError:
         record["known"] = RowState.BAD
         return

@@ -40,7 +40,7 @@ class BlockAnswers:
             for _ in range(store.manifest.views.count)
         ]
         self.bad: list[dict[str, str]] = []
-        self.audit = Audit(store, teacher.hierarchy) if block == 0 else None
+        self.audit, self.coding = Audit(store, teacher), store.manifest.coding
         self.missing = len(self.rows)
 
     @property
@@ -58,14 +58,20 @@ class BlockAnswers:
             {"key": printable(self.source.samples[row].key), "reason": printable(reason)}
             for row, reason in batch.bad.items()
         ]
-        if self.audit:
-            self.audit.add_proofs(batch)
+        self.audit.add_proofs(batch)
         for part, rows, views in located(batch, answers, len(self.views)):
             predicted = part.sparse.to_rows()
             self._require_finite(predicted, rows)
             put_by_view(self.views, predicted, rows - self.rows.start, views)
-            if self.audit and part.exact:
-                self.audit.add_answers(rows, exact=part.exact, predicted=predicted)
+            if part.exact:
+                kept = np.arange(len(part.exact.probs))
+                self.audit.add_answers(
+                    rows[kept],
+                    views[kept],
+                    exact=part.exact,
+                    reference=part.reference,
+                    codes=self.coding.quantise(predicted.select(kept)),
+                )
         self.missing -= len(batch.rows) + len(batch.bad)
 
     def _require_finite(self, predicted: TargetRows, rows: NDArray[np.int64]) -> None:
@@ -128,8 +134,7 @@ class BlockWriter:
 
     def _write(self, answers: BlockAnswers) -> None:
         started = time.perf_counter()
-        audit = {"audit": answers.audit.to_json()} if answers.audit else {}
-        facts = {"bad": answers.bad, **self.facts(), **audit}
+        facts = {"bad": answers.bad, **self.facts(), **answers.audit.to_json()}
         self.store.write_block(answers.block, answers.views, facts)
         seconds = time.perf_counter() - started
         self.stages.write += seconds

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import log2
 
 from distill.data.view_policy import ViewPolicy
 from distill.errors import ConfigError
+
+BLOCKS, LEAST_BLOCK_ROWS, MOST_BLOCK_ROWS = 750, 4096, 16384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +29,23 @@ class Share:
         return [block for block in blocks if block % self.count == self.index]
 
 
+def block_rows_for(rows: int, asked: int | None = None) -> int:
+    """A power of two, so that a store of any size has some hundreds of blocks at most.
+
+    Below the least, compression suffers; above the most, too much is computed again after a kill
+    (benchmarks/store_read.py).
+    """
+    power = 2 ** round(log2(max(1, rows / BLOCKS)))
+    return min(rows, asked or min(max(power, LEAST_BLOCK_ROWS), MOST_BLOCK_ROWS))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeOptions:
     """encoding: as `EncodingSpec.named` takes it. first_view: the number of the first view drawn.
 
     batch_size: views in one forward pass; None is measured. compiled: None where it is faster.
-    block_rows: images between two commits. workers: processes that decode. max_bad_fraction: share
-    of unreadable images beyond which the run stops.
+    block_rows: images between two commits, `block_rows_for` where None. workers: processes that
+    decode. max_bad_fraction: share of unreadable images beyond which the run stops.
     """
 
     policy: ViewPolicy
@@ -41,6 +54,6 @@ class PrecomputeOptions:
     encoding: str = "standard"
     batch_size: int | None = None
     compiled: bool | None = None
-    block_rows: int = 8192
+    block_rows: int | None = None
     workers: int = 2
     max_bad_fraction: float = 0.001

@@ -9,15 +9,16 @@ import torch
 from numpy.typing import NDArray
 
 from distill.data.loader import ViewBatch, in_batches, load_views
-from distill.data.source import ImageSource
+from distill.data.source import ImageSource, label_indices
 from distill.data.view_policy import ViewPolicy
 from distill.errors import TeacherError
+from distill.losses.fidelity import gradient_angles, others_of
 from distill.progress import progress
 from distill.targets.encoding import EncodingSpec
-from distill.targets.fidelity import FidelityErrors, fidelity_errors
 from distill.targets.rows import TargetRows
 from distill.targets.tensors import DenseTargets, sparsify
-from teacher_server.precompute.audit import FIDELITY_ROWS, REPLAY_ROWS
+from store.format.audit import LEAST_ROWS, AuditedViews
+from teacher_server.precompute.audit import REPLAY_ROWS
 from teacher_server.precompute.block import located, put_by_view
 from teacher_server.precompute.pipeline import run_forward
 from teacher_server.teacher.batch_size import Throughput
@@ -27,10 +28,10 @@ from teacher_server.teacher.teacher import Teacher
 
 @dataclass(eq=False)
 class Pilot:
-    """What the teacher said. answers, errors: by encoding; answers: of each view."""
+    """What the teacher said. answers, audit: by encoding; answers: of each view."""
 
     answers: dict[str, list[TargetRows]]
-    errors: dict[str, list[FidelityErrors]]
+    audit: dict[str, list[AuditedViews]]
     replay: dict[str, list[str]]
     unreadable: int = 0
 
@@ -49,7 +50,7 @@ class PilotRuns:
         with self._forward(spec) as forward, progress("timing", len(source), "images") as tick:
             started = time.monotonic()
             batches = self._batches(source, views, prove=False)
-            for batch, _ in run_forward(forward, batches, keep_exact=lambda batch: False):
+            for batch, _ in run_forward(forward, batches, exact=lambda batch: 0):
                 tick(len(batch.rows) + len(batch.bad))
             return time.monotonic() - started
 
@@ -70,18 +71,20 @@ class PilotRuns:
                 ]
                 for name, spec in specs.items()
             },
-            errors={name: [] for name in specs},
+            audit={name: [] for name in specs},
             replay={},
         )
         first_spec = next(iter(specs.values()))
+        labels = label_indices(source, hierarchy)
         with self._forward(first_spec) as forward, progress("pilot", len(source), "images") as tick:
             batches = self._batches(source, views, prove=True)
-            for batch, parts in run_forward(forward, batches, keep_exact=lambda batch: True):
+            every = lambda batch: views * len(batch.rows)  # noqa: E731
+            for batch, parts in run_forward(forward, batches, exact=every):
                 pilot.unreadable += len(batch.bad)
                 pilot.replay |= {str(row): proofs for row, proofs in batch.proofs.items()}
                 for part, rows, drawn in located(batch, parts, views):
                     assert part.exact
-                    self._keep(pilot, specs, part.exact, rows, drawn)
+                    self._keep(pilot, specs, part.exact, rows, drawn, labels)
                 tick(len(batch.rows) + len(batch.bad))
         return pilot
 
@@ -92,23 +95,29 @@ class PilotRuns:
         exact: DenseTargets,
         rows: NDArray[np.int64],
         drawn: NDArray[np.int64],
+        labels: NDArray[np.int64],
     ) -> None:
         if not bool(exact.confidence.isfinite().all()):
             raise TeacherError(
                 f"teacher {self.teacher.identity.name}: NaN or Inf in the pilot, expected finite "
                 "logits; check the weights, or try --precision float32"
             )
-        audited = torch.from_numpy(np.flatnonzero(rows < FIDELITY_ROWS)).to(exact.probs.device)
+        here = np.flatnonzero(rows < LEAST_ROWS)
+        audited = torch.from_numpy(here).to(exact.probs.device)
         for name, spec in specs.items():
             sparse = sparsify(exact, self.teacher.hierarchy, spec)
             put_by_view(pilot.answers[name], sparse.to_rows(), rows, drawn)
             if len(audited):
-                errors = fidelity_errors(
+                angles = gradient_angles(
                     exact=exact.select(audited),
                     sparse=sparse.select(audited),
+                    others=others_of(rows[here].tolist(), exact.probs[audited]),
+                    labels=torch.from_numpy(labels[rows[here]]).to(exact.probs.device),
                     hierarchy=self.teacher.hierarchy,
                 )
-                pilot.errors[name].append(errors.cpu())
+                of_each = {name: values.cpu().numpy() for name, values in angles.items()}
+                views = AuditedViews(row=rows[here], view=drawn[here], angles=of_each)
+                pilot.audit[name].append(views)
 
     def _forward(self, spec: EncodingSpec) -> Forward:
         return Forward(

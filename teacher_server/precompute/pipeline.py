@@ -15,8 +15,9 @@ from typing import Any
 from distill.data.loader import ViewBatch, ViewRequest, in_batches, load_views
 from distill.data.source import ImageSource
 from distill.events import Journal
+from store.format.audit import audited_rows
 from store.logit_store import LogitStore
-from teacher_server.precompute.audit import FIDELITY_ROWS, REPLAY_ROWS
+from teacher_server.precompute.audit import REPLAY_ROWS
 from teacher_server.precompute.block import BlockAnswers, BlockWriter
 from teacher_server.precompute.options import PrecomputeOptions, Share
 from teacher_server.teacher.batch_size import Throughput, choose_speed
@@ -97,7 +98,7 @@ class Pipeline:
         self, forward: Forward, loaded: Iterable[ViewBatch], on_batch: OnBatch
     ) -> Iterator[BlockAnswers]:
         block: BlockAnswers | None = None
-        for batch, answers in run_forward(forward, loaded, keep_exact=_is_audited):
+        for batch, answers in run_forward(forward, loaded, exact=self._audited):
             number = next(iter((*batch.rows, *batch.bad))) // self.store.manifest.block_rows
             if block is None:
                 block = BlockAnswers(number, self.store, self.source, self.teacher)
@@ -108,6 +109,13 @@ class Pipeline:
             if block.is_complete:
                 yield block
                 block = None
+
+    def _audited(self, batch: ViewBatch) -> int:
+        """How many of a batch's views, the first ones, are audited."""
+        manifest = self.store.manifest
+        audited = audited_rows(manifest.block_rows, manifest.num_blocks)
+        places = (row % manifest.block_rows for row in batch.rows)
+        return manifest.views.count * sum(place < audited for place in places)
 
     def _loaded(
         self, blocks: Iterable[int], rows: int, batch_size: int, stages: StageSeconds
@@ -148,7 +156,7 @@ def _waited_for(blocks: Iterable[int], stages: StageSeconds) -> Iterator[int]:
 
 
 def run_forward(
-    forward: Forward, batches: Iterable[ViewBatch], *, keep_exact: Callable[[ViewBatch], bool]
+    forward: Forward, batches: Iterable[ViewBatch], *, exact: Callable[[ViewBatch], int]
 ) -> Iterator[tuple[ViewBatch, list[Encoded]]]:
     """Batches in order with their answers, image after image in all views.
 
@@ -157,13 +165,9 @@ def run_forward(
     launched: deque[tuple[ViewBatch, Future[list[Encoded]]]] = deque()
     for batch in batches:
         views = [pixels.flatten(0, 1) for pixels in batch.pixels]
-        launched.append((batch, forward.launch(views, keep_exact=keep_exact(batch))))
+        launched.append((batch, forward.launch(views, exact=exact(batch))))
         if len(launched) > forward.lanes + BATCHES_AHEAD:
             first, answers = launched.popleft()
             yield first, forward.collect(answers)
     for last, answers in launched:
         yield last, forward.collect(answers)
-
-
-def _is_audited(batch: ViewBatch) -> bool:
-    return min(batch.rows, default=FIDELITY_ROWS) < FIDELITY_ROWS

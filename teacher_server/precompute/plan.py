@@ -6,7 +6,9 @@ weigh is extrapolated; only the samples' ids, which compress better the more the
 anew.
 """
 
+import json
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,12 +23,12 @@ from distill.errors import ConfigError, DataError
 from distill.events import Journal
 from distill.targets.agreement import TagAgreement, agreement_of
 from distill.targets.encoding import EncodingSpec
-from distill.targets.fidelity import fidelity_figures
+from store.format.audit import AuditedViews, audited_rows
 from store.format.codes import ANSWER_ARRAYS
 from store.format.layout import SAMPLE_CHUNK_ROWS, create_sample_arrays
-from store.format.objects import Objects
 from store.logit_store import LogitStore
-from teacher_server.precompute.options import PrecomputeOptions
+from store.places.objects import Objects
+from teacher_server.precompute.options import PrecomputeOptions, block_rows_for
 from teacher_server.precompute.pilot import Pilot, PilotRuns
 from teacher_server.precompute.run import manifest_for
 from teacher_server.teacher.batch_size import choose_speed
@@ -38,15 +40,17 @@ COMMIT_BYTES, COMMIT_BYTES_A_VIEW = 40, 64  # compacted: two copies of a digest,
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStore:
-    """One encoding and number of views. bytes_per_view: of one image, everything included."""
+    """One encoding and number of views. bytes_per_view: of one image, everything included.
+
+    angle_deg: median, p99 and maximum of each, as in a certificate.
+    """
 
     encoding: str
     views: int
     hours: float
     bytes_total: int
     bytes_per_view: float
-    gradient_angle_deg: dict[str, float]
-    near_teacher_angle_deg: dict[str, float]
+    angle_deg: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ def make_plan(
     views: Sequence[int],
     rows: int | None = None,
     pilot_images: int | None = None,
-    block_rows: int = 8192,
+    block_rows: int | None = None,
     batch_size: int | None = None,
     compiled: bool | None = None,
     workers: int = 2,
@@ -88,8 +92,9 @@ def make_plan(
         DataError: no image of the pilot can be read.
         ConfigError: no rows or no views are asked for.
     """
-    pilot = source.limited(min(pilot_images or block_rows, block_rows))
     rows = rows or len(source)
+    of_block = block_rows_for(rows, block_rows)
+    pilot = source.limited(min(pilot_images or of_block, of_block))
     if min(len(pilot), rows, *views) < 1:
         raise ConfigError(f"{rows} rows and views {list(views)} found, expected at least 1 of each")
     pilot_views = 1 if policy.name == "plain" else PILOT_VIEWS
@@ -118,13 +123,14 @@ def make_plan(
     per_view = (more - once) / max(1, pilot_views - 1)
     per_view = min(max(per_view, 0.0), once) if pilot_views > 1 else once
     per_image = once - per_view
-    options = PrecomputeOptions(policy=policy, block_rows=min(block_rows, rows))
+    options = PrecomputeOptions(policy=policy)
     stores = []
     for name in encodings:
         sizes_of = _sizes(pilot, teacher, replace(options, encoding=name), pilot_run, name)
-        figures = fidelity_figures(pilot_run.errors[name])
+        figures = AuditedViews.together(pilot_run.audit[name]).figures()
+        assert figures
         for count in views:
-            total = sizes_of.total(rows, count, options.block_rows)
+            total = sizes_of.total(rows, count, of_block)
             stores.append(
                 PlannedStore(
                     encoding=name,
@@ -132,8 +138,7 @@ def make_plan(
                     hours=rows * (per_image + count * per_view) / 3600,
                     bytes_total=total,
                     bytes_per_view=total / (rows * count),
-                    gradient_angle_deg=figures["gradient_angle_deg"],
-                    near_teacher_angle_deg=figures["near_teacher"]["gradient_angle_deg"],
+                    angle_deg=figures["angle_deg"],
                 )
             )
     return Plan(
@@ -159,6 +164,7 @@ class _Sizes:
     chunks_a_row_and_view: float
     documents: tuple[int, int]  # with one view, and what a further one adds
     label: float
+    audited_view: float
 
     def total(self, rows: int, views: int, block_rows: int) -> int:
         """Bytes of a store of that many rows and views."""
@@ -166,14 +172,15 @@ class _Sizes:
         documents = self.documents[0] + (views - 1) * self.documents[1]
         commits = blocks * (COMMIT_BYTES + views * COMMIT_BYTES_A_VIEW)
         chunks = rows * views * self.chunks_a_row_and_view
-        return round(chunks + documents + commits + rows * self.label + _id_bytes(rows))
+        audits = blocks * views * audited_rows(block_rows, blocks) * self.audited_view
+        return round(chunks + documents + commits + audits + rows * self.label + _id_bytes(rows))
 
 
 def _sizes(
     pilot: ImageSource, teacher: Teacher, options: PrecomputeOptions, pilot_run: Pilot, name: str
 ) -> _Sizes:
     labels = label_indices(pilot, teacher.hierarchy)
-    fidelity = fidelity_figures(pilot_run.errors[name])
+    measured = AuditedViews.together(pilot_run.audit[name])
     documents, chunks = [], 0
     for views in range(1, len(pilot_run.answers[name]) + 1):
         manifest = manifest_for(
@@ -189,16 +196,17 @@ def _sizes(
                 hierarchy=teacher.hierarchy.to_json(),
             )
             replay = {row: proofs[:views] for row, proofs in pilot_run.replay.items()}
-            audit = {"fidelity": fidelity, "replay": replay}
-            store.write_block(0, pilot_run.answers[name][:views], {"bad": [], "audit": audit})
-            store.finish(audit)
+            facts = {"bad": [], "replay": replay}
+            store.write_block(0, pilot_run.answers[name][:views], facts)
+            store.finish()
             chunks = sum(_chunk_bytes(place, array) for array in ANSWER_ARRAYS)
             label = _chunk_bytes(place, "label")
             samples = label + _chunk_bytes(place, "sample_id")
             documents.append(store.bytes_total() - chunks - samples)
     further = documents[1] - documents[0] if len(documents) > 1 else 0
     seen = len(pilot) * len(pilot_run.answers[name])
-    return _Sizes(chunks / seen, (documents[0], further), label / len(pilot))
+    audit = len(zlib.compress(json.dumps(measured.to_json()).encode())) / max(1, len(measured))
+    return _Sizes(chunks / seen, (documents[0], further), label / len(pilot), audit)
 
 
 def _id_bytes(rows: int) -> float:
@@ -214,4 +222,5 @@ def _id_bytes(rows: int) -> float:
 
 
 def _chunk_bytes(place: Path, array: str) -> int:
-    return Objects(str(place / array / "c")).bytes_total()
+    sizes = [path.stat().st_size for path in (place / array).glob("c*")]
+    return sum(sizes)

@@ -11,7 +11,7 @@ from distill.events import Journal
 from store.format.manifest import DatasetIdentity
 from store.format.root import Root, read_root_or_copy
 from store.logit_store import LogitStore
-from store.upkeep.repair import Dataset, restore, revoke_bad
+from store.upkeep.repair import Dataset, fill_from, restore, revoke_bad
 from teacher_server.precompute.bad_images import BadImages
 from teacher_server.precompute.options import PrecomputeOptions
 from teacher_server.precompute.pipeline import Pipeline
@@ -21,9 +21,10 @@ from teacher_server.teacher.teacher import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class RepairReport:
-    """restored: a line each. recomputed: blocks that the teacher filled again."""
+    """restored: a line each. taken: blocks of a replica. recomputed: those of the teacher."""
 
     restored: tuple[str, ...]
+    taken: tuple[int, ...]
     recomputed: tuple[int, ...]
     bad: Mapping[str, int]
 
@@ -33,10 +34,11 @@ def repair(
     *,
     source: ImageSource | None = None,
     teacher: Teacher | None = None,
+    replica: LogitStore | None = None,
     batch_size: int | None = None,
     workers: int = 2,
 ) -> RepairReport:
-    """Leave a store that `verify` finds nothing wrong with.
+    """Leave a store that `verify` finds nothing wrong with. replica: another copy of it.
 
     Raises:
         StoreMismatchError: teacher or data set are not the store's.
@@ -53,19 +55,23 @@ def repair(
             dataset=DatasetIdentity(digest=samples_digest(source.ids, labels), rows=len(source)),
         )
         dataset = Dataset(ids=source.ids, labels=labels, hierarchy=teacher.hierarchy.to_json())
+    if replica and replica.manifest.identity == root.manifest.identity:
+        dataset = Dataset(
+            ids=replica.sample_ids, labels=replica.labels, hierarchy=replica.hierarchy
+        )
     restored = restore(location, dataset)
-    revoke_bad(location)
     store = LogitStore.open(location)
+    known = store.block_commits()
+    revoke_bad(location)
+    taken = fill_from(store, replica, known) if replica else []
     pending = store.pending_blocks()
     if pending and not (source and teacher):
         raise StoreError(
             f"{location}: {len(pending)} blocks are bad or missing (first {pending[0]}), expected "
-            "none; pass the --teacher and --data they were computed with"
+            "none; pass the --teacher and --data they were computed with, or a copy --from which "
+            "to take them"
         )
     bad: Mapping[str, int] = {}
-    # Blocks computed again do not change what is known of the others.
-    before = root.certificate
-    certified = before and {name: before[name] for name in ("fidelity", "replay")}
     if source and teacher:
         bad_images = BadImages(store, source, 1.0)
         pipeline = Pipeline(
@@ -78,8 +84,10 @@ def repair(
         fill(pipeline, bad_images=bad_images)
         bad = bad_images.bad
     if store.certificate is None:
-        finish_if_complete(store, Journal(), certified)
-    return RepairReport(restored=tuple(restored), recomputed=tuple(pending), bad=bad)
+        finish_if_complete(store, Journal())
+    return RepairReport(
+        restored=tuple(restored), taken=tuple(taken), recomputed=tuple(pending), bad=bad
+    )
 
 
 def options_of(root: Root, batch_size: int | None, workers: int) -> PrecomputeOptions:

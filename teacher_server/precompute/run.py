@@ -6,7 +6,7 @@ the last run stopped; and any number of processes can share the blocks of one st
 
 import random
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,10 +26,10 @@ from store.format.manifest import DatasetIdentity, HierarchyIdentity, Manifest, 
 from store.logit_store import LogitStore, has_store
 from store.summary import StoreSummary, summarise
 from store.upkeep.changed_data import changed_data
+from store.upkeep.repair import Dataset, mend_root
 from teacher_server.inspect.agreement import agreement_of_store
-from teacher_server.precompute.audit import certificate
 from teacher_server.precompute.bad_images import BadImages
-from teacher_server.precompute.options import PrecomputeOptions, Share
+from teacher_server.precompute.options import PrecomputeOptions, Share, block_rows_for
 from teacher_server.precompute.pipeline import Pipeline
 from teacher_server.teacher.batch_size import Throughput
 from teacher_server.teacher.stages import StageSeconds
@@ -88,6 +88,9 @@ def precompute(
     )
     speed, stages = fill(pipeline, bad_images=bad_images, stopping=stopping)
     left = finish_if_complete(store, journal)
+    if pipeline.share.of(left) and not stopping():  # what a power cut damaged
+        speed, stages = fill(pipeline, bad_images=bad_images, stopping=stopping)
+        left = finish_if_complete(store, journal)
     return report_of(store, bad_images, speed, stages, stages.wall, left)
 
 
@@ -147,7 +150,7 @@ def manifest_for(
             count=options.views, policy=options.policy.to_json(), first=options.first_view
         ),
         encoding=EncodingSpec.named(options.encoding, hierarchy.classes_per_hierarchy),
-        block_rows=min(options.block_rows, len(source)),
+        block_rows=block_rows_for(len(source), options.block_rows),
         provenance={**versions(), "teacher": [line for m in teacher.members for line in m.about]},
     )
 
@@ -165,10 +168,12 @@ def open_or_create(
     Raises:
         StoreMismatchError: another one is there.
     """
-    labels = label_indices(source, teacher.hierarchy)
+    labels, hierarchy = label_indices(source, teacher.hierarchy), teacher.hierarchy.to_json()
     manifest = manifest_for(source, labels, teacher, options)
+    dataset = Dataset(ids=source.ids, labels=labels, hierarchy=hierarchy)
+    mend_root(str(path), manifest, dataset)
     return open_matching(path, manifest, source, labels) or LogitStore.create(
-        path, manifest, ids=source.ids, labels=labels, hierarchy=teacher.hierarchy.to_json()
+        path, manifest, ids=source.ids, labels=labels, hierarchy=hierarchy
     )
 
 
@@ -202,18 +207,26 @@ def open_matching(
     return store
 
 
-def finish_if_complete(
-    store: LogitStore, journal: Journal, certified: Mapping[str, Any] | None = None
-) -> int:
-    """Certify the store when its last block is there, whoever wrote it; how many are not.
+def finish_if_complete(store: LogitStore, journal: Journal) -> list[int]:
+    """Certify the store when its last block is there, whoever wrote it; the blocks that are not.
 
-    certified: what an earlier certificate said; None takes the audit of block 0.
+    All of it is read back before: a power cut may leave a commit whose chunks were lost.
     """
-    left = len(store.pending_blocks())
-    if not left:
-        store.finish(certified or certificate(store))
-        journal.event("store finished", blocks=store.manifest.num_blocks)
-    return left
+    left = store.pending_blocks()
+    if left or store.certificate is not None:
+        return left
+    if damaged := store.damaged_blocks():
+        store.revoke(damaged)
+        journal.note(
+            f"{store.location}: {len(damaged)} committed blocks are damaged (first {damaged[0]}), "
+            "as after a power cut; they are to be computed again",
+            "blocks revoked",
+            blocks=damaged,
+        )
+        return damaged
+    store.finish()
+    journal.event("store finished", blocks=store.manifest.num_blocks)
+    return []
 
 
 def report_of(
@@ -222,7 +235,7 @@ def report_of(
     speed: Throughput | None,
     stages: StageSeconds,
     seconds: float,
-    left: int,
+    left: Sequence[int],
 ) -> PrecomputeReport:
     """The end of a run."""
     return PrecomputeReport(
@@ -230,7 +243,7 @@ def report_of(
         images=bad_images.images,
         seconds=seconds,
         images_per_s=bad_images.images / max(seconds, 1e-9),
-        blocks_left=left,
+        blocks_left=len(left),
         speed=speed,
         stages=stages,
         bottleneck=stages.bottleneck,

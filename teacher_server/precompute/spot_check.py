@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distill.data.loader import ViewBatch, in_batches, load_views
 from distill.data.sample_ids import samples_digest
@@ -12,10 +11,10 @@ from distill.data.source import ImageSource, label_indices
 from distill.data.view_policy import ViewPolicy
 from distill.errors import DataError
 from distill.targets.tensors import sparsify
-from store.format.codes import Codes
-from store.format.manifest import DatasetIdentity, Manifest
+from store.format.manifest import DatasetIdentity
 from store.logit_store import LogitStore
-from store.upkeep.algebra import RowReader
+from store.upkeep.compare import steps_apart
+from store.upkeep.reader import RowReader
 from teacher_server.teacher.teacher import Teacher
 
 # What is rounding and no other answer, by precision: probability beyond one step, and confidence.
@@ -90,7 +89,7 @@ def ask_again(
             )
             stored = reader.rows(np.array(batch.rows))
             seen = stored.valid
-            apart = _steps_apart(manifest, predicted, stored)[seen]
+            apart = steps_apart(manifest, predicted, stored)[seen]
             steps = max(steps, int(apart.max(initial=0)))
             units = manifest.coding.confidence_units
             differs = np.abs(predicted.confidence[seen] / units - stored.confidence[seen] / units)
@@ -112,29 +111,3 @@ def _require_bad_as_stored(source: ImageSource, batch: ViewBatch, reader: RowRea
         if reader.rows(np.array([row])).valid[0]:
             key = source.samples[row].key
             raise DataError(f"{source.location}: {key!r}: {reason}; expected the stored image")
-
-
-def _steps_apart(manifest: Manifest, predicted: Codes, stored: Codes) -> NDArray[np.int64]:
-    """[rows]: the largest difference of a class's probability, in steps.
-
-    What one side kept and the other did not counts by how far it is above the other's least kept.
-    """
-    worst = np.zeros(len(predicted), np.int64)
-    stop = 0
-    parts = zip(manifest.slots, manifest.hierarchy.classes_per_hierarchy, strict=True)
-    for slots, classes in parts:
-        start, stop = stop, stop + slots
-        dense, least = [], []
-        for codes in (predicted, stored):
-            prob = codes.prob[:, start:stop].astype(np.int64)
-            dense_row = np.zeros((len(prob), classes), np.int64)
-            # From the least: empty slots name class 0, which a full slot may hold.
-            for slot in reversed(range(slots)):
-                np.put_along_axis(dense_row, codes.index[:, [start + slot]], prob[:, [slot]], 1)
-            dense.append(dense_row)
-            least.append(prob[:, -1:])
-        either = np.where(dense[0] == 0, dense[1] - least[0], dense[0] - least[1])
-        one_sided = (dense[0] == 0) ^ (dense[1] == 0)
-        apart = np.where(one_sided, np.maximum(0, either), np.abs(dense[0] - dense[1]))
-        worst = np.maximum(worst, apart.max(1))
-    return worst

@@ -20,9 +20,9 @@ from distill.events import Journal
 from distill.targets.rows import TargetRows
 from store.logit_store import LogitStore
 from store.views.spool import Spool
+from teacher_server.precompute.audit import audit_stored
 from teacher_server.precompute.bad_images import BadImages
 from teacher_server.precompute.options import PrecomputeOptions
-from teacher_server.precompute.pipeline import Pipeline
 from teacher_server.precompute.run import finish_if_complete
 from teacher_server.teacher.teacher import Teacher
 
@@ -96,38 +96,17 @@ class WriteThrough:
             self._running.discard(future)
 
     def _commit_block(self, block: int) -> None:
-        """Write a whole block into the store, and certify the store by its last one.
-
-        Block 0 holds the audit, which needs exact answers: it is computed once more.
-        """
+        """Write a whole block into the store, and certify the store by its last one."""
         if self._ending:
             return  # it is in the spool, and is found there next time
         try:
-            if block == 0:
-                self._compute_block(block)
-            elif not self._write_block(block):
+            if not self._write_block(block):
                 return
             if not finish_if_complete(self.store, self.journal):
                 self.spool.discard()
         except Exception as error:  # it stays in the spool, and is tried again
             self._failed[block] = time.monotonic()
             self.journal.event("block not written", block=block, text=first_line(error))
-
-    def _compute_block(self, block: int) -> None:
-        def go_on(images: int, bad: dict[str, str]) -> None:
-            self._tally.add(images, bad)
-            if self._ending:
-                raise DataError("the server ends")
-
-        pipeline = Pipeline(
-            store=self.store,
-            source=self.source,
-            teacher=self.teacher,
-            options=self.options,
-            journal=self.journal,
-        )
-        rows = len(self.store.manifest.rows_of_block(block))
-        pipeline.run([block], rows=rows, on_batch=go_on)
 
     def _write_block(self, block: int) -> bool:
         """Whether it was written: not if images are good now that were bad before."""
@@ -146,6 +125,7 @@ class WriteThrough:
             return False
         self._tally.add(len(rows), {each["key"]: each["reason"] for each in bad})
         speed = {"batch_size": self.options.batch_size, "compiled": False}
-        self.store.write_codes(block, views, {"bad": bad, "speed": speed})
+        audit = audit_stored(self.store, self.source, self.teacher, block, views)
+        self.store.write_codes(block, views, {"bad": bad, "speed": speed, **audit})
         self.journal.event("block written", block=block, rows=len(rows), bad=bad)
         return True

@@ -37,12 +37,13 @@ STAGES = (("to_device", 0, 1), ("forward", 2, 3), ("encode", 3, 4), ("to_host", 
 class Encoded:
     """TargetRows of some views. sparse: on the host, once `Forward.collect` has waited for it.
 
-    exact: on the device, and dense: its probabilities as float16 on the host, only where they were
-    asked for.
+    exact: of the first views, and reference: in float32 where the teacher computes in less, on the
+    device; dense: all probabilities as float16 on the host. Only where they were asked for.
     """
 
     sparse: SparseTargets
     exact: DenseTargets | None
+    reference: DenseTargets | None
     dense: Tensor | None
     moments: tuple[Moment, ...]
 
@@ -67,7 +68,7 @@ class Forward:
         journal: Journal | None = None,
         stages: StageSeconds | None = None,
     ) -> None:
-        self.teacher = teacher.compiled() if compiled else teacher
+        self._plain, self.teacher = teacher, teacher.compiled() if compiled else teacher
         self.spec = spec
         self.batch_size = batch_size
         self.compiled = compiled
@@ -88,18 +89,19 @@ class Forward:
         self,
         pixels: Sequence[UInt8[Tensor, "views 3 _ _"]],
         *,
-        keep_exact: bool = False,
+        exact: int = 0,
         dense: bool = False,
     ) -> "Future[list[Encoded]]":
         """Begin to answer; `collect` waits for it, and raises what went wrong.
 
         pixels: one tensor for each of the teacher's sizes; pinned memory is copied in the
-        background. They must not change until `collect`.
+        background. They must not change until `collect`. exact: of how many of the first views to
+        keep the exact answer.
         """
         if self._threads:
-            return self._threads.submit(self._in_parts, pixels, keep_exact, dense)
+            return self._threads.submit(self._in_parts, pixels, exact, dense)
         queued: Future[list[Encoded]] = Future()
-        queued.set_result(self._in_parts(pixels, keep_exact, dense))
+        queued.set_result(self._in_parts(pixels, exact, dense))
         return queued
 
     def collect(self, launched: "Future[list[Encoded]]") -> list[Encoded]:
@@ -131,14 +133,14 @@ class Forward:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _in_parts(self, pixels: Sequence[Tensor], keep_exact: bool, dense: bool) -> list[Encoded]:
+    def _in_parts(self, pixels: Sequence[Tensor], exact: int, dense: bool) -> list[Encoded]:
         parts, first = [], 0
         while first < len(pixels[0]):
             batch_size = self.batch_size
             part = [each[first : first + batch_size] for each in pixels]
             try:
                 with self._compiling if not self._warm else nullcontext(), self._on_its_device():
-                    parts.append(self._launch(part, batch_size, keep_exact, dense))
+                    parts.append(self._launch(part, batch_size, exact - first, dense))
                     self._warm = True
             except (RuntimeError, MemoryError) as error:
                 self._halve_or_raise(error, batch_size)
@@ -146,9 +148,7 @@ class Forward:
             first += len(part[0])
         return parts
 
-    def _launch(
-        self, pixels: Sequence[Tensor], batch_size: int, keep_exact: bool, dense: bool
-    ) -> Encoded:
+    def _launch(self, pixels: Sequence[Tensor], batch_size: int, kept: int, dense: bool) -> Encoded:
         with self._copying():
             moments = [self._now()]
             on_device = [each.to(self.teacher.device, non_blocking=True) for each in pixels]
@@ -170,7 +170,12 @@ class Forward:
         sparse = sparse.to(HOST)
         half_probs = exact.probs.half().to(HOST, non_blocking=True) if dense else None
         moments.append(self._now())
-        return Encoded(sparse, exact if keep_exact else None, half_probs, tuple(moments))
+        reference = None
+        if kept > 0:
+            exact = DenseTargets(probs=exact.probs[:kept], confidence=exact.confidence[:kept])
+            # Not the compiled teacher: that one is made for one shape.
+            reference = self._plain.reference([each[:count][:kept] for each in on_device])
+        return Encoded(sparse, exact if kept > 0 else None, reference, half_probs, tuple(moments))
 
     def _on_its_device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self.teacher.device) if self._on_gpu else nullcontext()

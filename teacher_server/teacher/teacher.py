@@ -110,6 +110,13 @@ class Teacher:
         """`answer` to `logits`, from pixels anywhere."""
         return self.answer(self.logits([each.to(self.device) for each in pixels]))
 
+    def reference(self, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]]) -> DenseTargets | None:
+        """`targets` in float32; None where those are."""
+        if all(member.precision == "float32" for member in self.members):
+            return None
+        members = tuple(replace(member, precision="float32") for member in self.members)
+        return replace(self, members=members).targets(pixels)
+
     def compiled(self) -> "Teacher":
         """The same teacher with compiled models: the first answer takes a minute."""
         members = tuple(replace(m, model=_compiled(m.model)) for m in self.members)

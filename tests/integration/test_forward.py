@@ -69,7 +69,7 @@ def test_answers_are_those_of_the_plain_way(
     shown = [pixels(8), pixels(5), pixels(3), pixels(8)]
     stages = StageSeconds()
     with Forward(teacher, spec, batch_size=5, stages=stages) as forward:
-        launched = [forward.launch([each], keep_exact=True) for each in shown]
+        launched = [forward.launch([each], exact=64) for each in shown]
         for each, answer in zip(shown, launched, strict=True):
             parts = forward.collect(answer)
             assert [len(part.sparse.index) for part in parts] in ([5, 3], [5], [3])
@@ -305,7 +305,7 @@ def test_gpu_answers_are_those_of_the_cpu(
     teacher = load_teacher([choice], hierarchy, device=gpu, precision=precision)
     stages = StageSeconds()
     with Forward(teacher, spec, batch_size=24, stages=stages) as forward:
-        launched = [forward.launch([pixels(64).pin_memory()], keep_exact=True) for _ in range(3)]
+        launched = [forward.launch([pixels(64).pin_memory()], exact=64) for _ in range(3)]
         for each in launched:
             parts = forward.collect(each)
             probs = torch.cat([part.exact.probs.cpu() for part in parts if part.exact])

@@ -251,7 +251,7 @@ def test_incomplete_store_without_images_shows_what_there_is(tmp_path: Path, fig
     source = open_source(figures)
     true = {sample.key: str(sample.label) for sample in source.samples}
     store = make_store(tmp_path / "store", figures, hierarchy, true, blocks=[0, 3])
-    (Path(store.location) / "prob" / "c" / "3" / "0" / "0").write_bytes(b"nothing")
+    (Path(store.location) / "prob" / "c.3.0.0").write_bytes(b"nothing")
     with pages(site_of(store, None)) as found:
         page = found.text("/")
         assert "4 of 6 blocks are not computed yet" in page

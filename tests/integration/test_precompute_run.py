@@ -299,7 +299,7 @@ def test_bad_images_are_told_by_kind_and_odd_ones_are_used(
     reasons = {each["key"]: each["reason"] for record in records for each in record["bad"]}
     assert {key: reason.partition(":")[0] for key, reason in reasons.items()} == bad
     keys = [sample.key for sample in open_source(tmp_path / "data").samples]
-    valid = arrays(tmp_path / "store")["valid"][:, 0]
+    valid = arrays(tmp_path / "store")["confidence"][:, 0, 0] > 0
     assert {keys[row] for row in np.flatnonzero(~valid)} == set(bad)
     assert "4 bad" in ran.err
     assert "bad images: 2: not an image" in distill(*words).out

@@ -47,7 +47,7 @@ def test_student_learns_from_the_store_and_loads_in_timm(
     report = json.loads(ran.out)
     assert report["steps"] == 12
     assert 0 <= report["validation"]["semantic_top1"] <= 1
-    assert "replay proof: 32 views drawn again" in ran.err
+    assert "replay proof: 64 views drawn again" in ran.err
     path = tmp_path / "run" / "student.safetensors"
     model = timm.create_model("test_vit", num_classes=29, checkpoint_path=str(path))
     for name, tensor in weights(tmp_path / "run").items():
@@ -251,7 +251,7 @@ def test_changed_image_is_caught_by_the_replay_proof(
     store: Path, figures: Path, tmp_path: Path
 ) -> None:
     source, opened = open_source(figures), LogitStore.open(store)
-    assert check_replay(stored_proofs(opened), source, ViewPolicy()) == 32
+    assert check_replay(stored_proofs(opened), source, ViewPolicy()) == 64
     whole = Path(figures / "train-000000.tar").read_bytes()
     sample = source.samples[3]
     changed = bytearray(whole)
@@ -272,13 +272,13 @@ def test_store_targets_fetch_any_samples_in_the_order_asked(
 
     opened = LogitStore.open(store)
     targets = StoreTargets(opened, Cache(tmp_path / "cache"), mode)
-    digests = opened.content_digests()
+    commits = opened.block_commits()
     for view in (0, 1, 0):
         targets.prepare(view)
         rows = random.integers(0, 96, 40)
         said = targets.fetch(opened.sample_ids[rows], view)
         for i, row in enumerate(rows):
-            codes = opened.read_codes(int(row) // 16, view, digests[int(row) // 16][view])
+            codes = opened.read_codes(int(row) // 16, view, commits[int(row) // 16])
             block = opened.manifest.coding.dequantise(codes)
             assert torch.equal(said.prob[i], torch.from_numpy(block.prob[row % 16]))
             assert torch.equal(said.confidence[i], torch.from_numpy(block.confidence[row % 16]))

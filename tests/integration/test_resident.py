@@ -61,7 +61,7 @@ def test_views_gather_any_rows(
 
 
 def test_streaming_goes_on_after_a_damaged_block(complete: LogitStore) -> None:
-    chunk = Path(complete.location, "prob", "c", "1", "0", "0")
+    chunk = Path(complete.location, "prob", "c.1.0.0")
     whole = chunk.read_bytes()
     chunk.write_bytes(b"garbage")
     view = StreamedView(complete, 0, capacity=2)
@@ -89,7 +89,7 @@ def test_resident_view_is_built_once_and_rebuilt_when_torn_or_foreign(
 
 
 def test_damaged_store_leaves_nothing_in_the_cache(complete: LogitStore, cache: Cache) -> None:
-    Path(complete.location, "sq_norm", "c", "1", "0", "0").unlink()
+    Path(complete.location, "sq_norm", "c.1.0.0").unlink()
     with pytest.raises(CorruptStoreError, match="its chunk of sq_norm is missing"):
         open_resident_view(complete, 0, cache)
     assert {p.suffix for p in cache.folder.iterdir()} == {".lock"}
@@ -137,7 +137,7 @@ def test_cache_that_cannot_be_written_is_named(complete: LogitStore, tmp_path: P
 def test_cache_keeps_its_limit_and_drops_the_least_recently_used(
     complete: LogitStore, tmp_path: Path
 ) -> None:
-    size = resident_bytes(complete) + 32
+    size = resident_bytes(complete) + 32 + 4
     other = make_complete(tmp_path / "other", make_manifest(block_rows=25))
     cache = Cache(tmp_path / "cache", limit_bytes=2 * size)
     for store, view in ((complete, 0), (complete, 1), (complete, 0), (other, 0)):

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import zarr
 from buckets import Unreliable
-from small_store import CERTIFICATE, ROWS, create, make_complete, write
+from obstore.store import from_url
+from small_store import ROWS, create, make_complete, write
+from zarr.storage import ObjectStore
 
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
-from store.format.objects import open_objects
 from store.logit_store import LogitStore
+from store.places.objects import open_objects
 from store.upkeep.verify import verify
 from store.views.cache import Cache
 from store.views.resident import open_resident_view
@@ -36,7 +38,7 @@ def test_store_in_a_bucket_is_the_one_on_disk(bucket: str, tmp_path: Path) -> No
     with pytest.raises(IncompleteStoreError):
         again.require_complete()
     write(again, [1, 3])
-    again.finish(CERTIFICATE)
+    again.finish()
     assert LogitStore.open(f"{bucket}/some/store").content_digests() == local.content_digests()
     assert verify(f"{bucket}/some/store").ok
     found = {*map(without_generation, open_objects(f"{bucket}/some/store").keys(""))}
@@ -63,7 +65,9 @@ def test_resident_view_from_a_bucket(bucket: str, tmp_path: Path) -> None:
     ]
     assert (views[0].gather(rows).prob == views[1].gather(rows).prob).all()
     assert (remote.labels == local.labels).all()
-    array = zarr.open_array(remote.objects.zarr("prob"), mode="r")
+    options = {"allow_http": True}
+    place = from_url(f"{bucket}/store/prob", client_options=options)
+    array = zarr.open_array(ObjectStore(place), mode="r")
     assert array.shape == (ROWS, 2, 15)
 
 
@@ -81,8 +85,8 @@ def test_store_in_a_bucket_is_inspected(
 
 def test_damage_in_a_bucket_is_found(bucket: str) -> None:
     remote = make_complete(f"{bucket}/store")
-    remote.objects.delete(["prob/c/1/0/0"])
-    remote.objects.write("sq_norm/c/2/1/0", b"garbage")
+    remote.objects.delete(["prob/c.1.0.0"])
+    remote.objects.write("sq_norm/c.2.0.0", b"garbage")
     found = verify(f"{bucket}/store")
     assert found.bad_blocks == (1, 2)
 

@@ -88,7 +88,7 @@ def test_throttling_and_cut_connections_are_got_over(
     upload(data, bucket)
     proxy = Unreliable(os.environ["AWS_ENDPOINT_URL"], slow_down=0.2, cut=0.1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    from distill import storage
+    from distill.storage import bucket as storage
 
     storage._client_of.cache_clear()
     try:
@@ -120,7 +120,7 @@ def test_what_is_not_there_and_what_does_not_answer_differ(
     (gone,) = (s for s in source.samples if s.key.endswith(f"{SQUARE}_0"))
     with pytest.raises(DataError, match="cannot be read: "):
         read_bytes(gone)
-    from distill import storage
+    from distill.storage import bucket as storage
 
     storage._client_of.cache_clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")

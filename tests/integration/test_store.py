@@ -12,7 +12,6 @@ import pytest
 import zarr
 from small_store import (
     BLOCK,
-    CERTIFICATE,
     ROWS,
     VIEWS,
     answers_of,
@@ -29,12 +28,11 @@ from distill.errors import (
     StoreMismatchError,
 )
 from distill.targets.encoding import EncodingSpec
-from store.format.chunks import chunk_key, encode_chunk, write_chunks
+from store.format.chunks import chunk_key, write_chunks
 from store.format.codes import ANSWER_ARRAYS
-from store.format.manifest import DatasetIdentity, Manifest, ViewIdentity
-from store.format.objects import Objects
-from store.format.root import digest_of_json
+from store.format.manifest import DatasetIdentity, Manifest, ViewIdentity, digest_of_json
 from store.logit_store import LogitStore
+from store.places.objects import Objects
 from store.summary import summarise
 from store.upkeep.verify import verify
 
@@ -46,11 +44,11 @@ def complete(tmp_path: Path) -> LogitStore:
 
 def test_rows_come_back_as_written(complete: LogitStore) -> None:
     store = LogitStore.open(complete.location)
-    digests = store.content_digests()
+    commits = store.block_commits()
     for block in range(store.manifest.num_blocks):
         for view in range(VIEWS):
             written = answers_of(store.manifest, block, view)
-            codes = store.read_codes(block, view, digests[block][view])
+            codes = store.read_codes(block, view, commits[block])
             read = store.manifest.coding.dequantise(codes)
             assert (read.prob == written.prob).all()
             np.testing.assert_allclose(read.confidence, written.confidence, atol=1e-4)
@@ -65,6 +63,7 @@ def test_plain_zarr_opens_it_and_its_attributes_explain_the_arrays(complete: Log
     assert all(len(array.attrs["description"]) > 20 for array in arrays.values())
     assert arrays["index"].shape == (ROWS, VIEWS, 15)
     assert arrays["index"].chunks == (BLOCK, 1, 15)
+    assert arrays["index"].shards == (BLOCK, VIEWS, 15)
     assert arrays["prob"].metadata.dimension_names == ("row", "view", "slot")
     # The formula in the attributes decodes the codes, with nothing of ours.
     for block in range(4):
@@ -85,7 +84,7 @@ def test_only_missing_blocks_are_pending(tmp_path: Path) -> None:
     with pytest.raises(IncompleteStoreError, match="2 of 4 blocks are missing"):
         reopened.require_complete()
     with pytest.raises(IncompleteStoreError):
-        reopened.finish(CERTIFICATE)
+        reopened.finish()
     summary = summarise(reopened)
     assert (summary.complete, summary.blocks) == (False, (2, 4))
 
@@ -114,13 +113,13 @@ def test_finishing_compacts_the_commits(tmp_path: Path) -> None:
     store = create(tmp_path / "store")
     write(store, range(4))
     records, digests = store.records(), store.content_digests()
-    store.finish(CERTIFICATE)
+    store.finish()
     assert store.records() == records
     assert store.content_digests() == digests
     left = sorted(p.name for p in (tmp_path / "store" / "commits").iterdir())
     assert [name[0] for name in left] == ["g", "z"]
     again = LogitStore.open(store.location)
-    assert again.finish({}) == again.require_complete() == store.require_complete()
+    assert again.finish() == again.require_complete() == store.require_complete()
 
 
 def test_a_writer_that_started_before_the_store_was_finished_changes_nothing(
@@ -139,10 +138,10 @@ def test_processes_write_blocks_of_one_store_some_of_them_twice(tmp_path: Path) 
     command = [sys.executable, Path(__file__).parents[1] / "child.py", "write", store.location]
     writers = [subprocess.Popen([*command, str(block)]) for block in (0, 1, 2, 3, 1, 3)]
     assert [writer.wait() for writer in writers] == [0] * 6
-    store.finish(CERTIFICATE)
-    for block, digests in store.content_digests().items():
-        for view, digest in enumerate(digests):
-            store.read_codes(block, view, digest)
+    store.finish()
+    for block, commit in store.block_commits().items():
+        for view in range(VIEWS):
+            store.read_codes(block, view, commit)
 
 
 def test_of_two_writers_that_differ_the_record_tells_what_the_chunks_hold(tmp_path: Path) -> None:
@@ -163,8 +162,8 @@ def test_of_two_writers_that_differ_the_record_tells_what_the_chunks_hold(tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("store.format.commits.write_record", commit_of_the_other)
         store.write_block(0, ours, {"bad": []})
-    for view, digest in enumerate(store.content_digests()[0]):
-        store.read_codes(0, view, digest)
+    for view in range(VIEWS):
+        store.read_codes(0, view, store.block_commits()[0])
 
 
 def test_creating_twice_gives_the_same_store(tmp_path: Path) -> None:
@@ -214,7 +213,7 @@ def test_manifest_with_parts_missing_is_named(complete: LogitStore) -> None:
 
 @pytest.mark.parametrize(
     ("version", "what"),
-    [(99, "this distill reads up to 2; upgrade distill"), (1, "a draft from before the first")],
+    [(99, "this distill reads up to 3; upgrade distill"), (1, "a draft from before the first")],
 )
 def test_other_format_versions_say_what_to_do(
     complete: LogitStore, version: int, what: str
@@ -251,13 +250,14 @@ def test_documents_edited_or_missing_are_named(complete: LogitStore, name: str) 
         LogitStore.open(complete.location)
 
 
-@pytest.mark.parametrize("key", ["content_sha256", "bad", "record_sha256"])
+@pytest.mark.parametrize("key", ["content_sha256", "bad", "record_sha256", "store", "chunk_bytes"])
 def test_damaged_commit_record_is_named(tmp_path: Path, key: str) -> None:
     store = create(tmp_path / "store")
     write(store, range(4))
     edit(store, "commits/00000001/zarr.json", lambda a: a.pop(key))
     with pytest.raises(CorruptStoreError, match="commits/00000001 is damaged"):
         store.content_digests()
+    assert store.damaged_blocks() == [1]
 
 
 def test_places_without_a_store_are_named(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_documents_edited_while_blocks_are_computed_are_not_certified(tmp_path: 
     write(store, range(4))
     edit(store, "prob/zarr.json", lambda a: a.update(decode="code / 255"))
     with pytest.raises(CorruptStoreError, match=r"prob/zarr\.json is missing or not what"):
-        store.finish(CERTIFICATE)
+        store.finish()
     assert store.certificate is None
 
 
@@ -373,11 +373,11 @@ def test_a_late_writer_of_other_roundings_does_not_spoil_a_finished_store(
     late = create(tmp_path / "store")
     make_complete(tmp_path / "store")
     with monkeypatch.context() as patch:
-        patch.setattr(LogitStore, "_committed", lambda self, root: set())
+        patch.setattr(LogitStore, "is_pending", lambda self, block: True)
         late.write_block(3, other_rounding(late, 3), {"bad": []})
     store = LogitStore.open(tmp_path / "store")
     assert store.pending_blocks() == []
-    store.finish(CERTIFICATE)
+    store.finish()
     assert verify(store.location).ok
     assert verify(store.location).complete
 
@@ -385,26 +385,22 @@ def test_a_late_writer_of_other_roundings_does_not_spoil_a_finished_store(
 def test_writers_that_differ_and_interleave_leave_a_block_of_one_of_them(tmp_path: Path) -> None:
     store = create(tmp_path / "store")
     write(store, [0])
-    manifest, coding = store.manifest, store.manifest.coding
-    ours = [coding.to_stored(coding.quantise(a)) for a in other_rounding(store, 0)]
-    chunk = encode_chunk("prob", ours[1]["prob"], manifest.block_rows)
     times = 0
 
-    def write_and_let_the_other_in(*arguments: Any) -> None:
+    def write_and_let_the_other_in(*arguments: Any) -> Any:
         nonlocal times
         times += 1
-        write_chunks(*arguments)
+        sizes = write_chunks(*arguments)
         if times == 1:
-            kept = chunk_key("prob", 0, 0)
-            store.objects.write(kept, theirs)
-            store.objects.write(chunk_key("prob", 0, 1), chunk)
+            store.objects.write(chunk_key("prob", 0), theirs)
+        return sizes
 
-    theirs = store.objects.read(chunk_key("prob", 0, 0)) or b""
+    theirs = store.objects.read(chunk_key("prob", 0)) or b""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LogitStore, "_committed", lambda self, root: set())
+        patch.setattr(LogitStore, "is_pending", lambda self, block: True)
         patch.setattr("store.logit_store.write_chunks", write_and_let_the_other_in)
         store.write_block(0, other_rounding(store, 0), {"bad": []})
     assert times == 2
     write(store, range(1, 4))
-    store.finish(CERTIFICATE)
+    store.finish()
     assert verify(store.location).ok

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_store import CERTIFICATE, create, make_complete, write
+from small_store import create, make_complete, write
 
 from distill.errors import StoreError
+from store.format.codes import ANSWER_ARRAYS
 from store.logit_store import LogitStore
-from store.upkeep.algebra import RowReader
+from store.upkeep.reader import RowReader
 from store.upkeep.verify import verify
 from store.views.cache import Cache
 from store.views.resident import open_resident_view
@@ -59,7 +60,7 @@ def test_a_flipped_bit_anywhere_is_found_by_verify_and_by_reading(
     store = create(folder)
     write(store, range(4))
     if finished:
-        store.finish(CERTIFICATE)
+        store.finish()
         read_all(folder, tmp_path / "whole")
     assert verify(str(folder)).ok
     chance = random.Random(7)
@@ -75,17 +76,18 @@ def test_a_flipped_bit_anywhere_is_found_by_verify_and_by_reading(
         where = f"bit {place} of {path.relative_to(folder)}"
         assert is_found_by_verify(folder), where
         is_copy = path.parent.name == "copy"  # read by `repair` alone
-        if not is_copy:
+        in_index = path.parent.name in ANSWER_ARRAYS and place // 8 >= len(whole) - 2 * 16 - 4
+        if not is_copy and not in_index:  # which Zarr's readers check, and ours do not need
             with pytest.raises(StoreError):  # noqa: PT012
                 if finished:
                     read_all(folder, tmp_path / f"cache{flip}")
                 else:
                     opened = LogitStore.open(folder)
-                    digests = opened.content_digests()
+                    commits = opened.block_commits()
                     assert opened.labels is not None
-                    for block, by_view in digests.items():
-                        for view, digest in enumerate(by_view):
-                            opened.read_codes(block, view, digest)
+                    for block, commit in commits.items():
+                        for view in range(2):
+                            opened.read_codes(block, view, commit)
                 pytest.fail(where)
         path.write_bytes(whole)
         shutil.rmtree(tmp_path / f"cache{flip}", ignore_errors=True)
@@ -136,8 +138,8 @@ def test_killed_at_any_moment_by_any_number_of_writers_nothing_is_lost(
             for block in now:
                 for view in range(2):
                     RowReader(store, view)  # its digests are whole
-                    store.read_codes(block, view, store.content_digests()[block][view])
-        store.finish(CERTIFICATE)
+                    store.read_codes(block, view, store.block_commits()[block])
+        store.finish()
         same = {
             name: content
             for name, content in tree_bytes(whole).items()
@@ -186,7 +188,7 @@ def test_full_disk_loses_nothing_and_the_same_command_goes_on(tmp_path: Path) ->
         assert pending
         filler.unlink()
         write(store, pending)
-        store.finish(CERTIFICATE)
+        store.finish()
         assert verify(str(folder / "store")).ok
     finally:
         subprocess.run(["umount", str(folder)], check=True)
@@ -238,8 +240,8 @@ def test_verify_lists_every_problem_and_its_json_says_the_same(
     ran = distill("store", "verify", folder)
     assert ran.code == 0
     assert "nothing wrong; 4 blocks × 2 views read, complete" in ran.out
-    (folder / "prob" / "c" / "2" / "1" / "0").unlink()
-    (folder / "index" / "c" / "0" / "0" / "0").write_bytes(b"no")
+    (folder / "prob" / "c.2.0.0").unlink()
+    (folder / "index" / "c.0.0.0").write_bytes(b"no")
     (folder / "label" / "zarr.json").unlink()
     ran = distill("store", "verify", folder)
     assert ran.code == 2

@@ -279,7 +279,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         message = fails(*train("run", *common))
-    assert "No space left on device; finished work is kept" in message
+    assert "No space left on device; fix this and run" in message
     saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert 0 < saved["steps"] < 12
     assert not [*(tmp_path / "run").glob(".*.partial")]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from distill.data.images import read_image
+from distill.data.source import open_source
 from distill.data.view_policy import CentreCrop
-from distill.data.views import resized
+from distill.data.views import ViewParams, render_view, resized
 from distill.errors import ConfigError, TeacherError
 from distill.hierarchy.flat_heads import FlatHead, TagHead
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
@@ -19,6 +22,8 @@ from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import create_model
 from distill.targets.agreement import TagAgreement, agreement_of
 from distill.targets.rows import TargetRows
+from store.logit_store import LogitStore
+from store.upkeep.reader import RowReader
 from teacher_server.teacher.loading import MemberChoice, load_teacher
 from trainers.evaluation.average_precision import BinnedAveragePrecision
 from trainers.models.export import export_folder
@@ -56,6 +61,57 @@ def test_a_card_decides_how_logits_are_read(
     assert isinstance(head_of(multi, hierarchy), TagHead)
     assert head_of(single, hierarchy, "semantic") is None
     assert isinstance(head_of(semantic, hierarchy, "multi-label"), TagHead)
+
+
+def test_a_flat_teacher_is_stored_as_it_is(
+    distill: Callable[..., Any],
+    fails: Callable[..., str],
+    teacher_weights: Path,
+    hierarchy: SemanticHierarchy,
+    figures: Path,
+    tmp_path: Path,
+) -> None:
+    """One softmax over all classes, from the logits to the student's loss."""
+    flat = as_trained(teacher_weights, tmp_path / "flat", scheme="single-label")
+    store, data = tmp_path / "store", ("--data", figures, "--device", "cpu", "--workers", 0)
+    choice = ("--teacher", "test_vit", "--label-set", "plane-figures:flat")
+    ran = distill(
+        *(
+            "precompute",
+            *choice,
+            "--weights",
+            flat,
+            *data,
+            "--store",
+            store,
+            "--view-policy",
+            "plain",
+        ),
+        *("--encoding", "entries=29,steps=65535"),
+    )
+    assert ran.code == 0, ran.err
+    opened = LogitStore.open(store)
+    assert opened.manifest.hierarchy.classes_per_hierarchy == (29,)
+    said = opened.manifest.coding.dequantise(RowReader(opened, 0).rows(np.arange(8)))
+    source = open_source(figures).limited(8)
+    pixels = torch.stack(
+        [render_view(read_image(s), ViewParams(), (32, 32)) for s in source.samples]
+    )
+    model = open_trained(str(flat)).model
+    with torch.inference_mode():
+        exact = model(pixels.float() / 255).softmax(1).numpy()
+    found = np.take_along_axis(exact, said.index.astype(np.int64), 1)
+    np.testing.assert_allclose(said.prob, found, atol=2e-5)
+    student = ("--student", "test_resnet", "--init", "random", "--image-size", 32, "--epochs", 1)
+    run = ("pretrain", *student, "--batch-size", 32, *data, "--targets", store)
+    ran = distill(*run, "--scheme", "single-label", "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    judged = distill("evaluate", tmp_path / "run", *data, "--label-set", "plane-figures", "--json")
+    assert next(iter(json.loads(judged.out).values()))["semantic_top1"] is not None
+    # A semantic head has no common softmax.
+    semantic = as_trained(teacher_weights, tmp_path / "semantic", scheme="semantic")
+    other = ("--weights", semantic, *data, "--store", tmp_path / "x")
+    assert "pass the --label-set it was trained on" in fails("precompute", *choice, *other)
 
 
 def test_a_tag_head_shares_out_each_hierarchy(hierarchy: SemanticHierarchy) -> None:

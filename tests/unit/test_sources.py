@@ -174,7 +174,7 @@ def test_a_table_may_give_keys_indices_and_absolute_paths(
     ("content", "message"),
     [
         (b"key,wnid\na,b\n", "columns key, wnid found, expected path or file_name"),
-        (b"path,wnid\nhttp://x/a.jpg,n1\n", "expected a file or s3://"),
+        (b"path,wnid\nftp://x/a.jpg,n1\n", "expected a file, s3://"),
         (b"path,wnid\n", "no images found"),
         (b'path,wnid\n"' + b"x" * 200_000, "cannot be read as CSV"),
         (b"path\n" + b"x" * 5000 + b".jpg\n", "line 2 has no path"),

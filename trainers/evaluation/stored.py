@@ -81,12 +81,10 @@ def _most_probable(
     store: LogitStore, rows: NDArray[np.int64], hierarchy: SemanticHierarchy
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Block by block, which of `rows` it holds, and their first choices [., K]."""
-    manifest, digests = store.manifest, store.content_digests()
+    manifest, commits = store.manifest, store.block_commits()
     starts = np.concatenate([[0], np.cumsum(manifest.slots)[:-1]]).astype(np.int64)
     for block in np.unique(rows[rows >= 0] // manifest.block_rows):
-        answers = manifest.coding.dequantise(
-            store.read_codes(int(block), 0, digests[int(block)][0])
-        )
+        answers = manifest.coding.dequantise(store.read_codes(int(block), 0, commits[int(block)]))
         held = np.flatnonzero((rows >= 0) & (rows // manifest.block_rows == block))
         places = rows[held] % manifest.block_rows
         good = answers.valid[places]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import nn
 
@@ -50,10 +51,16 @@ def export_folder(trained: TrainedModel, out: Path) -> list[Path]:
             "model_args": model_arguments(trained.architecture, size, trained.arguments),
             "safe_serialization": True,
         }
-        if isinstance(trained.policy, CentreCrop):
-            save_for_hf(trained.model, scratch, **keywords)
-        else:
-            _save_squished(trained, scratch, as_we_do, keywords)
+        try:
+            if isinstance(trained.policy, CentreCrop):
+                save_for_hf(trained.model, scratch, **keywords)
+            else:
+                _save_squished(trained, scratch, as_we_do, keywords)
+        except SafetensorError as error:
+            raise ConfigError(
+                f"{scratch}: cannot be written ({first_line(error)}), expected room for the "
+                "weights; free some, or set TMPDIR to another folder"
+            ) from error
         _claim_nothing(Path(scratch) / "config.json")
         written = []
         for file in sorted(Path(scratch).iterdir()):

@@ -4,8 +4,8 @@ Costs a forward pass of the teacher in every step, which a store saves. Good for
 views without end, and to see what a store leaves out.
 """
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -63,6 +63,7 @@ class InProcessTargets:
         self.hierarchy = teacher.hierarchy
         self.identity = teacher.identity.fingerprint
         self.rows = 0
+        self.fidelity: Mapping[str, Any] | None = None
         self.policy: ViewPolicy | None = None
         self.sizes: tuple[Size, ...] = teacher.sizes
         self.ahead = 0

@@ -1,7 +1,8 @@
 """A teacher server as a source of targets; requests for announced batches run ahead of time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,6 +28,7 @@ class ServerTargets:
         self.location, self.hierarchy = client.location, client.hierarchy
         self.identity = client.identity
         self._samples = client.samples
+        self.fidelity: Mapping[str, Any] | None = None
         self.rows: int = self._samples["dataset"]["rows"] if self._samples else 0
         # Of an ensemble the largest: the server squishes it for the others.
         self.sizes: tuple[Size, ...] = () if self._samples else (max(client.sizes),)

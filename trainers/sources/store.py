@@ -5,9 +5,9 @@ in use and the next, which is decoded in the background. Otherwise they are stre
 should come in the order that `sample_order` gives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class StoreTargets:
     """
 
     def __init__(self, store: LogitStore, cache: Cache, mode: Mode | None = None) -> None:
-        store.require_complete()
+        self.fidelity: Mapping[str, Any] | None = store.require_complete()["fidelity"]
         self.store, self.cache = store, cache
         self.location, self.identity = store.location, store.manifest.identity
         self.rows = store.manifest.dataset.rows

@@ -14,6 +14,7 @@ from distill.data.source import ImageSource
 from distill.errors import DataError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
+from store.format.audit import fidelity_warning
 from trainers.recipe import Recipe
 from trainers.sources.replay import check_replay
 from trainers.training.batches import TrainingSet
@@ -61,6 +62,8 @@ def match_targets(
         if targets.policy:
             recipe = replace(recipe, views=targets.policy)
             _check_views(targets, source, say)
+        if recipe.kd_weight and (line := fidelity_warning(targets.fidelity, recipe.divergence)):
+            say(f"{targets.location}: {line}")
     kept = np.ones(len(source), np.bool_)
     if samples:
         rows, labels = samples.applied(source, labels, hierarchy)

@@ -47,7 +47,8 @@ def label_set(shown: str = "", *, setting: bool = False) -> Decorator:
         show_default=shown or True,
         callback=known_label_set,
         setting=setting,
-        help="Label set and hierarchy: a bundled name or a JSON file.",
+        help="Label set and hierarchy: a bundled name or a JSON file; NAME:flat for one softmax "
+        "over all of its classes.",
     )
     return decorate
 

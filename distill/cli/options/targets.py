@@ -45,6 +45,7 @@ class TargetsChoice:
         give_up: asked while a server is waited for. The others are for a teacher in this process.
         """
         from distill.errors import ConfigError
+        from store.places.web import is_store
 
         if self.cache_gib is not None and not self.cache_gib >= 0:
             raise ConfigError(f"--cache-gib {self.cache_gib} found, expected a number of GiB")
@@ -58,7 +59,7 @@ class TargetsChoice:
             return None
         if in_process:
             return self._in_process(device, hierarchy(), yes_or_no)
-        if self.targets.startswith(("http://", "https://")):
+        if self.targets.startswith(("http://", "https://")) and not is_store(self.targets):
             from distill.wire.client import TeacherClient
             from trainers.sources.server import ServerTargets
 
@@ -103,8 +104,8 @@ target_options = option_group(
         option(
             "--targets",
             callback=existing_targets,
-            help="Store (folder or s3://…), teacher server (http://…), or timm:NAME for a teacher "
-            "in this process; without it, labels only.",
+            help="Store (folder, s3://…, https://…, hf://…), teacher server (https://…), or "
+            "timm:NAME for a teacher in this process; without it, labels only.",
         ),
         setting(
             "--api-key",

@@ -5,13 +5,20 @@ from pathlib import Path
 import click
 
 from distill.cli.options import common
+from distill.cli.options.checks import output_folder
 from distill.cli.options.command import PATH, command, option
 from distill.cli.output import print_result
 
 
 @command(examples=["RUN --out FOLDER", "RUN --out FOLDER --onnx"])
 @click.argument("model")
-@option("--out", required=True, type=PATH, help="Folder for the exported files.")
+@option(
+    "--out",
+    required=True,
+    type=PATH,
+    callback=output_folder,
+    help="Folder for the exported files.",
+)
 @common.label_set("that of the model")
 @option("--onnx", is_flag=True, help="Also write model.onnx (pip install '.[onnx]').")
 @common.as_json

@@ -1,6 +1,7 @@
 """`distill finetune`: train a student on for another task."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from distill.cli.options.targets import TargetsChoice, target_options
 if TYPE_CHECKING:
     from distill.data.source import ImageSource
     from trainers.process_group import Machine
+    from trainers.recipe import Recipe
     from trainers.training.finetune import LabelledImages
     from trainers.training.loop import TrainReport
 
@@ -90,11 +92,12 @@ def finetune(
     last checkpoint in --out.
     """
     recipe_choice.read()  # a wrong value fails here, before anything is loaded
-    from distill.cli.student.training import report_training, train_as_command
+    from distill.cli.student.training import CURE, report_training, train_as_command
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
         from distill.data.sample_list import SampleList
         from distill.errors import ConfigError
+        from distill.files import sole_writer
         from distill.hierarchy.semantic import SemanticHierarchy
         from trainers.evaluation.tags import read_tags
         from trainers.training.finetune import LabelledImages, classes_of, finetune
@@ -147,7 +150,11 @@ def finetune(
                 "--val-data"
             )
         starts = [init.strip() for init in compare.split(",") if init.strip()]
-        one = lambda recipe, out: finetune(recipe=recipe, out=out, **shared)  # noqa: E731
+
+        def one(recipe: "Recipe", out: Path) -> "TrainReport":
+            with sole_writer(out, cure=CURE) if machine.world.leads else nullcontext():
+                return finetune(recipe=recipe, out=out, **shared)
+
         return run_each(starts, longer, recipe, out, one)
 
     reports = train_as_command("finetune", run_choice, out, device, workers, as_json, train)

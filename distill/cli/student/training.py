@@ -17,6 +17,8 @@ from distill.cli.options.recipes import RunChoice
 from distill.cli.signals import finish_on_signal
 from distill.files import sole_writer
 
+CURE = "wait for it, stop it, or choose another --out"
+
 if TYPE_CHECKING:
     from trainers.process_group import Machine
     from trainers.training.loop import TrainReport
@@ -51,8 +53,7 @@ def train_as_command(
         say = partial(click.echo, err=True)
         world = stack.enter_context(join_process_group(os.environ, say))
         if world.leads:
-            cure = "wait for it, stop it, or choose another --out"
-            stack.enter_context(sole_writer(out, cure=cure, say=say))
+            stack.enter_context(sole_writer(out, cure=CURE, say=say))
         if run_choice.wandb:
             stack.enter_context(_wandb(run_choice.wandb, out, sends=world.leads))
         machine = Machine(

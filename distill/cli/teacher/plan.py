@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     "encodings",
     callback=known_encoding,
     multiple=True,
-    help="small, standard, fine, or entries=N,steps=M; repeat it to compare.",
+    help="small, standard, fine, dense, or entries=N,steps=M; repeat it to compare.",
     show_default="all three",
 )
 @option("--images", type=click.IntRange(1), help="Images of the pilot.", show_default="one block")
@@ -50,7 +50,12 @@ if TYPE_CHECKING:
     show_default="measured",
     section="Machine",
 )
-@setting("--block-rows", type=click.IntRange(1), default=8192, help="Images per block.")
+@setting(
+    "--block-rows",
+    type=click.IntRange(1),
+    help="Images per block.",
+    show_default="4096 to 16384, by the number of images",
+)
 @common.machine
 @common.as_json
 def plan(
@@ -62,7 +67,7 @@ def plan(
     encodings: tuple[str, ...],
     images: int | None,
     batch_size: int | None,
-    block_rows: int,
+    block_rows: int | None,
     device: str,
     workers: int,
     as_json: bool,
@@ -103,13 +108,13 @@ def _lines(made: "Plan") -> Iterator[str]:
     if made.pilot_unreadable:
         yield f"{made.pilot_unreadable} pilot images could not be read"
     yield from made.agreement.lines()
-    yield "angle of the KD gradient: for a fresh student, and for one near the teacher"
+    yield "angle of the KD gradient (MSE): for a fresh student, and for one near the teacher"
     yield (
         "encoding              views     hours       size  B per view   median    p99     median"
         "    p99"
     )
     for planned in made.stores:
-        fresh, near = planned.gradient_angle_deg, planned.near_teacher_angle_deg
+        fresh, near = planned.angle_deg["mse_fresh"], planned.angle_deg["mse_near"]
         yield (
             f"{planned.encoding:20s} {planned.views:6d} {planned.hours:9.2f} "
             f"{common.format_bytes(planned.bytes_total):>10} {planned.bytes_per_view:9.1f}   "

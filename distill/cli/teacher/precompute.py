@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "--encoding",
     callback=known_encoding,
     default="standard",
-    help="small, standard, fine, or entries=N,steps=M.",
+    help="small, standard, fine, dense, or entries=N,steps=M.",
 )
 @view_options
 @setting(
@@ -52,7 +52,12 @@ if TYPE_CHECKING:
     help="Use torch.compile.",
     show_default="where it is faster",
 )
-@setting("--block-rows", type=click.IntRange(1), default=8192, help="Images per block.")
+@setting(
+    "--block-rows",
+    type=click.IntRange(1),
+    help="Images per block.",
+    show_default="4096 to 16384, by the number of images",
+)
 @setting(
     "--max-bad-fraction",
     type=click.FloatRange(0, 1),
@@ -108,7 +113,7 @@ def precompute(
     encoding: str,
     batch_size: int | None,
     compiled: bool | None,
-    block_rows: int,
+    block_rows: int | None,
     max_bad_fraction: float,
     engine: Literal["local", "ray"],
     ray_workers: int | None,
@@ -222,6 +227,8 @@ def precompute(
 
 
 def _lines(report: "PrecomputeReport", data: str, store: str) -> list[str]:
+    from store.format.audit import fidelity_warning
+
     done = report.store
     lines = [state_line(done), size_line(done)]
     if report.images:
@@ -233,6 +240,8 @@ def _lines(report: "PrecomputeReport", data: str, store: str) -> list[str]:
         )
         lines += report.stages.lines()
     lines.append(fidelity_line(done))
+    if warning := fidelity_warning(done.fidelity, "mse"):
+        lines.append(f"warning: {warning}")
     lines += report.agreement.lines() if report.agreement else []
     lines += [f"bad images: {count}: {kind}" for kind, count in sorted(report.bad.items())]
     if report.blocks_left:

@@ -40,10 +40,13 @@ if TYPE_CHECKING:
     "--encoding",
     callback=known_encoding,
     default="standard",
-    help="small, standard, fine, or entries=N,steps=M; an existing store keeps its own.",
+    help="small, standard, fine, dense, or entries=N,steps=M; an existing store keeps its own.",
 )
 @setting(
-    "--block-rows", type=click.IntRange(1), default=8192, help="Images per block of a new store."
+    "--block-rows",
+    type=click.IntRange(1),
+    help="Images per block of a new store.",
+    show_default="4096 to 16384, by the number of images",
 )
 @setting(
     "--max-bad-fraction",
@@ -108,7 +111,7 @@ def serve(
     data: DataChoice | None,
     views: int,
     encoding: str,
-    block_rows: int,
+    block_rows: int | None,
     max_bad_fraction: float,
     max_batch_size: int | None,
     max_wait_ms: float,

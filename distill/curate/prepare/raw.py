@@ -16,7 +16,7 @@ from distill.data.formats.tar_members import members, open_tar
 from distill.errors import DataError, DataUnavailableError
 from distill.process_pool import map_in_processes
 from distill.progress import Ticker
-from distill.storage import Disk
+from distill.storage.disk import Disk
 
 MAX_CLASS_BYTES = 240
 GZIP = b"\x1f\x8b"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from distill.data.formats.samples import Sample, SampleTable
 from distill.data.formats.tables import Columns
 from distill.errors import DataError
-from distill.storage import S3
+from distill.storage.locations import is_remote
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 KEY_COLUMNS = ("key", "__key__")
@@ -48,8 +48,10 @@ def list_arrow(root: str, named: Columns, split: str | None = None) -> SampleTab
     Raises:
         DataError: it is damaged, has no column of images, or pyarrow is not installed.
     """
-    if root.startswith(S3):
-        raise DataError(f"{root}: a Hugging Face data set found in a bucket, expected it on a disk")
+    if is_remote(root):
+        raise DataError(
+            f"{root}: a saved Hugging Face data set found elsewhere, expected it on a disk: copy it"
+        )
     try:
         state = json.loads((Path(root) / STATE).read_text())
         info = json.loads((Path(root) / INFO).read_text())
@@ -161,7 +163,7 @@ def _list_batch(
             start, end = int(starts[row]), int(ends[row])
             yield key, Sample(key, label, path, offset=start, size=end - start)
         elif name:
-            place = "" if str(name).startswith(("/", S3)) else root
+            place = "" if str(name).startswith("/") or is_remote(str(name)) else root
             yield key, Sample(key, label, place, name=str(name))
         else:
             raise DataError(f"{path}: row {row} has neither bytes nor a path, expected an image")

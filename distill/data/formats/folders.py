@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from distill.data.formats.samples import IMAGE_SUFFIXES, Sample
 from distill.data.formats.skipped import EMPTY_CLASS, HIDDEN, LINK, LOOSE, SUFFIX, Skipped
 from distill.data.splits import is_hidden
-from distill.storage import walk
+from distill.storage.locations import walk
 
 
 def list_folders(root: str, skipped: Skipped | None = None) -> Iterator[Sample]:

@@ -14,7 +14,7 @@ from typing import Any
 from distill.data.formats.samples import Sample, label_of_text
 from distill.data.formats.skipped import Skipped
 from distill.errors import DataError, did_you_mean
-from distill.storage import S3, place_of
+from distill.storage.locations import is_remote, place_of
 
 MAX_NAME = 4096
 SUFFIXES = (".csv", ".parquet")
@@ -107,9 +107,9 @@ def list_manifest(
         where = f"{path}: line {line}"
         if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
             raise DataError(f"{where} has no path, expected one in every row")
-        if "://" in name and not name.startswith(S3):
-            raise DataError(f"{where} has path {name!r}, expected a file or s3://…")
-        place = "" if name.startswith(("/", S3)) else folder
+        if "://" in name and not is_remote(name):
+            raise DataError(f"{where} has path {name!r}, expected a file, s3://…, or https://…")
+        place = "" if name.startswith("/") or is_remote(name) else folder
         _require_text(row, where, Path(place, name))
         yield _sample_of(row, name, place)
 
@@ -124,7 +124,7 @@ def _sample_of(row: Mapping[str, Any], name: str, place: str) -> Sample:
     if not dot or "/" in suffix:
         stem = name
     given = row.get("key")
-    key = stem.removeprefix(S3).lstrip("/") if given in (None, "") else str(given)
+    key = stem.rpartition("://")[2].lstrip("/") if given in (None, "") else str(given)
     return Sample(key, label, place, name=name)
 
 

@@ -10,7 +10,8 @@ from io import BufferedReader
 
 from distill.data.formats.skipped import SECOND_ARCHIVE, SPECIAL_MEMBER, Skipped
 from distill.errors import DataError, DataUnavailableError
-from distill.storage import place_of, unavailable
+from distill.storage.locations import place_of
+from distill.storage.place import unavailable
 
 BLOCK = tarfile.BLOCKSIZE
 SCAN_BYTES = 2**20

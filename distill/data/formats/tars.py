@@ -38,7 +38,7 @@ from distill.data.sample_ids import normal_key
 from distill.data.splits import is_hidden
 from distill.errors import DataError, DataUnavailableError
 from distill.files import write_atomically
-from distill.storage import place_of
+from distill.storage.locations import place_of
 
 MAX_LABEL_BYTES = 256
 MAX_INDEX_BYTES = 4 * 2**30

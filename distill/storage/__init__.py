@@ -1,0 +1,1 @@
+"""Places that hold files: folders of this machine, S3 buckets, and the web."""

@@ -1,0 +1,1 @@
+"""Where the objects of a store lie: a folder, a bucket, or the web."""
