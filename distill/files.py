@@ -11,7 +11,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -32,21 +32,26 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_all_atomically(files: Iterable[tuple[Path, bytes | memoryview]]) -> None:
-    """`write_atomically` of each; those of one folder cost one flush of it together."""
-    folders: dict[Path, None] = {}
-    for path, content in files:
-        make_folder(path.parent)
-        with _written_beside(path, content) as partial:
-            os.replace(partial, path)  # noqa: PTH105
-        folders[path.parent] = None
-    for folder in folders:
+    """`write_atomically` of each, side by side: all are written before the first is flushed."""
+    with ExitStack() as stack:
+        written = []
+        for path, content in files:
+            make_folder(path.parent)
+            number, partial = stack.enter_context(_written_beside(path, content))
+            written.append((number, partial, path))
+        for number, partial, path in written:
+            with _naming(path):
+                os.fsync(number)
+                os.replace(partial, path)  # noqa: PTH105
+    for folder in dict.fromkeys(path.parent for _, _, path in written):
         flush_folder(folder)
 
 
 def write_new_atomically(path: Path, content: bytes | memoryview) -> bool:
     """`write_atomically`, but False where there is such a file already, which stays."""
     make_folder(path.parent)
-    with _written_beside(path, content) as partial:
+    with _written_beside(path, content) as (number, partial), _naming(path):
+        os.fsync(number)
         try:
             os.link(partial, path)
         except FileExistsError:
@@ -78,25 +83,33 @@ def flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _written_beside(path: Path, content: bytes | memoryview) -> Iterator[Path]:
-    """A file with that content, on the disk, which is gone in the end."""
+def _written_beside(path: Path, content: bytes | memoryview) -> Iterator[tuple[int, Path]]:
+    """A file with that content, open and not flushed yet, which is gone in the end."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    with _naming(path):
+        number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         try:
-            left = memoryview(content).cast("B")
-            while left:
-                left = left[os.write(number, left) :]
-            os.fsync(number)
-        except OSError as error:  # which names no file
-            error.filename = error.filename or str(path)
-            raise
+            with _naming(path):
+                left = memoryview(content).cast("B")
+                while left:
+                    left = left[os.write(number, left) :]
+            yield number, partial
         finally:
             os.close(number)
-        yield partial
     finally:
         with suppress(FileNotFoundError):
             os.unlink(partial)  # noqa: PTH108
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of what was opened name no file, or that beside it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -235,6 +235,7 @@ class LogitStore:
 
     def revoke(self, blocks: Sequence[int]) -> None:
         """Take the commits of those blocks back: they are to be computed again."""
+        version2.require_current(self.location, self.manifest)
         root = self._root()
         if root.generation:
             revoked = tuple(sorted({*root.revoked, *blocks}))

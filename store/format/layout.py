@@ -24,7 +24,7 @@ SAMPLE_DESCRIPTIONS = {
     "label": "Class index of the sample's own label in the label set; -1 without one.",
 }
 SAMPLE_ARRAYS = tuple(SAMPLE_DESCRIPTIONS)
-SAMPLE_CHUNK_ROWS = 2**18
+SAMPLE_CHUNK_ROWS = 2**20
 COMPRESSION_LEVEL = 9
 # c.0.0.0 instead of c/0/0/0: no folder for each block.
 FLAT_KEYS: Any = {"name": "default", "separator": "."}

@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -351,6 +353,71 @@ def test_stopped_at_random_moments_the_next_one_answers(
         )
         assert after.stdout == expected, (i, number, after.stderr)
     assert {75, -signal.SIGKILL} <= {*ends}, ends
+
+
+@pytest.mark.parametrize("reader", ["a terminal that is gone", "tee that is gone", "nothing"])
+def test_a_signal_saves_the_step_though_nobody_reads_what_is_said(
+    reader: str, train: Command, tmp_path: Path
+) -> None:
+    """Ctrl-C ends tee as well, a closed terminal is gone before its SIGHUP is heard."""
+    words = train("--epochs", 5000, "--batch-size", 2)
+    ours: int | None = None
+    if reader == "nothing":
+        words = ["sh", "-c", 'exec "$@" 2>&-', "sh", *words]
+        output = theirs = subprocess.DEVNULL
+    elif reader.startswith("tee"):
+        ours, theirs = os.pipe()
+        output = theirs
+    else:
+        ours, theirs = os.openpty()
+        output = theirs
+    process = subprocess.Popen(
+        words, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    if ours is not None:
+        os.close(theirs)
+        threading.Thread(target=_swallow, args=(ours,), daemon=True).start()
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    until(checkpoint.exists)
+    time.sleep(1.0)
+    if ours is not None:
+        os.close(ours)
+    process.send_signal(signal.SIGINT if reader.startswith("tee") else signal.SIGTERM)
+    assert process.wait(60) == 75
+    steps = torch.load(checkpoint, weights_only=True)["steps"]
+    assert steps == json.loads((tmp_path / "run" / "run.json").read_text())["steps"]
+
+
+def _swallow(number: int) -> None:
+    with suppress(OSError):
+        while os.read(number, 65536):
+            pass
+
+
+def test_a_full_standard_output_is_said(train: Command) -> None:
+    process = subprocess.run(
+        ["sh", "-c", 'exec "$@" > /dev/full', "sh", *train("--epochs", 1)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1] == (
+        "distill: standard output: No space left on device, expected to be written"
+    )
+
+
+def test_a_file_that_cannot_grow_is_one_line(train: Command, tmp_path: Path) -> None:
+    process = subprocess.run(
+        ["sh", "-c", 'ulimit -f 400; exec "$@"', "sh", *train("--epochs", 1)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 2, process.stderr
+    assert "Traceback" not in process.stderr
+    assert f"distill: {tmp_path / 'run'}" in process.stderr.splitlines()[-1]
+    assert "File too large; fix this and run the same command again" in process.stderr
 
 
 def test_a_disk_that_never_answers_ends_the_run(

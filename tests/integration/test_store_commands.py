@@ -14,13 +14,14 @@ from small_store import VIEWS, answers_of, create, make_complete, make_manifest,
 
 from distill.data.source import open_source
 from distill.data.view_policy import ViewPolicy
-from distill.errors import StoreMismatchError
+from distill.errors import StoreError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import EncodingSpec
-from store.format.codes import Codes
+from store.format.codes import FIELDS, Codes
 from store.format.manifest import ViewIdentity
 from store.logit_store import LogitStore
 from store.upkeep.algebra import merge, subset
+from store.upkeep.reader import RowReader
 from store.upkeep.verify import verify
 from trainers.sources.replay import check_replay
 from trainers.sources.store import stored_proofs
@@ -311,6 +312,106 @@ def test_repair_tells_lost_commits_again(
     again = LogitStore.open(store.location)
     assert again.content_digests() == whole.content_digests()
     assert again.require_complete() == whole.require_complete()
+
+
+def test_repair_takes_blocks_from_a_copy_that_proves_them(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    tree_bytes: Callable[[Path], dict[str, bytes]],
+) -> None:
+    store = make_complete(tmp_path / "store")
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    before = tree_bytes(tmp_path / "store")
+    (tmp_path / "store" / "prob" / "c.1.0.0").write_bytes(b"no")
+    (tmp_path / "store" / "index" / "c.3.0.0").unlink()
+    (tmp_path / "store" / "label" / "c.0").unlink()
+    assert "or a copy --from which to take" in fails("store", "repair", store.location)
+    other = make_complete(tmp_path / "other", views_of(0, 1))
+    message = fails("store", "repair", store.location, "--from", other.location)
+    assert f"expected a copy of {store.location}" in message
+    ran = distill("store", "repair", store.location, "--from", tmp_path / "copy")
+    assert ran.code == 0, ran.err
+    assert f"taken from {tmp_path / 'copy'}: 2 blocks" in ran.out
+    after = tree_bytes(tmp_path / "store")
+    assert {n: b for n, b in after.items() if n[:2] != "co" and n != "zarr.json"} == {
+        n: b for n, b in before.items() if n[:2] != "co" and n != "zarr.json"
+    }
+    assert distill("store", "diff", store.location, tmp_path / "copy").code == 0
+    assert verify(store.location).ok
+    # A copy whose own block is damaged, or holds something else, is not taken.
+    (tmp_path / "store" / "prob" / "c.1.0.0").write_bytes(b"no")
+    (tmp_path / "copy" / "prob" / "c.1.0.0").write_bytes(b"no")
+    assert "1 blocks are bad" in fails(
+        "store", "repair", store.location, "--from", tmp_path / "copy"
+    )
+
+
+def test_subset_leaves_out_and_says_what_it_inherits(
+    distill,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    store: Path,
+    tmp_path: Path,
+) -> None:
+    opened = LogitStore.open(store)
+    certificate = opened.require_complete()
+    (tmp_path / "keys").write_text("train000003\ntrain000007\n")
+    command = ("store", "subset", store, "--out", tmp_path / "less", "--exclude", tmp_path / "keys")
+    ran = distill(*command, "--json")
+    assert ran.code == 0, ran.err
+    report = json.loads(ran.out)
+    assert report["rows"] == 94
+    # Every row of so few was audited, and its angles go with it.
+    assert report["fidelity"]["views"] == certificate["fidelity"]["views"] - 4
+    # A store whose audit lies in rows that are left out inherits figures.
+    large = precompute_command(tmp_path / "large", "--block-rows", 96)
+    assert distill(*large).code == 0
+    records = LogitStore.open(tmp_path / "large").records()
+    assert len(records[0]["audit"]["row"]) == 96
+
+
+def test_a_store_of_format_2_is_lifted(
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+) -> None:
+    golden = Path(__file__).parents[1] / "golden"
+    shutil.copytree(golden / "v2" / "store", tmp_path / "old")
+    assert distill("store", "verify", tmp_path / "old").code == 0
+    ran = distill("store", "transcode", tmp_path / "old", "--out", tmp_path / "new")
+    assert ran.code == 0, ran.err
+    new = LogitStore.open(tmp_path / "new")
+    assert new.manifest.version == 3
+    assert verify(new.location).ok
+    old = LogitStore.open(tmp_path / "old")
+    for view in range(VIEWS):
+        rows = np.arange(50)
+        answers = [
+            each.manifest.coding.dequantise(RowReader(each, view).rows(rows)) for each in (old, new)
+        ]
+        for name in FIELDS:
+            assert (getattr(answers[0], name) == getattr(answers[1], name)).all(), name
+    with pytest.raises(StoreError, match="which is read but not written to"):
+        write(old, [0])
+    with pytest.raises(StoreError, match="which is read but not written to"):
+        old.revoke([0])
+    assert "which is read but not written to" in fails("store", "repair", tmp_path / "old")
+
+
+def test_verify_and_repair_take_the_hierarchy_from_the_store(
+    distill,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    store: Path,
+) -> None:
+    words = repair_command(store, precompute_command)
+    at = words.index("--label-set")
+    bare = words[:at] + words[at + 2 :]
+    bare[1] = "verify"
+    assert distill(*bare, "--sample", 8).code == 0
+    (store / "prob" / "c.2.0.0").unlink()
+    bare[1] = "repair"
+    assert distill(*bare).code == 0
+    assert verify(str(store)).ok
 
 
 def test_repair_refuses_another_teacher(

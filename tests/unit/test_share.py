@@ -69,6 +69,26 @@ def test_half_a_share_is_refused() -> None:
         of({"RANK": "x", "WORLD_SIZE": "8"})
 
 
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, r"WORLD_SIZE=2 found, but nothing that says which of them"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "a"}, r"completionMode: Indexed"),
+        ({"RANK": "0"}, r"RANK=0 found without WORLD_SIZE"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, r"expected a RANK from 0 to below WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "-2"}, r"expected a RANK from 0 to below WORLD_SIZE"),
+        ({"RANK": "a", "WORLD_SIZE": "2"}, r"RANK='a' found, expected a number"),
+    ],
+)
+def test_half_a_launcher_is_an_error(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        training_group(environment)
+
+
+def test_alone_is_alone() -> None:
+    assert training_group({}) == training_group({"WORLD_SIZE": "1"}) == {}
+
+
 def test_shares_are_disjoint_and_cover_all() -> None:
     blocks = [0, 1, 2, 5, 6, 7, 9, 10]
     shares = [Share(index=i, count=3).of(blocks) for i in range(3)]

@@ -32,7 +32,7 @@ def known_label_set(ctx: click.Context, param: click.Parameter, value: str | Non
 
 def known_encoding(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """A callback: each value must be an encoding."""
-    for name in (value,) if isinstance(value, str) else value:
+    for name in (value,) if isinstance(value, str) else value or ():
         EncodingSpec.named(name, (100,))
     return value
 
