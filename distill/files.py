@@ -20,6 +20,8 @@ from distill.errors import InUseError
 
 LOCK = ".lock"
 PARTIAL = ".partial"  # what a process leaves that was killed while it wrote
+WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # a folder, on some disks
 _HELD: set[Path] = set()  # by this process, whose own locks the kernel does not tell from others
 
 
@@ -56,6 +58,15 @@ def write_new_atomically(path: Path, content: bytes | memoryview) -> bool:
             os.link(partial, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in WITHOUT_LINKS:
+                raise
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+                os.replace(partial, path)  # noqa: PTH105
+                flush_folder(path.parent)
+                return True
+            return False
     flush_folder(path.parent)
     return True
 
@@ -76,8 +87,11 @@ def flush_folder(folder: Path) -> None:
     except FileNotFoundError:  # another process took it away again
         return
     try:
-        with suppress(OSError):
-            os.fsync(number)
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            error.filename = str(folder)
+            raise
     finally:
         os.close(number)
 

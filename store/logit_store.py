@@ -75,7 +75,10 @@ class LogitStore:
             StoreError: other files are there, or another store.
         """
         objects = open_objects(location)
-        foreign = set(objects.names()) - OWN_NAMES if objects.exists() else set()
+        there = set(objects.names()) if objects.exists() else set()
+        foreign = there - OWN_NAMES
+        if there and not there & {ROOT_KEY, "claim"}:
+            foreign = there  # every creation begins with its claim
         if foreign - {ROOT_KEY}:
             raise StoreError(
                 f"{objects.location}: holds {', '.join(sorted(foreign)[:3])}, expected an empty "
@@ -316,6 +319,16 @@ class LogitStore:
             return False
         return True
 
+    def damaged_records(self) -> list[int]:
+        """Blocks whose own commit record is torn, or of another store."""
+        damaged = []
+        for block in commits.recorded_blocks(self.objects, self.manifest.num_blocks):
+            try:
+                commits.read_records(self.objects, [block], self.manifest)
+            except CorruptStoreError:
+                damaged.append(block)
+        return damaged
+
     def damaged_blocks(self) -> list[int]:
         """Committed blocks that are not what was committed, or of another store: all are read.
 
@@ -342,10 +355,19 @@ class LogitStore:
     def finish(self) -> dict[str, Any]:
         """Certify a store whose blocks are all committed, and compact its commits.
 
+        All is read back before: a power cut may leave a commit whose chunks were lost.
+
         Raises:
-            IncompleteStoreError: a block is missing.
+            IncompleteStoreError: a block is missing, or was damaged and is pending now.
         """
         version2.require_current(self.location, self.manifest)
+        damaged = [] if self._root().certificate else self.damaged_blocks()
+        if damaged and self._root().certificate is None:  # else another one mended and finished it
+            self.revoke(damaged)
+            raise IncompleteStoreError(
+                f"{self.location}: {len(damaged)} committed blocks are damaged (first "
+                f"{damaged[0]}), as after a power cut; they are to be computed again"
+            )
         records = self.records()
         root = self._root()
         if root.certificate is not None:
@@ -396,7 +418,10 @@ class LogitStore:
     @cached_property
     def _samples(self) -> tuple[SampleIds, NDArray[np.int64]]:
         with damage_named(self.location, "sample_id or label"):
-            ids, labels = (self.objects.read_array(name) for name in SAMPLE_ARRAYS)
+            ids, labels = (
+                self.objects.read_array(name, 2 * self.manifest.dataset.rows)
+                for name in SAMPLE_ARRAYS
+            )
             labels = labels.astype(np.int64)
             if samples_digest(ids, labels) != self.manifest.dataset.digest:
                 raise ValueError("its digest does not match")

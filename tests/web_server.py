@@ -18,6 +18,7 @@ class Files(http.server.SimpleHTTPRequestHandler):
     """ranges: whether it answers them, as most servers do and Python's own does not."""
 
     ranges = hub = False
+    lie = ""
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0])
@@ -34,7 +35,9 @@ class Files(http.server.SimpleHTTPRequestHandler):
         start, _, stop = span.removeprefix("bytes=").partition("-")
         content = file.read_bytes()
         end = int(stop) + 1 if stop else len(content)
-        part = content[int(start) : end]
+        first = 0 if self.lie == "elsewhere" else int(start)
+        part = content[first : first + end - int(start) - (3 if self.lie == "short" else 0)]
+        start = str(first)
         self.send_response(206)
         self.send_header("Content-Length", str(len(part)))
         total = len(content)
@@ -89,8 +92,10 @@ def main() -> None:
     parser.add_argument("--ranges", action="store_true")
     parser.add_argument("--hub", action="store_true")
     parser.add_argument("--cert")
+    parser.add_argument("--lie", default="")
     options = parser.parse_args()
     Files.ranges, Files.hub = options.ranges or options.hub, options.hub
+    Files.lie = options.lie
     handler = partial(Files, directory=options.folder)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     if options.cert:

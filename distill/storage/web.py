@@ -5,6 +5,7 @@ Public, or with the token in HF_TOKEN for the hub; read by ranges, never written
 
 import io
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
@@ -31,7 +32,7 @@ HTTP = ("https://", "http://")
 HF = "hf://"
 CA_FILE = "DISTILL_CA_FILE"
 GONE = (401, 403, 404, 410)
-TIMEOUT_S, RETRIES = 60.0, 6
+TIMEOUT_S, RETRIES, PAUSE_S = 60.0, 6, 0.25
 
 
 class Web:
@@ -53,8 +54,10 @@ class Web:
         """See `Place`."""
         response = _request("HEAD", path, {})
         size = response.headers.get("content-length", "")
-        if response.status in GONE or not size.isdecimal():
+        if response.status in GONE:
             raise _absent(path, response.status)
+        if not size.isdecimal():
+            raise DataError(f"cannot be read: the server does not say how large {path} is")
         return RangeFile(self, path, int(size)).buffered()
 
     def modified_ns(self, path: str) -> int:
@@ -72,24 +75,33 @@ class Web:
         require_few(size, at_most)
         if size == 0:
             return b""
-        headers = {} if size < 0 else {"Range": f"bytes={offset}-{offset + size - 1}"}
-        response = _request("GET", path, headers)
-        if response.status in GONE:
-            raise _absent(path, response.status)
-        length = int(response.headers.get("content-length") or 0)
-        if size >= 0 and response.status != 206:
-            response.close()
-            raise WholeOnlyError(
-                f"cannot be read: {path} is sent as a whole only, expected a server that answers "
-                "Range requests; copy the file to a disk"
-            )
-        try:
-            require_few(length, at_most)
-            return bytes(response.read())
-        except HTTPError as error:
-            raise unavailable(path, first_line(error)) from error
-        finally:
-            response.release_conn()
+        span = "" if size < 0 else f"bytes {offset}-{offset + size - 1}"
+        headers = {"Range": span.replace(" ", "=")} if span else {}
+        for attempt in range(RETRIES + 1):
+            response = _request("GET", path, headers)
+            if response.status in GONE:
+                response.release_conn()
+                raise _absent(path, response.status)
+            if span and response.status != 206:
+                response.close()
+                raise WholeOnlyError(
+                    f"cannot be read: {path} is sent as a whole only, expected a server that "
+                    "answers Range requests; copy the file to a disk"
+                )
+            try:
+                content = _body(response, at_most)
+            except (HTTPError, OSError) as error:  # the rest of it may come the next time
+                if attempt == RETRIES:
+                    raise unavailable(path, first_line(error)) from error
+                time.sleep(PAUSE_S * 2**attempt)
+                continue
+            told = str(response.headers.get("content-range", span))
+            if span and (len(content) != size or not told.startswith(span)):
+                raise unavailable(
+                    path, f"{len(content)} bytes as {told!r} came for {size} of {span!r}"
+                )
+            return content
+        raise AssertionError("the last attempt returns or raises")
 
 
 class Hub:
@@ -139,6 +151,22 @@ class Hub:
             return bytes(_hub().cat_file(path, offset, offset + size)) if size else b""
 
 
+def _body(response: Any, at_most: int) -> bytes:
+    """What an answer holds, as it was sent: nothing may grow by unpacking it."""
+    try:
+        length = response.headers.get("content-length", "")
+        require_few(int(length) if length.isdecimal() else 0, at_most)
+        content = bytes(response.read(at_most + 1, decode_content=False))
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise DataError("cannot be read: the server packs it, which nobody asked for")
+        require_few(len(content), at_most)
+        if length.isdecimal() and len(content) != int(length):
+            raise HTTPError(f"{len(content)} of {length} bytes came")
+        return content
+    finally:
+        response.close()
+
+
 def trusted_authorities() -> str | None:
     """File of certificates to trust beside OpenSSL's own and those of SSL_CERT_FILE.
 
@@ -156,7 +184,7 @@ def _request(method: str, path: str, headers: dict[str, str]) -> Any:
         response = _pool(os.getpid()).request(
             method,
             quote(path, safe=":/?#[]@!$&'()*+,;=%~"),
-            headers=headers,
+            headers={"Accept-Encoding": "identity", **headers},
             preload_content=method == "HEAD",
         )
     except HTTPError as error:

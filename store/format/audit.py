@@ -101,12 +101,31 @@ def certificate_of(records: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     replay: dict[str, Any] = {}
     for record in records.values():
         replay |= record.get("replay", {})
-    fidelity = AuditedViews.together(audits).figures()
+    measured = AuditedViews.together(audits).figures()
     inherited = [r["inherited"] for r in records.values() if r.get("inherited")]
     return {
-        "fidelity": fidelity or (inherited[0] if inherited else None),
+        "fidelity": worst_of([*([measured] if measured else []), *inherited]),
         "replay": replay,
         "bad_images": sum(len(record["bad"]) for record in records.values()),
+    }
+
+
+def worst_of(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The largest of each figure that all of them have; None of none."""
+    if not figures:
+        return None
+    names = [n for n in figures[0]["angle_deg"] if all(n in f["angle_deg"] for f in figures)]
+    worst = {
+        name: {
+            of: max(each["angle_deg"][name][of] for each in figures)
+            for of in ("median", "p99", "max")
+        }
+        for name in names
+    }
+    return {
+        "views": sum(each["views"] for each in figures),
+        "angle_deg": worst,
+        "how": " ".join(dict.fromkeys(each["how"] for each in figures)),
     }
 
 

@@ -8,6 +8,7 @@ any size opens with few reads.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ GROUP_DOCUMENT = group_document(
         "records as JSON lines."
     }
 )
-RECORDS_CHUNK_BYTES = 2**22
+RECORDS_CHUNK_BYTES, MOST_RECORD_BYTES = 2**22, 2**32
 DIMENSIONS = {
     "content_sha256": ["block", "view", "digest_byte"],
     "chunk_bytes": ["block", "view", "array"],
@@ -119,7 +120,9 @@ def digests_of_generation(objects: Objects, generation: str) -> dict[str, str]:
     Raises:
         ValueError: it is not whole: its name is a digest of its records.
     """
-    arrays = {n: objects.read_array(f"commits/g{generation}/{n}") for n in COMPACTED}
+    arrays = {
+        n: objects.read_array(f"commits/g{generation}/{n}", MOST_RECORD_BYTES) for n in COMPACTED
+    }
     sha256 = {n: hashlib.sha256(values.tobytes()).hexdigest() for n, values in arrays.items()}
     if not sha256["records"].startswith(generation):
         raise ValueError("it is not what was compacted")
@@ -205,7 +208,7 @@ def _compacted(
 ) -> NDArray[Any]:
     path = f"commits/g{root.generation}/{name}"
     try:
-        values = objects.read_array(path)
+        values = objects.read_array(path, math.prod(shape) if shape else MOST_RECORD_BYTES)
     except (ValueError, RuntimeError, KeyError, TypeError, FileNotFoundError) as error:
         raise _damaged(objects, path, first_line(error)) from error
     if hashlib.sha256(values.tobytes()).hexdigest() != root.compacted_sha256[name]:

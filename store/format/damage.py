@@ -13,7 +13,7 @@ def damage_named(location: str, part: str) -> Iterator[None]:
         yield
     except StoreError:
         raise
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (ValueError, RuntimeError, KeyError, TypeError, ArithmeticError, MemoryError) as error:
         raise CorruptStoreError(
             f"{location}: {part} is damaged ({first_line(error)}), expected the bytes that were "
             "committed; `distill store repair` computes what is bad again"

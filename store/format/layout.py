@@ -25,6 +25,7 @@ SAMPLE_DESCRIPTIONS = {
 }
 SAMPLE_ARRAYS = tuple(SAMPLE_DESCRIPTIONS)
 SAMPLE_CHUNK_ROWS = 2**20
+MOST_HIERARCHY_BYTES = 2**28
 COMPRESSION_LEVEL = 9
 # c.0.0.0 instead of c/0/0/0: no folder for each block.
 FLAT_KEYS: Any = {"name": "default", "separator": "."}
@@ -110,7 +111,7 @@ def create_hierarchy(objects: Objects, hierarchy: Mapping[str, Any]) -> None:
 
 def read_hierarchy(objects: Objects) -> dict[str, Any]:
     """What `create_hierarchy` wrote."""
-    return dict(json.loads(objects.read_array("hierarchy").tobytes()))
+    return dict(json.loads(objects.read_array("hierarchy", MOST_HIERARCHY_BYTES).tobytes()))
 
 
 def _explained(name: str, manifest: Manifest) -> dict[str, Any]:

@@ -123,9 +123,14 @@ def read_root_or_copy(location: str) -> Root:
             ) from error
 
 
+def claim_of(manifest: Manifest) -> bytes:
+    """What says that a place is being filled, and by whom."""
+    return group_document({"identity": manifest.identity})
+
+
 def claimed(objects: Objects, manifest: Manifest) -> bool:
     """Whether the place is to be filled; only by one identity, so all write the same bytes."""
-    claim = group_document({"identity": manifest.identity})
+    claim = claim_of(manifest)
     if not objects.write_new(CLAIM_KEY, claim) and objects.read(CLAIM_KEY) != claim:
         raise StoreError(
             f"{objects.location}: another store is being made there, or was begun and left; "

@@ -6,6 +6,7 @@ object: it is there or it is not.
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from store.places.web import WebBackend
 WEB = ("http", "https", "hf")
 SCHEMES = (*BUCKETS, *WEB)
 REFUSED = ("Permission denied", "403 Forbidden", "401 Unauthorized")
+MOST_CHUNK_VALUES = 2**26
 MOST_CHUNKS = 2**20  # of one array, whose metadata may be anybody's
 
 
@@ -89,24 +91,32 @@ class Objects:
             return [self.read(*each) for each in zip(keys, parts, strict=True)]
         return list(self._threads.map(self.read, keys, parts))
 
-    def read_array(self, folder: str) -> NDArray[Any]:
-        """A whole Zarr array, whose chunks are objects of their own.
+    def read_array(self, folder: str, most: int) -> NDArray[Any]:
+        """A whole Zarr array of at most so many values, whose chunks are objects of their own.
 
         Raises:
-            ValueError: it is not there, or not whole.
+            ValueError: it is not there, not whole, or larger.
         """
         document = self.read(f"{folder}/zarr.json")
         if document is None:
             raise ValueError("its zarr.json is missing")
         metadata = json.loads(document)
         shape, chunks = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
-        grid = [range(-(-n // size)) for n, size in zip(shape, chunks, strict=True)]
-        if not 0 < np.prod([len(axis) for axis in grid]) <= MOST_CHUNKS:
+        sizes = [*shape, *chunks]
+        if not (sizes and all(type(n) is int and 0 < n < 2**62 for n in sizes)):
             raise ValueError(f"its shape {shape} is not one that distill writes")
+        counts = [-(-n // size) for n, size in zip(shape, chunks, strict=True)]
+        if math.prod(shape) > most or math.prod(counts) > MOST_CHUNKS:
+            raise ValueError(f"its shape {shape} is not one that distill writes")
+        if math.prod(chunks) > most + MOST_CHUNK_VALUES:
+            raise ValueError(f"its chunks {chunks} are not such that distill writes")
+        grid = [range(count) for count in counts]
         separator = metadata["chunk_key_encoding"]["configuration"]["separator"]
         keys = [separator.join(["c", *map(str, place)]) for place in itertools.product(*grid)]
         contents = self.read_all([f"{folder}/{key}" for key in keys])
         made: dict[str, Any] = {"zarr.json": Buffer.from_bytes(document)}
+        if not all(contents):
+            raise ValueError("a chunk is missing or empty")
         made |= {k: Buffer.from_bytes(c) for k, c in zip(keys, contents, strict=True) if c}
         return np.asarray(zarr.open_array(MemoryStore(made), mode="r")[...])
 
@@ -237,4 +247,5 @@ def open_objects(location: "str | Path | Objects") -> Objects:
 def _cause(error: BaseException) -> str:
     """The first line without the library's own account of itself."""
     line = first_line(error)
-    return line.split(" error: ", 1)[1] if " error: " in line else line
+    own = isinstance(error, BaseError) and " error: " in line
+    return line.split(" error: ", 1)[1] if own else line

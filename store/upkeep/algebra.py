@@ -6,6 +6,7 @@ proofs, bad images) goes with it, and the result carries its lineage.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.sample_ids import SampleIds, ascending, find_rows, sample_ids, samples_digest
-from distill.errors import ConfigError, StoreError, StoreMismatchError
+from distill.errors import (
+    ConfigError,
+    CorruptStoreError,
+    IncompleteStoreError,
+    StoreError,
+    StoreMismatchError,
+)
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
 from store.format.audit import LEAST_ROWS, AuditedViews
 from store.format.codes import FIELDS, Codes
 from store.format.manifest import FORMAT_VERSION, DatasetIdentity, Manifest, ViewIdentity
 from store.logit_store import LogitStore
+from store.places.objects import Objects, open_objects
 from store.upkeep.compare import steps_apart
 from store.upkeep.reader import RowReader
 
 # audit(before, after, labels): angles by name of the second answers as if the first were exact.
 Audit = Callable[[TargetRows, TargetRows, NDArray[np.int64]], Mapping[str, NDArray[np.float64]]]
 Facts = dict[int, dict[str, Any]]  # by block of the result
+TRIES = 2
 ROUNDING_STEPS = 1  # that machines may differ by in the same answer
 OWN_FACTS = ("bad", "audit", "replay", "inherited")
 
@@ -169,22 +178,33 @@ def transcode(
 def _merge_blocks(location: str | Path, sources: Sequence[LogitStore]) -> LogitStore:
     manifest = sources[0].manifest
     out = _create(location, manifest, "merge", sources, sources[0].sample_ids, sources[0].labels)
+    damaged: dict[int, CorruptStoreError] = {}
     for source in sources:
-        records, pending, commits = (
-            source.records(),
-            {*out.pending_blocks()},
-            source.block_commits(),
-        )
-        for block in sorted(pending & records.keys()):
-            views = [
-                source.read_codes(block, view, commits[block])
-                for view in range(manifest.views.count)
-            ]
+        records, commits = source.records(), source.block_commits()
+        for block in sorted({*out.pending_blocks()} & records.keys()):
+            try:
+                views = source.read_block(block, commits[block])
+            except CorruptStoreError as error:  # another source may have it
+                damaged[block] = error
+                continue
             facts = {k: v for k, v in records[block].items() if k in OWN_FACTS}
+            if block == 0 and not _tells_by_row(source) and (certificate := source.certificate):
+                facts["inherited"] = certificate["fidelity"]
             out.write_codes(block, views, facts)
-    if not out.pending_blocks():
+    pending = {*out.pending_blocks()}
+    if lost := sorted(pending & damaged.keys()):
+        raise damaged[lost[0]]
+    if not pending:
         out.finish()
     return out
+
+
+def _tells_by_row(store: LogitStore) -> bool:
+    """Whether angles of its rows are all that its certificate says."""
+    records = store.records().values()
+    return any("audit" in record for record in records) and not any(
+        record.get("inherited") or "fidelity" in record.get("audit", {}) for record in records
+    )
 
 
 def _merge_views(location: str | Path, sources: Sequence[LogitStore]) -> LogitStore:
@@ -303,12 +323,19 @@ def _create(
         "sources": [{"store": s.location, "identity": s.manifest.identity} for s in sources],
         "before": [p for s in sources if (p := s.manifest.provenance.get("lineage"))],
     }
-    if any(s.location == str(location) for s in sources):
+    place = open_objects(location)
+    if any(_same_place(s.objects, place) for s in sources):
         raise StoreError(f"{location}: is a source itself; choose another place for the result")
     provenance = {**manifest.provenance, "lineage": lineage}
     manifest = replace(manifest, provenance=provenance, version=FORMAT_VERSION)
     hierarchy = sources[0].hierarchy
     return LogitStore.create(location, manifest, ids=ids, labels=labels, hierarchy=hierarchy)
+
+
+def _same_place(first: Objects, second: Objects) -> bool:
+    if first.is_local and second.is_local:
+        return Path(first.location).resolve() == Path(second.location).resolve()
+    return first.location == second.location
 
 
 def _write(
@@ -339,12 +366,18 @@ def _write(
         return change(Codes(**{n: getattr(together, n)[back] for n in FIELDS}))
 
     facts = _facts(out, parts, raised)
-    if not any("audit" in of_block for of_block in facts.values()):
-        facts[0]["inherited"] = _inherited(parts, cost)
-    for block in out.pending_blocks():
-        span = out.manifest.rows_of_block(block)
-        views = [read(span, view) for view in range(out.manifest.views.count)]
-        out.write_codes(block, views, facts[block])
+    measured = any("audit" in of_block for of_block in facts.values())
+    others = [part for part in parts if not (measured and _tells_by_row(part.store))]
+    if inherited := _inherited(others, cost):
+        facts[0]["inherited"] = inherited
+    for _ in range(TRIES):
+        for block in out.pending_blocks():
+            span = out.manifest.rows_of_block(block)
+            views = [read(span, view) for view in range(out.manifest.views.count)]
+            out.write_codes(block, views, facts[block])
+        with suppress(IncompleteStoreError):  # blocks of an earlier run were damaged
+            out.finish()
+            return out
     out.finish()
     return out
 

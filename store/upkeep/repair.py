@@ -30,7 +30,7 @@ from store.format.layout import (
     create_sample_arrays,
 )
 from store.format.manifest import Manifest
-from store.format.root import COPY_KEY, ROOT_KEY, Root, read_root_or_copy
+from store.format.root import CLAIM_KEY, COPY_KEY, ROOT_KEY, Root, claim_of, read_root_or_copy
 from store.logit_store import LogitStore
 from store.places.objects import Objects, open_objects
 from store.upkeep.verify import Verification, verify
@@ -118,17 +118,22 @@ def _rebuild_root(objects: Objects, manifest: Manifest, dataset: Dataset) -> Non
         except CorruptStoreError:
             strange += 1
     for found in commits.generations(objects):
+        strange += 1
         with suppress(CorruptStoreError, ValueError):
             digests = commits.digests_of_generation(objects, found)
             root = Root(manifest=manifest, documents={}, generation=found, compacted_sha256=digests)
             commits.read_compacted_records(objects, root)
-            generation, sha256 = found, digests
-    if strange and strange == len(blocks) and not generation:
+            generation, sha256, strange = found, digests, strange - 1
+    if strange and not generation and strange >= len(blocks):
         raise StoreMismatchError(
-            f"{objects.location}: the root is lost and all {strange} commits there are damaged or "
-            "of another store, expected those of this run; choose another --store, or delete it"
+            f"{objects.location}: the root is lost and all commits there are damaged or of another "
+            "store (teacher, data, views, encoding or --block-rows), expected those of this run; "
+            "choose another --store, or delete it"
         )
     if not blocks and not generation:
+        if {"sample_id", "hierarchy", "commits"} <= {*objects.names()}:  # nothing is lost with it
+            objects.write(CLAIM_KEY, claim_of(manifest))
+            objects.delete([ROOT_KEY, COPY_KEY])
         return
     create_answer_arrays(objects, manifest)
     create_sample_arrays(objects, dataset.ids, dataset.labels)
@@ -264,12 +269,14 @@ def _record_of_chunks(
     manifest = store.manifest
     try:
         sizes = known.chunk_bytes if known else sizes_in_shards(store.objects, manifest, block)
-        digests = [
-            block_digest(read_chunks(store.objects, manifest, block, view, sizes))
+        views = [
+            read_chunks(store.objects, manifest, block, view, sizes)
             for view in range(manifest.views.count)
         ]
     except CorruptStoreError:
         return None
+    digests = [block_digest(stored) for stored in views]
+    unread = np.flatnonzero(np.any([each["confidence"][0] == 0 for each in views], axis=0))
     certificate = root.certificate or {"fidelity": None, "replay": {}}
     rows = manifest.rows_of_block(block)
     replay = {r: p for r, p in certificate["replay"].items() if int(r) in rows}
@@ -281,7 +288,10 @@ def _record_of_chunks(
         "chunk_bytes": [list(of_view) for of_view in sizes],
         "host": "restored",
         "committed_at": "",
-        "bad": [],
+        "bad": [
+            {"key": f"row {rows.start + place}", "reason": "cannot be read; its name is lost"}
+            for place in unread.tolist()
+        ],
         **({"replay": replay} if replay else {}),
         **({"inherited": certificate["fidelity"]} if block == 0 else {}),
     }

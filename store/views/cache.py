@@ -88,7 +88,7 @@ class Cache:
 
     def files(self) -> list[CachedFile]:
         """What is there, the least recently opened first."""
-        paths = sorted(self.folder.glob("*" + SUFFIX), key=_opened)
+        paths = sorted(filter(Path.is_file, self.folder.glob("*" + SUFFIX)), key=_opened)
         return [
             CachedFile(name=p.stem, bytes=_size(p), opened=_opened(p), in_use=_in_use(p))
             for p in paths
@@ -106,8 +106,14 @@ class Cache:
         return wrong
 
     def clear(self) -> int:
-        """Remove all that is not in use; the bytes that were."""
+        """Remove all that is not in use, and what killed builders left; the bytes that were."""
         freed = 0
+        for path in filter(Path.is_file, self.folder.glob("*" + BUILDING)):
+            builder = self.folder / (path.name.removesuffix(SUFFIX + BUILDING) + LOCK)
+            with suppress(BlockingIOError), builder.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                freed += _size(path)
+                path.unlink(missing_ok=True)
         for file in self.files():
             if not file.in_use:
                 self.forget(file.name)

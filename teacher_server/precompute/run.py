@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distill.data.sample_ids import samples_digest
 from distill.data.source import ImageSource, label_indices
-from distill.errors import StoreMismatchError
+from distill.errors import IncompleteStoreError, StoreMismatchError
 from distill.events import Journal
 from distill.progress import progress
 from distill.targets.agreement import TagAgreement
@@ -172,9 +172,12 @@ def open_or_create(
     manifest = manifest_for(source, labels, teacher, options)
     dataset = Dataset(ids=source.ids, labels=labels, hierarchy=hierarchy)
     mend_root(str(path), manifest, dataset)
-    return open_matching(path, manifest, source, labels) or LogitStore.create(
+    store = open_matching(path, manifest, source, labels) or LogitStore.create(
         path, manifest, ids=source.ids, labels=labels, hierarchy=hierarchy
     )
+    if damaged := store.damaged_records():
+        store.revoke(damaged)
+    return store
 
 
 def open_matching(
@@ -208,23 +211,16 @@ def open_matching(
 
 
 def finish_if_complete(store: LogitStore, journal: Journal) -> list[int]:
-    """Certify the store when its last block is there, whoever wrote it; the blocks that are not.
-
-    All of it is read back before: a power cut may leave a commit whose chunks were lost.
-    """
+    """Certify the store when its last block is there, whoever wrote it; the blocks that are not."""
     left = store.pending_blocks()
     if left or store.certificate is not None:
         return left
-    if damaged := store.damaged_blocks():
-        store.revoke(damaged)
-        journal.note(
-            f"{store.location}: {len(damaged)} committed blocks are damaged (first {damaged[0]}), "
-            "as after a power cut; they are to be computed again",
-            "blocks revoked",
-            blocks=damaged,
-        )
-        return damaged
-    store.finish()
+    try:
+        store.finish()
+    except IncompleteStoreError as error:
+        left = store.pending_blocks()
+        journal.note(str(error), "blocks revoked", blocks=left)
+        return left
     journal.event("store finished", blocks=store.manifest.num_blocks)
     return []
 

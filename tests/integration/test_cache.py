@@ -46,7 +46,11 @@ def test_cache_is_listed_checked_and_cleared(
     assert ran.code == 2
     assert f"damaged, and removed: {idle.stem}" in ran.out
     open_resident_view(store, 1, Cache(folder))
+    (folder / "dead-view1.rows.building").write_bytes(bytes(5000))
+    (folder / "folder.rows").mkdir()
     assert "freed" in distill("cache", "clear", "--cache", folder).out
+    (folder / "folder.rows").rmdir()
+    assert not list(folder.glob("*.building"))
     assert [f.name.rpartition("-")[2] for f in folder.glob("*.rows")] == ["view0.rows"]
     assert len(held.records) == 50
     assert distill("cache", "list", "--cache", tmp_path / "nowhere").code == 0

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,17 @@ def test_stores_and_data_of_the_hub(
     assert read_bytes(remote.samples[3]) == read_bytes(local.samples[3])
     with pytest.raises(DataError, match="no such file or folder"):
         open_source("hf://datasets/team/set/nothing")
+
+
+@pytest.mark.parametrize("lie", ["short", "elsewhere"])
+def test_another_part_than_was_asked_for_is_trouble_and_no_bad_image(
+    web: Callable[..., str], figures: Path, lie: str
+) -> None:
+    sample = open_source(figures).samples[5]
+    address = web(figures, "--ranges", "--lie", lie)
+    other = replace(sample, place=f"{address}/train-000000.tar")
+    with pytest.raises(DataUnavailableError, match=r"bytes as 'bytes .* came for"):
+        read_bytes(other)
 
 
 def test_data_of_a_file_server(

@@ -1,7 +1,11 @@
 """The power fails after each single step of a run, and the disk has what it may have by then."""
 
+import errno
+import os
 import random
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +13,12 @@ import pytest
 from power import Recorder
 from small_store import HIERARCHY, IDS, LABELS, create, make_complete, make_manifest, write
 
-from distill.errors import CorruptStoreError, StoreError, StoreMismatchError
+from distill.errors import (
+    CorruptStoreError,
+    IncompleteStoreError,
+    StoreError,
+    StoreMismatchError,
+)
 from store.format.root import COPY_KEY, ROOT_KEY
 from store.logit_store import LogitStore
 from store.places.objects import open_objects
@@ -25,11 +34,11 @@ def go_on(folder: Path) -> LogitStore:
     mend_root(str(folder), MANIFEST, DATASET)
     store = create(folder, MANIFEST)
     while True:
+        store.revoke([] if store.certificate else store.damaged_records())
         write(store, store.pending_blocks())
-        if not (damaged := [] if store.certificate else store.damaged_blocks()):
+        with suppress(IncompleteStoreError):
             store.finish()
             return store
-        store.revoke(damaged)
 
 
 @pytest.mark.parametrize("seed", [None, 1, 2])
@@ -129,13 +138,64 @@ def test_a_block_of_another_store_counts_for_none(tmp_path: Path) -> None:
     )
     with pytest.raises(CorruptStoreError, match=r"commits/00000000 is damaged .it is of another"):
         store.block_commits()
-    with pytest.raises(CorruptStoreError, match="it is of another store"):
+    with pytest.raises(IncompleteStoreError, match=r"1 committed blocks are damaged .first 0"):
         store.finish()
+    shutil.copytree(
+        tmp_path / "stranger" / "commits" / "00000000", tmp_path / "store" / "commits" / "00000000"
+    )
     assert any("it is of another store" in problem for problem in verify(store.location).problems)
     assert go_on(tmp_path / "store").content_digests() == other.content_digests()
     open_objects(stranger.location).delete([ROOT_KEY, COPY_KEY])
-    with pytest.raises(StoreMismatchError, match="all 2 commits there are damaged or of another"):
+    with pytest.raises(StoreMismatchError, match="all commits there are damaged or of another"):
         mend_root(stranger.location, MANIFEST, DATASET)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_commits_without_a_root_are_never_written_over(
+    tmp_path: Path, finished: bool, tree_bytes: Callable[[Path], dict[str, bytes]]
+) -> None:
+    """Of another store, or of this one with another --block-rows."""
+    other = create(tmp_path / "store", make_manifest(block_rows=10))
+    write(other, range(5))
+    if finished:
+        other.finish()
+    for key in (ROOT_KEY, COPY_KEY):
+        (tmp_path / "store" / key).unlink()
+    before = tree_bytes(tmp_path / "store")
+    with pytest.raises(StoreMismatchError, match="or --block-rows"):
+        mend_root(other.location, MANIFEST, DATASET)
+    with pytest.raises(StoreError, match="holds commits, "):
+        create(tmp_path / "store", MANIFEST)
+    assert tree_bytes(tmp_path / "store") == before
+
+
+def test_a_torn_root_of_a_store_without_a_block_is_made_anew(tmp_path: Path) -> None:
+    create(tmp_path / "store", MANIFEST)
+    for key in (ROOT_KEY, COPY_KEY):
+        (tmp_path / "store" / key).write_bytes(b"")
+    assert go_on(tmp_path / "store").certificate is not None
+
+
+def test_disks_without_links_or_flushed_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert make_complete(tmp_path / "linkless", MANIFEST).certificate is not None
+    again = create(tmp_path / "linkless", MANIFEST)
+    assert not again.objects.write_new(ROOT_KEY, b"x")
+    flush = os.fsync
+
+    def broken(number: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{number}"):  # noqa: PTH112
+            raise OSError(errno.EIO, "Input/output error")
+        flush(number)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(StoreError, match="Input/output error"):
+        create(tmp_path / "broken", MANIFEST)
 
 
 def test_a_writer_notices_that_its_place_holds_another_store(tmp_path: Path) -> None:

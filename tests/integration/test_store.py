@@ -31,6 +31,7 @@ from distill.targets.encoding import EncodingSpec
 from store.format.chunks import chunk_key, write_chunks
 from store.format.codes import ANSWER_ARRAYS
 from store.format.manifest import DatasetIdentity, Manifest, ViewIdentity, digest_of_json
+from store.format.root import claim_of
 from store.logit_store import LogitStore
 from store.places.objects import Objects
 from store.summary import summarise
@@ -181,6 +182,8 @@ def test_what_a_killed_creation_left_is_written_over(tmp_path: Path) -> None:
     whole = create(tmp_path / "whole")
     shutil.copytree(whole.location, tmp_path / "torn")
     (tmp_path / "torn" / "zarr.json").unlink()
+    (tmp_path / "torn" / "claim").mkdir()
+    (tmp_path / "torn" / "claim" / "zarr.json").write_bytes(claim_of(whole.manifest))
     (tmp_path / "torn" / "index" / "zarr.json").write_text("{")
     assert create(tmp_path / "torn").pending_blocks() == [0, 1, 2, 3]
 

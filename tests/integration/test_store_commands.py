@@ -14,9 +14,9 @@ from small_store import VIEWS, answers_of, create, make_complete, make_manifest,
 
 from distill.data.source import open_source
 from distill.data.view_policy import ViewPolicy
-from distill.errors import StoreError, StoreMismatchError
+from distill.errors import CorruptStoreError, StoreError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.targets.encoding import EncodingSpec
+from distill.targets.encoding import PRESETS, EncodingSpec
 from store.format.codes import FIELDS, Codes
 from store.format.manifest import ViewIdentity
 from store.logit_store import LogitStore
@@ -398,6 +398,88 @@ def test_a_store_of_format_2_is_lifted(
     assert "which is read but not written to" in fails("store", "repair", tmp_path / "old")
 
 
+def test_what_a_merge_inherits_counts_at_its_worst(tmp_path: Path) -> None:
+    angles = {"median": 1.0, "p99": 9.0, "max": 20.0}
+    figures = {"views": 100, "angle_deg": {"mse_fresh": angles}, "how": "said"}
+    measured = {"row": [0], "view": [0], "angle_deg": {"mse_fresh": [0.1], "kl_fresh": [0.2]}}
+    whole = make_complete(tmp_path / "whole")
+    halves = []
+    for name, rows, facts in (
+        ("audited", np.arange(25), {"audit": measured}),
+        ("inheriting", np.arange(25, 50), {"inherited": figures}),
+    ):
+        half = subset(tmp_path / f"{name} as it is", whole, rows=rows)
+        store = LogitStore.create(
+            tmp_path / name,
+            half.manifest,
+            ids=half.sample_ids,
+            labels=half.labels,
+            hierarchy=half.hierarchy,
+        )
+        for block, commit in half.block_commits().items():
+            more = {} if block else facts
+            store.write_codes(block, half.read_block(block, commit), {"bad": [], **more})
+        store.finish()
+        halves.append(store)
+    merged = merge(tmp_path / "merged", halves).require_complete()["fidelity"]
+    assert merged["angle_deg"] == {"mse_fresh": angles}
+    assert merged["views"] == 1  # of these rows
+    again = subset(tmp_path / "again", LogitStore.open(tmp_path / "merged"), rows=np.arange(50))
+    assert again.require_complete()["fidelity"]["angle_deg"]["mse_fresh"]["p99"] == 9.0
+
+
+def test_a_subset_that_goes_on_mends_what_was_damaged_meanwhile(tmp_path: Path) -> None:
+    whole = make_complete(tmp_path / "whole")
+    expected = subset(tmp_path / "expected", whole, rows=np.arange(40)).content_digests()
+    out = LogitStore.open(tmp_path / "expected")
+    unfinished = LogitStore.create(
+        tmp_path / "out",
+        out.manifest,
+        ids=out.sample_ids,
+        labels=out.labels,
+        hierarchy=out.hierarchy,
+    )
+    unfinished.write_codes(0, out.read_block(0, out.block_commits()[0]), {"bad": []})
+    (tmp_path / "out" / "prob" / "c.0.0.0").write_bytes(b"")
+    assert subset(tmp_path / "out", whole, rows=np.arange(40)).content_digests() == expected
+    assert verify(str(tmp_path / "out")).ok
+
+
+def test_a_torn_commit_is_computed_again_by_the_same_precompute(
+    distill,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    tmp_path: Path,
+) -> None:
+    half = ("--shard-index", 0, "--num-shards", 2)
+    assert distill(*precompute_command(tmp_path / "store", *half)).code == 0
+    (tmp_path / "store" / "commits" / "00000002" / "zarr.json").write_bytes(b"")
+    assert distill(*precompute_command(tmp_path / "store")).code == 0
+    assert verify(str(tmp_path / "store")).complete
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks"),
+    [
+        ([50, 2], [0, 2]),
+        ([10**30, 2], [50, 2]),
+        ([10**12, 2], [10**12, 2]),
+        ([3, 6148914691236517206], [1, 1]),
+        ([50, 2], [10**12, 10**6]),
+        ([], []),
+        ([-50, 2], [50, 2]),
+    ],
+)
+def test_hostile_shapes_are_damage(tmp_path: Path, shape: list[int], chunks: list[int]) -> None:
+    store = make_complete(tmp_path / "store")
+    path = tmp_path / "store" / "sample_id" / "zarr.json"
+    document = json.loads(path.read_text())
+    document["shape"] = shape
+    document["chunk_grid"]["configuration"]["chunk_shape"] = chunks
+    path.write_text(json.dumps(document))
+    with pytest.raises(CorruptStoreError, match="sample_id or label is damaged"):
+        LogitStore(store.objects, store.manifest).labels  # noqa: B018
+
+
 def test_verify_and_repair_take_the_hierarchy_from_the_store(
     distill,  # type: ignore[no-untyped-def]
     precompute_command: Command,
@@ -474,20 +556,21 @@ def test_plan_is_within_five_percent_of_the_finished_store(
 ) -> None:
     words = precompute_command(tmp_path / "unused")
     at = words.index("--store")
-    options = [*words[1:at], "--device", "cpu", "--workers", "0", "--block-rows", "16"]
+    options = [*words[1:at], "--device", "cpu", "--workers", "0", "--block-rows", "32"]
     plan = json.loads(distill("plan", *options, "--views", "1,2,3", "--json").out)
     assert plan["rows"] == 96
-    assert len(plan["stores"]) == 9
+    assert len(plan["stores"]) == 3 * len(PRESETS)
     for planned in plan["stores"]:
         path = tmp_path / f"{planned['encoding']}{planned['views']}"
         more = ("--views", planned["views"], "--encoding", planned["encoding"])
+        more = (*more, "--block-rows", 32)
         assert distill(*precompute_command(path, *more)).code == 0
         finished = json.loads(distill("store", "info", path, "--json").out)
         assert planned["bytes_total"] == pytest.approx(finished["bytes_total"], rel=0.05), planned
         assert planned["hours"] > 0
     table = distill("plan", *options, "--rows", "11060223", "--views", "4").out
-    assert "11060223 images; pilot of 16" in table
-    assert table.count("GiB") == 3
+    assert "11060223 images; pilot of 32" in table
+    assert table.count("GiB") == len(PRESETS)
 
 
 def test_plan_tolerates_a_bad_image_but_not_only_bad_ones(
