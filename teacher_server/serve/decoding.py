@@ -21,6 +21,7 @@ from distill.data.views import Size, ViewParams, draw_view, render_pixels
 from distill.errors import DataError, DataUnavailableError
 from distill.wire.status import Status
 
+SAY_EVERY_S = 30.0
 IMAGES_A_TASK = 8  # so that a large request does not keep small ones out of the pool
 
 
@@ -41,10 +42,20 @@ class Decoded:
 
 
 class Decoder:
-    """threads: that decode. max_pixels: of one image, looked up before any of it is decoded."""
+    """threads: that decode. max_pixels: of one image, looked up before any of it is decoded.
 
-    def __init__(self, sizes: Sequence[Size], *, threads: int, max_pixels: int) -> None:
-        self.sizes, self.max_pixels = tuple(sizes), max_pixels
+    say: told of images that take long, as on a disk that does not answer.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[Size],
+        *,
+        threads: int,
+        max_pixels: int,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.sizes, self.max_pixels, self.say = tuple(sizes), max_pixels, say
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     async def jpegs(
@@ -60,7 +71,7 @@ class Decoder:
                 raise _BadElement(Status.WRONG_CRC, "its CRC-32 is not the one that came with it")
             return decode_image(elements[i], formats=("JPEG",), max_pixels=self.max_pixels)
 
-        return await self._all(len(elements), decode, _as_it_is, useless)
+        return await self._all(len(elements), decode, _as_it_is, useless, "JPEGs of a request")
 
     async def images(
         self,
@@ -77,7 +88,7 @@ class Decoder:
                 raise _BadElement(Status.WRONG_CRC, "its CRC-32 is not the one that came with it")
             return Image.fromarray(images[i])
 
-        return await self._all(len(images), resize, _as_it_is, useless)
+        return await self._all(len(images), resize, _as_it_is, useless, "pixels of a request")
 
     async def samples(
         self,
@@ -95,7 +106,8 @@ class Decoder:
         def drawn(i: int) -> ViewParams:
             return draw_view(policy, source.ids[rows[i]], int(views[i]))
 
-        return await self._all(len(rows), read, drawn, useless)
+        first = source.samples[int(rows[0])].path if len(rows) else ""
+        return await self._all(len(rows), read, drawn, useless, f"images, {first} among them")
 
     async def _all(
         self,
@@ -103,6 +115,7 @@ class Decoder:
         image: Callable[[int], Image.Image],
         params: Callable[[int], ViewParams],
         useless: Callable[[], bool],
+        what: str,
     ) -> Decoded:
         pixels = tuple(np.empty((count, *size, 3), np.uint8) for size in self.sizes)
         bad: dict[int, DecodeFailure] = {}
@@ -122,7 +135,15 @@ class Decoder:
 
         loop = asyncio.get_running_loop()
         firsts = range(0, count, IMAGES_A_TASK)
-        await asyncio.gather(*(loop.run_in_executor(self.pool, some, first) for first in firsts))
+        waiting = {loop.run_in_executor(self.pool, some, first) for first in firsts}
+        waited = 0.0
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, timeout=SAY_EVERY_S)
+            for each in done:
+                each.result()
+            if not done:
+                waited += SAY_EVERY_S
+                self.say(f"decoding takes {waited:.0f} s: {what}")
         if bad:
             good = np.array([i for i in range(count) if i not in bad], np.int64)
             pixels = tuple(each[good] for each in pixels)

@@ -92,6 +92,7 @@ class Service:
             self.teacher.sizes,
             threads=options.decode_threads,
             max_pixels=options.max_image_pixels,
+            say=lambda line: self.journal.event("decoding takes long", text=line),
         )
         self.lanes = [
             Lane(

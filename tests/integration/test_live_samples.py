@@ -1,5 +1,6 @@
 """Sample ids: answered from a store, computed and written through; and the client that asks."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -12,6 +13,7 @@ import pytest
 import torch
 from live import Live, echo_teacher, images, live, wait_until
 
+from distill.data.images import read_image
 from distill.data.source import open_source
 from distill.data.view_policy import ViewPolicy
 from distill.errors import (
@@ -31,6 +33,7 @@ from store.logit_store import LogitStore
 from store.views.cache import Cache
 from store.views.spool import Spool
 from teacher_server.precompute.options import PrecomputeOptions
+from teacher_server.serve.decoding import Decoder
 from teacher_server.serve.samples import open_samples
 from teacher_server.teacher.teacher import Teacher
 from trainers.sources.store import StoreTargets
@@ -538,3 +541,26 @@ def test_student_of_another_size_sends_pixels_of_the_teachers(
     assert losses[0]["kd_loss"] > 0
     for name in ("kd_loss", "label_loss"):
         assert losses[0][name] == pytest.approx(losses[1][name], rel=0.01)
+
+
+def test_who_decodes_for_long_is_named(figures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that does not answer: the request has its deadline, the log has the image."""
+    source, said, answers = open_source(figures).limited(3), list[str](), threading.Event()
+    monkeypatch.setattr("teacher_server.serve.decoding.SAY_EVERY_S", 0.05)
+
+    def hanging(sample: Any) -> Any:
+        answers.wait(10)
+        return read_image(sample)
+
+    def tell(line: str) -> None:
+        said.append(line)
+        answers.set()
+
+    monkeypatch.setattr("teacher_server.serve.decoding.read_image", hanging)
+    decoder = Decoder([(32, 32)], threads=1, max_pixels=10**6, say=tell)
+    rows, views = np.arange(3), np.zeros(3, np.int64)
+    decoded = asyncio.run(decoder.samples(source, ViewPolicy(), rows, views, lambda: False))
+    decoder.close()
+    assert len(decoded.pixels[0]) == 3
+    assert said[0].startswith("decoding takes 0 s: images, ")
+    assert source.samples[0].path in said[0]
