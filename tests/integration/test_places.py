@@ -18,6 +18,7 @@ from small_store import create, make_complete
 from distill.data.images import read_bytes
 from distill.data.source import open_source
 from distill.errors import DataError, DataUnavailableError, StoreError
+from distill.storage import web as web_storage
 from store.logit_store import LogitStore
 from store.places.objects import open_objects
 from store.upkeep.verify import verify
@@ -224,5 +225,7 @@ def test_data_of_a_file_server(
     with pytest.raises(DataError, match="expected a server that answers Range requests"):
         open_source(f"{whole_only}/train-000000.tar")
     monkeypatch.setattr("distill.storage.web.RETRIES", 0)
+    web_storage._pool.cache_clear()
     with pytest.raises(DataUnavailableError, match="cannot be read now"):
         open_source("http://127.0.0.1:1/train.tar")
+    web_storage._pool.cache_clear()

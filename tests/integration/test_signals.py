@@ -355,7 +355,14 @@ def test_stopped_at_random_moments_the_next_one_answers(
     assert {75, -signal.SIGKILL} <= {*ends}, ends
 
 
-@pytest.mark.parametrize("reader", ["a terminal that is gone", "tee that is gone", "nothing"])
+@pytest.mark.parametrize(
+    "reader",
+    [
+        "a terminal that is gone",
+        pytest.param("tee that is gone", marks=pytest.mark.slow),
+        pytest.param("nothing", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_the_step_though_nobody_reads_what_is_said(
     reader: str, train: Command, tmp_path: Path
 ) -> None:
