@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 LEAST_ROWS, SHARE = 1024, 0.001  # of a store that are audited
 DECIMALS = 3
-MOST_DEG = 5.0  # p99, above which users are told
+MOST_DEG = 6.0  # p99, above which users are told
 MENDS = {"mse": "fine", "kl": "dense"}
 STUDENTS = {"fresh": "that knows nothing", "middle": "half-way", "near": "near the teacher"}
 
