@@ -41,7 +41,9 @@ def go_on(folder: Path) -> LogitStore:
             return store
 
 
-@pytest.mark.parametrize("seed", [None, 1, 2])
+@pytest.mark.parametrize(
+    "seed", [None, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_whatever_a_power_cut_leaves_the_same_command_comes_to_the_same_end(
     tmp_path: Path, seed: int | None
 ) -> None:

@@ -401,6 +401,7 @@ def _swallow(number: int) -> None:
             pass
 
 
+@pytest.mark.slow
 def test_a_full_standard_output_is_said(train: Command) -> None:
     process = subprocess.run(
         ["sh", "-c", 'exec "$@" > /dev/full', "sh", *train("--epochs", 1)],
@@ -414,6 +415,7 @@ def test_a_full_standard_output_is_said(train: Command) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_grow_is_one_line(train: Command, tmp_path: Path) -> None:
     process = subprocess.run(
         ["sh", "-c", 'ulimit -f 400; exec "$@"', "sh", *train("--epochs", 1)],
