@@ -10,7 +10,6 @@ Prints a table in Markdown, and as its last line one JSON object of the figures.
 """
 
 import argparse
-import itertools
 import json
 import os
 import tempfile
@@ -20,7 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from store_read import LEVELS, manifest_of_samples, synthetic_manifest, synthetic_samples
+from store_read import (
+    manifest_of_samples,
+    synthetic_hierarchy,
+    synthetic_manifest,
+    synthetic_samples,
+)
 
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import EncodingSpec
@@ -56,13 +60,7 @@ def main() -> None:
 
 
 def manifest_and_answers(rows: int) -> tuple[Manifest, SemanticHierarchy, list[TargetRows]]:
-    synsets, parents, start = [f"n{i:08d}" for i in range(sum(LEVELS))], {}, 0
-    for above, size in itertools.pairwise(LEVELS):
-        for i in range(size):
-            parent = synsets[start + i % above]
-            parents[synsets[start + above + i]] = [parent, *parents.get(parent, [])]
-        start += above
-    hierarchy = SemanticHierarchy.from_chains(synsets, parents, drop_deepest=False)
+    hierarchy = synthetic_hierarchy()
     sizes = hierarchy.classes_per_hierarchy
     manifest = replace(
         synthetic_manifest(hierarchy, rows),
@@ -71,10 +69,10 @@ def manifest_and_answers(rows: int) -> tuple[Manifest, SemanticHierarchy, list[T
         block_rows=16384,
     )
     torch.manual_seed(0)
-    likely = torch.randn(len(synsets)) * 1.5
+    likely = torch.randn(hierarchy.num_classes) * 1.5
     answers = [
         encode(
-            torch.randn(manifest.block_rows, len(synsets)) * 2.5 + likely,
+            torch.randn(manifest.block_rows, hierarchy.num_classes) * 2.5 + likely,
             hierarchy,
             manifest.encoding,
         ).to_rows()

@@ -218,9 +218,9 @@ def dense_answers(bench: Bench, inspection: Inspection) -> NDArray[np.float32]:
     for store in stores:
         places = find_rows(inspection.store.sample_ids, store.sample_ids)
         manifest = store.manifest
-        for block, digests in store.content_digests().items():
+        for block, commit in store.block_commits().items():
             rows = manifest.rows_of_block(block)
-            codes = [store.read_codes(block, view, digest) for view, digest in enumerate(digests)]
+            codes = store.read_block(block, commit)
             views = [
                 SparseTargets.from_rows(manifest.coding.dequantise(each), manifest.slots)
                 for each in codes

@@ -321,13 +321,7 @@ class LogitStore:
 
     def damaged_records(self) -> list[int]:
         """Blocks whose own commit record is torn, or of another store."""
-        damaged = []
-        for block in commits.recorded_blocks(self.objects, self.manifest.num_blocks):
-            try:
-                commits.read_records(self.objects, [block], self.manifest)
-            except CorruptStoreError:
-                damaged.append(block)
-        return damaged
+        return commits.damaged_records(self.objects, self.manifest)
 
     def damaged_blocks(self) -> list[int]:
         """Committed blocks that are not what was committed, or of another store: all are read.

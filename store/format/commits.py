@@ -97,6 +97,17 @@ def read_records(objects: Objects, blocks: Iterable[int], manifest: Manifest) ->
     return {b: _parsed(c, b, manifest, objects) for b, c in pairs if c is not None}
 
 
+def damaged_records(objects: Objects, manifest: Manifest) -> list[int]:
+    """Blocks whose own record is torn, or of another store."""
+    damaged = []
+    for block in recorded_blocks(objects, manifest.num_blocks):
+        try:
+            read_records(objects, [block], manifest)
+        except CorruptStoreError:
+            damaged.append(block)
+    return damaged
+
+
 def delete_records(objects: Objects, blocks: Iterable[int]) -> None:
     """Take commits back."""
     objects.delete([record_key(block) for block in blocks])

@@ -24,7 +24,7 @@ from distill.errors import (
 )
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
-from store.format.audit import LEAST_ROWS, AuditedViews
+from store.format.audit import LEAST_ROWS, AuditedViews, worst_of
 from store.format.codes import FIELDS, Codes
 from store.format.manifest import FORMAT_VERSION, DatasetIdentity, Manifest, ViewIdentity
 from store.logit_store import LogitStore
@@ -445,17 +445,16 @@ def _rows_of(part: Part, own: NDArray[np.int64]) -> NDArray[np.int64]:
 def _inherited(parts: Sequence[Part], cost: AuditedViews | None) -> dict[str, Any] | None:
     """Where no audited row is left: what the sources' certificates say, at worst."""
     step = (cost and cost.figures()) or {"angle_deg": {}}
-    figures = [c["fidelity"] for part in parts if (c := part.store.certificate) and c["fidelity"]]
-    if not figures:
+    worst = worst_of(
+        [c["fidelity"] for part in parts if (c := part.store.certificate) and c["fidelity"]]
+    )
+    if worst is None:
         return None
-    names = set.intersection(*(set(each["angle_deg"]) for each in figures))
-    worst = {
+    angles = {
         name: {
-            figure: max(each["angle_deg"][name][figure] for each in figures)
-            + step["angle_deg"].get(name, {}).get(figure, 0.0)
-            for figure in ("median", "p99", "max")
+            of: value + step["angle_deg"].get(name, {}).get(of, 0.0) for of, value in each.items()
         }
-        for name in sorted(names)
+        for name, each in sorted(worst["angle_deg"].items())
     }
-    of = ", ".join(part.store.location for part in parts)
-    return {"views": 0, "angle_deg": worst, "how": f"None of these rows was audited; of {of}."}
+    where = ", ".join(part.store.location for part in parts)
+    return {"views": 0, "angle_deg": angles, "how": f"None of these rows was audited; of {where}."}

@@ -14,14 +14,14 @@ from store.format.manifest import Manifest
 
 def dense_probs(
     answers: TargetRows, slots: Sequence[int], sizes: Sequence[int]
-) -> list[NDArray[np.float32]]:
+) -> list[NDArray[np.float64]]:
     """Hierarchy by hierarchy, [rows, n_k]: kept probabilities, and the rest spread evenly."""
     parts = []
     for k, stop in enumerate(accumulate(slots)):
         index, prob = (a[:, stop - slots[k] : stop] for a in (answers.index, answers.prob))
         kept = (prob > 0).sum(1)
         tail = np.maximum(0, 1 - prob.sum(1)) / np.maximum(1, sizes[k] - kept)
-        part = np.repeat(tail[:, None].astype(np.float32), sizes[k], axis=1)
+        part = np.repeat(tail[:, None].astype(np.float64), sizes[k], axis=1)
         row, slot = np.nonzero(prob > 0)
         part[row, index[row, slot]] = prob[row, slot]
         parts.append(part)

@@ -141,7 +141,7 @@ class _Tally:
             counted += int(both.sum())
             for k, (p, q) in enumerate(zip(*dense, strict=True)):
                 agree[k] += (p.argmax(1) == q.argmax(1)).sum()
-                apart = np.sqrt(((p - q).astype(np.float64) ** 2).sum(1))
+                apart = np.sqrt(((p - q) ** 2).sum(1))
                 distance[0, k] += apart.sum()
                 distance[1, k] = max(distance[1, k], apart.max(initial=0))
             between = np.abs(answers[0].confidence - answers[1].confidence)

@@ -111,12 +111,7 @@ def _rebuild_root(objects: Objects, manifest: Manifest, dataset: Dataset) -> Non
     """The commits that lie there count if they are of that very store."""
     blocks = commits.recorded_blocks(objects, manifest.num_blocks)
     generation, sha256 = "", dict[str, str]()
-    strange = 0
-    for block in blocks:
-        try:
-            commits.read_records(objects, [block], manifest)
-        except CorruptStoreError:
-            strange += 1
+    strange = len(commits.damaged_records(objects, manifest))
     for found in commits.generations(objects):
         strange += 1
         with suppress(CorruptStoreError, ValueError):
@@ -220,12 +215,9 @@ def _samples_are_whole(store: LogitStore, damaged: Sequence[str]) -> bool:
 def _restore_commits(store: LogitStore, root: Root, damaged: Sequence[str]) -> list[str]:
     """Damaged records are removed, damaged compacted ones told again by what is whole."""
     objects, written = store.objects, []
-    for block in commits.recorded_blocks(objects, root.manifest.num_blocks):
-        try:
-            commits.read_records(objects, [block], root.manifest)
-        except CorruptStoreError:
-            commits.delete_records(objects, [block])
-            written.append(f"the damaged commit of block {block} was removed")
+    for block in commits.damaged_records(objects, root.manifest):
+        commits.delete_records(objects, [block])
+        written.append(f"the damaged commit of block {block} was removed")
     if not root.generation:
         return written
     records, known = _whole_or_none(store, root)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.rows import TargetRows
+from store.upkeep.compare import dense_probs
 
 CLASSES_SHOWN = 5
 
@@ -43,18 +43,10 @@ class HierarchyAnswer:
 
 def dense(answers: TargetRows, slots: Sequence[int], sizes: Sequence[int]) -> NDArray[np.float64]:
     """[ΣN_k]: the mean over the valid rows of `answers`; what is not kept is spread evenly."""
-    parts = []
-    for k, stop in enumerate(accumulate(slots)):
-        index, prob = (
-            a[answers.valid, stop - slots[k] : stop] for a in (answers.index, answers.prob)
-        )
-        kept = (prob > 0).sum(1)
-        tail = np.maximum(0, 1 - prob.sum(1)) / np.maximum(1, sizes[k] - kept)
-        part = np.repeat(tail[:, None].astype(np.float64), sizes[k], axis=1)
-        row, slot = np.nonzero(prob > 0)
-        part[row, index[row, slot]] = prob[row, slot]
-        parts.append(part.mean(0) if len(part) else np.zeros(sizes[k]))
-    return np.concatenate(parts)
+    if not answers.valid.any():
+        return np.zeros(sum(sizes))
+    parts = dense_probs(answers.select(np.flatnonzero(answers.valid)), slots, sizes)
+    return np.concatenate([part.mean(0) for part in parts])
 
 
 def in_words(
