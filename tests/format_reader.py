@@ -37,15 +37,22 @@ def read_store(folder: Path) -> dict[str, Any]:
             for k, (slots, n) in enumerate(zip(entries, classes, strict=True)):
                 kept = [int(c) for c in codes["prob"][row, view, start : start + slots]]
                 start += slots
+                softmax = manifest.get("answers", "softmax") == "softmax"
                 counted = min(slots, -(-n // 20))
                 predicted = sum(kept[:counted]) * (units // steps)
-                confidence[row, view, k] = (
-                    predicted + unzigzag(int(codes["confidence"][row, view, k]))
-                ) / units
-                left = max(0, steps - sum(kept))
+                if not softmax:
+                    predicted = sum(kept) * (units // steps) // n
+                code = predicted + unzigzag(int(codes["confidence"][row, view, k]))
+                confidence[row, view, k] = code / units
                 unkept = max(1, n - sum(c > 0 for c in kept))
-                squares = sum(c * c for c in kept) * unkept + left * left
-                predicted = squares * 1024 // (steps * steps * unkept)
+                squares = sum(c * c for c in kept)
+                if softmax:
+                    left = max(0, steps - sum(kept))
+                    squares = squares * unkept + left * left
+                    predicted = squares * 1024 // (steps * steps * unkept)
+                else:
+                    tail = max(0, code * n // (units // steps) - sum(kept)) // unkept
+                    predicted = (squares + tail * tail * unkept) * 1024 // (steps * steps)
                 sq_norm[row, view, k] = (
                     predicted + unzigzag(int(codes["sq_norm"][row, view, k]))
                 ) / 1024

@@ -110,7 +110,9 @@ def verify(
             click.echo(line)
     if not report["ok"]:
         if not as_json:
-            click.echo(f"next: distill store repair {location} --teacher … --data …")
+            mended = f"distill store repair {location} --teacher … --data …"
+            older = "restore it from a copy, or precompute again: an older format is only read"
+            click.echo(f"next: {mended if checked.repairable else older}")
         sys.exit(2)
     if not checked.complete:
         sys.exit(WORK_LEFT)
@@ -239,16 +241,18 @@ def transcode(location: str, out: str, encoding: str | None, as_json: bool) -> N
 
     source = LogitStore.open(location)
     hierarchy = SemanticHierarchy.from_json(source.hierarchy)
-    slots = source.manifest.slots
+    slots, answers = source.manifest.slots, source.manifest.answers
     spec = EncodingSpec.named(encoding, hierarchy.classes_per_hierarchy) if encoding else None
     fewer = tuple(map(min, spec.entries, slots)) if spec else slots
 
     def audit(before: TargetRows, after: TargetRows, labels: Any) -> dict[str, Any]:
-        kept = SparseTargets.from_rows(before, slots)
-        exact = DenseTargets(probs=densify(kept, hierarchy), confidence=kept.confidence)
+        kept = SparseTargets.from_rows(before, slots, answers)
+        exact = DenseTargets(
+            probs=densify(kept, hierarchy), confidence=kept.confidence, answers=answers
+        )
         angles = gradient_angles(
             exact=exact,
-            sparse=SparseTargets.from_rows(after, fewer),
+            sparse=SparseTargets.from_rows(after, fewer, answers),
             others=others_of(list(range(len(labels))), exact.probs),
             labels=torch.from_numpy(labels),
             hierarchy=hierarchy,

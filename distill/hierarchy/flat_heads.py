@@ -114,21 +114,28 @@ class FlatHead:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TagHead:
-    """What a classifier with a yes or no for each class of `hierarchy` says about it."""
+    """What a classifier with a yes or no for each class of `hierarchy` says about it.
+
+    raw: its sigmoids as they are, instead of shares of one in each hierarchy.
+    """
 
     hierarchy: SemanticHierarchy
+    raw: bool = False
 
     def __str__(self) -> str:
         """Say what it is."""
-        return f"{self.hierarchy.num_classes} classes, a yes or no for each"
+        found = f"{self.hierarchy.num_classes} classes, a yes or no for each"
+        return f"{found}, as they are" if self.raw else f"{found}, made shares of each hierarchy"
 
     def probs_and_reach(
         self, logits: Float[Tensor, "batch classes"]
     ) -> tuple[Float[Tensor, "batch members"], Float[Tensor, "batch hierarchies"]]:
-        """[B, ΣN_k] sigmoids normalised in each hierarchy, and the greatest [B, K] of each."""
+        """[B, ΣN_k] sigmoids, raw or shares of their hierarchy, and the greatest [B, K] of each."""
         order = self.hierarchy.tensors(logits.device).class_order
         yes = logits.float().index_select(1, order).sigmoid()
         parts = yes.split(list(self.hierarchy.classes_per_hierarchy), dim=1)
+        if self.raw:
+            return yes, torch.stack([part.amax(1) for part in parts], 1)
         tiny = torch.finfo(torch.float32).tiny
         shares = [part / part.sum(1, keepdim=True).clamp_min(tiny) for part in parts]
         return torch.cat(shares, 1), torch.stack([part.amax(1) for part in parts], 1)

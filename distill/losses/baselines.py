@@ -21,7 +21,7 @@ from distill.losses.distances import (
     teacher_squares,
 )
 from distill.losses.names import Divergence, MultiLabelLoss
-from distill.losses.semantic import confidence_of
+from distill.losses.semantic import confidence_of, require_softmax
 from distill.targets.tensors import TeacherTargets
 
 FOCAL_GAMMA = 2.0  # Lin et al. 2017, arXiv 1708.02002
@@ -101,7 +101,11 @@ def single_label_kd_loss(
 
     The teacher's hierarchies are mixed in proportion to its confidence, T = Σ_k (P_k / ΣP) · T_k;
     squared error or KL(T‖S) in nats.
+
+    Raises:
+        ValueError: as `semantic_kd_loss`.
     """
+    require_softmax(targets)
     confidence = confidence_of(targets, labels, hierarchy, student_logits)
     sums = confidence.sum(1, keepdim=True)
     share = confidence / sums.clamp(min=1e-12)
@@ -128,7 +132,8 @@ def multi_label_kd_loss(
 ) -> Float[Tensor, ""]:
     """Σ_k P_k · distance of each class's sigmoid from the teacher's probability of it in k.
 
-    Squared error, or the divergence of two yes-or-no answers in nats, summed over the classes.
+    Squared error, or the divergence of two yes-or-no answers in nats, summed over the classes. Of a
+    teacher with sigmoids P_k is 1.
     """
     confidence = confidence_of(targets, labels, hierarchy, student_logits)
     logits = torch.cat(hierarchy_logits(student_logits, hierarchy), 1)

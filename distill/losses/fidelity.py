@@ -4,10 +4,12 @@ The gradient is that of the semantic KD loss with respect to the student's logit
 training. It depends on the student, so three are looked at: one that knows nothing (uniform in
 every hierarchy), one half-way, and one near the teacher (the teacher at temperature 2). Half-way is
 the geometric mean of the teacher's answers to this image and another: of forty models that need the
-teacher alone it fits real students best (benchmarks/encoding_frontier.py).
+teacher alone it fits real students best (benchmarks/encoding_frontier.py). Of sigmoids it is the
+multi-label KD loss, and the students are the same in terms of logits: 0, the mean of two, half.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +21,7 @@ from distill.targets.tensors import DenseTargets, SparseTargets, densify
 
 Angles = dict[str, Float[Tensor, " rows"]]
 LEAST = 1e-30
+LEAST_ODDS = 1e-12
 
 
 def gradient_angles(
@@ -34,10 +37,11 @@ def gradient_angles(
     others: the teacher's probabilities for another image each. labels: class indices, -1 where
     there is none. Named by loss (mse, kl) and student (fresh, middle, near). In float64.
     """
-    decoded = DenseTargets(probs=densify(sparse, hierarchy), confidence=sparse.confidence)
+    decoded = replace(exact, probs=densify(sparse, hierarchy), confidence=sparse.confidence)
+    students = _students if exact.answers == "softmax" else _tagging_students
     return {
         f"{loss}_{student}": angle
-        for student, probs in _students(exact.probs.double(), others.double(), hierarchy)
+        for student, probs in students(exact.probs.double(), others.double(), hierarchy)
         for loss, angle in _angles(probs, exact, decoded, labels, hierarchy).items()
     }
 
@@ -51,6 +55,8 @@ def precision_angle(
 ) -> Float[Tensor, " rows"]:
     """The same between answers of one teacher in two precisions: MSE, a fresh student."""
     fresh = _uniform(reference.probs.double(), hierarchy)
+    if exact.answers == "sigmoid":
+        fresh = torch.full_like(fresh, 0.5)
     return _angles(fresh, reference, exact, labels, hierarchy)["mse"]
 
 
@@ -76,6 +82,16 @@ def _students(
     yield "near", _normalised(teacher.clamp(min=LEAST).sqrt(), hierarchy)
 
 
+def _tagging_students(
+    teacher: Tensor, others: Tensor, hierarchy: SemanticHierarchy
+) -> Iterator[tuple[str, Tensor]]:
+    """The same with a sigmoid for each class."""
+    own, other = torch.logit(teacher, LEAST_ODDS), torch.logit(others, LEAST_ODDS)
+    yield "fresh", torch.full_like(teacher, 0.5)
+    yield "middle", ((own + other) / 2).sigmoid()
+    yield "near", (own / 2).sigmoid()
+
+
 def _uniform(teacher: Tensor, hierarchy: SemanticHierarchy) -> Tensor:
     sizes = hierarchy.classes_per_hierarchy
     each = torch.cat([torch.full((n,), 1 / n, dtype=teacher.dtype) for n in sizes])
@@ -94,7 +110,16 @@ def _angles(
     labels: Tensor,
     hierarchy: SemanticHierarchy,
 ) -> Angles:
-    """By loss. KL: P_k (S − T). MSE: 2 P_k · S ∘ (d − ⟨S, d⟩) with d = S − T."""
+    """By loss. KL: P_k (S − T). MSE: 2 P_k · S ∘ (d − ⟨S, d⟩) with d = S − T, of sigmoids
+    2 · S ∘ (1 − S) ∘ d.
+    """
+    if exact.answers == "sigmoid":
+        differences = [student - targets.probs.double() for targets in (exact, approximate)]
+        slope = 2 * student * (1 - student)
+        return {
+            "mse": _angle(slope * differences[0], slope * differences[1]),
+            "kl": _angle(*differences),
+        }
     by_teacher = []
     for targets in (exact, approximate):
         weights = apply_label_clause(

@@ -97,8 +97,9 @@ def semantic_kd_loss(
     KL is that of the even-tailed teacher. No [batch, classes] teacher tensor is built for them.
 
     Raises:
-        ValueError: batch sizes differ, or the targets are of another hierarchy.
+        ValueError: batch sizes differ, the targets are of another hierarchy, or they are sigmoids.
     """
+    require_softmax(targets)
     if divergence not in ("mse", "kl"):
         raise ValueError(f"divergence {divergence!r} found, expected 'mse' or 'kl'")
     if reduction not in ("mean", "sum"):
@@ -128,17 +129,30 @@ def confidence_of(
 ) -> Float[Tensor, "batch hierarchies"]:
     """[B, K]: P_k with the label clause; 0 in rows that the teacher did not see.
 
+    Sigmoids each say themselves how sure they are: their P_k is 1.
+
     Raises:
         ValueError: the targets are of another batch or hierarchy than the logits.
     """
     _check_targets(targets, student_logits, hierarchy)
     confidence = targets.confidence.float()
-    if labels is not None:
+    if targets.answers == "sigmoid":
+        confidence = torch.ones_like(confidence)
+    elif labels is not None:
         _same_batch("labels", labels.shape[0], student_logits)
         confidence = apply_label_clause(confidence=confidence, labels=labels, hierarchy=hierarchy)
     if targets.valid is not None:
         confidence = torch.where(targets.valid[:, None], confidence, 0.0)
     return confidence
+
+
+def require_softmax(targets: TeacherTargets) -> None:
+    """Raises ValueError where a softmax would learn from a yes or no for each class."""
+    if targets.answers != "softmax":
+        raise ValueError(
+            "targets of a yes or no for each class found, expected those of softmaxes; "
+            "multi_label_kd_loss learns from sigmoids"
+        )
 
 
 def _check_targets(

@@ -9,10 +9,12 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from distill.errors import ConfigError, did_you_mean
 
+# A hierarchy's probabilities are one softmax over its classes, or a yes or no for each of them.
+Answers = Literal["softmax", "sigmoid"]
 MAX_ENTRIES = 1024
 MAX_PROB_STEPS = 65535
 

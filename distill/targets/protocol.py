@@ -19,6 +19,7 @@ from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.encoding import Answers
 from distill.targets.tensors import TargetSource
 
 
@@ -41,6 +42,8 @@ class ReplayProofs:
 class TrainingTargets(TargetSource, Protocol):
     """hierarchy: of the answers. identity: what a run that goes on must find again.
 
+    answers: softmaxes, which a student of any scheme learns from, or sigmoids.
+
     rows: images that are known; 0 where it answers for any. policy: of the views; None takes the
     student's. fidelity: as a store's certificate has it, where there is one. sizes: in which
     `fetch` wants the images; none where ids suffice. ahead: how many batches before its `fetch` to
@@ -49,6 +52,7 @@ class TrainingTargets(TargetSource, Protocol):
 
     location: str
     hierarchy: SemanticHierarchy
+    answers: Answers
     identity: str
     rows: int
     policy: ViewPolicy | None

@@ -16,7 +16,7 @@ class TargetRows:
 
     index: NDArray[Any]  # [n, S] position within the slot's hierarchy
     prob: NDArray[Any]  # [n, S]
-    confidence: NDArray[Any]  # [n, K]
+    confidence: NDArray[Any]  # [n, K]; of sigmoids their mean
     sq_norm: NDArray[Any]  # [n, K]
     valid: NDArray[np.bool_]  # [n]
 

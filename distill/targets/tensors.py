@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.data.sample_ids import SampleIds
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_probs, segment_sums, top_mass
-from distill.targets.encoding import EncodingSpec
+from distill.targets.encoding import Answers, EncodingSpec
 from distill.targets.rows import TargetRows
 
 
@@ -29,11 +29,15 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseTargets:
-    """The teacher's whole answer: [B, ΣN_k] probabilities in hierarchy order, raw confidence."""
+    """The teacher's whole answer: [B, ΣN_k] probabilities in hierarchy order, raw confidence.
+
+    confidence: as of `SparseTargets`.
+    """
 
     probs: Float[Tensor, "batch members"]
     confidence: Float[Tensor, "batch hierarchies"]
     valid: Bool[Tensor, " batch"] | None = None
+    answers: Answers = "softmax"
 
     def select(self, rows: Tensor) -> "DenseTargets":
         """Those rows, by index or by mask, on the targets' device."""
@@ -41,6 +45,7 @@ class DenseTargets:
             probs=self.probs[rows],
             confidence=self.confidence[rows],
             valid=None if self.valid is None else self.valid[rows],
+            answers=self.answers,
         )
 
     def to(self, device: torch.device) -> "DenseTargets":
@@ -58,7 +63,8 @@ class SparseTargets:
     """The teacher's largest probabilities; what is left of each hierarchy's mass is spread evenly.
 
     index: position within the slot's own hierarchy. A slot not needed has prob 0.
-    confidence: the raw top-5% sum, before the label clause.
+    confidence: the raw top-5% sum, before the label clause; of sigmoids, which have no confidence
+    but themselves, their mean over the hierarchy, which tells its mass.
     sq_norm: ΣT² of the exact teacher over each hierarchy.
     slots: how many slots each hierarchy has.
     valid: False where the teacher saw no image; such rows take no part in the KD loss.
@@ -70,6 +76,7 @@ class SparseTargets:
     sq_norm: Float[Tensor, "batch hierarchies"]
     slots: tuple[int, ...]
     valid: Bool[Tensor, " batch"] | None = None
+    answers: Answers = "softmax"
 
     def select(self, rows: Tensor) -> "SparseTargets":
         """Those rows, by index or by mask, on the targets' device."""
@@ -80,6 +87,7 @@ class SparseTargets:
             sq_norm=self.sq_norm[rows],
             slots=self.slots,
             valid=None if self.valid is None else self.valid[rows],
+            answers=self.answers,
         )
 
     def to(self, device: torch.device) -> "SparseTargets":
@@ -105,15 +113,18 @@ class SparseTargets:
         )
 
     @classmethod
-    def from_rows(cls, answers: TargetRows, slots: tuple[int, ...]) -> "SparseTargets":
+    def from_rows(
+        cls, rows: TargetRows, slots: tuple[int, ...], answers: Answers = "softmax"
+    ) -> "SparseTargets":
         """Sharing memory where NumPy allows it."""
         return cls(
-            index=torch.from_numpy(answers.index),
-            prob=torch.from_numpy(answers.prob),
-            confidence=torch.from_numpy(answers.confidence),
-            sq_norm=torch.from_numpy(answers.sq_norm),
+            index=torch.from_numpy(rows.index),
+            prob=torch.from_numpy(rows.prob),
+            confidence=torch.from_numpy(rows.confidence),
+            sq_norm=torch.from_numpy(rows.sq_norm),
             slots=slots,
-            valid=torch.from_numpy(answers.valid),
+            valid=torch.from_numpy(rows.valid),
+            answers=answers,
         )
 
 
@@ -144,6 +155,15 @@ def dense_targets(
     """The exact targets that these logits mean, in float32."""
     probs = hierarchy_probs(teacher_logits, hierarchy)
     return DenseTargets(probs=probs, confidence=top_mass(probs, hierarchy))
+
+
+def yes_or_no_targets(
+    probs: Float[Tensor, "batch members"], hierarchy: SemanticHierarchy
+) -> DenseTargets:
+    """Targets of sigmoids, [B, ΣN_k] in hierarchy order."""
+    sizes = hierarchy.tensors(probs.device).sizes
+    mean = segment_sums(probs, hierarchy.classes_per_hierarchy) / sizes
+    return DenseTargets(probs=probs, confidence=mean, answers="sigmoid")
 
 
 def encode(
@@ -181,6 +201,7 @@ def sparsify(
         sq_norm=segment_sums(dense.probs.square(), sizes),
         slots=slots,
         valid=dense.valid,
+        answers=dense.answers,
     )
 
 
@@ -206,6 +227,7 @@ def even_tail(
 ) -> Float[Tensor, "batch hierarchies"]:
     """[B, K]: r_k / (n_k − K_k), the probability of each class that no slot holds."""
     kept = segment_sums((targets.prob > 0).float(), targets.slots)
-    left = (1 - segment_sums(targets.prob, targets.slots)).clamp(min=0)
-    sizes = hierarchy.tensors(left.device).sizes
+    sizes = hierarchy.tensors(targets.prob.device).sizes
+    total = 1 if targets.answers == "softmax" else targets.confidence * sizes
+    left = (total - segment_sums(targets.prob, targets.slots)).clamp(min=0)
     return torch.where(kept < sizes, left / (sizes - kept).clamp(min=1), 0.0)

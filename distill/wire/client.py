@@ -41,6 +41,7 @@ from distill.errors import (
 )
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.storage.web import CA_FILE, trusted_authorities
+from distill.targets.encoding import Answers
 from distill.targets.rows import TargetRows
 from distill.targets.tensors import SparseTargets
 from distill.wire import framing
@@ -108,6 +109,7 @@ class TeacherClient:
                 self._json("GET", f"{MODEL_PATH}/hierarchy")
             )
             self._slots = tuple(about["encoding"]["entries"])
+            self.answers: Answers = about["answers"]
             self._most = int(about["max_images_per_request"])
             self.samples: Mapping[str, Any] | None = about["samples"]
             self.sizes: list[Size] = [(int(h), int(w)) for h, w in about["sizes"]]
@@ -157,7 +159,7 @@ class TeacherClient:
             )
             for i in range(0, count, self._most)
         ]
-        return SparseTargets.from_rows(TargetRows.concatenate(parts), self._slots)
+        return SparseTargets.from_rows(TargetRows.concatenate(parts), self._slots, self.answers)
 
     def _infer_once(self, inputs: Mapping[str, Any], ends: float) -> TargetRows:
         fields = {

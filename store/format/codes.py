@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.targets.encoding import EncodingSpec
+from distill.targets.encoding import Answers, EncodingSpec
 from distill.targets.rows import TargetRows
 
 SQ_NORM_UNITS = 1024
@@ -36,10 +36,11 @@ class Coding:
 
     spec: EncodingSpec
     classes_per_hierarchy: tuple[int, ...]
+    answers: Answers = "softmax"
 
     @property
     def confidence_units(self) -> int:
-        """A confidence of 1; a multiple of prob_steps."""
+        """A confidence of 1, of sigmoids a mean of 1; a multiple of prob_steps."""
         steps = self.spec.prob_steps
         return steps * ceil(CONFIDENCE_UNITS_AT_LEAST / steps)
 
@@ -50,7 +51,8 @@ class Coding:
             "index": np.dtype(np.uint8 if max(self.classes_per_hierarchy) <= 256 else np.uint16),
             "prob": np.dtype(np.uint8 if self.spec.prob_steps <= 255 else np.uint16),
             "confidence": np.dtype(np.uint16 if self.confidence_units < 2**15 else np.uint32),
-            "sq_norm": np.dtype(np.uint16),
+            # ΣT² of one softmax is at most 1, of sigmoids as much as there are classes.
+            "sq_norm": np.dtype(np.uint16 if self.answers == "softmax" else np.uint32),
             "valid": np.dtype(np.bool_),
         }
 
@@ -60,14 +62,19 @@ class Coding:
         slots, hierarchies = sum(self.spec.entries), len(self.classes_per_hierarchy)
         return {"index": slots, "prob": slots, "confidence": hierarchies, "sq_norm": hierarchies}
 
+    @property
+    def most_squares(self) -> int:
+        """The largest ΣT² that answers can have."""
+        return 1 if self.answers == "softmax" else max(self.classes_per_hierarchy)
+
     def quantise(self, answers: TargetRows) -> Codes:
         """To the nearest code. Rows that are not valid become all zero: the same bytes always."""
         prob = np.floor(answers.prob.astype(np.float64) * self.spec.prob_steps + 0.5)
         coded = {
             "index": np.where(prob > 0, answers.index, 0),
             "prob": np.clip(prob, 0, self.spec.prob_steps),
-            "confidence": _in_units(answers.confidence, self.confidence_units),
-            "sq_norm": _in_units(answers.sq_norm, SQ_NORM_UNITS),
+            "confidence": _in_units(answers.confidence, self.confidence_units, most=1),
+            "sq_norm": _in_units(answers.sq_norm, SQ_NORM_UNITS, most=self.most_squares),
         }
         valid = answers.valid.astype(np.bool_)
         dtypes = self.dtypes
@@ -92,10 +99,12 @@ class Coding:
         A confidence code is one more than that, so that 0 is free for rows that are not valid.
         """
         prob = np.ascontiguousarray(codes.prob.T)
-        confidence, sq_norm = self._predicted(prob)
-        valid = codes.valid
-        dtypes = self.dtypes
-        left = {"confidence": codes.confidence.T - confidence, "sq_norm": codes.sq_norm.T - sq_norm}
+        valid, dtypes, sums = codes.valid, self.dtypes, self._sums(prob)
+        own = {n: getattr(codes, n).T.astype(np.int64) for n in ("confidence", "sq_norm")}
+        left = {
+            "confidence": own["confidence"] - self._predicted_confidence(sums),
+            "sq_norm": own["sq_norm"] - self._predicted_squares(sums, own["confidence"]),
+        }
         return {
             "index": np.ascontiguousarray(codes.index.T),
             "prob": prob,
@@ -107,13 +116,12 @@ class Coding:
 
     def from_stored(self, stored: StoredBlock) -> Codes:
         """The inverse of `to_stored`; its arrays are views, rows first."""
-        confidence, sq_norm = self._predicted(stored["prob"])
-        valid, dtypes = stored["confidence"][0] > 0, self.dtypes
-        residuals = {
-            "confidence": (confidence, _unzigzag(stored["confidence"].astype(np.int32) - 1)),
-            "sq_norm": (sq_norm, _unzigzag(stored["sq_norm"])),
-        }
-        columns = {n: np.where(valid, p + left, 0) for n, (p, left) in residuals.items()}
+        valid, dtypes, sums = stored["confidence"][0] > 0, self.dtypes, self._sums(stored["prob"])
+        left = _unzigzag(stored["confidence"].astype(np.int32) - 1)
+        confidence = np.where(valid, self._predicted_confidence(sums) + left, 0)
+        left = _unzigzag(stored["sq_norm"])
+        sq_norm = np.where(valid, self._predicted_squares(sums, confidence) + left, 0)
+        columns = {"confidence": confidence, "sq_norm": sq_norm}
         return Codes(
             index=stored["index"].T,
             prob=stored["prob"].T,
@@ -121,8 +129,10 @@ class Coding:
             valid=valid,
         )
 
-    def _predicted(self, prob: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Confidence and ΣT² that the kept probabilities [slots, rows] and an even tail imply."""
+    def _sums(self, prob: NDArray[Any]) -> tuple[NDArray[np.int64], ...]:
+        """Sums [K, rows] over kept probabilities [slots, rows]: of the largest 5%, of all, of their
+        squares, and how many there are.
+        """
         steps, rows = self.spec.prob_steps, prob.shape[1]
         counted, total, squares, kept = np.empty((4, len(self.spec.entries), rows), np.int64)
         wide = np.int32 if steps <= 1023 else np.int64  # holds a sum of 1024 squares
@@ -135,10 +145,35 @@ class Coding:
             np.einsum("sr->r", part, out=total[k])
             np.einsum("sr,sr->r", part, part, out=squares[k])
             np.add.reduce(part != 0, 0, dtype=np.int64, out=kept[k])
-        unkept = np.maximum(1, np.array(self.classes_per_hierarchy)[:, None] - kept)
-        left = np.maximum(0, steps - total)
-        sq_norm = (squares * unkept + left * left) * SQ_NORM_UNITS // (steps * steps * unkept)
-        return counted * (self.confidence_units // steps), sq_norm
+        return counted, total, squares, kept
+
+    def _predicted_confidence(self, sums: tuple[NDArray[np.int64], ...]) -> NDArray[np.int64]:
+        """What the kept probabilities alone imply."""
+        counted, total, _, _ = sums
+        each = self.confidence_units // self.spec.prob_steps
+        predicted = counted * each
+        if self.answers == "sigmoid":
+            predicted = total * each // np.array(self.classes_per_hierarchy)[:, None]
+        return predicted
+
+    def _predicted_squares(
+        self, sums: tuple[NDArray[np.int64], ...], confidence: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """ΣT² of the kept probabilities and an even tail. confidence: codes [K, rows]."""
+        _, total, squares, kept = sums
+        steps, classes = self.spec.prob_steps, np.array(self.classes_per_hierarchy)[:, None]
+        unkept = np.maximum(1, classes - kept)
+        if self.answers == "softmax":
+            left = np.maximum(0, steps - total)
+            predicted: NDArray[np.int64] = (
+                (squares * unkept + left * left) * SQ_NORM_UNITS // (steps * steps * unkept)
+            )
+        else:
+            # Whole steps: with their squares, sums of thousands of sigmoids stay within 64 bits.
+            mass = confidence * classes // (self.confidence_units // steps)
+            tail = np.maximum(0, mass - total) // unkept
+            predicted = (squares + tail * tail * unkept) * SQ_NORM_UNITS // (steps * steps)
+        return predicted
 
 
 def record_dtype(coding: Coding) -> np.dtype[Any]:
@@ -160,8 +195,8 @@ def _scaled(codes: NDArray[Any], units: int) -> NDArray[np.float32]:
     return values
 
 
-def _in_units(values: NDArray[Any], units: int) -> NDArray[Any]:
-    return np.rint(np.clip(values.astype(np.float64), 0, 1) * units).astype(np.int64)
+def _in_units(values: NDArray[Any], units: int, *, most: int) -> NDArray[Any]:
+    return np.rint(np.clip(values.astype(np.float64), 0, most) * units).astype(np.int64)
 
 
 def _zigzag(values: NDArray[Any]) -> NDArray[Any]:

@@ -1,13 +1,14 @@
 """Small objects of a store whose digests are in the root document."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 from distill.errors import CorruptStoreError
 from store.format import commits
 from store.format.codes import ANSWER_ARRAYS
 from store.format.layout import SAMPLE_ARRAYS
-from store.format.root import Root
+from store.format.root import Root, group_document
 from store.places.objects import Objects
 
 HIERARCHY_KEYS = ("hierarchy/zarr.json", "hierarchy/c.0")
@@ -24,7 +25,7 @@ DOCUMENTS = (
 def document_digests(objects: Objects, keys: Sequence[str]) -> dict[str, str]:
     """SHA-256 of each of those objects as it is there, empty where it is missing."""
     contents = zip(keys, objects.read_all(keys), strict=True)
-    return {key: hashlib.sha256(c).hexdigest() if c else "" for key, c in contents}
+    return {key: hashlib.sha256(_plain(c)).hexdigest() if c else "" for key, c in contents}
 
 
 def require_documents(objects: Objects, root: Root) -> None:
@@ -35,6 +36,16 @@ def require_documents(objects: Objects, root: Root) -> None:
             f"{f', and {len(wrong) - 1} others' if wrong[1:] else ''}; "
             "`distill store repair` writes it again"
         )
+
+
+def _plain(content: bytes) -> bytes:
+    """Without the metadata that Zarr consolidated into a group: they repeat other documents."""
+    if b"consolidated_metadata" not in content:
+        return content
+    try:
+        return group_document(dict(json.loads(content)["attributes"]))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return content
 
 
 def damaged_documents(objects: Objects, root: Root) -> list[str]:

@@ -116,7 +116,13 @@ def read_hierarchy(objects: Objects) -> dict[str, Any]:
 
 def _explained(name: str, manifest: Manifest) -> dict[str, Any]:
     spec, coding = manifest.encoding, manifest.coding
+    softmax = manifest.answers == "softmax"
     left = "The prediction and its residual are in docs/store-format.md of distill."
+    said = (
+        "Sum of the ceil(n/20) largest teacher probabilities (no label clause)"
+        if softmax
+        else "Mean of the teacher's yes-or-no probabilities"
+    )
     explanations: dict[str, dict[str, Any]] = {
         "index": {
             "description": "Class of each kept entry, as its position within the slot's own "
@@ -125,13 +131,13 @@ def _explained(name: str, manifest: Manifest) -> dict[str, Any]:
         },
         "prob": {
             "description": "Teacher probability of each kept entry; code 0 is an empty slot. What "
-            "is missing to 1 in a hierarchy is spread evenly over the classes in no slot.",
+            f"is missing to {'1' if softmax else 'the sum'} in a hierarchy is spread evenly over "
+            "the classes in no slot.",
             "decode": f"code / {spec.prob_steps}",
             "slots_per_hierarchy": list(spec.entries),
         },
         "confidence": {
-            "description": "Sum of the ceil(n/20) largest teacher probabilities of each hierarchy "
-            "of n classes, before truncation and without the label clause of the paper; as the "
+            "description": f"{said} of each hierarchy of n classes, before truncation; as the "
             f"zigzag of what prob leaves unpredicted, plus 1; code 0 in a row whose image could "
             f"not be read, and all else of it is 0. {left}",
             "decode": "(predicted + (((code - 1) >> 1) ^ -((code - 1) & 1))) / "

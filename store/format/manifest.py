@@ -9,16 +9,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from operator import gt
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from distill.errors import ConfigError, CorruptStoreError, StoreError, StoreMismatchError
-from distill.targets.encoding import EncodingSpec
+from distill.targets.encoding import Answers, EncodingSpec
 from store.format.codes import Coding
 
 MAX_BLOCKS = 1_000_000
 FORMAT_NAME, FORMAT_VERSION = "distill-store", 3
 OLDEST_VERSION = 2
-Answers = Literal["softmax"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,7 @@ class Manifest:
     @property
     def coding(self) -> Coding:
         """How answers become the integers of this store."""
-        return Coding(self.encoding, self.hierarchy.classes_per_hierarchy)
+        return Coding(self.encoding, self.hierarchy.classes_per_hierarchy, self.answers)
 
     def rows_of_block(self, block: int) -> range:
         """The rows that `block` holds."""

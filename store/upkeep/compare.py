@@ -7,20 +7,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.targets.encoding import Answers
 from distill.targets.rows import TargetRows
 from store.format.codes import Codes
 from store.format.manifest import Manifest
 
 
 def dense_probs(
-    answers: TargetRows, slots: Sequence[int], sizes: Sequence[int]
+    rows: TargetRows, slots: Sequence[int], sizes: Sequence[int], answers: Answers = "softmax"
 ) -> list[NDArray[np.float64]]:
     """Hierarchy by hierarchy, [rows, n_k]: kept probabilities, and the rest spread evenly."""
     parts = []
     for k, stop in enumerate(accumulate(slots)):
-        index, prob = (a[:, stop - slots[k] : stop] for a in (answers.index, answers.prob))
+        index, prob = (a[:, stop - slots[k] : stop] for a in (rows.index, rows.prob))
         kept = (prob > 0).sum(1)
-        tail = np.maximum(0, 1 - prob.sum(1)) / np.maximum(1, sizes[k] - kept)
+        mass = 1 if answers == "softmax" else rows.confidence[:, k] * sizes[k]
+        tail = np.maximum(0, mass - prob.sum(1)) / np.maximum(1, sizes[k] - kept)
         part = np.repeat(tail[:, None].astype(np.float64), sizes[k], axis=1)
         row, slot = np.nonzero(prob > 0)
         part[row, index[row, slot]] = prob[row, slot]
@@ -58,6 +60,7 @@ def angles_apart(
     first: Sequence[NDArray[Any]],
     second: Sequence[NDArray[Any]],
     confidences: tuple[NDArray[Any], NDArray[Any]],
+    answers: Answers = "softmax",
 ) -> NDArray[np.float64]:
     """[rows], degrees: between the MSE KD gradients of a student that knows nothing.
 
@@ -66,10 +69,13 @@ def angles_apart(
     along, norms = np.zeros(len(first[0])), np.zeros((2, len(first[0])))
     for k, pair in enumerate(zip(first, second, strict=True)):
         n = pair[0].shape[1]
-        gradients = [
-            c[:, k, None].astype(np.float64) * (part - part.mean(1, keepdims=True, dtype=float)) / n
-            for c, part in zip(confidences, pair, strict=True)
-        ]
+        if answers == "softmax":
+            gradients = [
+                c[:, k, None].astype(float) * (part - part.mean(1, keepdims=True, dtype=float)) / n
+                for c, part in zip(confidences, pair, strict=True)
+            ]
+        else:
+            gradients = [part - 0.5 for part in pair]
         along += (gradients[0] * gradients[1]).sum(1)
         norms += np.array([(gradient**2).sum(1) for gradient in gradients])
     lengths = np.sqrt(norms)

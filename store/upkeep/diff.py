@@ -66,8 +66,8 @@ def diff(first: LogitStore, second: LogitStore) -> StoreDifference:
         store.require_complete()
     a, b = first.manifest, second.manifest
     manifest = _different(_flat(a.to_json()), _flat(b.to_json()))
-    same_questions = (a.dataset, a.views, a.hierarchy, a.encoding, a.block_rows) == (
-        *(b.dataset, b.views, b.hierarchy, b.encoding, b.block_rows),
+    same_questions = (a.dataset, a.views, a.hierarchy, a.answers, a.encoding, a.block_rows) == (
+        *(b.dataset, b.views, b.hierarchy, b.answers, b.encoding, b.block_rows),
     )
     if same_questions and first.content_digests() == second.content_digests():
         return StoreDifference(
@@ -87,7 +87,8 @@ def diff(first: LogitStore, second: LogitStore) -> StoreDifference:
     theirs = places[mine]
     drawn = [set(m.views.drawn) for m in (a, b)] if a.views.policy == b.views.policy else [set()]
     views = sorted(set.intersection(*drawn))
-    comparable = a.hierarchy.digest == b.hierarchy.digest and len(mine) > 0
+    same_kind = a.hierarchy.digest == b.hierarchy.digest and a.answers == b.answers
+    comparable = same_kind and len(mine) > 0
     tally = _Tally(first, second)
     for view in views if comparable else []:
         tally.add(view, mine, theirs)
@@ -114,6 +115,7 @@ class _Tally:
     def __init__(self, first: LogitStore, second: LogitStore) -> None:
         self.stores = first, second
         self.sizes = first.manifest.hierarchy.classes_per_hierarchy
+        self.answers = first.manifest.answers
         self.equal, self.rows_apart = True, 0
         self.per_hierarchy: list[HierarchyDifference] = []
         self._angles: list[NDArray[np.float64]] = []
@@ -135,7 +137,7 @@ class _Tally:
             self.rows_apart += int((answers[0].valid != answers[1].valid).sum())
             answers = [each.select(np.flatnonzero(both)) for each in answers]
             dense = [
-                dense_probs(each, store.manifest.slots, self.sizes)
+                dense_probs(each, store.manifest.slots, self.sizes, self.answers)
                 for each, store in zip(answers, self.stores, strict=True)
             ]
             counted += int(both.sum())
@@ -147,9 +149,8 @@ class _Tally:
             between = np.abs(answers[0].confidence - answers[1].confidence)
             confidence[0] += between.sum(0)
             confidence[1] = np.maximum(confidence[1], between.max(0, initial=0))
-            self._angles.append(
-                angles_apart(dense[0], dense[1], (answers[0].confidence, answers[1].confidence))
-            )
+            confidences = answers[0].confidence, answers[1].confidence
+            self._angles.append(angles_apart(dense[0], dense[1], confidences, self.answers))
         self.equal &= self.rows_apart == 0 and not distance[1].any() and not confidence[1].any()
         self.per_hierarchy += [
             HierarchyDifference(

@@ -14,6 +14,7 @@ import numpy as np
 from distill.errors import CorruptStoreError, StoreError
 from store.format.codes import Codes
 from store.format.documents import damaged_documents
+from store.format.manifest import FORMAT_VERSION
 from store.format.root import COPY_KEY, ROOT_KEY, Root, read_root_or_copy
 from store.logit_store import LogitStore
 from store.places.objects import Objects, open_objects
@@ -26,10 +27,11 @@ class Verification:
     """What was found. Block numbers with a view stand for one chunk of each answer array.
 
     missing: which are pending, and whose they are, in words. problems: a line for everything that
-    is wrong, blocks included.
+    is wrong, blocks included. repairable: of the format that is written today.
     """
 
     location: str
+    repairable: bool
     complete: bool
     rows: int
     views: int
@@ -94,6 +96,7 @@ def verify(location: str, tick: Callable[[int], None] = lambda blocks: None) -> 
         list(pool.map(check, commits))
     return Verification(
         location=objects.location,
+        repairable=root.manifest.version == FORMAT_VERSION,
         complete=root.certificate is not None,
         rows=root.manifest.dataset.rows,
         views=root.manifest.views.count,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.encoding import Answers
 from distill.targets.rows import TargetRows
 from store.upkeep.compare import dense_probs
 
@@ -41,11 +42,13 @@ class HierarchyAnswer:
         return any(c.tagged for c in self.classes) and not self.classes[0].tagged
 
 
-def dense(answers: TargetRows, slots: Sequence[int], sizes: Sequence[int]) -> NDArray[np.float64]:
-    """[ΣN_k]: the mean over the valid rows of `answers`; what is not kept is spread evenly."""
-    if not answers.valid.any():
+def dense(
+    rows: TargetRows, slots: Sequence[int], sizes: Sequence[int], answers: Answers = "softmax"
+) -> NDArray[np.float64]:
+    """[ΣN_k]: the mean over the valid ones of `rows`; what is not kept is spread evenly."""
+    if not rows.valid.any():
         return np.zeros(sum(sizes))
-    parts = dense_probs(answers.select(np.flatnonzero(answers.valid)), slots, sizes)
+    parts = dense_probs(rows.select(np.flatnonzero(rows.valid)), slots, sizes, answers)
     return np.concatenate([part.mean(0) for part in parts])
 
 

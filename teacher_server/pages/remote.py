@@ -35,6 +35,6 @@ class RemoteTeacher:
     async def ask(self, pixels: NDArray[np.uint8], client: str) -> Prediction:
         """See `LiveTeacher`."""
         targets = await asyncio.to_thread(self.client.infer_images, pixels[None])
-        answers = targets.to_rows()
-        probs = dense(answers, targets.slots, self.hierarchy.classes_per_hierarchy)
-        return Prediction(probs, answers.confidence[0])
+        rows, answers = targets.to_rows(), targets.answers
+        probs = dense(rows, targets.slots, self.hierarchy.classes_per_hierarchy, answers)
+        return Prediction(probs, rows.confidence[0] if answers == "softmax" else None)

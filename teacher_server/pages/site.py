@@ -51,10 +51,10 @@ class Student(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A live teacher's answer. probs: [ΣN_k]. confidence: [K]."""
+    """A live teacher's answer. probs: [ΣN_k]. confidence: [K], None of sigmoids."""
 
     probs: NDArray[Any]
-    confidence: NDArray[Any]
+    confidence: NDArray[Any] | None
 
 
 @runtime_checkable

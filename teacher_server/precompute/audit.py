@@ -56,7 +56,7 @@ class Audit:
         hierarchy = self.teacher.hierarchy
         angles = gradient_angles(
             exact=exact,
-            sparse=SparseTargets.from_rows(stored, manifest.slots).to(device),
+            sparse=SparseTargets.from_rows(stored, manifest.slots, manifest.answers).to(device),
             others=others_of(rows.tolist(), exact.probs),
             labels=labels,
             hierarchy=hierarchy,

@@ -150,6 +150,7 @@ def manifest_for(
             count=options.views, policy=options.policy.to_json(), first=options.first_view
         ),
         encoding=EncodingSpec.named(options.encoding, hierarchy.classes_per_hierarchy),
+        answers=teacher.answers,
         block_rows=block_rows_for(len(source), options.block_rows),
         provenance={**versions(), "teacher": [line for m in teacher.members for line in m.about]},
     )

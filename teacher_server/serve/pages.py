@@ -82,4 +82,8 @@ class OwnTeacher:
         finally:
             gone = True
         assert result.probs is not None  # asked for above
-        return Prediction(result.probs[0].astype(np.float32), result.rows.confidence[0])
+        confidence = result.rows.confidence[0]
+        return Prediction(
+            result.probs[0].astype(np.float32),
+            confidence if self.service.teacher.answers == "softmax" else None,
+        )

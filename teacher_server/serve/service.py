@@ -86,7 +86,9 @@ class Service:
         self.teacher, self.options, self.samples = teachers[0], options, samples
         self.hierarchy = self.teacher.hierarchy
         self.journal, self.metrics = journal or Journal(), Metrics()
-        self.coding = Coding(options.encoding, self.hierarchy.classes_per_hierarchy)
+        self.coding = Coding(
+            options.encoding, self.hierarchy.classes_per_hierarchy, self.teacher.answers
+        )
         self.queue = WorkQueue(max_wait_s=options.max_wait_ms / 1000)
         self.decoder = Decoder(
             self.teacher.sizes,
@@ -214,7 +216,11 @@ class Service:
     def answers_about(self) -> dict[str, Any]:
         """What a client's targets depend on beside the teacher: the encoding and the samples."""
         about = self.samples.about() if self.samples else None
-        return {"encoding": self.options.encoding.to_json(), "samples": about}
+        return {
+            "answers": self.teacher.answers,
+            "encoding": self.options.encoding.to_json(),
+            "samples": about,
+        }
 
     @cached_property
     def answers_digest(self) -> str:

@@ -172,7 +172,7 @@ class Forward:
         moments.append(self._now())
         reference = None
         if kept > 0:
-            exact = DenseTargets(probs=exact.probs[:kept], confidence=exact.confidence[:kept])
+            exact = replace(exact, probs=exact.probs[:kept], confidence=exact.confidence[:kept])
             # Not the compiled teacher: that one is made for one shape.
             reference = self._plain.reference([each[:count][:kept] for each in on_device])
         return Encoded(sparse, exact if kept > 0 else None, reference, half_probs, tuple(moments))

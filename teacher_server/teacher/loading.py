@@ -48,6 +48,7 @@ ALIASES = {
     "tresnet_m": "tresnet_m.miil_in21k",
 }
 SEMANTIC, SINGLE_LABEL, MULTI_LABEL = "semantic", "single-label", "multi-label"
+SIGMOID = "sigmoid"
 # timm has no flat model of that many classes: those of the paper's authors have semantic heads.
 SEMANTIC_LABEL_SET = "imagenet-21k-miil"
 
@@ -57,9 +58,10 @@ class MemberChoice:
     """Which model.
 
     name: timm's, or an alias. weights: what `find_weights` takes; None takes timm's.
-    head: "semantic", "single-label" or "multi-label" over the hierarchy's own classes, or the label
-    set of a flat classifier, as `flat_label_set` takes it; None takes what the weights' card or
-    timm says of those weights, and semantic where neither knows them.
+    head: "semantic", "single-label" or "multi-label" over the hierarchy's own classes ("sigmoid":
+    multi-label, its answers as they are), or the label set of a flat classifier, as
+    `flat_label_set` takes it; None takes what the weights' card or timm says of those weights, and
+    semantic where neither knows them.
     input_size: pixels; None takes the weights' card, then timm's configuration.
     """
 
@@ -97,6 +99,7 @@ def load_teacher(
             "--confidence reach found for a teacher with a semantic head, whose mass reaches every "
             "hierarchy alike; expected a flat teacher; use --confidence top"
         )
+    _require_same_answers(members, confidence)
     return Teacher(
         members=members,
         hierarchy=hierarchy,
@@ -110,6 +113,20 @@ def load_teacher(
             confidence=confidence,
         ),
     )
+
+
+def _require_same_answers(members: Sequence[Member], confidence: Confidence) -> None:
+    raw = [isinstance(member.head, TagHead) and member.head.raw for member in members]
+    if any(raw) and not all(raw):
+        raise ConfigError(
+            f"--head {SIGMOID} found for some of {len(members)} teachers, whose answers cannot be "
+            f"averaged with softmaxes; expected it for all, or `--head {MULTI_LABEL}`"
+        )
+    if any(raw) and confidence == "reach":
+        raise ConfigError(
+            f"--confidence reach found with --head {SIGMOID}, whose answers have no confidence but "
+            "themselves; leave --confidence out"
+        )
 
 
 def _load(
@@ -160,6 +177,7 @@ def _load(
     origin = path.name if path else "random weights" if choice.random_weights else "timm's weights"
     kind = str(head) if head else f"{num_classes} classes, a softmax for each hierarchy"
     unsure = path and not card and not choice.head
+    tagging = SIGMOID if card and card.scheme == MULTI_LABEL else None
     return Member(
         name=name,
         model=model,
@@ -179,7 +197,7 @@ def _load(
             ),
             *(
                 [f"--head {choice.head} taken, though its card says {card.scheme}"]
-                if card and card.scheme and choice.head not in (None, card.scheme)
+                if card and card.scheme and choice.head not in (None, card.scheme, tagging)
                 else []
             ),
             f"input {model_input}",
@@ -202,6 +220,8 @@ def _head(
         own = hierarchy_beside(path, trained) or hierarchy
         if own.num_classes == trained.num_classes:
             return FlatHead.of(own.synsets, hierarchy, device)
+    if choice.head == SIGMOID:
+        return TagHead(hierarchy=hierarchy, raw=True)
     if choice.head == MULTI_LABEL or (trained and trained.scheme == "multi-label"):
         return TagHead(hierarchy=hierarchy)
     if choice.head == SINGLE_LABEL:
@@ -296,7 +316,8 @@ def _fingerprint(
     """SHA-256 over architecture, tensors, input, precision, and what another head's classes are."""
     about: list[Any] = [name, model_input.size, model_input.mean, model_input.std, precision]
     if head:
-        about.append(head.synsets if isinstance(head, FlatHead) else MULTI_LABEL)
+        tagging = SIGMOID if isinstance(head, TagHead) and head.raw else MULTI_LABEL
+        about.append(head.synsets if isinstance(head, FlatHead) else tagging)
     digest = hashlib.sha256(json.dumps(about).encode())
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

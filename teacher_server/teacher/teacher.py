@@ -18,7 +18,8 @@ from distill.hierarchy.flat_heads import FlatHead, TagHead
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_probs, top_mass
 from distill.models.card import ModelInput
-from distill.targets.tensors import DenseTargets
+from distill.targets.encoding import Answers
+from distill.targets.tensors import DenseTargets, yes_or_no_targets
 from store.format.manifest import TeacherIdentity
 
 Precision = Literal["float32", "bfloat16"]
@@ -78,6 +79,12 @@ class Teacher:
         """The image sizes that the members need, each once; the first member's first."""
         return tuple(dict.fromkeys(member.input.size for member in self.members))
 
+    @property
+    def answers(self) -> Answers:
+        """What its probabilities are; the same for all members."""
+        head = self.members[0].head
+        return "sigmoid" if isinstance(head, TagHead) and head.raw else "softmax"
+
     @torch.inference_mode()
     def logits(
         self, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]]
@@ -91,7 +98,8 @@ class Teacher:
         """What those logits mean: probabilities averaged over the members, and confidence in them.
 
         Confidence is the sum of the top 5% (rule "top"), or the mass that reached each hierarchy
-        (rule "reach"). Rows for which a member's logits are not finite are NaN.
+        (rule "reach"); of sigmoids their mean. Rows for which a member's logits are not finite are
+        NaN.
         """
         outputs = [
             member.probs_and_reach(own, self.hierarchy)
@@ -99,12 +107,14 @@ class Teacher:
         ]
         probs = _mean([probs for probs, _ in outputs])
         finite = torch.stack([own.isfinite().all(1) for own in logits]).all(0)
-        if self.identity.confidence == "reach":
-            confidence = _mean([reach for _, reach in outputs])
+        if self.answers == "sigmoid":
+            targets = yes_or_no_targets(probs, self.hierarchy)
+        elif self.identity.confidence == "reach":
+            targets = DenseTargets(probs=probs, confidence=_mean([reach for _, reach in outputs]))
         else:
-            confidence = top_mass(probs, self.hierarchy)
-        unknown = ~finite[:, None]
-        return DenseTargets(probs=probs, confidence=confidence.masked_fill(unknown, float("nan")))
+            targets = DenseTargets(probs=probs, confidence=top_mass(probs, self.hierarchy))
+        confidence = targets.confidence.masked_fill(~finite[:, None], float("nan"))
+        return replace(targets, confidence=confidence)
 
     def targets(self, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]]) -> DenseTargets:
         """`answer` to `logits`, from pixels anywhere."""

@@ -376,6 +376,11 @@ def test_a_store_of_format_2_is_lifted(
     tmp_path: Path,
 ) -> None:
     golden = Path(__file__).parents[1] / "golden"
+    shutil.copytree(golden / "v2" / "store", tmp_path / "damaged")
+    next((tmp_path / "damaged" / "prob").glob("c/*/*/*")).write_bytes(b"no chunk")
+    ran = distill("store", "verify", tmp_path / "damaged")
+    assert ran.code == 2
+    assert "next: restore it from a copy, or precompute again" in ran.out
     shutil.copytree(golden / "v2" / "store", tmp_path / "old")
     assert distill("store", "verify", tmp_path / "old").code == 0
     ran = distill("store", "transcode", tmp_path / "old", "--out", tmp_path / "new")

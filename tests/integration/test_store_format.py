@@ -129,6 +129,7 @@ def test_zarr_and_xarray_open_all_of_it_without_a_warning(tmp_path: Path) -> Non
     assert tree["prob"].dims == ("row", "view", "slot")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not a part of Zarr 3's specification, says Zarr
+        zarr.consolidate_metadata(f"{store.location}/commits")
         zarr.consolidate_metadata(store.location)
     again = LogitStore.open(store.location)
     assert again.require_complete()

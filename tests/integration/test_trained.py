@@ -414,6 +414,19 @@ def test_tags_of_csv_coco_and_voc_are_the_same_and_are_learned(
     assert ran.code == 0, ran.err
     history = json.loads((tmp_path / "taught" / "run.json").read_text())["history"]
     assert history[-1]["kd_loss"] < history[0]["kd_loss"]
+    taxonomy, paths = tmp_path / "tags.json", folders / "train.csv"
+    taxonomy.write_text(json.dumps({"parents": dict.fromkeys(read[0].classes)}))
+    images = sorted((folders / "train").rglob("*.png"))
+    paths.write_text("key,path\n" + "".join(f"{p.stem},{p.relative_to(folders)}\n" for p in images))
+    words = ("--teacher", "test_vit", "--weights", weights, "--head", "sigmoid")
+    words += ("--label-set", taxonomy, "--data", paths, "--store", tmp_path / "store")
+    ran = distill("precompute", *words, "--view-policy", "plain", *MACHINE)
+    assert ran.code == 0, ran.err
+    kd = ("--data", paths, "--targets", tmp_path / "store", "--kd-weight", 1)
+    ran = distill(*tune("of-store", "--tags", files[0], *kd, "--init", "random"))
+    assert ran.code == 0, ran.err
+    history = json.loads((tmp_path / "of-store" / "run.json").read_text())["history"]
+    assert history[-1]["kd_loss"] < history[0]["kd_loss"]
     single = ("--tags", files[0], "--scheme", "single-label", "--init", "random")
     assert "expected multi-label" in fails(*tune("bad", *single))
     for content, message in (

@@ -21,10 +21,15 @@ from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import create_model
 from distill.targets.agreement import TagAgreement, agreement_of
+from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
+from distill.targets.tensors import SparseTargets, densify, sparsify
+from distill.wire.client import TeacherClient
 from store.logit_store import LogitStore
 from store.upkeep.reader import RowReader
 from teacher_server.teacher.loading import MemberChoice, load_teacher
+from tests.format_reader import read_store
+from tests.live import live
 from trainers.evaluation.average_precision import BinnedAveragePrecision
 from trainers.models.export import export_folder
 from trainers.models.trained import TrainedModel, judging_policy, open_trained
@@ -112,6 +117,87 @@ def test_a_flat_teacher_is_stored_as_it_is(
     semantic = as_trained(teacher_weights, tmp_path / "semantic", scheme="semantic")
     other = ("--weights", semantic, *data, "--store", tmp_path / "x")
     assert "pass the --label-set it was trained on" in fails("precompute", *choice, *other)
+
+
+def test_sigmoids_are_stored_served_and_learned_as_they_are(
+    distill: Callable[..., Any],
+    fails: Callable[..., str],
+    teacher_weights: Path,
+    hierarchy: SemanticHierarchy,
+    figures: Path,
+    tmp_path: Path,
+) -> None:
+    """A yes or no for each class, from the logits to the student's loss."""
+    tagger = as_trained(teacher_weights, tmp_path / "tagger", scheme="multi-label")
+    store, data = tmp_path / "store", ("--data", figures, "--device", "cpu", "--workers", 0)
+    choice = ("--teacher", "test_vit", "--weights", tagger, "--label-set", "plane-figures")
+    run = ("precompute", *choice, *data, "--view-policy", "plain", "--encoding", "fine")
+    message = "expected it for all, or `--head multi-label`"
+    both = (*choice[:4], *choice[:4], *choice[4:])
+    heads = ("--head", "sigmoid", "--head", "semantic")
+    assert message in fails(run[0], *both, *run[7:], *heads, "--store", store)
+    reach = ("--head", "sigmoid", "--confidence", "reach")
+    assert "have no confidence but themselves" in fails(*run, *reach, "--store", store)
+    ran = distill(*run, "--head", "sigmoid", "--store", store)
+    assert ran.code == 0, ran.err
+    assert "29 classes, a yes or no for each, as they are" in ran.err
+    opened = LogitStore.open(store)
+    said = opened.manifest.coding.dequantise(RowReader(opened, 0).rows(np.arange(8)))
+    source = open_source(figures).limited(8)
+    pixels = torch.stack(
+        [render_view(read_image(s), ViewParams(), (32, 32)) for s in source.samples]
+    )
+    model = open_trained(str(tagger)).model
+    with torch.inference_mode():
+        exact = model(pixels.float() / 255).sigmoid()[:, hierarchy.class_order]
+    slots = opened.manifest.slots
+    dense = densify(SparseTargets.from_rows(said, slots, "sigmoid"), hierarchy)
+    for k, members in enumerate(hierarchy.slices):
+        kept = said.index[:, sum(slots[:k]) : sum(slots[: k + 1])].astype(np.int64)
+        found = np.take_along_axis(exact[:, members].numpy(), kept, 1)
+        prob = said.prob[:, sum(slots[:k]) : sum(slots[: k + 1])]
+        np.testing.assert_allclose(prob, found, atol=0.51 / 511)
+        assert torch.allclose(dense[:, members].sum(1), exact[:, members].sum(1), atol=0.02)
+    plain = read_store(store)
+    np.testing.assert_allclose(plain["confidence"][:8, 0], said.confidence, atol=1e-6)
+    np.testing.assert_allclose(plain["sq_norm"][:8, 0], said.sq_norm, atol=1e-6)
+    np.testing.assert_allclose(
+        said.sq_norm[:, 0], exact[:, hierarchy.slices[0]].square().sum(1), atol=1e-3
+    )
+    angles = opened.require_complete()["fidelity"]["angle_deg"]
+    assert angles["mse_middle"]["p99"] < 6
+    assert distill("store", "verify", store).code == 0
+    asked = distill("store", "verify", store, *choice, *data[:4], "--head", "sigmoid")
+    assert asked.code == 0, asked.err
+    small = tmp_path / "small"
+    ran = distill("store", "transcode", store, "--out", small, "--encoding", "small")
+    assert ran.code == 0, ran.err
+    assert distill("store", "diff", store, store).code == 0
+    assert distill("store", "diff", store, small).code == 1
+    assert "has no confidence per hierarchy" in fails("inspect", store)
+    judged = distill("evaluate", store, *data[:4], "--split", "train", "--json")
+    assert judged.code == 0, judged.err
+
+    student = ("--student", "test_resnet", "--init", "random", "--image-size", 32, "--epochs", 3)
+    run = ("pretrain", *student, "--batch-size", 32, *data, "--targets", store)
+    assert "--scheme semantic found with" in fails(*run, "--out", tmp_path / "bad")
+    ran = distill(*run, "--scheme", "multi-label", "--kd-weight", 1, "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    history = json.loads((tmp_path / "run" / "run.json").read_text())["history"]
+    assert history[-1]["kd_loss"] < history[0]["kd_loss"]
+
+    choices = [MemberChoice(name="test_vit", weights=tagger, head="sigmoid")]
+    teacher = load_teacher(choices, hierarchy, device=CPU)
+    with live(teacher) as server:
+        client = TeacherClient(f"http://{server.address}", deadline_s=20)
+        answered = client.infer_images(pixels.permute(0, 2, 3, 1).numpy())
+        client.close()
+    assert answered.answers == "sigmoid"
+    standard = EncodingSpec.named("standard", hierarchy.classes_per_hierarchy)
+    expected = sparsify(teacher.targets([pixels]), hierarchy, standard)
+    # Within a step: a batch of another size may compute other last bits.
+    torch.testing.assert_close(answered.prob, expected.prob, atol=1.1 / 191, rtol=0)
+    torch.testing.assert_close(answered.confidence, expected.confidence, atol=1e-3, rtol=0)
 
 
 def test_a_tag_head_shares_out_each_hierarchy(hierarchy: SemanticHierarchy) -> None:

@@ -9,7 +9,14 @@ from distill.errors import ConfigError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import PRESETS, EncodingSpec
 from distill.targets.rows import TargetRows
-from distill.targets.tensors import SparseTargets, dense_targets, densify, encode
+from distill.targets.tensors import (
+    SparseTargets,
+    dense_targets,
+    densify,
+    encode,
+    sparsify,
+    yes_or_no_targets,
+)
 from store.format.chunks import decode_chunk, encode_chunk
 from store.format.codes import ANSWER_ARRAYS, SQ_NORM_UNITS, Coding
 
@@ -69,6 +76,31 @@ def test_storing_twice_changes_nothing(
     twice = coding.quantise(coding.dequantise(once))
     for name in ANSWER_ARRAYS:
         assert (getattr(once, name) == getattr(twice, name)).all()
+
+
+@given(logits, budgets, steps)
+@settings(deadline=None)
+def test_sigmoids_come_back_with_their_mass_and_their_squares(
+    values: np.ndarray, entries: tuple[int, ...], prob_steps: int
+) -> None:
+    spec = EncodingSpec(entries=entries, prob_steps=prob_steps)
+    exact = yes_or_no_targets(
+        torch.from_numpy(values[:, HIERARCHY.class_order]).sigmoid(), HIERARCHY
+    )
+    sparse = sparsify(exact, HIERARCHY, spec)
+    coding = Coding(spec, SIZES, "sigmoid")
+    codes = coding.from_stored(coding.to_stored(coding.quantise(sparse.to_rows())))
+    back = SparseTargets.from_rows(coding.dequantise(codes), spec.entries, "sigmoid")
+    assert torch.equal(back.prob, sparse.prob)
+    decoded = densify(back, HIERARCHY)
+    for k, members in enumerate(HIERARCHY.slices):
+        probs, rounding = exact.probs[:, members], (0.5 * entries[k] + 0.01) / prob_steps
+        least = 1e-4 * SIZES[k] + rounding
+        assert ((decoded[:, members].sum(1) - probs.sum(1)).abs() <= least).all()
+        assert torch.allclose(back.sq_norm[:, k], probs.square().sum(1), atol=0.51 / SQ_NORM_UNITS)
+    again = coding.quantise(coding.dequantise(codes))
+    for name in ANSWER_ARRAYS:
+        assert (getattr(codes, name) == getattr(again, name)).all()
 
 
 @given(

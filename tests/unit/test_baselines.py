@@ -1,6 +1,7 @@
 """The losses of the schemes that the paper compares with, against plain ones."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,10 +17,20 @@ from distill.losses.baselines import (
     single_label_kd_loss,
     single_label_loss,
 )
+from distill.losses.fidelity import gradient_angles
 from distill.losses.names import Divergence
-from distill.losses.semantic import teacher_confidence
+from distill.losses.semantic import semantic_kd_loss, teacher_confidence
 from distill.targets.encoding import EncodingSpec
-from distill.targets.tensors import DenseTargets, SparseTargets, dense_targets, densify, encode
+from distill.targets.tensors import (
+    DenseTargets,
+    SparseTargets,
+    TeacherTargets,
+    dense_targets,
+    densify,
+    encode,
+    sparsify,
+    yes_or_no_targets,
+)
 
 
 @pytest.fixture
@@ -171,6 +182,68 @@ def test_multi_label_kd_compares_each_sigmoid_with_the_teachers_probability(
         divergence=divergence,
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("divergence", ["mse", "kl"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_teacher_with_sigmoids_is_compared_class_by_class_without_weights(
+    divergence: Divergence,
+    sparse: bool,
+    logits: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    hierarchy: SemanticHierarchy,
+) -> None:
+    order = torch.from_numpy(hierarchy.class_order)
+    said = teacher[:, order].sigmoid()
+    exact: TeacherTargets = yes_or_no_targets(said, hierarchy)
+    whole = EncodingSpec(entries=hierarchy.classes_per_hierarchy, prob_steps=65535)
+    targets = sparsify(exact, hierarchy, whole) if sparse else exact
+    found = multi_label_kd_loss(
+        student_logits=logits,
+        targets=targets,
+        labels=labels,
+        hierarchy=hierarchy,
+        divergence=divergence,
+    )
+    own = logits[:, order].sigmoid()
+    if divergence == "mse":
+        expected = (own - said).square().sum() / 6
+    else:
+        both = F.binary_cross_entropy(own, said, reduction="sum")
+        expected = (both - F.binary_cross_entropy(said, said, reduction="sum")) / 6
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    for loss in (semantic_kd_loss, single_label_kd_loss):
+        with pytest.raises(ValueError, match="a yes or no for each class found"):
+            loss(student_logits=logits, targets=targets, labels=labels, hierarchy=hierarchy)
+
+
+def test_a_few_sigmoids_and_their_mass_turn_the_gradient_little(
+    teacher: Tensor, labels: Tensor, hierarchy: SemanticHierarchy
+) -> None:
+    """Angles against gradients that autograd finds, of the loss that trains."""
+    said = (teacher[:, torch.from_numpy(hierarchy.class_order)] - 4).sigmoid()
+    exact = yes_or_no_targets(said, hierarchy)
+    few = sparsify(exact, hierarchy, EncodingSpec(entries=(4, 4, 4, 3)))
+    angles = gradient_angles(
+        exact=exact, sparse=few, others=said.roll(1, 0), labels=labels, hierarchy=hierarchy
+    )
+    for divergence in ("mse", "kl"):
+        gradients = []
+        for targets in (exact, replace(exact, probs=densify(few, hierarchy))):
+            student = torch.zeros(6, 29, dtype=torch.float32, requires_grad=True)
+            multi_label_kd_loss(
+                student_logits=student,
+                targets=targets,
+                labels=labels,
+                hierarchy=hierarchy,
+                divergence=divergence,
+            ).backward()
+            gradients.append(student.grad)
+        cosine = F.cosine_similarity(*gradients, dim=1)  # type: ignore[arg-type]
+        found = angles[f"{divergence}_fresh"].float()
+        torch.testing.assert_close(found, torch.rad2deg(cosine.acos()), atol=0.05, rtol=0.01)
+        assert angles[f"{divergence}_fresh"].max() < 6
 
 
 @pytest.mark.parametrize("loss", [single_label_kd_loss, multi_label_kd_loss])

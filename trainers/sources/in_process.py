@@ -5,6 +5,7 @@ views without end, and to see what a store leaves out.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +20,7 @@ from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.encoding import Answers
 from distill.targets.protocol import ReplayProofs
 from distill.targets.tensors import DenseTargets
 from store.format.manifest import TeacherIdentity
@@ -33,6 +35,9 @@ class DenseTeacher(Protocol):
 
     @property
     def hierarchy(self) -> SemanticHierarchy: ...
+
+    @property
+    def answers(self) -> Answers: ...
 
     @property
     def sizes(self) -> tuple[Size, ...]: ...
@@ -52,13 +57,10 @@ class DenseTeacher(Protocol):
 
 
 class InProcessTargets:
-    """Exact answers of `teacher`, on its device.
+    """Exact answers of `teacher`, on its device."""
 
-    yes_or_no: its logits are one sigmoid for each class (a model of tags), not softmaxes.
-    """
-
-    def __init__(self, teacher: DenseTeacher, *, yes_or_no: bool = False) -> None:
-        self.teacher, self.yes_or_no = teacher, yes_or_no
+    def __init__(self, teacher: DenseTeacher) -> None:
+        self.teacher, self.answers = teacher, teacher.answers
         self.location = f"timm:{teacher.identity.name}"
         self.hierarchy = teacher.hierarchy
         self.identity = teacher.identity.fingerprint
@@ -105,14 +107,9 @@ class InProcessTargets:
         Where the teacher's logits are not finite, so are the targets: the loss shows it.
         """
         on_device = [each.to(self.teacher.device, non_blocking=True) for each in pixels]
-        logits = self.teacher.logits(on_device)
-        if self.yes_or_no:
-            order = self.hierarchy.tensors(logits[0].device).class_order
-            probs = torch.stack([own.sigmoid() for own in logits]).mean(0)[:, order]
-            return DenseTargets(probs=probs, confidence=torch.ones_like(probs[:, :1]))
-        dense = self.teacher.answer(logits)
+        dense = self.teacher.answer(self.teacher.logits(on_device))
         # Copies outside of inference mode, so that gradients may flow past them.
-        return DenseTargets(probs=dense.probs.clone(), confidence=dense.confidence.clone())
+        return replace(dense, probs=dense.probs.clone(), confidence=dense.confidence.clone())
 
     def prepare(self, epoch: int) -> None:
         """The next epoch needs nothing."""

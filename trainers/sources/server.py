@@ -26,7 +26,7 @@ class ServerTargets:
     def __init__(self, client: TeacherClient, *, ahead: int = 4) -> None:
         self.client, self.ahead = client, ahead
         self.location, self.hierarchy = client.location, client.hierarchy
-        self.identity = client.identity
+        self.identity, self.answers = client.identity, client.answers
         self._samples = client.samples
         self.fidelity: Mapping[str, Any] | None = None
         self.rows: int = self._samples["dataset"]["rows"] if self._samples else 0

@@ -57,7 +57,7 @@ class StoreTargets:
         self.fidelity: Mapping[str, Any] | None = store.require_complete()["fidelity"]
         self.store, self.cache = store, cache
         self.location, self.identity = store.location, store.manifest.identity
-        self.rows = store.manifest.dataset.rows
+        self.rows, self.answers = store.manifest.dataset.rows, store.manifest.answers
         self.hierarchy = SemanticHierarchy.from_json(store.hierarchy)
         store.manifest.require(store.location, hierarchy_digest=self.hierarchy.digest)
         self.policy: ViewPolicy | None = ViewPolicy.from_json(store.manifest.views.policy)
@@ -141,8 +141,10 @@ class StoreTargets:
                 f"{self.store.location}: {int((rows < 0).sum())} of {len(rows)} samples are not in "
                 "the store; precompute the data set that the student trains on"
             )
-        answers = self._opened(view).gather(rows)
-        return SparseTargets.from_rows(answers, self.store.manifest.slots)
+        manifest = self.store.manifest
+        return SparseTargets.from_rows(
+            self._opened(view).gather(rows), manifest.slots, self.answers
+        )
 
     def announce(self, sample_ids: SampleIds, view: int, pixels: Sequence[Tensor] = ()) -> None:
         """Reading takes no time."""

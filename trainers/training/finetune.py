@@ -113,11 +113,12 @@ def finetune(
         )
     require_hierarchy(targets, classes)
     source = training.source
-    tagged = np.zeros(len(source), np.int64)
+    # Images with tags need no label; a store of them knows which they have.
+    labelled = training.tags is None or (targets is not None and targets.rows > 0)
     inputs = match_targets(
         recipe=recipe,
         source=source,
-        labels=label_indices(source, classes) if training.tags is None else tagged,
+        labels=label_indices(source, classes) if labelled else np.zeros(len(source), np.int64),
         hierarchy=classes,
         targets=targets,
         samples=samples,

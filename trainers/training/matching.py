@@ -11,7 +11,7 @@ from distill.data.order import SampleOrder
 from distill.data.sample_ids import samples_digest
 from distill.data.sample_list import SampleList
 from distill.data.source import ImageSource
-from distill.errors import DataError, StoreMismatchError
+from distill.errors import ConfigError, DataError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
 from store.format.audit import fidelity_warning
@@ -52,12 +52,19 @@ def match_targets(
     Raises:
         StoreMismatchError: the targets are of other images or labels, or this machine draws other
         views.
+        ConfigError: the scheme cannot learn from them.
         DataError: the list does not fit the data, or nothing says what the images are.
     """
     if limit is not None:
         known = max(limit, targets.rows if targets else 0)
         source, labels = source.limited(known), labels[:known]
     if targets:
+        if targets.answers == "sigmoid" and recipe.scheme != "multi-label":
+            raise ConfigError(
+                f"--scheme {recipe.scheme} found with {targets.location}, whose answers are a yes "
+                "or no for each class; expected multi-label; or targets of softmaxes, as "
+                "`--head multi-label` makes them"
+            )
         targets.require_dataset(source, labels)
         if targets.policy:
             recipe = replace(recipe, views=targets.policy)

@@ -37,12 +37,13 @@ class TargetsChoice:
         device: str,
         hierarchy: "Callable[[], SemanticHierarchy]",
         *,
-        yes_or_no: bool = False,
+        of_tags: bool = False,
         give_up: Callable[[], bool] = lambda: False,
     ) -> "TrainingTargets | None":
         """Ready to be asked; None without --targets.
 
-        give_up: asked while a server is waited for. The others are for a teacher in this process.
+        give_up: asked while a server is waited for. The others are for a teacher in this process;
+        of_tags: its classes are tags, unless its head is given.
         """
         from distill.errors import ConfigError
         from store.places.web import is_store
@@ -58,7 +59,7 @@ class TargetsChoice:
         if not self.targets:
             return None
         if in_process:
-            return self._in_process(device, hierarchy(), yes_or_no)
+            return self._in_process(device, hierarchy(), "sigmoid" if of_tags else None)
         if self.targets.startswith(("http://", "https://")) and not is_store(self.targets):
             from distill.wire.client import TeacherClient
             from trainers.sources.server import ServerTargets
@@ -79,23 +80,24 @@ class TargetsChoice:
         return StoreTargets(LogitStore.open(self.targets), decoded, mode)
 
     def _in_process(
-        self, device: str, hierarchy: "SemanticHierarchy", yes_or_no: bool
+        self, device: str, hierarchy: "SemanticHierarchy", usual_head: str | None
     ) -> "InProcessTargets":
         from distill.cli.options.teacher import TeacherChoice
         from trainers.sources.in_process import InProcessTargets
 
         assert self.targets
+        head = self.teacher_head or usual_head
         teacher = TeacherChoice(
             teachers=(self.targets.removeprefix(TIMM),),
             weights=(self.teacher_weights,) if self.teacher_weights else (),
-            heads=(self.teacher_head,) if self.teacher_head else (),
+            heads=(head,) if head else (),
             random_weights=False,
             label_set=hierarchy.name,
             input_size=None,
             precision=None,
             confidence="top",
         )
-        return InProcessTargets(teacher.load(device, hierarchy), yes_or_no=yes_or_no)
+        return InProcessTargets(teacher.load(device, hierarchy))
 
 
 target_options = option_group(

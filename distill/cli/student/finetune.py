@@ -127,7 +127,7 @@ def finetune(
         answers = targets_choice.open(
             str(machine.device),
             lambda: classes,
-            yes_or_no=tag_file is not None,
+            of_tags=tag_file is not None,
             give_up=lambda: keywords["stop"].heard,
         )
         if answers and answers.policy:
