@@ -35,10 +35,10 @@ from wide_teacher import TEACHER, run_trained, write_wide_teacher
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import top_mass
 from distill.losses.fidelity import gradient_angles, others_of
+from distill.store.format.chunks import encode_chunk
+from distill.store.format.codes import Coding
 from distill.targets.encoding import PRESETS, EncodingSpec
 from distill.targets.tensors import DenseTargets, SparseTargets
-from store.format.chunks import encode_chunk
-from store.format.codes import Coding
 
 BLOCK = 8192
 

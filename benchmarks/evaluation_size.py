@@ -15,15 +15,15 @@ import torch
 
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.creation import create_model
-from trainers.evaluation.evaluate import most_specific
-from trainers.evaluation.meters import (
+from distill.trainers.evaluation.evaluate import most_specific
+from distill.trainers.evaluation.meters import (
     Meter,
     SemanticMeter,
     SingleLabelMeter,
     label_meter,
 )
-from trainers.models.meaning import LogitsMeaning
-from trainers.process_group import World
+from distill.trainers.models.meaning import LogitsMeaning
+from distill.trainers.process_group import World
 
 BATCH = 256
 CPU = torch.device("cpu")

@@ -31,7 +31,7 @@ from distill.losses.semantic import semantic_kd_loss, semantic_softmax_loss
 from distill.models.creation import create_model
 from distill.targets.encoding import PRESETS, EncodingSpec
 from distill.targets.tensors import DenseTargets, densify
-from teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
 
 BATCH, KD_WEIGHT, AUDITED = 128, 100.0, 1024
 THIRD = 1 / 3

@@ -30,20 +30,20 @@ from store_read import manifest_of_samples, synthetic_manifest, synthetic_sample
 from whole_path import processor
 
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.format import commits
+from distill.store.format.chunks import chunk_key
+from distill.store.format.codes import ANSWER_ARRAYS
+from distill.store.logit_store import LogitStore
 from distill.targets.tensors import encode
-from store.format import commits
-from store.format.chunks import chunk_key
-from store.format.codes import ANSWER_ARRAYS
-from store.logit_store import LogitStore
 
 BLOCK_ROWS, DIFFERENT = 8192, 4
 BLOCKS = 1465  # 12,001,280 images
 
 LOOK = r"""
 import re, sys, time
-from store.logit_store import LogitStore
-from teacher_server.inspect.findings import Rules
-from teacher_server.inspect.inspection import open_inspection
+from distill.store.logit_store import LogitStore
+from distill.teacher_server.inspect.findings import Rules
+from distill.teacher_server.inspect.inspection import open_inspection
 started = time.perf_counter()
 inspection = open_inspection(sys.argv[1], rules=Rules())
 opened = time.perf_counter() - started

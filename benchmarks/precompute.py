@@ -43,9 +43,9 @@ from distill.data.source import open_source
 from distill.hierarchy.semantic import resolve
 from distill.models.creation import pick_device
 from distill.targets.encoding import EncodingSpec
-from teacher_server.teacher.forward_pass import Forward
-from teacher_server.teacher.loading import MemberChoice, load_teacher
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.teacher.forward_pass import Forward
+from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.teacher_server.teacher.teacher import Teacher
 
 RUNS = 5
 

@@ -43,17 +43,17 @@ from whole_path import processor
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.models.card import ModelInput
 from distill.models.creation import pick_device
+from distill.store.format.manifest import TeacherIdentity
 from distill.targets.encoding import EncodingSpec
-from store.format.manifest import TeacherIdentity
-from teacher_server.serve.admission import Budgets
-from teacher_server.serve.lane import devices_of
-from teacher_server.serve.queue import InferJob
-from teacher_server.serve.server import Address, make_server, run
-from teacher_server.serve.service import ServeOptions, Service
-from teacher_server.teacher.batch_size import measure
-from teacher_server.teacher.forward_pass import Forward
-from teacher_server.teacher.loading import MemberChoice, load_teacher
-from teacher_server.teacher.teacher import Member, Teacher
+from distill.teacher_server.serve.admission import Budgets
+from distill.teacher_server.serve.lane import devices_of
+from distill.teacher_server.serve.queue import InferJob
+from distill.teacher_server.serve.server import Address, make_server, run
+from distill.teacher_server.serve.service import ServeOptions, Service
+from distill.teacher_server.teacher.batch_size import measure
+from distill.teacher_server.teacher.forward_pass import Forward
+from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.teacher_server.teacher.teacher import Member, Teacher
 
 INFER = "/v2/models/teacher/infer"
 HERE = Path(__file__).resolve().parent

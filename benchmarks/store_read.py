@@ -33,21 +33,21 @@ import zarr
 from distill.data.order import SampleOrder
 from distill.data.sample_ids import samples_digest
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.targets.encoding import EncodingSpec
-from distill.targets.tensors import encode
-from store.format.codes import ANSWER_ARRAYS
-from store.format.manifest import (
+from distill.store.format.codes import ANSWER_ARRAYS
+from distill.store.format.manifest import (
     DatasetIdentity,
     HierarchyIdentity,
     Manifest,
     TeacherIdentity,
     ViewIdentity,
 )
-from store.logit_store import LogitStore
-from store.views.cache import Cache
-from store.views.lookup import open_row_index
-from store.views.resident import open_resident_view
-from store.views.stream import StreamedView
+from distill.store.logit_store import LogitStore
+from distill.store.views.cache import Cache
+from distill.store.views.lookup import open_row_index
+from distill.store.views.resident import open_resident_view
+from distill.store.views.stream import StreamedView
+from distill.targets.encoding import EncodingSpec
+from distill.targets.tensors import encode
 
 BATCH = 512
 RECORD_BYTES = 404
@@ -57,7 +57,7 @@ BIG_ROWS = 12_000_000
 OPEN_BIG = r"""
 import re, sys, time
 started = time.perf_counter()
-from store.logit_store import LogitStore
+from distill.store.logit_store import LogitStore
 imported = time.perf_counter()
 store = LogitStore.open(sys.argv[1])
 store.require_complete()
@@ -199,7 +199,7 @@ def manifest_of_samples(manifest: Manifest, ids: np.ndarray, labels: np.ndarray)
 
 def open_big(scratch: Path, rows: int) -> dict[str, float]:
     """Documents, ids and commits of a store of many rows; no chunk is needed to open it."""
-    from store.format import commits
+    from distill.store.format import commits
 
     hierarchy = SemanticHierarchy.bundled("imagenet21k-p-fall11")
     ids, labels = synthetic_samples(rows)

@@ -27,16 +27,16 @@ from store_read import (
 )
 
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.format import commits
+from distill.store.format.chunks import chunk_key
+from distill.store.format.codes import ANSWER_ARRAYS
+from distill.store.format.manifest import Manifest, ViewIdentity
+from distill.store.logit_store import LogitStore
+from distill.store.views.cache import Cache
+from distill.store.views.resident import open_resident_view
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
 from distill.targets.tensors import encode
-from store.format import commits
-from store.format.chunks import chunk_key
-from store.format.codes import ANSWER_ARRAYS
-from store.format.manifest import Manifest, ViewIdentity
-from store.logit_store import LogitStore
-from store.views.cache import Cache
-from store.views.resident import open_resident_view
 
 VIEWS, WHOLE, BATCH = 4, 12_000_000, 512
 IMAGES_PER_S = 2000.0  # a fast GPU's, against which a flush is held

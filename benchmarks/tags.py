@@ -41,11 +41,11 @@ from whole_path import processor
 
 from distill.data.sample_ids import find_rows
 from distill.data.source import open_source
+from distill.store.logit_store import LogitStore
 from distill.targets.tensors import SparseTargets, densify
-from store.logit_store import LogitStore
-from teacher_server.inspect.findings import Rules
-from teacher_server.inspect.inspection import Inspection, open_inspection
-from teacher_server.inspect.statistics import UNITS
+from distill.teacher_server.inspect.findings import Rules
+from distill.teacher_server.inspect.inspection import Inspection, open_inspection
+from distill.teacher_server.inspect.statistics import UNITS
 
 WRONG_SHARE = 0.05
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -39,20 +39,20 @@ from distill.data.source import ImageSource, label_indices, open_source
 from distill.data.view_policy import ViewPolicy
 from distill.hierarchy.semantic import resolve
 from distill.models.creation import pick_device
+from distill.store.logit_store import LogitStore
+from distill.store.views.cache import Cache
 from distill.targets.tensors import TargetSource
-from store.logit_store import LogitStore
-from store.views.cache import Cache
-from teacher_server.precompute.options import PrecomputeOptions
-from teacher_server.precompute.run import precompute
-from teacher_server.teacher.loading import MemberChoice, load_teacher
-from trainers.models.student import create_student, student_input
-from trainers.process_group import Machine, World
-from trainers.recipe import Recipe
-from trainers.sources.in_process import InProcessTargets
-from trainers.sources.store import StoreTargets
-from trainers.training.batches import TrainingSet
-from trainers.training.objectives import Objective, objective_of
-from trainers.training.pretrain import pretrain
+from distill.teacher_server.precompute.options import PrecomputeOptions
+from distill.teacher_server.precompute.run import precompute
+from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.trainers.models.student import create_student, student_input
+from distill.trainers.process_group import Machine, World
+from distill.trainers.recipe import Recipe
+from distill.trainers.sources.in_process import InProcessTargets
+from distill.trainers.sources.store import StoreTargets
+from distill.trainers.training.batches import TrainingSet
+from distill.trainers.training.objectives import Objective, objective_of
+from distill.trainers.training.pretrain import pretrain
 
 LABELS, STORE, LIVE, TIMM = "labels alone", "store", "teacher in the process", "timm's task"
 
@@ -150,7 +150,7 @@ class Bench:
         return model, create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=1e-4)
 
     def step(self, targets: TargetSource | None) -> Callable[[], None]:
-        """What `trainers.training.loop` computes in one."""
+        """What `distill.trainers.training.loop` computes in one."""
         model, optimizer = self.student()
 
         def once() -> None:

@@ -23,8 +23,8 @@ from distill.data.source import open_source
 from distill.data.view_policy import ViewPolicy
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.models.card import ModelCard
-from teacher_server.teacher.loading import MemberChoice, load_teacher
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.teacher_server.teacher.teacher import Teacher
 
 TEACHER = "resnet18d-64px-tiny-imagenet-h.safetensors"
 # Mean largest probability of the trained teacher by hierarchy; the last stands for the eleventh.

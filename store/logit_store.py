@@ -1,9 +1,9 @@
 """A logit store: create, write blocks, resume, certify, read blocks.
 
-Chunks are written first, then the block's commit record (`store.format.commits`); a block without
-one does not exist, whatever chunks lie there. When all are there, `finish` compacts the records and
-puts the certificate into the root document (`store.format.root`). A store lies on a disk or in a
-bucket (`store.places.objects`).
+Chunks are written first, then the block's commit record (`distill.store.format.commits`); a block
+without one does not exist, whatever chunks lie there. When all are there, `finish` compacts the
+records and puts the certificate into the root document (`distill.store.format.root`). A store lies
+on a disk or in a bucket (`distill.store.places.objects`).
 """
 
 import os
@@ -21,23 +21,23 @@ from numpy.typing import NDArray
 
 from distill.data.sample_ids import SampleIds, samples_digest
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
-from distill.targets.rows import TargetRows
-from store.format import commits, version2
-from store.format.audit import certificate_of
-from store.format.chunks import block_digest, read_chunks, read_shards, write_chunks
-from store.format.codes import ANSWER_ARRAYS, Codes, StoredBlock
-from store.format.commits import Commit
-from store.format.damage import damage_named
-from store.format.documents import DOCUMENTS, document_digests, require_documents
-from store.format.layout import (
+from distill.store.format import commits, version2
+from distill.store.format.audit import certificate_of
+from distill.store.format.chunks import block_digest, read_chunks, read_shards, write_chunks
+from distill.store.format.codes import ANSWER_ARRAYS, Codes, StoredBlock
+from distill.store.format.commits import Commit
+from distill.store.format.damage import damage_named
+from distill.store.format.documents import DOCUMENTS, document_digests, require_documents
+from distill.store.format.layout import (
     SAMPLE_ARRAYS,
     create_arrays,
     create_hierarchy,
     read_hierarchy,
 )
-from store.format.manifest import Manifest
-from store.format.root import CLAIM_KEY, COPY_KEY, ROOT_KEY, Root, claimed
-from store.places.objects import Objects, open_objects
+from distill.store.format.manifest import Manifest
+from distill.store.format.root import CLAIM_KEY, COPY_KEY, ROOT_KEY, Root, claimed
+from distill.store.places.objects import Objects, open_objects
+from distill.targets.rows import TargetRows
 
 Found = TypeVar("Found")
 SETTLING_ROUNDS = 5

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from store.logit_store import LogitStore
+from distill.store.logit_store import LogitStore
 
 MOST_SPANS = 8
 

@@ -17,11 +17,11 @@ def main() -> None:
     if task == "write":
         from small_store import write
 
-        from store.logit_store import LogitStore
+        from distill.store.logit_store import LogitStore
 
         write(LogitStore.open(where), map(int, rest))
     elif task == "build":
-        from store.views.cache import Cache, Put
+        from distill.store.views.cache import Cache, Put
 
         def fill(put: Put) -> None:
             with Path(rest[0]).open("a") as log:

@@ -9,11 +9,11 @@ from live import echo_teacher
 
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import EncodingSpec
-from teacher_server.http.json_log import json_log
-from teacher_server.http.listener import Address
-from teacher_server.serve.admission import Budgets
-from teacher_server.serve.server import make_server, run
-from teacher_server.serve.service import ServeOptions, Service
+from distill.teacher_server.http.json_log import json_log
+from distill.teacher_server.http.listener import Address
+from distill.teacher_server.serve.admission import Budgets
+from distill.teacher_server.serve.server import make_server, run
+from distill.teacher_server.serve.service import ServeOptions, Service
 
 if __name__ == "__main__":
     teacher = echo_teacher(SemanticHierarchy.bundled("plane-figures"))

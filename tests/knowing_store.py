@@ -11,16 +11,16 @@ from distill.data.sample_ids import samples_digest
 from distill.data.source import label_indices, open_source
 from distill.data.view_policy import PLAIN
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.targets.encoding import EncodingSpec
-from distill.targets.tensors import encode
-from store.format.manifest import (
+from distill.store.format.manifest import (
     DatasetIdentity,
     HierarchyIdentity,
     Manifest,
     TeacherIdentity,
     ViewIdentity,
 )
-from store.logit_store import LogitStore
+from distill.store.logit_store import LogitStore
+from distill.targets.encoding import EncodingSpec
+from distill.targets.tensors import encode
 
 BLOCK, VIEWS = 16, 2
 ANGLES = {"median": 0.1, "p99": 0.2, "max": 0.3}

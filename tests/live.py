@@ -18,14 +18,14 @@ from distill.data.views import Size
 from distill.events import Event, Journal
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelInput
+from distill.store.format.manifest import TeacherIdentity
 from distill.targets.encoding import EncodingSpec
-from store.format.manifest import TeacherIdentity
-from teacher_server.http.keys import ApiKeys
-from teacher_server.serve.admission import Budgets
-from teacher_server.serve.samples import SampleAnswers
-from teacher_server.serve.server import Address, make_server
-from teacher_server.serve.service import ServeOptions, Service
-from teacher_server.teacher.teacher import Member, Teacher
+from distill.teacher_server.http.keys import ApiKeys
+from distill.teacher_server.serve.admission import Budgets
+from distill.teacher_server.serve.samples import SampleAnswers
+from distill.teacher_server.serve.server import Address, make_server
+from distill.teacher_server.serve.service import ServeOptions, Service
+from distill.teacher_server.teacher.teacher import Member, Teacher
 
 SIZE = (8, 8)
 INFER = "/v2/models/teacher/infer"

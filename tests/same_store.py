@@ -5,9 +5,9 @@ from typing import Any
 
 import zarr
 
-from store.format.codes import ANSWER_ARRAYS
-from store.format.layout import SAMPLE_ARRAYS
-from store.logit_store import LogitStore
+from distill.store.format.codes import ANSWER_ARRAYS
+from distill.store.format.layout import SAMPLE_ARRAYS
+from distill.store.logit_store import LogitStore
 
 
 def arrays(path: Path | str) -> dict[str, Any]:

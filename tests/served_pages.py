@@ -15,14 +15,14 @@ from PIL import Image
 
 from distill.data.source import open_source
 from distill.hierarchy.semantic import SemanticHierarchy
-from store.logit_store import LogitStore
-from teacher_server.http.keys import ApiKeys
-from teacher_server.inspect.findings import Rules
-from teacher_server.inspect.inspection import open_inspection
-from teacher_server.inspect.tag_lists import ListedImages
-from teacher_server.pages.server import pages_server
-from teacher_server.pages.site import Lazy, Site, StoreSnapshot
-from teacher_server.serve.server import Address
+from distill.store.logit_store import LogitStore
+from distill.teacher_server.http.keys import ApiKeys
+from distill.teacher_server.inspect.findings import Rules
+from distill.teacher_server.inspect.inspection import open_inspection
+from distill.teacher_server.inspect.tag_lists import ListedImages
+from distill.teacher_server.pages.server import pages_server
+from distill.teacher_server.pages.site import Lazy, Site, StoreSnapshot
+from distill.teacher_server.serve.server import Address
 
 
 @dataclass

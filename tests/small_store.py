@@ -9,17 +9,17 @@ import torch
 
 from distill.data.sample_ids import ascending, sample_ids, samples_digest
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.targets.encoding import EncodingSpec
-from distill.targets.rows import TargetRows
-from distill.targets.tensors import encode
-from store.format.manifest import (
+from distill.store.format.manifest import (
     DatasetIdentity,
     HierarchyIdentity,
     Manifest,
     TeacherIdentity,
     ViewIdentity,
 )
-from store.logit_store import LogitStore
+from distill.store.logit_store import LogitStore
+from distill.targets.encoding import EncodingSpec
+from distill.targets.rows import TargetRows
+from distill.targets.tensors import encode
 
 ROWS, VIEWS, BLOCK = 50, 2, 16
 HIERARCHY = SemanticHierarchy.bundled("plane-figures")

@@ -34,7 +34,7 @@ folder_option = option("--cache", type=PATH, default=Path(CACHE), help="Folder o
 @common.as_json
 def list_files(cache: Path, as_json: bool) -> None:
     """List what is kept: size, kind, when it was opened last."""
-    from store.views.cache import Cache
+    from distill.store.views.cache import Cache
 
     files = Cache(cache.expanduser()).files()
     lines = [
@@ -60,7 +60,7 @@ def verify(cache: Path, as_json: bool) -> None:
 
     Exits with 2 if anything was.
     """
-    from store.views.cache import Cache
+    from distill.store.views.cache import Cache
 
     files = Cache(cache.expanduser())
     count, damaged = len(files.files()), files.damaged()
@@ -79,7 +79,7 @@ def verify(cache: Path, as_json: bool) -> None:
 @common.as_json
 def clear(cache: Path, as_json: bool) -> None:
     """Remove all that no process uses. Unfinished work of servers (*.spool) stays."""
-    from store.views.cache import Cache
+    from distill.store.views.cache import Cache
 
     freed = Cache(cache.expanduser()).clear()
     print_result(as_json, {"freed": freed}, f"{cache}: {format_bytes(freed)} freed")

@@ -9,7 +9,7 @@ import click
 from distill.cli.options.common import format_bytes
 
 if TYPE_CHECKING:
-    from store.summary import StoreSummary
+    from distill.store.summary import StoreSummary
 
 
 def print_result(as_json: bool, document: Mapping[str, Any], *lines: str) -> None:

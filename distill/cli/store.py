@@ -16,7 +16,7 @@ from distill.cli.output import print_result, store_lines
 from distill.cli.signals import WORK_LEFT
 
 if TYPE_CHECKING:
-    from store.logit_store import LogitStore
+    from distill.store.logit_store import LogitStore
 
 location = click.argument("location", metavar="STORE")
 out = option("--out", required=True, help="New store: a folder, or s3://bucket/prefix.")
@@ -35,9 +35,9 @@ def info(location: str, as_json: bool) -> None:
 
     Reads no row but a sample of one view for the agreement. Exits with 75 if blocks are missing.
     """
-    from store.logit_store import LogitStore
-    from store.summary import summarise
-    from teacher_server.inspect.agreement import agreement_of_store
+    from distill.store.logit_store import LogitStore
+    from distill.store.summary import summarise
+    from distill.teacher_server.inspect.agreement import agreement_of_store
 
     opened = LogitStore.open(location)
     summary, agreement = summarise(opened), agreement_of_store(opened)
@@ -73,14 +73,14 @@ def verify(
     wrong, with 75 if nothing is but blocks are missing.
     """
     from distill.errors import ConfigError
-    from store.upkeep.verify import verify
+    from distill.store.upkeep.verify import verify
 
     if (teacher_choice is None) != (data is None):
         raise ConfigError("one of --teacher and --data found, expected both or neither")
     checked = verify(location)
     report = checked.to_json()
     if teacher_choice and data and checked.ok:
-        from teacher_server.precompute.spot_check import ask_again
+        from distill.teacher_server.precompute.spot_check import ask_again
 
         again = ask_again(
             location,
@@ -151,8 +151,8 @@ def repair(
     from dataclasses import asdict
 
     from distill.errors import ConfigError
-    from store.logit_store import LogitStore
-    from teacher_server.precompute.repair import repair
+    from distill.store.logit_store import LogitStore
+    from distill.teacher_server.precompute.repair import repair
 
     if (teacher_choice is None) != (data is None):
         raise ConfigError("one of --teacher and --data found, expected both or neither")
@@ -179,8 +179,8 @@ def repair(
 @common.as_json
 def merge(locations: tuple[str, ...], out: str, as_json: bool) -> None:
     """Merge stores: blocks computed on several machines, more views, or more samples."""
-    from store.logit_store import LogitStore
-    from store.upkeep.algebra import merge
+    from distill.store.logit_store import LogitStore
+    from distill.store.upkeep.algebra import merge
 
     _print_summary(merge(out, [LogitStore.open(each) for each in locations]), as_json)
 
@@ -209,8 +209,8 @@ def subset(
     as_json: bool,
 ) -> None:
     """Make a store of some samples or views of STORE."""
-    from store.logit_store import LogitStore
-    from store.upkeep.algebra import subset
+    from distill.store.logit_store import LogitStore
+    from distill.store.upkeep.algebra import subset
 
     source = LogitStore.open(location)
     rows = _chosen_rows(source, keys, exclude, data, classes, limit)
@@ -233,11 +233,11 @@ def transcode(location: str, out: str, encoding: str | None, as_json: bool) -> N
 
     from distill.hierarchy.semantic import SemanticHierarchy
     from distill.losses.fidelity import gradient_angles, others_of
+    from distill.store.logit_store import LogitStore
+    from distill.store.upkeep.algebra import transcode
     from distill.targets.encoding import EncodingSpec
     from distill.targets.rows import TargetRows
     from distill.targets.tensors import DenseTargets, SparseTargets, densify
-    from store.logit_store import LogitStore
-    from store.upkeep.algebra import transcode
 
     source = LogitStore.open(location)
     hierarchy = SemanticHierarchy.from_json(source.hierarchy)
@@ -268,8 +268,8 @@ def transcode(location: str, out: str, encoding: str | None, as_json: bool) -> N
 @common.as_json
 def diff(first: str, second: str, as_json: bool) -> None:
     """Compare the manifests and the predictions of two stores; exits with 1 if they differ."""
-    from store.logit_store import LogitStore
-    from store.upkeep.diff import diff
+    from distill.store.logit_store import LogitStore
+    from distill.store.upkeep.diff import diff
 
     apart = diff(LogitStore.open(first), LogitStore.open(second))
     if as_json:
@@ -303,7 +303,7 @@ def diff(first: str, second: str, as_json: bool) -> None:
 
 
 def _print_summary(made: "LogitStore", as_json: bool) -> None:
-    from store.summary import summarise
+    from distill.store.summary import summarise
 
     summary = summarise(made)
     print_result(as_json, summary.to_json(), *store_lines(summary))
@@ -359,9 +359,9 @@ def _hierarchy_of(location: str) -> Any:
     """The hierarchy of the store; None where it is damaged, so that --label-set must say it."""
     from distill.errors import DistillError
     from distill.hierarchy.semantic import SemanticHierarchy
-    from store.format.root import read_root_or_copy
-    from store.logit_store import LogitStore
-    from store.places.objects import open_objects
+    from distill.store.format.root import read_root_or_copy
+    from distill.store.logit_store import LogitStore
+    from distill.store.places.objects import open_objects
 
     try:
         manifest = read_root_or_copy(location).manifest

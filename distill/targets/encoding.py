@@ -1,8 +1,8 @@
 """The encoding spec: what of a teacher's answer is kept. Numbers only, no arrays and no torch.
 
-`distill.targets.tensors.encode` selects entries by it on the teacher's device, `store.format.codes`
-turns them into the integers of a store. A store's manifest holds the spec, so a reader configures
-itself.
+`distill.targets.tensors.encode` selects entries by it on the teacher's device,
+`distill.store.format.codes` turns them into the integers of a store. A store's manifest holds the
+spec, so a reader configures itself.
 """
 
 import re

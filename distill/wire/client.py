@@ -3,7 +3,7 @@
 Speaks the same protocol as any client of the Open Inference Protocol. Connections are kept, and
 transient failures (a server that is full, starts or restarts, a network that hangs up) are retried.
 Every request carries the teacher's fingerprint, so a run never mixes teachers. What a training run
-asks is `trainers.sources.server`.
+asks is `distill.trainers.sources.server`.
 """
 
 import json

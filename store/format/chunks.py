@@ -14,12 +14,12 @@ import numcodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from store.format.codes import ANSWER_ARRAYS, StoredBlock
-from store.format.damage import damage_named
-from store.format.layout import COMPRESSION_LEVEL, blosc_block
-from store.format.manifest import Manifest
-from store.places.backend import Span
-from store.places.objects import Objects
+from distill.store.format.codes import ANSWER_ARRAYS, StoredBlock
+from distill.store.format.damage import damage_named
+from distill.store.format.layout import COMPRESSION_LEVEL, blosc_block
+from distill.store.format.manifest import Manifest
+from distill.store.places.backend import Span
+from distill.store.places.objects import Objects
 
 CHECKSUM_BYTES = 4
 INDEX_ENTRY = np.dtype([("offset", "<u8"), ("size", "<u8")])

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from distill.errors import CorruptStoreError, first_line
-from store.format import version2
-from store.format.chunks import ChunkSizes
-from store.format.codes import ANSWER_ARRAYS
-from store.format.layout import FLAT_KEYS
-from store.format.manifest import Manifest, digest_of_json
-from store.format.root import COMPACTED, Root, group_document
-from store.places.objects import Objects
+from distill.store.format import version2
+from distill.store.format.chunks import ChunkSizes
+from distill.store.format.codes import ANSWER_ARRAYS
+from distill.store.format.layout import FLAT_KEYS
+from distill.store.format.manifest import Manifest, digest_of_json
+from distill.store.format.root import COMPACTED, Root, group_document
+from distill.store.places.objects import Objects
 
 Record = dict[str, Any]
 

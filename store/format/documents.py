@@ -5,11 +5,11 @@ import json
 from collections.abc import Sequence
 
 from distill.errors import CorruptStoreError
-from store.format import commits
-from store.format.codes import ANSWER_ARRAYS
-from store.format.layout import SAMPLE_ARRAYS
-from store.format.root import Root, group_document
-from store.places.objects import Objects
+from distill.store.format import commits
+from distill.store.format.codes import ANSWER_ARRAYS
+from distill.store.format.layout import SAMPLE_ARRAYS
+from distill.store.format.root import Root, group_document
+from distill.store.places.objects import Objects
 
 HIERARCHY_KEYS = ("hierarchy/zarr.json", "hierarchy/c.0")
 ANSWER_KEYS = tuple(f"{name}/zarr.json" for name in ANSWER_ARRAYS)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 
 from distill.data.sample_ids import SampleIds
-from store.format.codes import ANSWER_ARRAYS, SQ_NORM_UNITS
-from store.format.manifest import Manifest
-from store.places.objects import Objects
+from distill.store.format.codes import ANSWER_ARRAYS, SQ_NORM_UNITS
+from distill.store.format.manifest import Manifest
+from distill.store.places.objects import Objects
 
 SAMPLE_DESCRIPTIONS = {
     "sample_id": "BLAKE2b-128 of the sample's key, big-endian, high word first; ascending, so that "

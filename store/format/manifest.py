@@ -12,8 +12,8 @@ from operator import gt
 from typing import Any, get_args
 
 from distill.errors import ConfigError, CorruptStoreError, StoreError, StoreMismatchError
+from distill.store.format.codes import Coding
 from distill.targets.encoding import Answers, EncodingSpec
-from store.format.codes import Coding
 
 MAX_BLOCKS = 1_000_000
 FORMAT_NAME, FORMAT_VERSION = "distill-store", 3

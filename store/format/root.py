@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from distill.errors import CorruptStoreError, StoreError
-from store.format import version2
-from store.format.audit import modern
-from store.format.manifest import Manifest, digest_of_json
-from store.places.objects import Objects, open_objects
+from distill.store.format import version2
+from distill.store.format.audit import modern
+from distill.store.format.manifest import Manifest, digest_of_json
+from distill.store.places.objects import Objects, open_objects
 
 # Arrays of a generation of compacted commits.
 COMPACTED = ("content_sha256", "chunk_bytes", "records")

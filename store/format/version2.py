@@ -8,11 +8,11 @@ import hashlib
 import numpy as np
 
 from distill.errors import StoreError
-from store.format.chunks import decode_chunk
-from store.format.codes import ANSWER_ARRAYS, StoredBlock
-from store.format.damage import damage_named
-from store.format.manifest import Manifest
-from store.places.objects import Objects
+from distill.store.format.chunks import decode_chunk
+from distill.store.format.codes import ANSWER_ARRAYS, StoredBlock
+from distill.store.format.damage import damage_named
+from distill.store.format.manifest import Manifest
+from distill.store.places.objects import Objects
 
 VERSION = 2
 ARRAYS = (*ANSWER_ARRAYS, "valid")

@@ -11,7 +11,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import AzureStore, GCSStore, S3Store
 
-from store.places.backend import Span
+from distill.store.places.backend import Span
 
 BUCKETS = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
 RETRIES, RETRY_FOR = 10, timedelta(minutes=3)
@@ -19,7 +19,7 @@ CLIENT: Any = {"allow_http": True, "timeout": timedelta(seconds=60)}
 
 
 class BucketBackend:
-    """See `store.places.backend.Backend`."""
+    """See `distill.store.places.backend.Backend`."""
 
     requests = 16
 

@@ -14,14 +14,14 @@ from distill.files import (
     write_all_atomically,
     write_new_atomically,
 )
-from store.places.backend import Span
+from distill.store.places.backend import Span
 
 ABANDONED_S = 3600.0  # after which a half-written file has no writer any more
 
 
 @dataclass(frozen=True)
 class FolderBackend:
-    """See `store.places.backend.Backend`."""
+    """See `distill.store.places.backend.Backend`."""
 
     folder: Path
     requests = 1  # a file takes 15 µs; threads would only cost

@@ -25,10 +25,10 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from distill.errors import StoreError, first_line
-from store.places.backend import Backend, Span
-from store.places.bucket import BUCKETS, BucketBackend
-from store.places.disk import FolderBackend
-from store.places.web import WebBackend
+from distill.store.places.backend import Backend, Span
+from distill.store.places.bucket import BUCKETS, BucketBackend
+from distill.store.places.disk import FolderBackend
+from distill.store.places.web import WebBackend
 
 WEB = ("http", "https", "hf")
 SCHEMES = (*BUCKETS, *WEB)

@@ -9,7 +9,7 @@ from distill.errors import StoreError
 from distill.storage.locations import place_of
 from distill.storage.place import AbsentError, WholeOnlyError
 from distill.storage.web import trusted_authorities
-from store.places.backend import Span
+from distill.store.places.backend import Span
 
 MOST_BYTES = 2**31  # of one object, which may be anybody's
 PROBE_S = 10.0
@@ -28,7 +28,7 @@ def is_store(url: str) -> bool:
 
 
 class WebBackend:
-    """See `store.places.backend.Backend`. url: http(s)://… or hf://…, as data has them."""
+    """See `distill.store.places.backend.Backend`. url: http(s)://… or hf://…, as data has them."""
 
     requests = 16
 

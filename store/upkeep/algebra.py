@@ -22,15 +22,15 @@ from distill.errors import (
     StoreError,
     StoreMismatchError,
 )
+from distill.store.format.audit import LEAST_ROWS, AuditedViews, worst_of
+from distill.store.format.codes import FIELDS, Codes
+from distill.store.format.manifest import FORMAT_VERSION, DatasetIdentity, Manifest, ViewIdentity
+from distill.store.logit_store import LogitStore
+from distill.store.places.objects import Objects, open_objects
+from distill.store.upkeep.compare import steps_apart
+from distill.store.upkeep.reader import RowReader
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
-from store.format.audit import LEAST_ROWS, AuditedViews, worst_of
-from store.format.codes import FIELDS, Codes
-from store.format.manifest import FORMAT_VERSION, DatasetIdentity, Manifest, ViewIdentity
-from store.logit_store import LogitStore
-from store.places.objects import Objects, open_objects
-from store.upkeep.compare import steps_apart
-from store.upkeep.reader import RowReader
 
 # audit(before, after, labels): angles by name of the second answers as if the first were exact.
 Audit = Callable[[TargetRows, TargetRows, NDArray[np.int64]], Mapping[str, NDArray[np.float64]]]

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.sample_ids import SampleIds, find_rows
-from store.logit_store import LogitStore
+from distill.store.logit_store import LogitStore
 
 
 def changed_data(store: LogitStore, ids: SampleIds, labels: NDArray[np.int64]) -> str:

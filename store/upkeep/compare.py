@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.store.format.codes import Codes
+from distill.store.format.manifest import Manifest
 from distill.targets.encoding import Answers
 from distill.targets.rows import TargetRows
-from store.format.codes import Codes
-from store.format.manifest import Manifest
 
 
 def dense_probs(

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.sample_ids import find_rows
-from store.logit_store import LogitStore
-from store.upkeep.compare import angles_apart, dense_probs
-from store.upkeep.reader import RowReader
+from distill.store.logit_store import LogitStore
+from distill.store.upkeep.compare import angles_apart, dense_probs
+from distill.store.upkeep.reader import RowReader
 
 ROWS_AT_ONCE = 1024
 

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from store.format.codes import FIELDS, Codes
-from store.logit_store import LogitStore
+from distill.store.format.codes import FIELDS, Codes
+from distill.store.logit_store import LogitStore
 
 
 class RowReader:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from distill.data.sample_ids import SampleIds
 from distill.errors import CorruptStoreError, StoreError, StoreMismatchError
-from store.format import commits, version2
-from store.format.chunks import block_digest, read_chunks, sizes_in_shards
-from store.format.documents import (
+from distill.store.format import commits, version2
+from distill.store.format.chunks import block_digest, read_chunks, sizes_in_shards
+from distill.store.format.documents import (
     ANSWER_KEYS,
     DOCUMENTS,
     HIERARCHY_KEYS,
@@ -24,16 +24,23 @@ from store.format.documents import (
     damaged_documents,
     document_digests,
 )
-from store.format.layout import (
+from distill.store.format.layout import (
     create_answer_arrays,
     create_hierarchy,
     create_sample_arrays,
 )
-from store.format.manifest import Manifest
-from store.format.root import CLAIM_KEY, COPY_KEY, ROOT_KEY, Root, claim_of, read_root_or_copy
-from store.logit_store import LogitStore
-from store.places.objects import Objects, open_objects
-from store.upkeep.verify import Verification, verify
+from distill.store.format.manifest import Manifest
+from distill.store.format.root import (
+    CLAIM_KEY,
+    COPY_KEY,
+    ROOT_KEY,
+    Root,
+    claim_of,
+    read_root_or_copy,
+)
+from distill.store.logit_store import LogitStore
+from distill.store.places.objects import Objects, open_objects
+from distill.store.upkeep.verify import Verification, verify
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Verify that every byte of a store is what was written.
 
-Reads all: documents, commits, samples, every chunk of every view. `store.upkeep.repair` puts right
-what it finds.
+Reads all: documents, commits, samples, every chunk of every view. `distill.store.upkeep.repair`
+puts right what it finds.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from distill.errors import CorruptStoreError, StoreError
-from store.format.codes import Codes
-from store.format.documents import damaged_documents
-from store.format.manifest import FORMAT_VERSION
-from store.format.root import COPY_KEY, ROOT_KEY, Root, read_root_or_copy
-from store.logit_store import LogitStore
-from store.places.objects import Objects, open_objects
-from store.summary import missing_blocks
-from store.views.resident import decoders
+from distill.store.format.codes import Codes
+from distill.store.format.documents import damaged_documents
+from distill.store.format.manifest import FORMAT_VERSION
+from distill.store.format.root import COPY_KEY, ROOT_KEY, Root, read_root_or_copy
+from distill.store.logit_store import LogitStore
+from distill.store.places.objects import Objects, open_objects
+from distill.store.summary import missing_blocks
+from distill.store.views.resident import decoders
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.sample_ids import SampleIds, find_rows
-from store.logit_store import LogitStore
-from store.views.cache import Cache, Put
+from distill.store.logit_store import LogitStore
+from distill.store.views.cache import Cache, Put
 
 ROWS_PER_PREFIX = 64
 ID_DTYPE = np.dtype([("words", np.uint64, (2,))])

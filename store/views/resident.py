@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import StoreError
+from distill.store.format.codes import codes_of, record_dtype
+from distill.store.format.commits import Commit
+from distill.store.format.manifest import Manifest
+from distill.store.logit_store import LogitStore
+from distill.store.views.cache import Cache, Put
 from distill.targets.rows import TargetRows
-from store.format.codes import codes_of, record_dtype
-from store.format.commits import Commit
-from store.format.manifest import Manifest
-from store.logit_store import LogitStore
-from store.views.cache import Cache, Put
 
 
 @dataclass(frozen=True, eq=False)

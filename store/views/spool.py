@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from distill.errors import CorruptStoreError, InUseError, StoreError
 from distill.files import sole_writer
-from store.format.codes import FIELDS, Codes, codes_of, record_dtype
-from store.format.commits import Commit
-from store.logit_store import LogitStore
-from store.views.resident import decode_block
+from distill.store.format.codes import FIELDS, Codes, codes_of, record_dtype
+from distill.store.format.commits import Commit
+from distill.store.logit_store import LogitStore
+from distill.store.views.resident import decode_block
 
 LOOK_AGAIN_S = 10.0  # after which another process may have committed a block
 

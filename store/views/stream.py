@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.store.format.codes import codes_of, record_dtype
+from distill.store.logit_store import LogitStore
+from distill.store.views.resident import decode_block, decoders, require_view
 from distill.targets.rows import TargetRows
-from store.format.codes import codes_of, record_dtype
-from store.logit_store import LogitStore
-from store.views.resident import decode_block, decoders, require_view
 
 
 class StreamedView:

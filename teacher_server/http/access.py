@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from starlette.types import Send
 
-from teacher_server.http.keys import ApiKeys
+from distill.teacher_server.http.keys import ApiKeys
 
 LOOPBACK_NAME = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 FOR_PROGRAMS = ("/v2", "/metrics", "/openapi.json")

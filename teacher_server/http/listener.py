@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from distill.errors import ConfigError
-from teacher_server.http.keys import ApiKeys
+from distill.teacher_server.http.keys import ApiKeys
 
 IDLE_CONNECTIONS_S = 75  # kept open, as nginx does; clients keep theirs for a minute
 MAX_CONNECTIONS = 4096

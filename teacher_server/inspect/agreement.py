@@ -4,9 +4,9 @@ import numpy as np
 
 from distill.errors import CorruptStoreError
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.format.commits import commit_of
+from distill.store.logit_store import LogitStore
 from distill.targets.agreement import AGREEMENT_ROWS, TagAgreement, agreement_of
-from store.format.commits import commit_of
-from store.logit_store import LogitStore
 
 
 def agreement_of_store(store: LogitStore) -> TagAgreement | None:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.upkeep.compare import dense_probs
 from distill.targets.encoding import Answers
 from distill.targets.rows import TargetRows
-from store.upkeep.compare import dense_probs
 
 CLASSES_SHOWN = 5
 

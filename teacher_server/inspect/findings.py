@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distill.errors import ConfigError
 from distill.hierarchy.semantic import SemanticHierarchy
-from teacher_server.inspect.statistics import UNITS, Beliefs, Images, RowState
+from distill.teacher_server.inspect.statistics import UNITS, Beliefs, Images, RowState
 
 FORMAT = "verdicts 1"  # of what is kept; another one where the rules below change
 

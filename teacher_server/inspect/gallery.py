@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import ConfigError
-from teacher_server.inspect.inspection import Inspection
-from teacher_server.inspect.statistics import UNITS, RowState
+from distill.teacher_server.inspect.inspection import Inspection
+from distill.teacher_server.inspect.statistics import UNITS, RowState
 
 Kind = Literal["all", "missing", "suspect"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from distill.data.sample_ids import SampleIds, find_rows
 from distill.errors import StoreError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.logit_store import LogitStore
+from distill.store.summary import StoreSummary, summarise
+from distill.store.views.cache import Cache, Put
 from distill.targets.rows import TargetRows
-from store.logit_store import LogitStore
-from store.summary import StoreSummary, summarise
-from store.views.cache import Cache, Put
-from teacher_server.inspect.findings import (
+from distill.teacher_server.inspect.findings import (
     FORMAT,
     VERDICTS,
     Rules,
@@ -25,10 +25,16 @@ from teacher_server.inspect.findings import (
     Verdict,
     find_tags,
 )
-from teacher_server.inspect.overview import HierarchyFigures, figures_by_hierarchy
-from teacher_server.inspect.statistics import UNITS, Beliefs, RowState, digest_of, open_beliefs
-from teacher_server.inspect.subtrees import SUMS, Subtrees, sums_by_subtree
-from teacher_server.inspect.tree import ClassTree
+from distill.teacher_server.inspect.overview import HierarchyFigures, figures_by_hierarchy
+from distill.teacher_server.inspect.statistics import (
+    UNITS,
+    Beliefs,
+    RowState,
+    digest_of,
+    open_beliefs,
+)
+from distill.teacher_server.inspect.subtrees import SUMS, Subtrees, sums_by_subtree
+from distill.teacher_server.inspect.tree import ClassTree
 
 PLAIN_INSTEAD = (
     "judge by a store of plain views, `distill precompute … --view-policy plain --store PLAIN`, "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill.hierarchy.semantic import SemanticHierarchy
-from teacher_server.inspect.statistics import CONFIDENCE_BINS, Beliefs
+from distill.teacher_server.inspect.statistics import CONFIDENCE_BINS, Beliefs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SUMMED = ("confidence_sum", "entries", "mass", "sq_norm", "labelled", "same_top", "change")

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from distill.errors import CorruptStoreError
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.format.commits import Commit
+from distill.store.logit_store import LogitStore
+from distill.store.views.cache import Cache, Put
+from distill.store.views.resident import decoders
 from distill.targets.rows import TargetRows
-from store.format.commits import Commit
-from store.logit_store import LogitStore
-from store.views.cache import Cache, Put
-from store.views.resident import decoders
 
 UNITS = 65535  # a probability or a confidence of 1
 CONFIDENCE_BINS = 1000

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_server.inspect.findings import TagFindings
-from teacher_server.inspect.statistics import UNITS, Beliefs, RowState
-from teacher_server.inspect.tree import ClassTree
+from distill.teacher_server.inspect.findings import TagFindings
+from distill.teacher_server.inspect.statistics import UNITS, Beliefs, RowState
+from distill.teacher_server.inspect.tree import ClassTree
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from distill.data.sample_ids import find_rows
 from distill.data.source import ImageSource
 from distill.errors import StoreMismatchError
 from distill.files import write_csv
-from teacher_server.inspect.findings import Findings, contradiction
-from teacher_server.inspect.inspection import Inspection
-from teacher_server.inspect.statistics import UNITS, RowState
+from distill.teacher_server.inspect.findings import Findings, contradiction
+from distill.teacher_server.inspect.inspection import Inspection
+from distill.teacher_server.inspect.statistics import UNITS, RowState
 
 
 @dataclass(frozen=True, eq=False)

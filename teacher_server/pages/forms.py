@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from distill.errors import DistillError
-from teacher_server.inspect.gallery import KINDS, GalleryFilter, Kind
-from teacher_server.pages.error import PageError
-from teacher_server.pages.site import Site
+from distill.teacher_server.inspect.gallery import KINDS, GalleryFilter, Kind
+from distill.teacher_server.pages.error import PageError
+from distill.teacher_server.pages.site import Site
 
 
 def number(

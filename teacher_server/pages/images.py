@@ -8,8 +8,8 @@ from distill.data.images import read_image, squish
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import draw_view, render_pixels
 from distill.errors import DistillError
-from teacher_server.pages.error import PageError
-from teacher_server.pages.site import StoreSnapshot
+from distill.teacher_server.pages.error import PageError
+from distill.teacher_server.pages.site import StoreSnapshot
 
 
 def image_of(look: StoreSnapshot, row: int, view: int | None) -> Image.Image:

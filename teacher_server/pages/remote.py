@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from distill.errors import StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.teacher_server.inspect.dense_rows import dense
+from distill.teacher_server.pages.site import Prediction
 from distill.wire.client import TeacherClient
-from teacher_server.inspect.dense_rows import dense
-from teacher_server.pages.site import Prediction
 
 
 class RemoteTeacher:

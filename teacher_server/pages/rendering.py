@@ -14,9 +14,9 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from distill.files import write_atomically
-from teacher_server.inspect.inspection import Inspection
-from teacher_server.inspect.overview import QUANTILES
-from teacher_server.pages.site import Lazy, Site, StoreSnapshot
+from distill.teacher_server.inspect.inspection import Inspection
+from distill.teacher_server.inspect.overview import QUANTILES
+from distill.teacher_server.pages.site import Lazy, Site, StoreSnapshot
 
 STATIC = {
     "style.css": "text/css",
@@ -109,7 +109,7 @@ def shown_id(sample_id: NDArray[np.uint64]) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("teacher_server.pages"),
+        loader=PackageLoader("distill.teacher_server.pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -17,14 +17,13 @@ from starlette.requests import ClientDisconnect
 
 from distill.data.sample_ids import sample_ids
 from distill.errors import ConfigError, DistillError
-from distill.wire.refusal import CLIENT_GONE, Refused
-from teacher_server.http.access import FOR_PROGRAMS
-from teacher_server.inspect.dense_rows import dense, in_words
-from teacher_server.inspect.gallery import KINDS, GalleryFilter
-from teacher_server.pages.error import PageError
-from teacher_server.pages.forms import class_named, number, wanted_by
-from teacher_server.pages.images import as_jpeg, image_of
-from teacher_server.pages.rendering import (
+from distill.teacher_server.http.access import FOR_PROGRAMS
+from distill.teacher_server.inspect.dense_rows import dense, in_words
+from distill.teacher_server.inspect.gallery import KINDS, GalleryFilter
+from distill.teacher_server.pages.error import PageError
+from distill.teacher_server.pages.forms import class_named, number, wanted_by
+from distill.teacher_server.pages.images import as_jpeg, image_of
+from distill.teacher_server.pages.rendering import (
     STATIC,
     charts_of,
     class_url,
@@ -33,8 +32,9 @@ from teacher_server.pages.rendering import (
     shown_id,
     static_text,
 )
-from teacher_server.pages.site import LiveTeacher, Prediction, Site, StoreSnapshot
-from teacher_server.pages.uploads import Upload, announced_bytes, received, uploaded
+from distill.teacher_server.pages.site import LiveTeacher, Prediction, Site, StoreSnapshot
+from distill.teacher_server.pages.uploads import Upload, announced_bytes, received, uploaded
+from distill.wire.refusal import CLIENT_GONE, Refused
 
 THUMBNAIL, LARGE = 160, 512  # longer side in pixels
 DECODED_AT_ONCE = 4  # images, each of which may take some hundred megabytes

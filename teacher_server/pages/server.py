@@ -10,11 +10,11 @@ from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from teacher_server.http.access import AccessDenied, authenticate, send_error
-from teacher_server.http.keys import ApiKeys
-from teacher_server.http.listener import Address, configured
-from teacher_server.pages.routes import add_pages, error_page
-from teacher_server.pages.site import Site
+from distill.teacher_server.http.access import AccessDenied, authenticate, send_error
+from distill.teacher_server.http.keys import ApiKeys
+from distill.teacher_server.http.listener import Address, configured
+from distill.teacher_server.pages.routes import add_pages, error_page
+from distill.teacher_server.pages.site import Site
 
 
 class Guarded:

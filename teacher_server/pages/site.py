@@ -23,11 +23,11 @@ from PIL import Image
 from distill.data.views import Size
 from distill.errors import DistillError, StoreError
 from distill.hierarchy.semantic import SemanticHierarchy
-from teacher_server.inspect.findings import Rules
-from teacher_server.inspect.gallery import Gallery, GalleryFilter
-from teacher_server.inspect.inspection import Inspection, open_inspection
-from teacher_server.inspect.tag_lists import ListedImages
-from teacher_server.inspect.tree import ClassTree
+from distill.teacher_server.inspect.findings import Rules
+from distill.teacher_server.inspect.gallery import Gallery, GalleryFilter
+from distill.teacher_server.inspect.inspection import Inspection, open_inspection
+from distill.teacher_server.inspect.tag_lists import ListedImages
+from distill.teacher_server.inspect.tree import ClassTree
 
 LOOK_AGAIN_S = 30.0  # at a store that is not complete
 PATIENCE = 20.0  # times as long as it took to look at it

@@ -13,9 +13,9 @@ from starlette.formparsers import MultiPartException
 
 from distill.data.images import FORMATS, decode_image, squish
 from distill.errors import DistillError
+from distill.teacher_server.pages.images import as_jpeg
+from distill.teacher_server.pages.site import LiveTeacher, Student
 from distill.wire.refusal import Refused, malformed, too_large
-from teacher_server.pages.images import as_jpeg
-from teacher_server.pages.site import LiveTeacher, Student
 
 SHOWN = 512  # longer side in pixels
 

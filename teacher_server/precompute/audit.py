@@ -15,11 +15,11 @@ from distill.data.loader import ViewBatch, in_batches, load_views
 from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
 from distill.losses.fidelity import gradient_angles, others_of, precision_angle
+from distill.store.format.audit import PRECISION, AuditedViews, audited_rows
+from distill.store.format.codes import Codes
+from distill.store.logit_store import LogitStore
 from distill.targets.tensors import DenseTargets, SparseTargets
-from store.format.audit import PRECISION, AuditedViews, audited_rows
-from store.format.codes import Codes
-from store.logit_store import LogitStore
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.teacher.teacher import Teacher
 
 REPLAY_ROWS = 32  # the first rows of a store, whose views are proved
 ROWS_A_BATCH = 16

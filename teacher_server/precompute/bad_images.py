@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from distill.data.source import ImageSource
 from distill.errors import DataError
-from store.logit_store import LogitStore
+from distill.store.logit_store import LogitStore
 
 
 class BadImages:

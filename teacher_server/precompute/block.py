@@ -15,12 +15,12 @@ from distill.data.loader import ViewBatch
 from distill.data.source import ImageSource
 from distill.errors import StoreError, TeacherError, printable
 from distill.events import Journal
+from distill.store.logit_store import LogitStore
 from distill.targets.rows import TargetRows
-from store.logit_store import LogitStore
-from teacher_server.precompute.audit import Audit
-from teacher_server.teacher.forward_pass import Encoded
-from teacher_server.teacher.stages import StageSeconds
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.precompute.audit import Audit
+from distill.teacher_server.teacher.forward_pass import Encoded
+from distill.teacher_server.teacher.stages import StageSeconds
+from distill.teacher_server.teacher.teacher import Teacher
 
 SAY_EVERY_S, LONGEST_WAIT_S = 30, 1800
 UNWRITTEN_BLOCKS = 2  # that wait for the disk; beyond it the teacher waits

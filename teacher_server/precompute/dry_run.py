@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.source import ImageSource, label_indices
-from teacher_server.precompute.options import PrecomputeOptions, Share
-from teacher_server.precompute.run import manifest_for, open_matching, rows_of
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.precompute.options import PrecomputeOptions, Share
+from distill.teacher_server.precompute.run import manifest_for, open_matching, rows_of
+from distill.teacher_server.teacher.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,16 +14,16 @@ from distill.data.view_policy import ViewPolicy
 from distill.errors import TeacherError
 from distill.losses.fidelity import gradient_angles, others_of
 from distill.progress import progress
+from distill.store.format.audit import LEAST_ROWS, AuditedViews
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
 from distill.targets.tensors import DenseTargets, sparsify
-from store.format.audit import LEAST_ROWS, AuditedViews
-from teacher_server.precompute.audit import REPLAY_ROWS
-from teacher_server.precompute.block import located, put_by_view
-from teacher_server.precompute.pipeline import run_forward
-from teacher_server.teacher.batch_size import Throughput
-from teacher_server.teacher.forward_pass import Forward
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.precompute.audit import REPLAY_ROWS
+from distill.teacher_server.precompute.block import located, put_by_view
+from distill.teacher_server.precompute.pipeline import run_forward
+from distill.teacher_server.teacher.batch_size import Throughput
+from distill.teacher_server.teacher.forward_pass import Forward
+from distill.teacher_server.teacher.teacher import Teacher
 
 
 @dataclass(eq=False)

@@ -15,15 +15,15 @@ from typing import Any
 from distill.data.loader import ViewBatch, ViewRequest, in_batches, load_views
 from distill.data.source import ImageSource
 from distill.events import Journal
-from store.format.audit import audited_rows
-from store.logit_store import LogitStore
-from teacher_server.precompute.audit import REPLAY_ROWS
-from teacher_server.precompute.block import BlockAnswers, BlockWriter
-from teacher_server.precompute.options import PrecomputeOptions, Share
-from teacher_server.teacher.batch_size import Throughput, choose_speed
-from teacher_server.teacher.forward_pass import Encoded, Forward
-from teacher_server.teacher.stages import StageSeconds
-from teacher_server.teacher.teacher import Teacher
+from distill.store.format.audit import audited_rows
+from distill.store.logit_store import LogitStore
+from distill.teacher_server.precompute.audit import REPLAY_ROWS
+from distill.teacher_server.precompute.block import BlockAnswers, BlockWriter
+from distill.teacher_server.precompute.options import PrecomputeOptions, Share
+from distill.teacher_server.teacher.batch_size import Throughput, choose_speed
+from distill.teacher_server.teacher.forward_pass import Encoded, Forward
+from distill.teacher_server.teacher.stages import StageSeconds
+from distill.teacher_server.teacher.teacher import Teacher
 
 OnBatch = Callable[[int, dict[str, str]], None]
 BATCHES_AHEAD = 1  # wait at the device, so that it need not wait

@@ -21,18 +21,18 @@ from distill.data.source import ImageSource, label_indices
 from distill.data.view_policy import ViewPolicy
 from distill.errors import ConfigError, DataError
 from distill.events import Journal
+from distill.store.format.audit import AuditedViews, audited_rows
+from distill.store.format.codes import ANSWER_ARRAYS
+from distill.store.format.layout import SAMPLE_CHUNK_ROWS, create_sample_arrays
+from distill.store.logit_store import LogitStore
+from distill.store.places.objects import Objects
 from distill.targets.agreement import TagAgreement, agreement_of
 from distill.targets.encoding import EncodingSpec
-from store.format.audit import AuditedViews, audited_rows
-from store.format.codes import ANSWER_ARRAYS
-from store.format.layout import SAMPLE_CHUNK_ROWS, create_sample_arrays
-from store.logit_store import LogitStore
-from store.places.objects import Objects
-from teacher_server.precompute.options import PrecomputeOptions, block_rows_for
-from teacher_server.precompute.pilot import Pilot, PilotRuns
-from teacher_server.precompute.run import manifest_for
-from teacher_server.teacher.batch_size import choose_speed
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.precompute.options import PrecomputeOptions, block_rows_for
+from distill.teacher_server.precompute.pilot import Pilot, PilotRuns
+from distill.teacher_server.precompute.run import manifest_for
+from distill.teacher_server.teacher.batch_size import choose_speed
+from distill.teacher_server.teacher.teacher import Teacher
 
 PILOT_VIEWS = 2  # tells what a further view of a decoded image costs
 COMMIT_BYTES, COMMIT_BYTES_A_VIEW = 40, 64  # compacted: two copies of a digest, host and time

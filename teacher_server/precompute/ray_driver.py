@@ -21,13 +21,18 @@ from distill.data.source import ImageSource
 from distill.errors import ConfigError, DistillError, TeacherUnavailableError, first_line
 from distill.events import Journal
 from distill.progress import Ticker, progress
-from store.logit_store import LogitStore
-from teacher_server.precompute.bad_images import BadImages
-from teacher_server.precompute.options import PrecomputeOptions
-from teacher_server.precompute.ray_worker import LoadTeacher, Worker, WorkerReport
-from teacher_server.precompute.run import PrecomputeReport, finish_if_complete, report_of, rows_of
-from teacher_server.teacher.batch_size import Throughput
-from teacher_server.teacher.stages import StageSeconds
+from distill.store.logit_store import LogitStore
+from distill.teacher_server.precompute.bad_images import BadImages
+from distill.teacher_server.precompute.options import PrecomputeOptions
+from distill.teacher_server.precompute.ray_worker import LoadTeacher, Worker, WorkerReport
+from distill.teacher_server.precompute.run import (
+    PrecomputeReport,
+    finish_if_complete,
+    report_of,
+    rows_of,
+)
+from distill.teacher_server.teacher.batch_size import Throughput
+from distill.teacher_server.teacher.stages import StageSeconds
 
 HOST_AND_PORT = re.compile(r"(?:ray://)?([^/:]+):(\d{1,5})")
 CONNECT_S = 10.0
@@ -84,7 +89,7 @@ def precompute_on_ray(
     journal: Journal | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> PrecomputeReport:
-    """`teacher_server.precompute.run.precompute` by the workers of a cluster.
+    """`distill.teacher_server.precompute.run.precompute` by the workers of a cluster.
 
     Images, weights and store must be where every node finds them. load: the teacher on a device of
     that name; called in each worker. workers: None is one a GPU, or one a node where there is none.

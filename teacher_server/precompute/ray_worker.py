@@ -10,12 +10,12 @@ from threading import Lock
 
 from distill.data.source import ImageSource
 from distill.events import Event, Journal
-from teacher_server.precompute.options import PrecomputeOptions
-from teacher_server.precompute.pipeline import Pipeline
-from teacher_server.precompute.run import log_start, open_or_create
-from teacher_server.teacher.batch_size import Throughput
-from teacher_server.teacher.stages import StageSeconds
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.precompute.options import PrecomputeOptions
+from distill.teacher_server.precompute.pipeline import Pipeline
+from distill.teacher_server.precompute.run import log_start, open_or_create
+from distill.teacher_server.teacher.batch_size import Throughput
+from distill.teacher_server.teacher.stages import StageSeconds
+from distill.teacher_server.teacher.teacher import Teacher
 
 LoadTeacher = Callable[[str], Teacher]
 

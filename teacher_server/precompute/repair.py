@@ -8,15 +8,15 @@ from distill.data.source import ImageSource, label_indices
 from distill.data.view_policy import ViewPolicy
 from distill.errors import StoreError
 from distill.events import Journal
-from store.format.manifest import DatasetIdentity
-from store.format.root import Root, read_root_or_copy
-from store.logit_store import LogitStore
-from store.upkeep.repair import Dataset, fill_from, restore, revoke_bad
-from teacher_server.precompute.bad_images import BadImages
-from teacher_server.precompute.options import PrecomputeOptions
-from teacher_server.precompute.pipeline import Pipeline
-from teacher_server.precompute.run import fill, finish_if_complete
-from teacher_server.teacher.teacher import Teacher
+from distill.store.format.manifest import DatasetIdentity
+from distill.store.format.root import Root, read_root_or_copy
+from distill.store.logit_store import LogitStore
+from distill.store.upkeep.repair import Dataset, fill_from, restore, revoke_bad
+from distill.teacher_server.precompute.bad_images import BadImages
+from distill.teacher_server.precompute.options import PrecomputeOptions
+from distill.teacher_server.precompute.pipeline import Pipeline
+from distill.teacher_server.precompute.run import fill, finish_if_complete
+from distill.teacher_server.teacher.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)

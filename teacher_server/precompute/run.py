@@ -20,20 +20,20 @@ from distill.data.source import ImageSource, label_indices
 from distill.errors import IncompleteStoreError, StoreMismatchError
 from distill.events import Journal
 from distill.progress import progress
+from distill.store.format.manifest import DatasetIdentity, HierarchyIdentity, Manifest, ViewIdentity
+from distill.store.logit_store import LogitStore, has_store
+from distill.store.summary import StoreSummary, summarise
+from distill.store.upkeep.changed_data import changed_data
+from distill.store.upkeep.repair import Dataset, mend_root
 from distill.targets.agreement import TagAgreement
 from distill.targets.encoding import EncodingSpec
-from store.format.manifest import DatasetIdentity, HierarchyIdentity, Manifest, ViewIdentity
-from store.logit_store import LogitStore, has_store
-from store.summary import StoreSummary, summarise
-from store.upkeep.changed_data import changed_data
-from store.upkeep.repair import Dataset, mend_root
-from teacher_server.inspect.agreement import agreement_of_store
-from teacher_server.precompute.bad_images import BadImages
-from teacher_server.precompute.options import PrecomputeOptions, Share, block_rows_for
-from teacher_server.precompute.pipeline import Pipeline
-from teacher_server.teacher.batch_size import Throughput
-from teacher_server.teacher.stages import StageSeconds
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.inspect.agreement import agreement_of_store
+from distill.teacher_server.precompute.bad_images import BadImages
+from distill.teacher_server.precompute.options import PrecomputeOptions, Share, block_rows_for
+from distill.teacher_server.precompute.pipeline import Pipeline
+from distill.teacher_server.teacher.batch_size import Throughput
+from distill.teacher_server.teacher.stages import StageSeconds
+from distill.teacher_server.teacher.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)

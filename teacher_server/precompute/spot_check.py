@@ -10,12 +10,12 @@ from distill.data.sample_ids import samples_digest
 from distill.data.source import ImageSource, label_indices
 from distill.data.view_policy import ViewPolicy
 from distill.errors import DataError
+from distill.store.format.manifest import DatasetIdentity
+from distill.store.logit_store import LogitStore
+from distill.store.upkeep.compare import steps_apart
+from distill.store.upkeep.reader import RowReader
 from distill.targets.tensors import sparsify
-from store.format.manifest import DatasetIdentity
-from store.logit_store import LogitStore
-from store.upkeep.compare import steps_apart
-from store.upkeep.reader import RowReader
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.teacher.teacher import Teacher
 
 # What is rounding and no other answer, by precision: probability beyond one step, and confidence.
 # A logit of 8 to 16 has 0.06 between neighbours in bfloat16, which moves a probability by 0.016.

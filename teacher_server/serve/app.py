@@ -17,6 +17,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
+from distill.teacher_server.http.keys import ApiKeys
+from distill.teacher_server.pages.routes import add_pages, error_page, wants_page
+from distill.teacher_server.pages.site import Student
+from distill.teacher_server.serve.body import announced_bytes, read_request
+from distill.teacher_server.serve.inputs import INPUTS
+from distill.teacher_server.serve.middleware import STATE, Middleware
+from distill.teacher_server.serve.pages import site_of
+from distill.teacher_server.serve.queue import InferResult
+from distill.teacher_server.serve.service import (
+    DEFAULT_OUTPUTS,
+    InferRequest,
+    Service,
+)
 from distill.wire.framing import (
     HEAD_LENGTH,
     RequestHead,
@@ -25,19 +38,6 @@ from distill.wire.framing import (
     requested_outputs,
 )
 from distill.wire.refusal import CLIENT_GONE, Refused, too_large, too_late, unavailable
-from teacher_server.http.keys import ApiKeys
-from teacher_server.pages.routes import add_pages, error_page, wants_page
-from teacher_server.pages.site import Student
-from teacher_server.serve.body import announced_bytes, read_request
-from teacher_server.serve.inputs import INPUTS
-from teacher_server.serve.middleware import STATE, Middleware
-from teacher_server.serve.pages import site_of
-from teacher_server.serve.queue import InferResult
-from teacher_server.serve.service import (
-    DEFAULT_OUTPUTS,
-    InferRequest,
-    Service,
-)
 
 MODEL, VERSION = "teacher", "1"
 ModelName = Annotated[str, Path(max_length=100)]

@@ -11,6 +11,7 @@ from concurrent.futures import Executor
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from distill.teacher_server.serve.admission import Permit
 from distill.wire.framing import (
     BYTES,
     HEAD_LENGTH,
@@ -22,7 +23,6 @@ from distill.wire.framing import (
     tensors,
 )
 from distill.wire.refusal import Refused, malformed, too_large
-from teacher_server.serve.admission import Permit
 
 INFLATED_AT_ONCE = 2**20
 MAX_JSON_BYTES = 4 * 2**20  # parsing holds up the whole process

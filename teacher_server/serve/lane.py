@@ -1,8 +1,8 @@
 """Lanes: threads that each run the teacher on one device, batch after batch.
 
-A GPU has one lane, a CPU one a core (`teacher_server.teacher.forward_pass` says why). A batch is
-padded to one of a few shapes that were warmed up, so what an image is answered does not depend on
-what else is in its batch, and no shape is new once the server is ready.
+A GPU has one lane, a CPU one a core (`distill.teacher_server.teacher.forward_pass` says why). A
+batch is padded to one of a few shapes that were warmed up, so what an image is answered does not
+depend on what else is in its batch, and no shape is new once the server is ready.
 """
 
 import time
@@ -21,10 +21,10 @@ from distill.errors import TeacherUnavailableError, first_line
 from distill.events import Journal
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
+from distill.teacher_server.serve.queue import BatchTiming, InferResult, JobPart, WorkQueue, settle
+from distill.teacher_server.teacher.forward_pass import Encoded, Forward
+from distill.teacher_server.teacher.teacher import Teacher
 from distill.wire.refusal import Refused, unavailable
-from teacher_server.serve.queue import BatchTiming, InferResult, JobPart, WorkQueue, settle
-from teacher_server.teacher.forward_pass import Encoded, Forward
-from teacher_server.teacher.teacher import Teacher
 
 BATCHES_ON_GPU = 2  # one that runs, and a full one behind it
 WARM_UPS = 2  # of each shape; the last one is timed

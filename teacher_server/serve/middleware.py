@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from distill.teacher_server.http.access import AccessDenied, authenticate, send_error
+from distill.teacher_server.http.keys import ApiKeys
+from distill.teacher_server.serve.service import Service
 from distill.wire.refusal import CLIENT_GONE, Refused
-from teacher_server.http.access import AccessDenied, authenticate, send_error
-from teacher_server.http.keys import ApiKeys
-from teacher_server.serve.service import Service
 
 STATE = "distill"
 PROBES = ("/v2/health/live", "/v2/health/ready")

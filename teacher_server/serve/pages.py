@@ -8,11 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import DistillError
+from distill.teacher_server.inspect.findings import Rules
+from distill.teacher_server.inspect.tag_lists import ListedImages
+from distill.teacher_server.pages.site import (
+    Lazy,
+    Prediction,
+    ReaderProcess,
+    Site,
+    StoreSnapshot,
+    Student,
+)
+from distill.teacher_server.serve.service import InferRequest, Service
 from distill.wire.refusal import Refused, unavailable
-from teacher_server.inspect.findings import Rules
-from teacher_server.inspect.tag_lists import ListedImages
-from teacher_server.pages.site import Lazy, Prediction, ReaderProcess, Site, StoreSnapshot, Student
-from teacher_server.serve.service import InferRequest, Service
 
 NO_IMAGES = "This server was started without --data, so there are no images to show."
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.targets.rows import TargetRows
+from distill.teacher_server.serve.decoding import DecodeFailure
 from distill.wire.refusal import too_late
-from teacher_server.serve.decoding import DecodeFailure
 
 
 @dataclass(frozen=True, kw_only=True)

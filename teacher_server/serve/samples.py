@@ -2,9 +2,9 @@
 
 With a store that is complete, answers come from its decoded views. With one that is not, and with
 the data, what is missing is computed on request and written through
-(`teacher_server.serve.write_through`); a block is committed once all of its rows were asked for in
-all views, and `distill precompute` on the same store fills what nobody asked for. With data alone,
-every request is computed.
+(`distill.teacher_server.serve.write_through`); a block is committed once all of its rows were asked
+for in all views, and `distill precompute` on the same store fills what nobody asked for. With data
+alone, every request is computed.
 """
 
 import asyncio
@@ -24,22 +24,22 @@ from distill.data.source import ImageSource, label_indices
 from distill.data.view_policy import ViewPolicy
 from distill.errors import ConfigError, StoreError
 from distill.events import Journal
+from distill.store.format.manifest import DatasetIdentity
+from distill.store.logit_store import LogitStore, has_store
+from distill.store.views.cache import Cache
+from distill.store.views.lookup import open_row_index
+from distill.store.views.resident import ResidentView, open_resident_view
+from distill.store.views.spool import Spool
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
+from distill.teacher_server.precompute.audit import REPLAY_ROWS
+from distill.teacher_server.precompute.options import PrecomputeOptions
+from distill.teacher_server.precompute.run import open_or_create, versions
+from distill.teacher_server.serve.decoding import Decoded, DecodeFailure, Decoder
+from distill.teacher_server.serve.write_through import WriteThrough
+from distill.teacher_server.teacher.teacher import Teacher
 from distill.wire.refusal import unavailable
 from distill.wire.status import Status
-from store.format.manifest import DatasetIdentity
-from store.logit_store import LogitStore, has_store
-from store.views.cache import Cache
-from store.views.lookup import open_row_index
-from store.views.resident import ResidentView, open_resident_view
-from store.views.spool import Spool
-from teacher_server.precompute.audit import REPLAY_ROWS
-from teacher_server.precompute.options import PrecomputeOptions
-from teacher_server.precompute.run import open_or_create, versions
-from teacher_server.serve.decoding import Decoded, DecodeFailure, Decoder
-from teacher_server.serve.write_through import WriteThrough
-from teacher_server.teacher.teacher import Teacher
 
 LOOK_UP_THREADS = 4
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import uvicorn
 
-from teacher_server.http.keys import ApiKeys
-from teacher_server.http.listener import Address, configured
-from teacher_server.pages.site import Student
-from teacher_server.serve.app import make_app
-from teacher_server.serve.middleware import etag
-from teacher_server.serve.service import Service
+from distill.teacher_server.http.keys import ApiKeys
+from distill.teacher_server.http.listener import Address, configured
+from distill.teacher_server.pages.site import Student
+from distill.teacher_server.serve.app import make_app
+from distill.teacher_server.serve.middleware import etag
+from distill.teacher_server.serve.service import Service
 
 POLL_S = 0.02
 CLOSING_S = 2.0  # of the deadline, kept for flushing and closing

@@ -1,7 +1,7 @@
 """The service behind the protocol: named input tensors → targets → named output tensors.
 
 Owns the queue, the lanes, the decoders and the budgets, and knows whether it is ready. Knows no
-HTTP: `teacher_server.serve.app` puts it on the web.
+HTTP: `distill.teacher_server.serve.app` puts it on the web.
 """
 
 import asyncio
@@ -19,20 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.events import Journal
+from distill.store.format.codes import Coding
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
+from distill.teacher_server.serve.admission import Admission, Budgets
+from distill.teacher_server.serve.decoding import Decoded, DecodeFailure, Decoder
+from distill.teacher_server.serve.inputs import MAIN_INPUTS, main_input, require_within
+from distill.teacher_server.serve.lane import Lane
+from distill.teacher_server.serve.metrics import Metrics
+from distill.teacher_server.serve.queue import InferJob, InferResult, WorkQueue
+from distill.teacher_server.serve.samples import SampleAnswers
+from distill.teacher_server.teacher.teacher import Teacher
 from distill.wire.framing import RequestHead, Tensor
 from distill.wire.refusal import Refused, malformed, too_late, unavailable
 from distill.wire.status import Status
-from store.format.codes import Coding
-from teacher_server.serve.admission import Admission, Budgets
-from teacher_server.serve.decoding import Decoded, DecodeFailure, Decoder
-from teacher_server.serve.inputs import MAIN_INPUTS, main_input, require_within
-from teacher_server.serve.lane import Lane
-from teacher_server.serve.metrics import Metrics
-from teacher_server.serve.queue import InferJob, InferResult, WorkQueue
-from teacher_server.serve.samples import SampleAnswers
-from teacher_server.teacher.teacher import Teacher
 
 DEFAULT_OUTPUTS = ("index", "prob", "sq_norm", "confidence", "status")
 HANG_FACTOR, HANG_AT_LEAST_S = 5.0, 4.0  # a batch that takes so much longer than usual hangs

@@ -17,14 +17,14 @@ from distill.data.images import read_image
 from distill.data.source import ImageSource
 from distill.errors import DataError, first_line, printable
 from distill.events import Journal
+from distill.store.logit_store import LogitStore
+from distill.store.views.spool import Spool
 from distill.targets.rows import TargetRows
-from store.logit_store import LogitStore
-from store.views.spool import Spool
-from teacher_server.precompute.audit import audit_stored
-from teacher_server.precompute.bad_images import BadImages
-from teacher_server.precompute.options import PrecomputeOptions
-from teacher_server.precompute.run import finish_if_complete
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.precompute.audit import audit_stored
+from distill.teacher_server.precompute.bad_images import BadImages
+from distill.teacher_server.precompute.options import PrecomputeOptions
+from distill.teacher_server.precompute.run import finish_if_complete
+from distill.teacher_server.teacher.teacher import Teacher
 
 TRY_AGAIN_S = 30.0
 

@@ -13,8 +13,8 @@ import torch
 from distill.errors import ConfigError, first_line
 from distill.events import Journal
 from distill.targets.encoding import EncodingSpec
-from teacher_server.teacher.forward_pass import Forward
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.teacher.forward_pass import Forward
+from distill.teacher_server.teacher.teacher import Teacher
 
 SMALLEST, LARGEST = 8, 1024
 UNTUNED = {"cpu": 16, "cuda": 64}

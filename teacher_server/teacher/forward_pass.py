@@ -19,8 +19,8 @@ from distill.errors import TeacherError, TeacherUnavailableError, first_line
 from distill.events import Journal
 from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import DenseTargets, SparseTargets, sparsify
-from teacher_server.teacher.stages import StageSeconds
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.teacher.stages import StageSeconds
+from distill.teacher_server.teacher.teacher import Teacher
 
 HOST = torch.device("cpu")
 OUT_OF_MEMORY = (

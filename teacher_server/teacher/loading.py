@@ -38,8 +38,8 @@ from distill.models.weights import (
     read_weights,
     with_classifier,
 )
-from store.format.manifest import TeacherIdentity
-from teacher_server.teacher.teacher import Confidence, Member, Precision, Teacher
+from distill.store.format.manifest import TeacherIdentity
+from distill.teacher_server.teacher.teacher import Confidence, Member, Precision, Teacher
 
 # What people call a teacher, and what timm calls those weights. TResNet-L here means the paper's,
 # with ImageNet-21K-P weights; timm's own `tresnet_l` is an ImageNet-1K model of another layout.

@@ -1,7 +1,7 @@
 """A teacher: one timm model or several, each with its input and its head, behind one answer.
 
-Loading is in `teacher_server.teacher.loading`, running it fast in
-`teacher_server.teacher.forward_pass`.
+Loading is in `distill.teacher_server.teacher.loading`, running it fast in
+`distill.teacher_server.teacher.forward_pass`.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from distill.hierarchy.flat_heads import FlatHead, TagHead
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_probs, top_mass
 from distill.models.card import ModelInput
+from distill.store.format.manifest import TeacherIdentity
 from distill.targets.encoding import Answers
 from distill.targets.tensors import DenseTargets, yes_or_no_targets
-from store.format.manifest import TeacherIdentity
 
 Precision = Literal["float32", "bfloat16"]
 Confidence = Literal["top", "reach"]

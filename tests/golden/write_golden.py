@@ -15,8 +15,8 @@ sys.path.insert(0, str(HERE.parent))
 
 from small_store import make_complete  # noqa: E402
 
-from store.format.manifest import FORMAT_VERSION  # noqa: E402
-from store.upkeep.reader import RowReader  # noqa: E402
+from distill.store.format.manifest import FORMAT_VERSION  # noqa: E402
+from distill.store.upkeep.reader import RowReader  # noqa: E402
 
 
 def main() -> None:

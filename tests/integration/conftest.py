@@ -16,12 +16,12 @@ from distill.data.source import open_source
 from distill.data.view_policy import ViewPolicy
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.creation import create_model
+from distill.teacher_server.precompute.options import PrecomputeOptions
+from distill.teacher_server.serve.samples import open_samples
+from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.teacher_server.teacher.teacher import Teacher
+from distill.trainers.sources.server import ServerTargets
 from distill.wire.client import TeacherClient
-from teacher_server.precompute.options import PrecomputeOptions
-from teacher_server.serve.samples import open_samples
-from teacher_server.teacher.loading import MemberChoice, load_teacher
-from teacher_server.teacher.teacher import Teacher
-from trainers.sources.server import ServerTargets
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +132,7 @@ def serving(teacher: Teacher, figures: Path, tmp_path: Path) -> Callable[..., An
 @pytest.fixture
 def dying_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
     """While it is entered, training is interrupted once the checkpoint of that step is saved."""
-    from trainers.training.checkpoint import CheckpointWriter
+    from distill.trainers.training.checkpoint import CheckpointWriter
 
     saved = CheckpointWriter.save
 

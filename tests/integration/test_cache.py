@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from small_store import VIEWS, make_complete
 
-from store.views import cache
-from store.views.cache import Cache
-from store.views.resident import open_resident_view
+from distill.store.views import cache
+from distill.store.views.cache import Cache
+from distill.store.views.resident import open_resident_view
 
 
 def test_flipped_bits_in_the_cache_do_not_reach_a_student(tmp_path: Path) -> None:

@@ -69,13 +69,16 @@ def test_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    packages = {name.split("/")[0] for name in names if not name.startswith("distill-")}
-    assert packages == {"distill", "store", "teacher_server", "trainers"}
-    for package in packages:
-        assert f"{package}/py.typed" in names
-        sources = (ROOT / package).rglob("*.py")
-        assert {p.relative_to(ROOT).as_posix() for p in sources} <= {*names}
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"distill"}
+    assert "distill/py.typed" in names
+    sources = [*(ROOT / "distill").rglob("*.py")]
+    for package in ("store", "teacher_server", "trainers"):
+        sources += (ROOT / "distill" / package).resolve().rglob("*.py")
+    installed = {
+        f"distill/{p.relative_to(ROOT)}".replace("distill/distill/", "distill/") for p in sources
+    }
+    assert installed <= {*names}
     assert "distill/hierarchy/bundled/imagenet21k-p-fall11.json" in names
     pages = ROOT / "teacher_server" / "pages"
     files = [p for p in pages.rglob("*") if p.suffix in (".html", ".css", ".js", ".md")]
-    assert {p.relative_to(ROOT).as_posix() for p in files} <= {*names}
+    assert {f"distill/{p.relative_to(ROOT)}" for p in files} <= {*names}

@@ -12,7 +12,7 @@ from distill.data.images import read_bytes
 from distill.data.source import open_source
 from distill.files import write_csv
 from distill.hierarchy.semantic import SemanticHierarchy
-from store.logit_store import LogitStore
+from distill.store.logit_store import LogitStore
 
 MACHINE = ("--device", "cpu", "--workers", 0)
 SMALL = ("--batch-size", 32, "--epochs", 1, "--init", "random", "--image-size", 32)

@@ -17,11 +17,11 @@ from distill.events import Event, Journal
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import SparseTargets, sparsify
-from teacher_server.teacher.batch_size import Throughput, choose_speed
-from teacher_server.teacher.forward_pass import Encoded, Forward, is_out_of_memory
-from teacher_server.teacher.loading import MemberChoice, load_teacher
-from teacher_server.teacher.stages import StageSeconds
-from teacher_server.teacher.teacher import Teacher
+from distill.teacher_server.teacher.batch_size import Throughput, choose_speed
+from distill.teacher_server.teacher.forward_pass import Encoded, Forward, is_out_of_memory
+from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.teacher_server.teacher.stages import StageSeconds
+from distill.teacher_server.teacher.teacher import Teacher
 
 CPU = torch.device("cpu")
 
@@ -169,8 +169,8 @@ torch.set_num_threads(1)
 from distill.targets.encoding import EncodingSpec
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.events import Journal
-from teacher_server.teacher.forward_pass import Forward
-from teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.teacher_server.teacher.forward_pass import Forward
+from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
 
 hierarchy = SemanticHierarchy.bundled("plane-figures")
 side = int(sys.argv[3])
@@ -337,8 +337,8 @@ import torch
 from distill.targets.encoding import EncodingSpec
 from distill.errors import TeacherUnavailableError
 from distill.hierarchy.semantic import SemanticHierarchy
-from teacher_server.teacher.forward_pass import Forward
-from teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.teacher_server.teacher.forward_pass import Forward
+from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
 
 hierarchy = SemanticHierarchy.bundled("plane-figures")
 choice = MemberChoice(name="test_vit", random_weights=True, input_size=32)

@@ -29,13 +29,13 @@ from small_store import write as write_blocks
 from distill.data.sample_list import SampleList
 from distill.data.source import open_source
 from distill.errors import StoreMismatchError
+from distill.store.logit_store import LogitStore
+from distill.store.views.cache import Cache
 from distill.targets.rows import TargetRows
 from distill.targets.tensors import SparseTargets, densify
-from store.logit_store import LogitStore
-from store.views.cache import Cache
-from teacher_server.inspect.findings import Rules
-from teacher_server.inspect.inspection import open_inspection
-from teacher_server.inspect.statistics import UNITS, RowState, open_beliefs
+from distill.teacher_server.inspect.findings import Rules
+from distill.teacher_server.inspect.inspection import open_inspection
+from distill.teacher_server.inspect.statistics import UNITS, RowState, open_beliefs
 
 Distill = Callable[..., Any]
 

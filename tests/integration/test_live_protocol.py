@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.tensors import dense_targets
-from teacher_server.serve.admission import Budgets
+from distill.teacher_server.serve.admission import Budgets
 
 Asked = Callable[..., urllib3.BaseHTTPResponse]
 

@@ -26,17 +26,17 @@ from distill.errors import (
     TeacherUnavailableError,
 )
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.logit_store import LogitStore
+from distill.store.views.cache import Cache
+from distill.store.views.spool import Spool
 from distill.targets.protocol import TrainingTargets
 from distill.targets.tensors import SparseTargets, TargetSource
+from distill.teacher_server.precompute.options import PrecomputeOptions
+from distill.teacher_server.serve.decoding import Decoder
+from distill.teacher_server.serve.samples import open_samples
+from distill.teacher_server.teacher.teacher import Teacher
+from distill.trainers.sources.store import StoreTargets
 from distill.wire.client import TeacherClient
-from store.logit_store import LogitStore
-from store.views.cache import Cache
-from store.views.spool import Spool
-from teacher_server.precompute.options import PrecomputeOptions
-from teacher_server.serve.decoding import Decoder
-from teacher_server.serve.samples import open_samples
-from teacher_server.teacher.teacher import Teacher
-from trainers.sources.store import StoreTargets
 
 Serving = Callable[..., Any]
 
@@ -270,7 +270,7 @@ def test_too_many_bad_images_are_not_committed(
 def test_block_that_could_not_be_written_is_tried_again(
     serving: Serving, figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teacher_server.serve.write_through.TRY_AGAIN_S", 0.1)
+    monkeypatch.setattr("distill.teacher_server.serve.write_through.TRY_AGAIN_S", 0.1)
     ids, filled = open_source(figures).ids, tmp_path / "filled"
     write = LogitStore.write_codes
     with serving(filled, views=1) as (server, client):
@@ -324,7 +324,7 @@ def test_server_without_images_sees_blocks_that_come_later(
     precompute_command: Callable[..., list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("store.views.spool.LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr("distill.store.views.spool.LOOK_AGAIN_S", 0.0)
     ids = open_source(figures).ids
     LogitStore.open(store).revoke([2])
     with serving(store, data=False) as (_, client):
@@ -546,7 +546,7 @@ def test_student_of_another_size_sends_pixels_of_the_teachers(
 def test_who_decodes_for_long_is_named(figures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that does not answer: the request has its deadline, the log has the image."""
     source, said, answers = open_source(figures).limited(3), list[str](), threading.Event()
-    monkeypatch.setattr("teacher_server.serve.decoding.SAY_EVERY_S", 0.05)
+    monkeypatch.setattr("distill.teacher_server.serve.decoding.SAY_EVERY_S", 0.05)
 
     def hanging(sample: Any) -> Any:
         answers.wait(10)
@@ -556,7 +556,7 @@ def test_who_decodes_for_long_is_named(figures: Path, monkeypatch: pytest.Monkey
         said.append(line)
         answers.set()
 
-    monkeypatch.setattr("teacher_server.serve.decoding.read_image", hanging)
+    monkeypatch.setattr("distill.teacher_server.serve.decoding.read_image", hanging)
     decoder = Decoder([(32, 32)], threads=1, max_pixels=10**6, say=tell)
     rows, views = np.arange(3), np.zeros(3, np.int64)
     decoded = asyncio.run(decoder.samples(source, ViewPolicy(), rows, views, lambda: False))

@@ -32,8 +32,8 @@ from live import (
 
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.tensors import dense_targets
-from teacher_server.http.keys import ApiKeys, new_key
-from teacher_server.serve.admission import Budgets
+from distill.teacher_server.http.keys import ApiKeys, new_key
+from distill.teacher_server.serve.admission import Budgets
 
 
 def ask(
@@ -216,7 +216,7 @@ def test_memory_that_is_short_from_the_start_gives_smaller_batches(
 def test_lost_device_turns_ready_off_and_answers_503(
     hierarchy: SemanticHierarchy, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teacher_server.serve.service.SICK_UNTIL_DEAD_S", 0.3)
+    monkeypatch.setattr("distill.teacher_server.serve.service.SICK_UNTIL_DEAD_S", 0.3)
     teacher = echo_teacher(hierarchy)
     with live(teacher) as server:
         echo_of(teacher).lost = True
@@ -319,7 +319,7 @@ def test_client_that_stops_in_its_body_holds_nothing(
 def test_client_that_does_not_read_its_replies_is_hung_up_on(
     hierarchy: SemanticHierarchy, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teacher_server.http.listener.STALLED_S", 0.5)
+    monkeypatch.setattr("distill.teacher_server.http.listener.STALLED_S", 0.5)
     with live(echo_teacher(hierarchy)) as server:
         body, headers = body_of(images(250, random), ("probs", "prob", "index", "confidence"))
         fields = {"host": "localhost", "content-length": str(len(body)), **headers}
@@ -337,7 +337,7 @@ def test_client_that_does_not_read_its_replies_is_hung_up_on(
 def test_client_that_sends_no_head_is_hung_up_on(
     hierarchy: SemanticHierarchy, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teacher_server.http.listener.HEAD_S", 0.3)
+    monkeypatch.setattr("distill.teacher_server.http.listener.HEAD_S", 0.3)
     with live(echo_teacher(hierarchy)) as server:
         for sent in (b"", b"GET /v2 HT", b"GET /v2 HTTP/1.1\r\nhost: localhost\r\nx-"):
             with socket.create_connection(("127.0.0.1", server.port), timeout=5) as line:

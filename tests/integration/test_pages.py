@@ -21,14 +21,14 @@ from served_pages import HOSTILE, HOSTILE_SYNSET, Browsed, make_hostile, pages, 
 
 from distill.data.source import open_source
 from distill.hierarchy.semantic import SemanticHierarchy
-from store.logit_store import LogitStore
-from teacher_server.http.keys import ApiKeys, new_key
-from teacher_server.inspect import gallery, statistics
-from teacher_server.inspect.findings import Rules
-from teacher_server.inspect.gallery import Gallery, GalleryFilter
-from teacher_server.inspect.inspection import open_inspection
-from teacher_server.pages.remote import RemoteTeacher
-from teacher_server.pages.rendering import write_overview
+from distill.store.logit_store import LogitStore
+from distill.teacher_server.http.keys import ApiKeys, new_key
+from distill.teacher_server.inspect import gallery, statistics
+from distill.teacher_server.inspect.findings import Rules
+from distill.teacher_server.inspect.gallery import Gallery, GalleryFilter
+from distill.teacher_server.inspect.inspection import open_inspection
+from distill.teacher_server.pages.remote import RemoteTeacher
+from distill.teacher_server.pages.rendering import write_overview
 
 PAGES = ("/", "/tree", "/tree/n13866144", "/gallery", "/gallery?kind=missing", "/ask")
 

@@ -14,10 +14,10 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 from served_pages import HOSTILE, Browsed, make_hostile, pages, site_of
 
 from distill.data.source import open_source
-from store.logit_store import LogitStore
-from teacher_server.inspect.findings import Rules
-from teacher_server.inspect.inspection import open_inspection
-from teacher_server.pages.rendering import write_overview
+from distill.store.logit_store import LogitStore
+from distill.teacher_server.inspect.findings import Rules
+from distill.teacher_server.inspect.inspection import open_inspection
+from distill.teacher_server.pages.rendering import write_overview
 
 CHROMIUM = shutil.which("chromium")
 

@@ -19,9 +19,9 @@ from distill.data.images import read_bytes
 from distill.data.source import open_source
 from distill.errors import DataError, DataUnavailableError, StoreError
 from distill.storage import web as web_storage
-from store.logit_store import LogitStore
-from store.places.objects import open_objects
-from store.upkeep.verify import verify
+from distill.store.logit_store import LogitStore
+from distill.store.places.objects import open_objects
+from distill.store.upkeep.verify import verify
 
 SERVER = Path(__file__).parents[1] / "web_server.py"
 Command = Callable[..., list[str]]

@@ -19,11 +19,11 @@ from distill.errors import (
     StoreError,
     StoreMismatchError,
 )
-from store.format.root import COPY_KEY, ROOT_KEY
-from store.logit_store import LogitStore
-from store.places.objects import open_objects
-from store.upkeep.repair import Dataset, mend_root
-from store.upkeep.verify import verify
+from distill.store.format.root import COPY_KEY, ROOT_KEY
+from distill.store.logit_store import LogitStore
+from distill.store.places.objects import open_objects
+from distill.store.upkeep.repair import Dataset, mend_root
+from distill.store.upkeep.verify import verify
 
 MANIFEST = make_manifest(block_rows=25)  # two blocks
 DATASET = Dataset(ids=IDS, labels=LABELS, hierarchy=HIERARCHY.to_json())

@@ -18,9 +18,9 @@ from distill.data.source import open_source
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import draw_view, render_view
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.logit_store import LogitStore
 from distill.targets.tensors import SparseTargets, sparsify
-from store.logit_store import LogitStore
-from teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
 
 Command = Callable[..., list[str]]
 

@@ -19,7 +19,7 @@ from same_store import arrays, assert_same_arrays, assert_same_store
 
 from distill.data.source import open_source
 from distill.events import journal_file, without_secrets
-from store.logit_store import LogitStore
+from distill.store.logit_store import LogitStore
 
 Command = Callable[..., list[str]]
 

@@ -17,10 +17,10 @@ from distill.data.view_policy import ViewPolicy
 from distill.data.views import APPLY, OPERATIONS
 from distill.errors import StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
-from store.logit_store import LogitStore
-from store.views.cache import Cache
-from trainers.sources.replay import check_replay
-from trainers.sources.store import StoreTargets, stored_proofs
+from distill.store.logit_store import LogitStore
+from distill.store.views.cache import Cache
+from distill.trainers.sources.replay import check_replay
+from distill.trainers.sources.store import StoreTargets, stored_proofs
 
 Command = Callable[..., list[str]]
 

@@ -13,8 +13,8 @@ import pytest
 from processes import started
 from same_store import assert_same_store
 
-from store.logit_store import LogitStore
-from teacher_server.precompute.ray_driver import cpus_a_worker
+from distill.store.logit_store import LogitStore
+from distill.teacher_server.precompute.ray_driver import cpus_a_worker
 
 ray: Any = pytest.importorskip("ray")
 

@@ -16,12 +16,12 @@ from small_store import BLOCK, IDS, ROWS, answers_of, create, make_complete, mak
 
 from distill.data.order import SampleOrder
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
-from store.format.codes import ANSWER_ARRAYS, Codes
-from store.logit_store import LogitStore
-from store.views.cache import Cache, Put
-from store.views.lookup import open_row_index
-from store.views.resident import open_resident_view, resident_bytes
-from store.views.stream import StreamedView
+from distill.store.format.codes import ANSWER_ARRAYS, Codes
+from distill.store.logit_store import LogitStore
+from distill.store.views.cache import Cache, Put
+from distill.store.views.lookup import open_row_index
+from distill.store.views.resident import open_resident_view, resident_bytes
+from distill.store.views.stream import StreamedView
 
 CHILD = Path(__file__).parents[1] / "child.py"
 
@@ -114,7 +114,7 @@ def test_who_waits_for_another_process_says_so(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("store.views.cache.SAY_EVERY_LOOKS", 2)
+    monkeypatch.setattr("distill.store.views.cache.SAY_EVERY_LOOKS", 2)
     open_resident_view(complete, 0, cache)
     (lock,) = cache.folder.glob("*view0.lock")
     with ThreadPoolExecutor(1) as pool:
@@ -283,6 +283,6 @@ def test_a_file_evicted_before_it_was_mapped_is_built_again(
             return True
         return path.exists()
 
-    monkeypatch.setattr("store.views.cache._is_whole", is_whole_but_evicted_at_once)
+    monkeypatch.setattr("distill.store.views.cache._is_whole", is_whole_but_evicted_at_once)
     assert len(open_resident_view(complete, 0, cache).records) == ROWS
     assert evictions == 1

@@ -20,11 +20,11 @@ from small_store import ROWS, create, make_complete, write
 from zarr.storage import ObjectStore
 
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
-from store.logit_store import LogitStore
-from store.places.objects import open_objects
-from store.upkeep.verify import verify
-from store.views.cache import Cache
-from store.views.resident import open_resident_view
+from distill.store.logit_store import LogitStore
+from distill.store.places.objects import open_objects
+from distill.store.upkeep.verify import verify
+from distill.store.views.cache import Cache
+from distill.store.views.resident import open_resident_view
 
 Command = Callable[..., list[str]]
 

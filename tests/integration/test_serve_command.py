@@ -24,8 +24,8 @@ from live import HANG, INFER, body_of, images
 from processes import started
 
 from distill.data.source import open_source
+from distill.trainers.sources.server import ServerTargets
 from distill.wire.client import TeacherClient
-from trainers.sources.server import ServerTargets
 
 Ran = Callable[..., Any]
 

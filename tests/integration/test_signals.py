@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from store.logit_store import LogitStore
+from distill.store.logit_store import LogitStore
 
 DISTILL = [sys.executable, "-m", "distill.cli.main"]
 Command = Callable[..., list[str]]

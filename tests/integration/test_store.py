@@ -27,15 +27,15 @@ from distill.errors import (
     StoreError,
     StoreMismatchError,
 )
+from distill.store.format.chunks import chunk_key, write_chunks
+from distill.store.format.codes import ANSWER_ARRAYS
+from distill.store.format.manifest import DatasetIdentity, Manifest, ViewIdentity, digest_of_json
+from distill.store.format.root import claim_of
+from distill.store.logit_store import LogitStore
+from distill.store.places.objects import Objects
+from distill.store.summary import summarise
+from distill.store.upkeep.verify import verify
 from distill.targets.encoding import EncodingSpec
-from store.format.chunks import chunk_key, write_chunks
-from store.format.codes import ANSWER_ARRAYS
-from store.format.manifest import DatasetIdentity, Manifest, ViewIdentity, digest_of_json
-from store.format.root import claim_of
-from store.logit_store import LogitStore
-from store.places.objects import Objects
-from store.summary import summarise
-from store.upkeep.verify import verify
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_of_two_writers_that_differ_the_record_tells_what_the_chunks_hold(tmp_pa
         return False
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("store.format.commits.write_record", commit_of_the_other)
+        patch.setattr("distill.store.format.commits.write_record", commit_of_the_other)
         store.write_block(0, ours, {"bad": []})
     for view in range(VIEWS):
         store.read_codes(0, view, store.block_commits()[0])
@@ -401,7 +401,7 @@ def test_writers_that_differ_and_interleave_leave_a_block_of_one_of_them(tmp_pat
     theirs = store.objects.read(chunk_key("prob", 0)) or b""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LogitStore, "is_pending", lambda self, block: True)
-        patch.setattr("store.logit_store.write_chunks", write_and_let_the_other_in)
+        patch.setattr("distill.store.logit_store.write_chunks", write_and_let_the_other_in)
         store.write_block(0, other_rounding(store, 0), {"bad": []})
     assert times == 2
     write(store, range(1, 4))

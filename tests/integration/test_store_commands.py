@@ -16,15 +16,15 @@ from distill.data.source import open_source
 from distill.data.view_policy import ViewPolicy
 from distill.errors import CorruptStoreError, StoreError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.format.codes import FIELDS, Codes
+from distill.store.format.manifest import ViewIdentity
+from distill.store.logit_store import LogitStore
+from distill.store.upkeep.algebra import merge, subset
+from distill.store.upkeep.reader import RowReader
+from distill.store.upkeep.verify import verify
 from distill.targets.encoding import PRESETS, EncodingSpec
-from store.format.codes import FIELDS, Codes
-from store.format.manifest import ViewIdentity
-from store.logit_store import LogitStore
-from store.upkeep.algebra import merge, subset
-from store.upkeep.reader import RowReader
-from store.upkeep.verify import verify
-from trainers.sources.replay import check_replay
-from trainers.sources.store import stored_proofs
+from distill.trainers.sources.replay import check_replay
+from distill.trainers.sources.store import stored_proofs
 
 Command = Callable[..., list[str]]
 

@@ -17,10 +17,10 @@ from small_store import create, make_complete, write
 
 from distill.errors import StoreError
 from distill.files import PARTIAL
-from store.logit_store import LogitStore, has_store
-from store.upkeep.algebra import subset
-from store.upkeep.repair import restore, revoke_bad
-from store.upkeep.verify import verify
+from distill.store.logit_store import LogitStore, has_store
+from distill.store.upkeep.algebra import subset
+from distill.store.upkeep.repair import restore, revoke_bad
+from distill.store.upkeep.verify import verify
 
 
 class Stopped(BaseException):

@@ -17,12 +17,12 @@ import pytest
 from small_store import create, make_complete, write
 
 from distill.errors import StoreError
-from store.format.codes import ANSWER_ARRAYS
-from store.logit_store import LogitStore
-from store.upkeep.reader import RowReader
-from store.upkeep.verify import verify
-from store.views.cache import Cache
-from store.views.resident import open_resident_view
+from distill.store.format.codes import ANSWER_ARRAYS
+from distill.store.logit_store import LogitStore
+from distill.store.upkeep.reader import RowReader
+from distill.store.upkeep.verify import verify
+from distill.store.views.cache import Cache
+from distill.store.views.resident import open_resident_view
 
 CHILD = Path(__file__).parents[1] / "child.py"
 FLIPS = 160

@@ -16,9 +16,9 @@ from distill.data.sample_ids import sample_ids
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import draw_view
 from distill.hierarchy.semantic import SemanticHierarchy
-from store.logit_store import LogitStore
-from store.upkeep.reader import RowReader
-from store.upkeep.verify import verify
+from distill.store.logit_store import LogitStore
+from distill.store.upkeep.reader import RowReader
+from distill.store.upkeep.verify import verify
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("v*"))
 FIELDS = ("index", "prob", "confidence", "sq_norm", "valid")

@@ -17,13 +17,13 @@ from distill.data.view_policy import ViewPolicy
 from distill.data.views import draw_view, render_view
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.losses.semantic import semantic_kd_loss
+from distill.store.logit_store import LogitStore
+from distill.store.views.cache import Cache
 from distill.targets.protocol import TrainingTargets
 from distill.targets.tensors import DenseTargets, TargetSource, TeacherTargets, densify
-from store.logit_store import LogitStore
-from store.views.cache import Cache
-from teacher_server.teacher.teacher import Teacher
-from trainers.sources.in_process import InProcessTargets
-from trainers.sources.store import StoreTargets
+from distill.teacher_server.teacher.teacher import Teacher
+from distill.trainers.sources.in_process import InProcessTargets
+from distill.trainers.sources.store import StoreTargets
 
 
 @dataclass

@@ -23,14 +23,14 @@ from distill.hierarchy.softmax import class_log_probs, hierarchy_logits
 from distill.losses.baselines import present_classes
 from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import create_model
-from trainers.evaluation.average_precision import BinnedAveragePrecision
-from trainers.evaluation.meters import label_meter, tag_meter
-from trainers.evaluation.tags import read_tags
-from trainers.models.meaning import LogitsMeaning
-from trainers.process_group import World
-from trainers.recipe import Recipe
-from trainers.training.finetune import Crossing, crossing
-from trainers.training.objectives import TagsObjective
+from distill.trainers.evaluation.average_precision import BinnedAveragePrecision
+from distill.trainers.evaluation.meters import label_meter, tag_meter
+from distill.trainers.evaluation.tags import read_tags
+from distill.trainers.models.meaning import LogitsMeaning
+from distill.trainers.process_group import World
+from distill.trainers.recipe import Recipe
+from distill.trainers.training.finetune import Crossing, crossing
+from distill.trainers.training.objectives import TagsObjective
 
 Command = Callable[..., list[str]]
 SCHEMES = ("single-label", "multi-label", "semantic")

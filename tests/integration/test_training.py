@@ -23,9 +23,9 @@ from distill.data.source import open_source
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import encode
-from trainers.models.trained import open_trained
-from trainers.recipe import Recipe
-from trainers.training.objectives import objective_of
+from distill.trainers.models.trained import open_trained
+from distill.trainers.recipe import Recipe
+from distill.trainers.training.objectives import objective_of
 
 Command = Callable[..., list[str]]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the tests themselves: the same bits
@@ -429,7 +429,7 @@ def test_an_epoch_is_saved_before_it_is_judged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever ends it while it judges loses no step, and it is judged later."""
-    import trainers.evaluation.evaluate
+    import distill.trainers.evaluation.evaluate
 
     common = ("--label-set", "plane-figures", "--image-size", 32)
 
@@ -524,7 +524,7 @@ def test_streamed_list_reads_each_block_once_an_epoch(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from store.logit_store import LogitStore
+    from distill.store.logit_store import LogitStore
 
     read = []
     codes = LogitStore.read_codes

@@ -20,19 +20,19 @@ from distill.hierarchy.flat_heads import FlatHead, TagHead
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import create_model
+from distill.store.logit_store import LogitStore
+from distill.store.upkeep.reader import RowReader
 from distill.targets.agreement import TagAgreement, agreement_of
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
 from distill.targets.tensors import SparseTargets, densify, sparsify
+from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.trainers.evaluation.average_precision import BinnedAveragePrecision
+from distill.trainers.models.export import export_folder
+from distill.trainers.models.trained import TrainedModel, judging_policy, open_trained
 from distill.wire.client import TeacherClient
-from store.logit_store import LogitStore
-from store.upkeep.reader import RowReader
-from teacher_server.teacher.loading import MemberChoice, load_teacher
 from tests.format_reader import read_store
 from tests.live import live
-from trainers.evaluation.average_precision import BinnedAveragePrecision
-from trainers.models.export import export_folder
-from trainers.models.trained import TrainedModel, judging_policy, open_trained
 
 CPU = torch.device("cpu")
 Distill = Callable[..., object]

@@ -7,6 +7,8 @@ from hypothesis.extra import numpy as hnp
 
 from distill.errors import ConfigError
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.format.chunks import decode_chunk, encode_chunk
+from distill.store.format.codes import ANSWER_ARRAYS, SQ_NORM_UNITS, Coding
 from distill.targets.encoding import PRESETS, EncodingSpec
 from distill.targets.rows import TargetRows
 from distill.targets.tensors import (
@@ -17,8 +19,6 @@ from distill.targets.tensors import (
     sparsify,
     yes_or_no_targets,
 )
-from store.format.chunks import decode_chunk, encode_chunk
-from store.format.codes import ANSWER_ARRAYS, SQ_NORM_UNITS, Coding
 
 HIERARCHY = SemanticHierarchy.bundled("plane-figures")
 SIZES = HIERARCHY.classes_per_hierarchy

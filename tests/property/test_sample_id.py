@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.data.sample_ids import ascending, find_rows, sample_ids
-from store.views.lookup import ID_DTYPE, RowIndex
+from distill.store.views.lookup import ID_DTYPE, RowIndex
 
 pairs = st.tuples(st.integers(0, 3), st.integers(0, 2**64 - 1))
 

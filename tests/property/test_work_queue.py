@@ -11,10 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.targets.rows import TargetRows
+from distill.teacher_server.serve.admission import Admission, Budgets
+from distill.teacher_server.serve.lane import shapes_up_to
+from distill.teacher_server.serve.queue import (
+    BatchTiming,
+    InferJob,
+    InferResult,
+    JobPart,
+    WorkQueue,
+)
 from distill.wire.refusal import Refused
-from teacher_server.serve.admission import Admission, Budgets
-from teacher_server.serve.lane import shapes_up_to
-from teacher_server.serve.queue import BatchTiming, InferJob, InferResult, JobPart, WorkQueue
 
 IMAGES = st.integers(1, 20)
 

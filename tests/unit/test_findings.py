@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 
 from distill.errors import ConfigError, HierarchyError
 from distill.hierarchy.semantic import SemanticHierarchy
-from teacher_server.inspect.findings import Rules, TagFindings, find_tags
-from teacher_server.inspect.statistics import UNITS, Beliefs, RowState, block_dtype
-from teacher_server.inspect.tree import ClassTree
+from distill.teacher_server.inspect.findings import Rules, TagFindings, find_tags
+from distill.teacher_server.inspect.statistics import UNITS, Beliefs, RowState, block_dtype
+from distill.teacher_server.inspect.tree import ClassTree
 
 PATH = ("polygon", "quadrilateral", "parallelogram", "rectangle")
 

@@ -14,7 +14,7 @@ from distill.hierarchy.hypernyms import (
 )
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import top_mass
-from teacher_server.teacher.loading import ALIASES, MemberChoice, load_teacher
+from distill.teacher_server.teacher.loading import ALIASES, MemberChoice, load_teacher
 
 CPU = torch.device("cpu")
 TENCH, COONHOUND, DOG = "n01440764", "n02089078", "n02084071"
@@ -206,7 +206,7 @@ def test_rows_with_logits_that_are_not_finite_are_nan(hierarchy: SemanticHierarc
     ],
 )
 def test_weights_of_timm_know_their_flat_label_set(name: str, label_set: str) -> None:
-    from teacher_server.teacher.loading import _flat_synsets
+    from distill.teacher_server.teacher.loading import _flat_synsets
 
     hierarchy = SemanticHierarchy.bundled("imagenet21k-p-fall11")
     found = _flat_synsets(MemberChoice(name=name), name, None, hierarchy)
@@ -215,7 +215,7 @@ def test_weights_of_timm_know_their_flat_label_set(name: str, label_set: str) ->
 
 @pytest.mark.parametrize("alias", ALIASES)
 def test_weights_of_the_papers_authors_are_semantic(alias: str) -> None:
-    from teacher_server.teacher.loading import _flat_synsets
+    from distill.teacher_server.teacher.loading import _flat_synsets
 
     hierarchy = SemanticHierarchy.bundled("imagenet21k-p-fall11")
     assert _flat_synsets(MemberChoice(name=alias), ALIASES[alias], None, hierarchy) == ()

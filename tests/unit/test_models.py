@@ -106,7 +106,7 @@ def test_devices_that_are_not_there_are_named() -> None:
 
 
 def test_every_alias_is_a_model_of_timm() -> None:
-    from teacher_server.teacher.loading import ALIASES
+    from distill.teacher_server.teacher.loading import ALIASES
 
     for alias in ALIASES.values():
         assert timm.is_model(alias.partition(".")[0])

@@ -2,7 +2,7 @@ import pytest
 
 from distill.cli.launcher import WorkerShare, share_of_work, training_group
 from distill.errors import ConfigError
-from teacher_server.precompute.options import Share
+from distill.teacher_server.precompute.options import Share
 
 
 def of(environment: dict[str, str], index: int | None = None, count: int | None = None) -> object:

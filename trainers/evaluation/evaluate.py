@@ -21,7 +21,7 @@ from distill.data.view_policy import PLAIN, ViewPolicy
 from distill.errors import ConfigError, DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelInput
-from trainers.evaluation.meters import (
+from distill.trainers.evaluation.meters import (
     Meter,
     MissingTagsMeter,
     RealMeter,
@@ -30,10 +30,10 @@ from trainers.evaluation.meters import (
     label_meter,
     tag_meter,
 )
-from trainers.evaluation.tags import TagFile
-from trainers.models.meaning import LogitsMeaning
-from trainers.models.trained import TrainedModel
-from trainers.process_group import Machine
+from distill.trainers.evaluation.tags import TagFile
+from distill.trainers.models.meaning import LogitsMeaning
+from distill.trainers.models.trained import TrainedModel
+from distill.trainers.process_group import Machine
 
 # Figures of a model; raises `Stopped` where the last argument says to stop.
 Validate = Callable[[nn.Module, ModelInput, Callable[[], bool]], dict[str, Any]]

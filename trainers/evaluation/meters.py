@@ -18,9 +18,9 @@ from torchmetrics.classification import MultilabelAveragePrecision
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.losses.accuracy import SemanticAccuracyMeter
 from distill.losses.baselines import present_classes
-from trainers.evaluation.average_precision import BinnedAveragePrecision
-from trainers.models.meaning import LogitsMeaning
-from trainers.process_group import World
+from distill.trainers.evaluation.average_precision import BinnedAveragePrecision
+from distill.trainers.models.meaning import LogitsMeaning
+from distill.trainers.process_group import World
 
 Labels = NDArray[np.int64]
 UNSURE = -1  # a decision that is not judged

@@ -13,9 +13,9 @@ from distill.data.view_policy import ViewPolicy
 from distill.errors import DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.losses.accuracy import SemanticAccuracy
-from store.logit_store import LogitStore
-from trainers.sources.replay import check_replay
-from trainers.sources.store import stored_proofs
+from distill.store.logit_store import LogitStore
+from distill.trainers.sources.replay import check_replay
+from distill.trainers.sources.store import stored_proofs
 
 
 def evaluate_store(

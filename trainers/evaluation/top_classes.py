@@ -12,11 +12,11 @@ from distill.curate.proposals import ModelPredictions
 from distill.data.source import ImageSource
 from distill.errors import ConfigError
 from distill.hierarchy.semantic import SemanticHierarchy
-from trainers.evaluation.evaluate import exclusive_classes, run_evaluation
-from trainers.models.meaning import LogitsMeaning
-from trainers.models.trained import TrainedModel
-from trainers.process_group import Machine, World
-from trainers.recipe import Scheme
+from distill.trainers.evaluation.evaluate import exclusive_classes, run_evaluation
+from distill.trainers.models.meaning import LogitsMeaning
+from distill.trainers.models.trained import TrainedModel
+from distill.trainers.process_group import Machine, World
+from distill.trainers.recipe import Scheme
 
 KEPT = 16  # classes for each image
 

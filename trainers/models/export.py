@@ -14,8 +14,8 @@ from distill.data.view_policy import CentreCrop
 from distill.errors import ConfigError, first_line
 from distill.files import write_atomically
 from distill.models.creation import model_arguments
-from trainers.models.meaning import LogitsMeaning
-from trainers.models.trained import TrainedModel
+from distill.trainers.models.meaning import LogitsMeaning
+from distill.trainers.models.trained import TrainedModel
 
 OF_OTHER_WEIGHTS = (
     *("tag", "license", "origin_url", "paper_name", "paper_ids", "notes", "description"),

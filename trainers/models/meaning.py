@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import class_log_probs, subtree_probs
-from trainers.recipe import Scheme
+from distill.trainers.recipe import Scheme
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from distill.errors import ConfigError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_probs, subtree_probs
 from distill.models.creation import pick_device
-from trainers.models.trained import TrainedModel, open_trained
+from distill.trainers.models.trained import TrainedModel, open_trained
 
 
 class StudentOpinion:

@@ -20,7 +20,7 @@ from distill.models.weights import (
     read_weights,
     with_classifier,
 )
-from trainers.recipe import Recipe
+from distill.trainers.recipe import Recipe
 
 
 def create_student(

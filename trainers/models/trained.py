@@ -19,7 +19,7 @@ from distill.models.card import ModelCard, ModelInput
 from distill.models.creation import create_model, default_input, download_model
 from distill.models.names import require_known_model
 from distill.models.weights import find_weights, load_weights, read_weights
-from trainers.recipe import Scheme
+from distill.trainers.recipe import Scheme
 
 TIMM = "timm:"
 RESAMPLING = ("nearest", "bilinear", "bicubic", "lanczos")

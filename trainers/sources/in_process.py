@@ -20,15 +20,15 @@ from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.format.manifest import TeacherIdentity
 from distill.targets.encoding import Answers
 from distill.targets.protocol import ReplayProofs
 from distill.targets.tensors import DenseTargets
-from store.format.manifest import TeacherIdentity
 
 
 @runtime_checkable
 class DenseTeacher(Protocol):
-    """What a teacher must offer; `teacher_server.teacher.teacher.Teacher` does."""
+    """What a teacher must offer; `distill.teacher_server.teacher.teacher.Teacher` does."""
 
     @property
     def identity(self) -> TeacherIdentity: ...

@@ -20,14 +20,14 @@ from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
 from distill.errors import DataError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.logit_store import LogitStore
+from distill.store.upkeep.changed_data import changed_data
+from distill.store.views.cache import Cache
+from distill.store.views.lookup import RowIndex, open_row_index
+from distill.store.views.resident import ResidentView, open_resident_view, resident_bytes
+from distill.store.views.stream import StreamedView
 from distill.targets.protocol import ReplayProofs
 from distill.targets.tensors import SparseTargets
-from store.logit_store import LogitStore
-from store.upkeep.changed_data import changed_data
-from store.views.cache import Cache
-from store.views.lookup import RowIndex, open_row_index
-from store.views.resident import ResidentView, open_resident_view, resident_bytes
-from store.views.stream import StreamedView
 
 STREAM_WINDOW_BLOCKS = 8  # rows of this many blocks are shuffled together
 

@@ -20,8 +20,8 @@ from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
 from distill.errors import ConfigError, DataError
 from distill.targets.protocol import TrainingTargets
-from trainers.process_group import World
-from trainers.recipe import Recipe
+from distill.trainers.process_group import World
+from distill.trainers.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

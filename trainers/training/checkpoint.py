@@ -20,7 +20,7 @@ from distill.data.order import SampleOrder
 from distill.errors import ConfigError, first_line
 from distill.files import write_atomically
 from distill.settings import flat
-from trainers.process_group import World
+from distill.trainers.process_group import World
 
 # Of a recipe, for a run that goes on: what is computed stays the same but for rounding, or is more.
 MAY_CHANGE = {"recipe.accumulate", "recipe.precision", "recipe.epochs"}

@@ -20,14 +20,14 @@ from distill.data.source import ImageSource, label_indices
 from distill.errors import ConfigError, DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
-from trainers.evaluation.evaluate import validation_on
-from trainers.evaluation.meters import Meter, SingleLabelMeter, tag_meter
-from trainers.models.meaning import LogitsMeaning
-from trainers.process_group import Machine
-from trainers.recipe import Recipe
-from trainers.training.loop import DEFAULT_KEEPING, RunKeeping, TrainReport, train
-from trainers.training.matching import match_targets, require_hierarchy
-from trainers.training.objectives import TagsObjective, objective_of
+from distill.trainers.evaluation.evaluate import validation_on
+from distill.trainers.evaluation.meters import Meter, SingleLabelMeter, tag_meter
+from distill.trainers.models.meaning import LogitsMeaning
+from distill.trainers.process_group import Machine
+from distill.trainers.recipe import Recipe
+from distill.trainers.training.loop import DEFAULT_KEEPING, RunKeeping, TrainReport, train
+from distill.trainers.training.matching import match_targets, require_hierarchy
+from distill.trainers.training.objectives import TagsObjective, objective_of
 
 RANDOM, PRETRAINED = "random", "pretrained"
 MOST_CLASSES = 100_000

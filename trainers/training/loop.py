@@ -2,7 +2,7 @@
 
 Covers one device or several, gradient accumulation, averaged weights, resume at any step with the
 same numbers, and stopping. What is trained on and why is the caller's:
-`trainers.training.pretrain`, `trainers.training.finetune`.
+`distill.trainers.training.pretrain`, `distill.trainers.training.finetune`.
 """
 
 import time
@@ -34,14 +34,19 @@ from distill.errors import (
 from distill.models.creation import check_input
 from distill.progress import progress
 from distill.targets.tensors import to_device
-from trainers.evaluation.evaluate import Stopped, Validate
-from trainers.models.student import create_student, student_input, write_student
-from trainers.process_group import Machine, World
-from trainers.recipe import Recipe
-from trainers.training.batches import TrainingSet
-from trainers.training.checkpoint import CheckpointWriter, Progress, read_checkpoint, restore
-from trainers.training.objectives import Objective
-from trainers.training.record import Record, StepLosses
+from distill.trainers.evaluation.evaluate import Stopped, Validate
+from distill.trainers.models.student import create_student, student_input, write_student
+from distill.trainers.process_group import Machine, World
+from distill.trainers.recipe import Recipe
+from distill.trainers.training.batches import TrainingSet
+from distill.trainers.training.checkpoint import (
+    CheckpointWriter,
+    Progress,
+    read_checkpoint,
+    restore,
+)
+from distill.trainers.training.objectives import Objective
+from distill.trainers.training.record import Record, StepLosses
 
 FIRST_LR = 1 / 25  # of the top learning rate, as torch's own one-cycle schedule begins
 

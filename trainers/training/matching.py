@@ -13,11 +13,11 @@ from distill.data.sample_list import SampleList
 from distill.data.source import ImageSource
 from distill.errors import ConfigError, DataError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.store.format.audit import fidelity_warning
 from distill.targets.protocol import TrainingTargets
-from store.format.audit import fidelity_warning
-from trainers.recipe import Recipe
-from trainers.sources.replay import check_replay
-from trainers.training.batches import TrainingSet
+from distill.trainers.recipe import Recipe
+from distill.trainers.sources.replay import check_replay
+from distill.trainers.training.batches import TrainingSet
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

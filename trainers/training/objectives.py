@@ -23,7 +23,7 @@ from distill.losses.baselines import (
 )
 from distill.losses.semantic import semantic_kd_loss, semantic_softmax_loss
 from distill.targets.tensors import TeacherTargets
-from trainers.recipe import Recipe, Scheme
+from distill.trainers.recipe import Recipe, Scheme
 
 Logits = Float[Tensor, "batch classes"]
 Scalar = Float[Tensor, ""]

@@ -1,7 +1,7 @@
 """Pretrain a student on synsets, with what a teacher says of the same views.
 
-`trainers.training.matching` checks that everything belongs together, `trainers.training.loop`
-trains.
+`distill.trainers.training.matching` checks that everything belongs together,
+`distill.trainers.training.loop` trains.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from distill.data.sample_list import SampleList
 from distill.data.source import ImageSource, label_indices
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
-from trainers.evaluation.evaluate import validation_on
-from trainers.evaluation.meters import SemanticMeter
-from trainers.models.meaning import LogitsMeaning
-from trainers.process_group import Machine
-from trainers.recipe import Recipe
-from trainers.training.loop import DEFAULT_KEEPING, RunKeeping, TrainReport, train
-from trainers.training.matching import match_targets, require_hierarchy
-from trainers.training.objectives import objective_of
+from distill.trainers.evaluation.evaluate import validation_on
+from distill.trainers.evaluation.meters import SemanticMeter
+from distill.trainers.models.meaning import LogitsMeaning
+from distill.trainers.process_group import Machine
+from distill.trainers.recipe import Recipe
+from distill.trainers.training.loop import DEFAULT_KEEPING, RunKeeping, TrainReport, train
+from distill.trainers.training.matching import match_targets, require_hierarchy
+from distill.trainers.training.objectives import objective_of
 
 
 def pretrain(

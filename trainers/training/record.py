@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from distill.errors import ConfigError
-from trainers.process_group import World
+from distill.trainers.process_group import World
 
 STEPS_AT_ONCE = 50
 

@@ -12,7 +12,7 @@ from distill.cli.output import print_result
 
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
-    from trainers.recipe import Scheme
+    from distill.trainers.recipe import Scheme
 
 NAMES = "questions.csv", "agreed.csv"
 
@@ -59,9 +59,9 @@ def propose(
     from distill.data.source import label_indices
     from distill.files import write_csv
     from distill.models.creation import pick_device
-    from trainers.evaluation.top_classes import predict_top_classes
-    from trainers.models.trained import open_trained
-    from trainers.process_group import Machine
+    from distill.trainers.evaluation.top_classes import predict_top_classes
+    from distill.trainers.models.trained import open_trained
+    from distill.trainers.process_group import Machine
 
     opened = [open_trained(model) for model in models]
     hierarchy = _label_set(label_set, opened[0].hierarchy, opened[0].num_classes)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from distill.cli.inspect.report import Report
-    from teacher_server.inspect.inspection import Inspection
-    from teacher_server.inspect.tag_lists import ListedImages
+    from distill.teacher_server.inspect.inspection import Inspection
+    from distill.teacher_server.inspect.tag_lists import ListedImages
 
 
 thresholds = option_group(
@@ -183,7 +183,7 @@ def inspect(
 
         report.files("charts", draw_inspection(plot, inspection.summary.teacher, report.figures))
     if html:
-        from teacher_server.pages.rendering import write_overview
+        from distill.teacher_server.pages.rendering import write_overview
 
         write_overview(html, inspection)
         report.files("page", [html])
@@ -202,9 +202,9 @@ def opened(
     from contextlib import ExitStack
 
     from distill.progress import Ticker, progress
-    from store.logit_store import LogitStore
-    from teacher_server.inspect.findings import Rules
-    from teacher_server.inspect.inspection import open_inspection
+    from distill.store.logit_store import LogitStore
+    from distill.teacher_server.inspect.findings import Rules
+    from distill.teacher_server.inspect.inspection import open_inspection
 
     with ExitStack() as bar:
         ticks: list[Ticker] = []
@@ -220,7 +220,7 @@ def opened(
 
 
 def _pictures(inspection: "Inspection", data: DataChoice) -> "ListedImages":
-    from teacher_server.inspect.tag_lists import ListedImages
+    from distill.teacher_server.inspect.tag_lists import ListedImages
 
     return ListedImages.of(inspection, data.open())
 
@@ -239,7 +239,7 @@ def _write_lists(
     suspect: Path | None,
     cleaned: Path | None,
 ) -> None:
-    from teacher_server.inspect.tag_lists import write_cleaned, write_missing, write_suspect
+    from distill.teacher_server.inspect.tag_lists import write_cleaned, write_missing, write_suspect
 
     inspection = report.inspection
     if missing:

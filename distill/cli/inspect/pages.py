@@ -15,8 +15,8 @@ from distill.errors import ConfigError
 PATIENCE_S = 20.0  # of somebody who looks at a page
 
 if TYPE_CHECKING:
-    from teacher_server.inspect.inspection import Inspection
-    from teacher_server.pages.site import Site, StoreSnapshot
+    from distill.teacher_server.inspect.inspection import Inspection
+    from distill.teacher_server.pages.site import Site, StoreSnapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Serving:
         """
         from contextlib import closing
 
-        from teacher_server.pages.server import serve_pages
+        from distill.teacher_server.pages.server import serve_pages
 
         address, keys, listener = listen.bound()
         with closing(listener):
@@ -61,10 +61,10 @@ class Serving:
             serve_pages(site, keys, address, listener)
 
     def _site(self, opened: Callable[[], "Inspection"], data: DataChoice | None) -> "Site":
+        from distill.teacher_server.pages.remote import RemoteTeacher
+        from distill.teacher_server.pages.site import Lazy, Site, StoreSnapshot
+        from distill.trainers.models.prediction import StudentOpinion
         from distill.wire.client import TeacherClient
-        from teacher_server.pages.remote import RemoteTeacher
-        from teacher_server.pages.site import Lazy, Site, StoreSnapshot
-        from trainers.models.prediction import StudentOpinion
 
         inspection = opened()
         hierarchy = inspection.hierarchy
@@ -90,8 +90,8 @@ class Serving:
 def _look(inspection: "Inspection", data: DataChoice | None) -> "StoreSnapshot":
     """With the images; where they are not to be had, the pages say so and show the rest."""
     from distill.errors import DistillError
-    from teacher_server.inspect.tag_lists import ListedImages
-    from teacher_server.pages.site import StoreSnapshot
+    from distill.teacher_server.inspect.tag_lists import ListedImages
+    from distill.teacher_server.pages.site import StoreSnapshot
 
     if data is None:
         return StoreSnapshot(

@@ -17,12 +17,12 @@ from rich.text import Text
 
 from distill.cli.output import fidelity_line, size_line, state_line
 from distill.data.sample_ids import sample_ids
-from teacher_server.inspect.agreement import agreement_of_store
-from teacher_server.inspect.dense_rows import HierarchyAnswer, dense, in_words
-from teacher_server.inspect.inspection import Inspection
-from teacher_server.inspect.overview import QUANTILES, HierarchyFigures
-from teacher_server.inspect.subtrees import SubtreeFigures
-from teacher_server.inspect.tag_lists import score_missing, score_suspect
+from distill.teacher_server.inspect.agreement import agreement_of_store
+from distill.teacher_server.inspect.dense_rows import HierarchyAnswer, dense, in_words
+from distill.teacher_server.inspect.inspection import Inspection
+from distill.teacher_server.inspect.overview import QUANTILES, HierarchyFigures
+from distill.teacher_server.inspect.subtrees import SubtreeFigures
+from distill.teacher_server.inspect.tag_lists import score_missing, score_suspect
 
 WIDTH = 118  # of tables that go into a file
 

@@ -13,8 +13,8 @@ from distill.cli.options.group import option_group
 if TYPE_CHECKING:
     import socket
 
-    from teacher_server.http.keys import ApiKeys
-    from teacher_server.http.listener import Address
+    from distill.teacher_server.http.keys import ApiKeys
+    from distill.teacher_server.http.listener import Address
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class Listening:
         Raises:
             ConfigError: it cannot be had, or would be open to others without a key.
         """
-        from teacher_server.http.keys import ApiKeys
-        from teacher_server.http.listener import Address
+        from distill.teacher_server.http.keys import ApiKeys
+        from distill.teacher_server.http.listener import Address
 
         address = Address(
             host=self.host,

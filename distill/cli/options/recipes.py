@@ -15,7 +15,7 @@ from distill.cli.options.group import Command, option_group
 
 if TYPE_CHECKING:
     from distill.data.view_policy import ViewPolicy
-    from trainers.recipe import Recipe
+    from distill.trainers.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class RecipeChoice:
     def read(self, **defaults: Any) -> "Recipe":
         """The recipe; `defaults` where nothing else says anything."""
         from distill.settings import make_settings
-        from trainers.recipe import Recipe
+        from distill.trainers.recipe import Recipe
 
         return make_settings(Recipe, self._given, defaults)
 
@@ -91,7 +91,7 @@ class RecipeChoice:
 def recipe_settings() -> dict[str, Any]:
     """All settings of a recipe by dotted name, with their defaults; NAME.* takes any name."""
     from distill.settings import flat
-    from trainers.recipe import Recipe
+    from distill.trainers.recipe import Recipe
 
     document = Recipe(student="").to_json()
     return {**flat(document), **{f"{key}.*": None for key, each in document.items() if each == {}}}

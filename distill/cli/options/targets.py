@@ -15,7 +15,7 @@ from distill.cli.options.images import CACHE, to_stderr
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
     from distill.targets.protocol import TrainingTargets
-    from trainers.sources.in_process import InProcessTargets
+    from distill.trainers.sources.in_process import InProcessTargets
 
 TIMM = "timm:"
 
@@ -46,7 +46,7 @@ class TargetsChoice:
         of_tags: its classes are tags, unless its head is given.
         """
         from distill.errors import ConfigError
-        from store.places.web import is_store
+        from distill.store.places.web import is_store
 
         if self.cache_gib is not None and not self.cache_gib >= 0:
             raise ConfigError(f"--cache-gib {self.cache_gib} found, expected a number of GiB")
@@ -61,8 +61,8 @@ class TargetsChoice:
         if in_process:
             return self._in_process(device, hierarchy(), "sigmoid" if of_tags else None)
         if self.targets.startswith(("http://", "https://")) and not is_store(self.targets):
+            from distill.trainers.sources.server import ServerTargets
             from distill.wire.client import TeacherClient
-            from trainers.sources.server import ServerTargets
 
             client = TeacherClient(
                 self.targets, api_key=self.api_key, say=to_stderr, give_up=give_up
@@ -70,9 +70,9 @@ class TargetsChoice:
             live = ServerTargets(client)
             click.get_current_context().call_on_close(live.close)
             return live
-        from store.logit_store import LogitStore
-        from store.views.cache import Cache
-        from trainers.sources.store import StoreTargets
+        from distill.store.logit_store import LogitStore
+        from distill.store.views.cache import Cache
+        from distill.trainers.sources.store import StoreTargets
 
         cache_bytes = None if self.cache_gib is None else int(self.cache_gib * 2**30)
         decoded = Cache(self.cache.expanduser(), cache_bytes)
@@ -83,7 +83,7 @@ class TargetsChoice:
         self, device: str, hierarchy: "SemanticHierarchy", usual_head: str | None
     ) -> "InProcessTargets":
         from distill.cli.options.teacher import TeacherChoice
-        from trainers.sources.in_process import InProcessTargets
+        from distill.trainers.sources.in_process import InProcessTargets
 
         assert self.targets
         head = self.teacher_head or usual_head

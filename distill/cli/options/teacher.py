@@ -16,7 +16,7 @@ from distill.errors import ConfigError
 
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
-    from teacher_server.teacher.teacher import Teacher
+    from distill.teacher_server.teacher.teacher import Teacher
 
 HUB = "hub"
 AUTO = "auto"
@@ -58,7 +58,7 @@ class TeacherChoice:
         """
         from distill.hierarchy.semantic import resolve
         from distill.models.creation import pick_device
-        from teacher_server.teacher.loading import MemberChoice, load_teacher
+        from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
 
         weights = _one_each("--weights", self.weights, self.teachers, HUB)
         heads = _one_each("--head", self.heads, self.teachers, AUTO)

@@ -12,9 +12,9 @@ from distill.cli.options.images import DataChoice, data_options, to_stderr
 
 if TYPE_CHECKING:
     from distill.data.source import ImageSource
-    from store.logit_store import LogitStore
-    from trainers.models.trained import TrainedModel
-    from trainers.recipe import Scheme
+    from distill.store.logit_store import LogitStore
+    from distill.trainers.models.trained import TrainedModel
+    from distill.trainers.recipe import Scheme
 
 SHARES = (
     ("semantic_top1", "semantic"),
@@ -83,17 +83,17 @@ def evaluate(
     from distill.errors import ConfigError
     from distill.hierarchy.semantic import resolve
     from distill.models.creation import pick_device
-    from store.logit_store import LogitStore, has_store
-    from trainers.evaluation.evaluate import (
+    from distill.store.logit_store import LogitStore, has_store
+    from distill.trainers.evaluation.evaluate import (
         evaluate,
         evaluate_real,
         evaluate_recovery,
         evaluate_tags,
     )
-    from trainers.evaluation.tags import read_tags
-    from trainers.models.meaning import LogitsMeaning
-    from trainers.models.trained import open_trained
-    from trainers.process_group import Machine
+    from distill.trainers.evaluation.tags import read_tags
+    from distill.trainers.models.meaning import LogitsMeaning
+    from distill.trainers.models.trained import open_trained
+    from distill.trainers.process_group import Machine
 
     if data is None and not plot:
         raise ConfigError("neither --data nor --plot found, expected one; pass images as --data")
@@ -180,7 +180,7 @@ def _of_store(
 ) -> dict[str, Any]:
     from distill.data.truth import read_truth
     from distill.hierarchy.semantic import SemanticHierarchy
-    from trainers.evaluation.stored import evaluate_store
+    from distill.trainers.evaluation.stored import evaluate_store
 
     figures = evaluate_store(store, source)
     if truth and tagged:

@@ -28,8 +28,8 @@ def export(model: str, out: Path, label_set: str | None, onnx: bool, as_json: bo
     Writes model.safetensors, config.json with class names, and hierarchy.json.
     """
     from distill.hierarchy.semantic import resolve
-    from trainers.models.export import export_folder, export_onnx
-    from trainers.models.trained import open_trained
+    from distill.trainers.models.export import export_folder, export_onnx
+    from distill.trainers.models.trained import open_trained
 
     trained = open_trained(model)
     if label_set:

@@ -23,10 +23,10 @@ from distill.cli.options.targets import TargetsChoice, target_options
 
 if TYPE_CHECKING:
     from distill.data.source import ImageSource
-    from trainers.process_group import Machine
-    from trainers.recipe import Recipe
-    from trainers.training.finetune import LabelledImages
-    from trainers.training.loop import TrainReport
+    from distill.trainers.process_group import Machine
+    from distill.trainers.recipe import Recipe
+    from distill.trainers.training.finetune import LabelledImages
+    from distill.trainers.training.loop import TrainReport
 
 EPOCHS = 40
 
@@ -99,9 +99,9 @@ def finetune(
         from distill.errors import ConfigError
         from distill.files import sole_writer
         from distill.hierarchy.semantic import SemanticHierarchy
-        from trainers.evaluation.tags import read_tags
-        from trainers.training.finetune import LabelledImages, classes_of, finetune
-        from trainers.training.finetune import compare as run_each
+        from distill.trainers.evaluation.tags import read_tags
+        from distill.trainers.training.finetune import LabelledImages, classes_of, finetune
+        from distill.trainers.training.finetune import compare as run_each
 
         tag_file = read_tags(tags) if tags else None
         recipe = recipe_choice.read(
@@ -165,7 +165,7 @@ def finetune(
 
 
 def _report_comparison(out: Path, names: list[str], as_json: bool) -> None:
-    from trainers.training.finetune import draw_comparison
+    from distill.trainers.training.finetune import draw_comparison
 
     histories = {
         name: json.loads((out / name / "run.json").read_text())["history"] for name in names

@@ -18,8 +18,8 @@ from distill.cli.options.targets import TargetsChoice, target_options
 
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
-    from trainers.process_group import Machine
-    from trainers.training.loop import TrainReport
+    from distill.trainers.process_group import Machine
+    from distill.trainers.training.loop import TrainReport
 
 
 @command(
@@ -65,7 +65,7 @@ def pretrain(
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
         from distill.data.sample_list import SampleList
         from distill.hierarchy.semantic import resolve
-        from trainers.training.pretrain import pretrain
+        from distill.trainers.training.pretrain import pretrain
 
         def stated() -> "SemanticHierarchy":
             return resolve(label_set or "imagenet21k-p-fall11")

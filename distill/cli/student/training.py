@@ -20,8 +20,8 @@ from distill.files import sole_writer
 CURE = "wait for it, stop it, or choose another --out"
 
 if TYPE_CHECKING:
-    from trainers.process_group import Machine
-    from trainers.training.loop import TrainReport
+    from distill.trainers.process_group import Machine
+    from distill.trainers.training.loop import TrainReport
 
 
 def train_as_command(
@@ -39,13 +39,13 @@ def train_as_command(
     """
     os.environ.update(training_group(os.environ))
     with finish_on_signal(title, "the current step") as stop, ExitStack() as stack:
-        from trainers.process_group import (
+        from distill.trainers.process_group import (
             Machine,
             device_of_rank,
             end_with_launcher,
             join_process_group,
         )
-        from trainers.training.loop import RunKeeping
+        from distill.trainers.training.loop import RunKeeping
 
         device_name = share_of_work(None, None, os.environ).device(device)
         if "TORCHELASTIC_RUN_ID" in os.environ:

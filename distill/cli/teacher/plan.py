@@ -15,7 +15,7 @@ from distill.cli.output import print_result
 
 if TYPE_CHECKING:
     from distill.data.view_policy import ViewPolicy
-    from teacher_server.precompute.plan import Plan
+    from distill.teacher_server.precompute.plan import Plan
 
 
 @command(
@@ -78,7 +78,7 @@ def plan(
     """
     from distill.errors import ConfigError
     from distill.targets.encoding import PRESETS
-    from teacher_server.precompute.plan import make_plan
+    from distill.teacher_server.precompute.plan import make_plan
 
     try:
         counts = [1] if policy.name == "plain" else [int(count) for count in views.split(",")]

@@ -16,7 +16,7 @@ from distill.cli.output import fidelity_line, print_result, size_line, state_lin
 
 if TYPE_CHECKING:
     from distill.data.view_policy import ViewPolicy
-    from teacher_server.precompute.run import PrecomputeReport
+    from distill.teacher_server.precompute.run import PrecomputeReport
 
 
 @command(
@@ -152,10 +152,10 @@ def precompute(
 
     from distill.data.sample_ids import find_rows
     from distill.data.sample_list import SampleList
-    from teacher_server.precompute import dry_run as dry
-    from teacher_server.precompute.options import PrecomputeOptions, Share
-    from teacher_server.precompute.ray_driver import cluster, precompute_on_ray
-    from teacher_server.precompute.run import precompute as run
+    from distill.teacher_server.precompute import dry_run as dry
+    from distill.teacher_server.precompute.options import PrecomputeOptions, Share
+    from distill.teacher_server.precompute.ray_driver import cluster, precompute_on_ray
+    from distill.teacher_server.precompute.run import precompute as run
 
     share = Share(index=launched.index, count=launched.count)
     if engine == "ray":  # workers run in other folders
@@ -165,7 +165,7 @@ def precompute(
     if samples:
         source = source.select(np.sort(SampleList.read(samples).rows(source)))
     if not_in:
-        from store.logit_store import LogitStore
+        from distill.store.logit_store import LogitStore
 
         held = find_rows(LogitStore.open(not_in).sample_ids, source.ids)
         source = source.select(np.flatnonzero(held < 0))
@@ -227,7 +227,7 @@ def precompute(
 
 
 def _lines(report: "PrecomputeReport", data: str, store: str) -> list[str]:
-    from store.format.audit import fidelity_warning
+    from distill.store.format.audit import fidelity_warning
 
     done = report.store
     lines = [state_line(done), size_line(done)]

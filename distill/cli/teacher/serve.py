@@ -135,15 +135,15 @@ def serve(
     from contextlib import closing
 
     from distill.targets.encoding import EncodingSpec
-    from teacher_server.http.json_log import json_log
-    from teacher_server.precompute.options import PrecomputeOptions
-    from teacher_server.serve.admission import Budgets
-    from teacher_server.serve.lane import devices_of
-    from teacher_server.serve.samples import open_samples, require_store_or_data
-    from teacher_server.serve.server import make_server, run
-    from teacher_server.serve.service import ServeOptions, Service
-    from teacher_server.teacher.batch_size import UNTUNED
-    from trainers.models.prediction import StudentOpinion
+    from distill.teacher_server.http.json_log import json_log
+    from distill.teacher_server.precompute.options import PrecomputeOptions
+    from distill.teacher_server.serve.admission import Budgets
+    from distill.teacher_server.serve.lane import devices_of
+    from distill.teacher_server.serve.samples import open_samples, require_store_or_data
+    from distill.teacher_server.serve.server import make_server, run
+    from distill.teacher_server.serve.service import ServeOptions, Service
+    from distill.teacher_server.teacher.batch_size import UNTUNED
+    from distill.trainers.models.prediction import StudentOpinion
 
     require_store_or_data(store, data is not None)
     address, keys, listener = listen.bound()  # before the teacher is loaded, which takes a while
@@ -215,7 +215,7 @@ def serve(
 @common.as_json
 def api_key(name: str, path: Path, as_json: bool) -> None:
     """Make an API key for NAME and print it; the file keeps only its digest."""
-    from teacher_server.http.keys import new_key
+    from distill.teacher_server.http.keys import new_key
 
     key = new_key(name, path)
     print_result(as_json, {"name": name, "key": key, "file": str(path)}, key)
