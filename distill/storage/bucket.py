@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from distill.errors import DataError, DataUnavailableError, first_line
-from distill.storage.place import Entries, RangeFile, require_few, unavailable
+from distill.storage.place import AbsentError, Entries, RangeFile, require_few, unavailable
 
 S3 = "s3://"
 ABSENT = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
@@ -107,7 +107,7 @@ def _named(path: str) -> Iterator[None]:
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in ABSENT:
-            raise DataError(f"cannot be read: {path} is not there") from error
+            raise AbsentError(f"cannot be read: {path} is not there") from error
         raise unavailable(path, first_line(error)) from error
     except (BotoCoreError, OSError) as error:
         raise unavailable(path, first_line(error)) from error

@@ -20,7 +20,7 @@ from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import Answers
-from distill.targets.tensors import TargetSource
+from distill.targets.tensors import TargetSource, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class TrainingTargets(TargetSource, Protocol):
         ...
 
     def announce(
-        self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self, sample_ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
     ) -> None:
         """A `fetch` of these is coming: work may begin."""
         ...

@@ -4,13 +4,14 @@ Sparse targets are laid out hierarchy after hierarchy with a fixed number of slo
 every operation on them is a dense gather or a sum over a static slice.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.data.sample_ids import SampleIds
@@ -20,15 +21,52 @@ from distill.targets.encoding import Answers, EncodingSpec
 from distill.targets.rows import TargetRows
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device, non_blocking: bool = True) -> Tensor:
     """`tensor` on `device`; a GPU fetches it by itself, which it can from pinned memory alone."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if device.type == "cuda" and tensor.device.type == "cpu" and non_blocking:
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=non_blocking)
+
+
+Own = TypeVar("Own", bound="_Rows")
+
+
+class _Rows:
+    """A dataclass of tensors with one row an image; what is no tensor is the same for all rows."""
+
+    def select(self: Own, rows: Tensor) -> Own:
+        """Those rows, by index or by mask, on the targets' device."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def between(self: Own, start: int, stop: int) -> Own:
+        """Rows from `start` to before `stop`, sharing memory."""
+        return self._each(lambda tensor: tensor[start:stop])
+
+    def to(self: Own, device: torch.device | str, non_blocking: bool = True) -> Own:
+        """The same targets on `device`."""
+        there = torch.device(device)
+        return self._each(lambda tensor: to_device(tensor, there, non_blocking))
+
+    def pin_memory(self: Own) -> Own:
+        """In memory that a GPU can fetch from; called by torch's DataLoader."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    @classmethod
+    def concatenate(cls: type[Own], parts: Sequence[Own]) -> Own:
+        """Rows after rows, all of one kind."""
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(parts[0])}  # type: ignore[arg-type]
+        return replace(
+            parts[0],  # type: ignore[type-var]
+            **{n: torch.cat(c) for n, c in columns.items() if isinstance(c[0], Tensor)},
+        )
+
+    def _each(self: Own, change: Callable[[Tensor], Tensor]) -> Own:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **{n: change(v) for n, v in values.items() if isinstance(v, Tensor)})  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DenseTargets:
+class DenseTargets(_Rows):
     """The teacher's whole answer: [B, ΣN_k] probabilities in hierarchy order, raw confidence.
 
     confidence: as of `SparseTargets`.
@@ -39,27 +77,9 @@ class DenseTargets:
     valid: Bool[Tensor, " batch"] | None = None
     answers: Answers = "softmax"
 
-    def select(self, rows: Tensor) -> "DenseTargets":
-        """Those rows, by index or by mask, on the targets' device."""
-        return DenseTargets(
-            probs=self.probs[rows],
-            confidence=self.confidence[rows],
-            valid=None if self.valid is None else self.valid[rows],
-            answers=self.answers,
-        )
-
-    def to(self, device: torch.device) -> "DenseTargets":
-        """The same targets on `device`."""
-        return replace(
-            self,
-            probs=to_device(self.probs, device),
-            confidence=to_device(self.confidence, device),
-            valid=None if self.valid is None else to_device(self.valid, device),
-        )
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SparseTargets:
+class SparseTargets(_Rows):
     """The teacher's largest probabilities; what is left of each hierarchy's mass is spread evenly.
 
     index: position within the slot's own hierarchy. A slot not needed has prob 0.
@@ -77,29 +97,6 @@ class SparseTargets:
     slots: tuple[int, ...]
     valid: Bool[Tensor, " batch"] | None = None
     answers: Answers = "softmax"
-
-    def select(self, rows: Tensor) -> "SparseTargets":
-        """Those rows, by index or by mask, on the targets' device."""
-        return SparseTargets(
-            index=self.index[rows],
-            prob=self.prob[rows],
-            confidence=self.confidence[rows],
-            sq_norm=self.sq_norm[rows],
-            slots=self.slots,
-            valid=None if self.valid is None else self.valid[rows],
-            answers=self.answers,
-        )
-
-    def to(self, device: torch.device) -> "SparseTargets":
-        """The same targets on `device`."""
-        return replace(
-            self,
-            index=to_device(self.index, device),
-            prob=to_device(self.prob, device),
-            confidence=to_device(self.confidence, device),
-            sq_norm=to_device(self.sq_norm, device),
-            valid=None if self.valid is None else to_device(self.valid, device),
-        )
 
     def to_rows(self) -> TargetRows:
         """Copied to NumPy."""
@@ -130,13 +127,16 @@ class SparseTargets:
 
 TeacherTargets = DenseTargets | SparseTargets
 
+# A view of all samples, or one for each.
+View = int | NDArray[np.int64]
+
 
 @runtime_checkable
 class TargetSource(Protocol):
     """Where a student's targets come from: a store, a live server, a teacher in the process."""
 
     def fetch(
-        self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self, sample_ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
     ) -> TeacherTargets:
         """Targets of those samples' `view`, in that order, on any device.
 

@@ -40,10 +40,11 @@ from distill.errors import (
     first_line,
 )
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.per_process import per_process
 from distill.storage.web import CA_FILE, trusted_authorities
 from distill.targets.encoding import Answers
 from distill.targets.rows import TargetRows
-from distill.targets.tensors import SparseTargets
+from distill.targets.tensors import SparseTargets, View
 from distill.wire import framing
 from distill.wire.refusal import Refused
 from distill.wire.status import Status
@@ -92,12 +93,11 @@ class TeacherClient:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"{url}: expected http://HOST:PORT of a teacher server")
         self.location, self.deadline_s = url.rstrip("/"), deadline_s
+        self.api_key = api_key
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         if fingerprint:
             self._headers["if-match"] = f'"{fingerprint}"'
-        self._pool = urllib3.PoolManager(
-            maxsize=connections, block=True, retries=False, ca_certs=trusted_authorities()
-        )
+        self._connections = connections
         self._closing, self._say, self._give_up = Event(), say, give_up
         self._known = False  # whether a server has answered
 
@@ -122,6 +122,12 @@ class TeacherClient:
         store = self.samples and self.samples["store"]
         self.identity: str = store or f"{self.fingerprint} {json.dumps(about['encoding'])}"
 
+    @per_process
+    def _pool(self) -> urllib3.PoolManager:
+        return urllib3.PoolManager(
+            maxsize=self._connections, block=True, retries=False, ca_certs=trusted_authorities()
+        )
+
     @property
     def input_size(self) -> Size:
         """Height and width that the teacher sees."""
@@ -132,10 +138,11 @@ class TeacherClient:
         document: Mapping[str, Any] = self._json("GET", f"{MODEL_PATH}/replay")
         return document
 
-    def infer_samples(self, sample_ids: SampleIds, view: int) -> SparseTargets:
-        """Targets of samples that the server has, in one of its views."""
+    def infer_samples(self, sample_ids: SampleIds, view: View) -> SparseTargets:
+        """Targets of samples that the server has, in one of its views, or in one each."""
         ids = np.ascontiguousarray(sample_ids, "<u8")
-        return self._infer_all({"sample_id": ids, "view": np.full(len(ids), view, "<i4")}, len(ids))
+        views = np.broadcast_to(np.asarray(view, "<i4"), len(ids))
+        return self._infer_all({"sample_id": ids, "view": np.ascontiguousarray(views)}, len(ids))
 
     def infer_jpegs(self, jpegs: Sequence[bytes]) -> SparseTargets:
         """Targets of JPEG files; rows of those that are none are not valid."""

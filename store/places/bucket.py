@@ -1,5 +1,6 @@
 """Objects of a store in a bucket: S3 and what speaks its protocol, GCS, Azure."""
 
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +19,16 @@ RETRIES, RETRY_FOR = 10, timedelta(minutes=3)
 CLIENT: Any = {"allow_http": True, "timeout": timedelta(seconds=60)}
 
 
+# Its threads are gone in a forked child, which would wait for them without end.
+_runtime = {"used": False, "lost": False}
+os.register_at_fork(after_in_child=lambda: _runtime.update(lost=_runtime["used"]))
+
+
+def is_lost() -> bool:
+    """Whether this process was forked from one that had used a bucket: use another client."""
+    return _runtime["lost"]
+
+
 class BucketBackend:
     """See `distill.store.places.backend.Backend`."""
 
@@ -29,6 +40,7 @@ class BucketBackend:
     @classmethod
     def at(cls, scheme: str, rest: str) -> "BucketBackend":
         """s3://rest and the like; credentials, region and endpoint from the environment."""
+        _runtime["used"] = True
         bucket, _, prefix = rest.partition("/")
         retry: Any = {"max_retries": RETRIES, "retry_timeout": RETRY_FOR}
         return cls(

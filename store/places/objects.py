@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -25,10 +24,12 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from distill.errors import StoreError, first_line
+from distill.per_process import per_process
+from distill.store.places import bucket
 from distill.store.places.backend import Backend, Span
 from distill.store.places.bucket import BUCKETS, BucketBackend
 from distill.store.places.disk import FolderBackend
-from distill.store.places.web import WebBackend
+from distill.store.places.web import ReadOnlyBackend
 
 WEB = ("http", "https", "hf")
 SCHEMES = (*BUCKETS, *WEB)
@@ -53,14 +54,16 @@ class Objects:
         """How many should run side by side."""
         return self._backend.requests
 
-    @cached_property
+    @per_process
     def _backend(self) -> Backend:
         if self.is_local:
             return FolderBackend(Path(self.location))
         scheme, _, rest = self.location.partition("://")
         with self._named("be opened"):
             if scheme in WEB:
-                return WebBackend(self.location)
+                return ReadOnlyBackend(self.location)
+            if bucket.is_lost():
+                return self._backend_of_a_fork(scheme)
             return BucketBackend.at(scheme, rest)
 
     def make_place(self) -> None:
@@ -172,7 +175,16 @@ class Objects:
         with self._named("be written"):
             self._backend.tidy()
 
-    @cached_property
+    def _backend_of_a_fork(self, scheme: str) -> Backend:
+        if scheme != "s3":
+            raise StoreError(
+                f"{self.location}: cannot be read by a process that was forked from one that had "
+                "read it, expected s3://; use processes that are spawned (multiprocessing_context="
+                "'forkserver' of a DataLoader)"
+            )
+        return ReadOnlyBackend(self.location)
+
+    @per_process
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.requests, thread_name_prefix="store-requests")
 

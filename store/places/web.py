@@ -1,4 +1,4 @@
-"""Objects of a finished store on the web: read by key; nothing can be listed or written there."""
+"""Objects of a finished store that are only read, by key: on the web, or by a forked process."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,6 +6,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from distill.errors import StoreError
+from distill.storage.bucket import S3
 from distill.storage.locations import place_of
 from distill.storage.place import AbsentError, WholeOnlyError
 from distill.storage.web import trusted_authorities
@@ -27,8 +28,10 @@ def is_store(url: str) -> bool:
         return False
 
 
-class WebBackend:
-    """See `distill.store.places.backend.Backend`. url: http(s)://… or hf://…, as data has them."""
+class ReadOnlyBackend:
+    """See `distill.store.places.backend.Backend`. url: http(s)://, hf:// or s3://, as data has
+    them. Nothing can be listed or written.
+    """
 
     requests = 16
 
@@ -81,6 +84,11 @@ class WebBackend:
         """Nothing can be removed."""
 
     def _refuse(self) -> None:
+        if self.url.startswith(S3):
+            raise StoreError(
+                f"{self.url}: a forked process only reads it, expected one that is spawned; pass "
+                "multiprocessing_context='forkserver' to whatever makes processes"
+            )
         raise StoreError(
             f"{self.url}: is on the web, where a finished store is read; expected a folder or a "
             "bucket for anything else"

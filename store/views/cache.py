@@ -197,7 +197,10 @@ class Cache:
                     time.sleep(LOOK_EVERY_S)
                     if looks % SAY_EVERY_LOOKS == 0:
                         note(f"{self.folder}: waiting for another process, which makes {name}")
-            yield
+            try:
+                yield
+            finally:  # closing would not do: a process forked meanwhile has the file open too
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _mapped(file: IO[bytes], dtype: np.dtype[Any], rows: int) -> NDArray[Any]:

@@ -34,7 +34,11 @@ class ResidentView:
 
     def gather(self, rows: NDArray[np.int64]) -> TargetRows:
         """Those rows, in that order."""
-        return self.manifest.coding.dequantise(codes_of(self.records[rows]))
+        return self.manifest.coding.dequantise(codes_of(self.records_of(rows)))
+
+    def records_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """`gather`, as records of `record_dtype`."""
+        return self.records[rows]
 
 
 def open_resident_view(

@@ -41,12 +41,16 @@ class StreamedView:
         Raises:
             CorruptStoreError: a block is not what was committed.
         """
+        return self.manifest.coding.dequantise(codes_of(self.records_of(rows)))
+
+    def records_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """`gather`, as records of `record_dtype`."""
         blocks, places = np.divmod(rows, self.manifest.block_rows)
         needed = np.unique(blocks)
         if len(needed) <= self._capacity:
             self._hold(needed)
             at = self._slot_of[blocks] * self.manifest.block_rows + places
-            return self.manifest.coding.dequantise(codes_of(self._records[at]))
+            return self._records[at]
         picked = np.empty(len(rows), self._records.dtype)
         for start in range(0, len(needed), self._capacity):
             some = needed[start : start + self._capacity]
@@ -54,7 +58,7 @@ class StreamedView:
             mine = np.isin(blocks, some)
             at = self._slot_of[blocks[mine]] * self.manifest.block_rows + places[mine]
             picked[mine] = self._records[at]
-        return self.manifest.coding.dequantise(codes_of(picked))
+        return picked
 
     def _hold(self, needed: NDArray[Any]) -> None:
         missing = []

@@ -180,7 +180,7 @@ def test_sigmoids_are_stored_served_and_learned_as_they_are(
 
     student = ("--student", "test_resnet", "--init", "random", "--image-size", 32, "--epochs", 3)
     run = ("pretrain", *student, "--batch-size", 32, *data, "--targets", store)
-    assert "--scheme semantic found with" in fails(*run, "--out", tmp_path / "bad")
+    assert "scheme semantic found with" in fails(*run, "--out", tmp_path / "bad")
     ran = distill(*run, "--scheme", "multi-label", "--kd-weight", 1, "--out", tmp_path / "run")
     assert ran.code == 0, ran.err
     history = json.loads((tmp_path / "run" / "run.json").read_text())["history"]

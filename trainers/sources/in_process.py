@@ -23,7 +23,7 @@ from distill.hierarchy.semantic import SemanticHierarchy
 from distill.store.format.manifest import TeacherIdentity
 from distill.targets.encoding import Answers
 from distill.targets.protocol import ReplayProofs
-from distill.targets.tensors import DenseTargets
+from distill.targets.tensors import DenseTargets, View
 
 
 @runtime_checkable
@@ -95,12 +95,12 @@ class InProcessTargets:
         return SampleOrder(rows, seed)
 
     def announce(
-        self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self, sample_ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
     ) -> None:
         """The device has the student to compute."""
 
     def fetch(
-        self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self, sample_ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
     ) -> DenseTargets:
         """See `distill.targets.tensors.TargetSource`.
 

@@ -15,13 +15,17 @@ from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
 from distill.errors import StoreMismatchError
+from distill.per_process import per_process
 from distill.targets.protocol import ReplayProofs
-from distill.targets.tensors import SparseTargets
+from distill.targets.tensors import SparseTargets, View
 from distill.wire.client import TeacherClient
 
 
 class ServerTargets:
-    """client: closed with this. ahead: how many batches are requested before their turn."""
+    """client: closed with this. ahead: how many batches are requested before their turn.
+
+    It can be pickled, and used by processes that are forked: each has its own connections.
+    """
 
     def __init__(self, client: TeacherClient, *, ahead: int = 4) -> None:
         self.client, self.ahead = client, ahead
@@ -33,8 +37,18 @@ class ServerTargets:
         # Of an ensemble the largest: the server squishes it for the others.
         self.sizes: tuple[Size, ...] = () if self._samples else (max(client.sizes),)
         self.policy = ViewPolicy.from_json(self._samples["policy"]) if self._samples else None
-        self._threads = ThreadPoolExecutor(max(1, ahead), thread_name_prefix="targets")
-        self._announced: dict[tuple[bytes, int], Future[SparseTargets]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        client = self.client
+        return _connected_again, (self.location, client.api_key, client.fingerprint, self.ahead)
+
+    @per_process
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max(1, self.ahead), thread_name_prefix="targets")
+
+    @per_process
+    def _announced(self) -> dict[tuple[bytes, bytes], "Future[SparseTargets]"]:
+        return {}
 
     @property
     def input_size(self) -> Size:
@@ -82,18 +96,19 @@ class ServerTargets:
         """The server knows what to do."""
 
     def announce(
-        self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self, sample_ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
     ) -> None:
         """Ask now, for a `fetch` that is coming."""
-        key = sample_ids.tobytes(), view
+        key = sample_ids.tobytes(), np.asarray(view).tobytes()
         if key not in self._announced:
             self._announced[key] = self._threads.submit(self._ask, sample_ids, view, pixels)
 
     def fetch(
-        self, sample_ids: SampleIds, view: int, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self, sample_ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
     ) -> SparseTargets:
         """See `distill.targets.tensors.TargetSource`."""
-        announced = self._announced.pop((sample_ids.tobytes(), view), None)
+        key = sample_ids.tobytes(), np.asarray(view).tobytes()
+        announced = self._announced.pop(key, None)
         return announced.result() if announced else self._ask(sample_ids, view, pixels)
 
     def close(self) -> None:
@@ -101,9 +116,17 @@ class ServerTargets:
         self.client.close()
         self._threads.shutdown(cancel_futures=True)
 
-    def _ask(self, sample_ids: SampleIds, view: int, pixels: Sequence[Tensor]) -> SparseTargets:
+    def _ask(self, sample_ids: SampleIds, view: View, pixels: Sequence[Tensor]) -> SparseTargets:
         if not self.sizes:
             return self.client.infer_samples(sample_ids, view)
         if not len(pixels):
             raise ValueError("this server has no images: pass pixels of its size")
         return self.client.infer_images(pixels[0].permute(0, 2, 3, 1).contiguous().numpy())
+
+
+def _connected_again(
+    location: str, api_key: str | None, fingerprint: str, ahead: int
+) -> ServerTargets:
+    """In another process, to a server of the same teacher."""
+    client = TeacherClient(location, api_key=api_key, fingerprint=fingerprint)
+    return ServerTargets(client, ahead=ahead)

@@ -5,6 +5,7 @@ in use and the next, which is decoded in the background. Otherwise they are stre
 should come in the order that `sample_order` gives.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
 from distill.errors import DataError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.per_process import per_process
+from distill.store.format.codes import codes_of, record_dtype
 from distill.store.logit_store import LogitStore
 from distill.store.upkeep.changed_data import changed_data
 from distill.store.views.cache import Cache
@@ -27,7 +30,8 @@ from distill.store.views.lookup import RowIndex, open_row_index
 from distill.store.views.resident import ResidentView, open_resident_view, resident_bytes
 from distill.store.views.stream import StreamedView
 from distill.targets.protocol import ReplayProofs
-from distill.targets.tensors import SparseTargets
+from distill.targets.rows import TargetRows
+from distill.targets.tensors import SparseTargets, View
 
 STREAM_WINDOW_BLOCKS = 8  # rows of this many blocks are shuffled together
 
@@ -48,12 +52,20 @@ def stored_proofs(store: LogitStore) -> ReplayProofs | None:
 
 
 class StoreTargets:
-    """Targets of a complete store.
+    """Targets of a complete store. It can be pickled, and used by processes that are forked.
 
-    mode: None is resident where the cache holds two views, streamed elsewhere.
+    mode: None is resident where the cache holds two views, streamed elsewhere. kept: how many views
+    are held open at a time; None is all of them where the cache holds all, else the one in use.
     """
 
-    def __init__(self, store: LogitStore, cache: Cache, mode: Mode | None = None) -> None:
+    def __init__(
+        self,
+        store: LogitStore,
+        cache: Cache,
+        mode: Mode | None = None,
+        *,
+        kept: int | None = None,
+    ) -> None:
         self.fidelity: Mapping[str, Any] | None = store.require_complete()["fidelity"]
         self.store, self.cache = store, cache
         self.location, self.identity = store.location, store.manifest.identity
@@ -64,11 +76,13 @@ class StoreTargets:
         self.sizes: tuple[Size, ...] = ()
         self.ahead = 0
         self._index: RowIndex = open_row_index(store, cache)
-        fits = min(2, self.views) * resident_bytes(store) <= cache.room()
-        self.mode: Mode = mode or ("resident" if fits else "streamed")
-        self._view: ResidentView | StreamedView | None = None
-        self._next: tuple[int, Future[ResidentView]] | None = None
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="next-view")
+        room = cache.room() // resident_bytes(store)
+        self.mode: Mode = mode or ("resident" if min(2, self.views) <= room else "streamed")
+        all_fit = self.mode == "resident" and self.views <= room
+        self.kept = kept or (self.views if all_fit else 1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_again, (self.location, self.identity, self.cache, self.mode, self.kept)
 
     @property
     def views(self) -> int:
@@ -132,7 +146,7 @@ class StoreTargets:
         )
 
     def fetch(
-        self, sample_ids: SampleIds, view: int, pixels: Sequence[Tensor] = ()
+        self, sample_ids: SampleIds, view: View, pixels: Sequence[Tensor] = ()
     ) -> SparseTargets:
         """See `distill.targets.tensors.TargetSource`."""
         rows = self._index.rows(sample_ids)
@@ -141,32 +155,78 @@ class StoreTargets:
                 f"{self.store.location}: {int((rows < 0).sum())} of {len(rows)} samples are not in "
                 "the store; precompute the data set that the student trains on"
             )
-        manifest = self.store.manifest
         return SparseTargets.from_rows(
-            self._opened(view).gather(rows), manifest.slots, self.answers
+            self._views.gather(rows, view), self.store.manifest.slots, self.answers
         )
 
-    def announce(self, sample_ids: SampleIds, view: int, pixels: Sequence[Tensor] = ()) -> None:
+    def announce(self, sample_ids: SampleIds, view: View, pixels: Sequence[Tensor] = ()) -> None:
         """Reading takes no time."""
 
     def prepare(self, epoch: int) -> None:
         """Decode that epoch's view in the background, to be there when it is asked for."""
-        view = self.view(epoch)
-        in_use = self._view is not None and self._view.view == view
-        if self.mode == "resident" and not in_use and (not self._next or self._next[0] != view):
+        if self.mode == "resident":
+            self._views.prepare(self.view(epoch))
+
+    @per_process
+    def _views(self) -> "_OpenViews":
+        return _OpenViews(self)
+
+
+class _OpenViews:
+    """The views that a process has open, the least recently used first."""
+
+    def __init__(self, targets: StoreTargets) -> None:
+        self.store, self.cache = targets.store, targets.cache
+        self.mode, self.kept = targets.mode, targets.kept
+        self._open: OrderedDict[int, ResidentView | StreamedView] = OrderedDict()
+        self._next: tuple[int, Future[ResidentView]] | None = None
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="next-view")
+
+    def gather(self, rows: NDArray[np.int64], view: View) -> TargetRows:
+        """Those rows, in that order: of one view, or of one each."""
+        views = np.unique(view)
+        if len(views) == 1:
+            records = self._of(int(views[0])).records_of(rows)
+        else:
+            records = np.empty(len(rows), record_dtype(self.store.manifest.coding))
+            for each in views:
+                mine = np.flatnonzero(view == each)
+                records[mine] = self._of(int(each)).records_of(rows[mine])
+        return self.store.manifest.coding.dequantise(codes_of(records))
+
+    def prepare(self, view: int) -> None:
+        """Decode it in the background."""
+        if view not in self._open and (not self._next or self._next[0] != view):
             future = self._background.submit(
                 open_resident_view, self.store, view, self.cache, workers=1
             )
             self._next = (view, future)
 
-    def _opened(self, view: int) -> ResidentView | StreamedView:
-        if self._view is None or self._view.view != view:
-            self._view = None  # lets the cache have its bytes back
-            if self.mode == "streamed":
-                self._view = StreamedView(self.store, view, capacity=STREAM_WINDOW_BLOCKS)
-            elif self._next and self._next[0] == view:
-                self._view = self._next[1].result()
-            else:
-                self._view = open_resident_view(self.store, view, self.cache)
+    def _of(self, view: int) -> ResidentView | StreamedView:
+        if view in self._open:
+            self._open.move_to_end(view)
+            return self._open[view]
+        while len(self._open) >= self.kept:
+            self._open.popitem(last=False)  # lets the cache have its bytes back
+        if self.mode == "streamed":
+            self._open[view] = StreamedView(self.store, view, capacity=STREAM_WINDOW_BLOCKS)
+        elif self._next and self._next[0] == view:
+            self._open[view] = self._next[1].result()
             self._next = None
-        return self._view
+        else:
+            self._next = None
+            self._open[view] = open_resident_view(self.store, view, self.cache)
+        return self._open[view]
+
+
+def _opened_again(
+    location: str, identity: str, cache: Cache, mode: Mode, kept: int
+) -> StoreTargets:
+    """In another process. Raises StoreMismatchError where another store lies there now."""
+    store = LogitStore.open(location)
+    if store.manifest.identity != identity:
+        raise StoreMismatchError(
+            f"{location}: another store was put there meanwhile, expected {identity[:12]}; "
+            "open it again"
+        )
+    return StoreTargets(store, cache, mode, kept=kept)

@@ -15,7 +15,7 @@ from distill.errors import ConfigError, DataError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.store.format.audit import fidelity_warning
 from distill.targets.protocol import TrainingTargets
-from distill.trainers.recipe import Recipe
+from distill.trainers.recipe import Recipe, Scheme
 from distill.trainers.sources.replay import check_replay
 from distill.trainers.training.batches import TrainingSet
 
@@ -59,16 +59,10 @@ def match_targets(
         known = max(limit, targets.rows if targets else 0)
         source, labels = source.limited(known), labels[:known]
     if targets:
-        if targets.answers == "sigmoid" and recipe.scheme != "multi-label":
-            raise ConfigError(
-                f"--scheme {recipe.scheme} found with {targets.location}, whose answers are a yes "
-                "or no for each class; expected multi-label; or targets of softmaxes, as "
-                "`--head multi-label` makes them"
-            )
-        targets.require_dataset(source, labels)
+        require_learnable(targets, recipe.scheme)
+        check_targets(targets, source, labels, say)
         if targets.policy:
             recipe = replace(recipe, views=targets.policy)
-            _check_views(targets, source, say)
         if recipe.kd_weight and (line := fidelity_warning(targets.fidelity, recipe.divergence)):
             say(f"{targets.location}: {line}")
     kept = np.ones(len(source), np.bool_)
@@ -122,10 +116,36 @@ def require_hierarchy(targets: TrainingTargets | None, hierarchy: SemanticHierar
         )
 
 
-def _check_views(targets: TrainingTargets, source: ImageSource, say: Callable[[str], None]) -> None:
-    """That this machine draws the very views that the teacher saw."""
+def require_learnable(targets: TrainingTargets, scheme: Scheme) -> None:
+    """That a student of that scheme can learn from them.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if targets.answers == "sigmoid" and scheme != "multi-label":
+        raise ConfigError(
+            f"scheme {scheme} found with {targets.location}, whose answers are a yes or no for "
+            "each class, expected multi-label; or targets of softmaxes, as `--head multi-label` "
+            "makes them"
+        )
+
+
+def check_targets(
+    targets: TrainingTargets,
+    source: ImageSource,
+    labels: NDArray[np.int64],
+    say: Callable[[str], None],
+) -> None:
+    """That the targets are of these images and labels [n], and that this machine draws their views.
+
+    Raises:
+        StoreMismatchError: they are not, or it draws others.
+    """
+    targets.require_dataset(source, labels)
+    if not targets.policy:
+        return
     proofs = targets.replay_proofs()
-    if proofs and targets.policy:
+    if proofs:
         replayed = check_replay(proofs, source, targets.policy)
         say(f"replay proof: {replayed} views drawn again, pixel for pixel what the teacher saw")
     else:

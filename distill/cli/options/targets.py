@@ -15,9 +15,6 @@ from distill.cli.options.images import CACHE, to_stderr
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
     from distill.targets.protocol import TrainingTargets
-    from distill.trainers.sources.in_process import InProcessTargets
-
-TIMM = "timm:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +42,9 @@ class TargetsChoice:
         give_up: asked while a server is waited for. The others are for a teacher in this process;
         of_tags: its classes are tags, unless its head is given.
         """
+        from distill.api.opening import TIMM, open_answers
         from distill.errors import ConfigError
-        from distill.store.places.web import is_store
+        from distill.trainers.sources.server import ServerTargets
 
         if self.cache_gib is not None and not self.cache_gib >= 0:
             raise ConfigError(f"--cache-gib {self.cache_gib} found, expected a number of GiB")
@@ -58,46 +56,22 @@ class TargetsChoice:
             )
         if not self.targets:
             return None
-        if in_process:
-            return self._in_process(device, hierarchy(), "sigmoid" if of_tags else None)
-        if self.targets.startswith(("http://", "https://")) and not is_store(self.targets):
-            from distill.trainers.sources.server import ServerTargets
-            from distill.wire.client import TeacherClient
-
-            client = TeacherClient(
-                self.targets, api_key=self.api_key, say=to_stderr, give_up=give_up
-            )
-            live = ServerTargets(client)
-            click.get_current_context().call_on_close(live.close)
-            return live
-        from distill.store.logit_store import LogitStore
-        from distill.store.views.cache import Cache
-        from distill.trainers.sources.store import StoreTargets
-
-        cache_bytes = None if self.cache_gib is None else int(self.cache_gib * 2**30)
-        decoded = Cache(self.cache.expanduser(), cache_bytes)
-        mode = None if self.read == "auto" else self.read
-        return StoreTargets(LogitStore.open(self.targets), decoded, mode)
-
-    def _in_process(
-        self, device: str, hierarchy: "SemanticHierarchy", usual_head: str | None
-    ) -> "InProcessTargets":
-        from distill.cli.options.teacher import TeacherChoice
-        from distill.trainers.sources.in_process import InProcessTargets
-
-        assert self.targets
-        head = self.teacher_head or usual_head
-        teacher = TeacherChoice(
-            teachers=(self.targets.removeprefix(TIMM),),
-            weights=(self.teacher_weights,) if self.teacher_weights else (),
-            heads=(head,) if head else (),
-            random_weights=False,
-            label_set=hierarchy.name,
-            input_size=None,
-            precision=None,
-            confidence="top",
+        answers = open_answers(
+            self.targets,
+            hierarchy,
+            device=device,
+            cache=self.cache,
+            cache_gib=self.cache_gib,
+            read=self.read,
+            api_key=self.api_key,
+            teacher_weights=self.teacher_weights,
+            teacher_head=self.teacher_head or ("sigmoid" if in_process and of_tags else None),
+            give_up=give_up,
+            say=to_stderr,
         )
-        return InProcessTargets(teacher.load(device, hierarchy))
+        if isinstance(answers, ServerTargets):
+            click.get_current_context().call_on_close(answers.close)
+        return answers
 
 
 target_options = option_group(
