@@ -1,7 +1,7 @@
 """Images and a teacher's answers as a map-style dataset, and the order to read them in."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,13 +10,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from distill.api.shared import SharedTargets
 from distill.data.images import decode_image, read_all
 from distill.data.views import Size, draw_view, render_view, resized
 from distill.errors import ConfigError, DataError, DataUnavailableError
 from distill.targets.tensors import DenseTargets, SparseTargets, TeacherTargets
-
-if TYPE_CHECKING:
-    from distill.api.targets import Targets
 
 Sample = dict[str, Any]
 Batch = dict[str, Any]
@@ -27,24 +25,25 @@ PROBES = 8
 class TargetDataset(Dataset[Sample]):
     """Item `row`: the view of the epoch that the teacher saw, and what it said of it.
 
-    pixels: uint8 [3, height, width], or what `transform` makes of them. label: class index, -1 for
-    none. row, view: which image and which view. targets: the teacher's answers, a batch of one.
+    A dictionary: pixels, uint8 [3, height, width], or what `transform` makes of them; label, a
+    class index, -1 for none; row and view, which image and which view of it; targets, the teacher's
+    answers, a batch of one (None where a teacher in this process is asked by the loss).
 
     A DataLoader asks for whole batches, of which images that cannot be read are left out: the
     answers to a batch cost one look-up.
     """
 
-    def __init__(self, targets: "Targets", size: Size, transform: Transform | None) -> None:
-        self.targets, self.size, self.transform = targets, size, transform
+    def __init__(self, shared: SharedTargets, size: Size, transform: Transform | None) -> None:
+        self._shared, self.size, self.transform = shared, size, transform
         if transform:
             _require_normalising(transform, size)
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self._shared.source)
 
     def set_epoch(self, epoch: int) -> None:
-        """See `Targets.set_epoch`: workers that persist see it too."""
-        self.targets.set_epoch(epoch)
+        """Choose the epoch's view; workers that persist see it too."""
+        self._shared.set_epoch(epoch)
 
     def __getitem__(self, row: int) -> Sample:
         """One image.
@@ -57,8 +56,9 @@ class TargetDataset(Dataset[Sample]):
             raise IndexError(f"row {row} found, expected 0 to {len(self) - 1}")
         samples = self.__getitems__([int(row)])
         if not samples:
-            key = self.targets.source.samples[int(row)].key
-            raise DataError(f"{self.targets.source.location}: {key!r} cannot be read")
+            source = self._shared.source
+            key = source.samples[int(row)].key
+            raise DataError(f"{source.location}: {key!r} cannot be read")
         return samples[0]
 
     def __getitems__(self, rows: Sequence[int]) -> "Samples":
@@ -68,9 +68,9 @@ class TargetDataset(Dataset[Sample]):
             DataError: too many cannot be.
             DataUnavailableError: they cannot be read now.
         """
-        targets, source = self.targets, self.targets.source
-        view, drawn = targets.view(targets.epoch)
-        sizes = (self.size, *targets.teacher_sizes)
+        shared, source = self._shared, self._shared.source
+        view, drawn = shared.view(shared.epoch)
+        sizes = (self.size, *shared.teacher_sizes)
         rendered: list[list[Tensor]] = []
         readable: list[int] = []
         some = list(map(int, rows))
@@ -80,31 +80,30 @@ class TargetDataset(Dataset[Sample]):
             except DataUnavailableError:
                 raise
             except DataError as error:
-                targets.note_unreadable(row, str(error))
+                shared.note_unreadable(row, str(error))
                 continue
-            params = draw_view(targets.policy, source.ids[row], drawn)
-            small = [resized(image, targets.policy, size) for size in sizes]
+            params = draw_view(shared.policy, source.ids[row], drawn)
+            small = [resized(image, shared.policy, size) for size in sizes]
             rendered.append(
                 [render_view(each, params, size) for each, size in zip(small, sizes, strict=True)]
             )
             readable.append(row)
         seen = [torch.stack(each) for each in zip(*(views[1:] for views in rendered), strict=True)]
         answers: TeacherTargets | None = None
-        if not targets.in_this_process and readable:
-            answers = targets.answers.fetch(source.ids[readable], view, seen)
+        if not shared.in_this_process and readable:
+            answers = shared.fetch(source.ids[readable], view, seen)
+        own = answers.apart() if answers else [None] * len(readable)
         samples = Samples(answers)
-        for i, row in enumerate(readable):
-            pixels = rendered[i][0]
+        for row, (pixels, *for_teacher), said in zip(readable, rendered, own, strict=True):
             sample: Sample = {
                 "pixels": self.transform(pixels) if self.transform else pixels,
-                "label": torch.tensor(int(targets.labels[row])),
-                "row": torch.tensor(row),
-                "view": torch.tensor(view),
+                "label": int(shared.labels[row]),
+                "row": row,
+                "view": view,
+                "targets": said,
             }
-            if answers is None:
-                sample["teacher_pixels"] = rendered[i][1:]
-            else:
-                sample["targets"] = answers.between(i, i + 1)
+            if said is None:
+                sample["teacher_pixels"] = for_teacher
             samples.append(sample)
         return samples
 
@@ -125,22 +124,20 @@ def collated(samples: Sequence[Sample]) -> Batch:
     """
     if not samples:
         raise DataError("no image of a batch can be read, expected one; repair the data")
-    batch: Batch = {
-        name: torch.stack([sample[name] for sample in samples])
-        for name in ("pixels", "label", "row", "view")
-    }
+    batch: Batch = {"pixels": torch.stack([sample["pixels"] for sample in samples])}
+    for name in ("label", "row", "view"):
+        batch[name] = torch.tensor([sample[name] for sample in samples])
     if "teacher_pixels" in samples[0]:
         each = zip(*(sample["teacher_pixels"] for sample in samples), strict=True)
         batch["teacher_pixels"] = [torch.stack(pixels) for pixels in each]
-        batch["targets"] = None
-    elif isinstance(samples, Samples) and samples.answers is not None:
-        batch["targets"] = samples.answers
-    else:
-        batch["targets"] = _joined([sample["targets"] for sample in samples])
+    whole = samples.answers if isinstance(samples, Samples) else None
+    batch["targets"] = whole or _joined([sample["targets"] for sample in samples])
     return batch
 
 
-def _joined(parts: Sequence[TeacherTargets]) -> TeacherTargets:
+def _joined(parts: Sequence[TeacherTargets | None]) -> TeacherTargets | None:
+    if parts[0] is None:
+        return None
     kind = type(parts[0])
     joined = kind.concatenate(parts)  # type: ignore[arg-type]
     assert isinstance(joined, DenseTargets | SparseTargets)
@@ -154,27 +151,29 @@ class TargetSampler(Sampler[int]):
     torch's DistributedSampler, so that all have as many.
     """
 
-    def __init__(self, targets: "Targets", rank: int | None, world: int | None, seed: int) -> None:
+    def __init__(
+        self, shared: SharedTargets, rank: int | None, world: int | None, seed: int
+    ) -> None:
         running = dist.is_available() and dist.is_initialized()
-        self.targets = targets
+        self._shared, self._rows = shared, len(shared.source)
         self.rank = rank if rank is not None else dist.get_rank() if running else 0
         self.world = world if world is not None else dist.get_world_size() if running else 1
         if not 0 <= self.rank < self.world:
             raise ValueError(f"rank {self.rank} of {self.world} found, expected less")
-        self._order = targets.answers.sample_order(len(targets), seed)
+        self._order = shared.answers.sample_order(self._rows, seed)
 
     def __len__(self) -> int:
-        return -(-len(self.targets) // self.world)
+        return -(-self._rows // self.world)
 
     def set_epoch(self, epoch: int) -> None:
-        """See `Targets.set_epoch`; Lightning and accelerate call it by themselves."""
-        self.targets.set_epoch(epoch)
+        """Choose order and view; Lightning and accelerate call it by themselves."""
+        self._shared.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
         """Rows of the epoch."""
         # By now a DataLoader has made its processes: a thread does no harm any more.
-        self.targets.prepare_next()
-        order = self._order.epoch(self.targets.epoch)
+        self._shared.prepare_next()
+        order = self._order.epoch(self._shared.epoch)
         padded = np.resize(order, len(self) * self.world)
         yield from padded[self.rank :: self.world].tolist()
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from distill.api.shared import SharedTargets
 from distill.api.targets import Targets
 from distill.data.source import ImageSource, label_indices, open_source
 from distill.data.view_policy import ViewPolicy
@@ -91,13 +92,14 @@ def open_targets(
         say(f"data: {line}")
     labels = label_indices(source, answers.hierarchy)
     check_targets(answers, source, labels, say)
-    return Targets(
+    shared = SharedTargets(
         answers,
         source,
         labels,
         policy=answers.policy or views or ViewPolicy(),
         max_bad_fraction=max_bad_fraction,
     )
+    return Targets(shared)
 
 
 def open_answers(

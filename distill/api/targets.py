@@ -4,64 +4,68 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from distill.api.criterion import Criterion
 from distill.api.dataset import Batch, Sample, TargetDataset, TargetSampler, collated
+from distill.api.shared import SharedTargets
 from distill.data.sample_ids import sample_ids
 from distill.data.source import ImageSource
-from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
 from distill.errors import DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.losses.names import Divergence, HierarchyWeights, MultiLabelLoss
 from distill.progress import note
 from distill.store.format.audit import fidelity_warning
-from distill.targets.protocol import TrainingTargets
 from distill.targets.tensors import TeacherTargets, View
 from distill.trainers.recipe import Scheme
-from distill.trainers.sources.in_process import InProcessTargets
 
 
 class Targets:
-    """`distill.open` makes it. Rows count the images of `source`, from 0.
+    """A teacher's answers beside the images they are about; `distill.open` makes it.
 
-    It can be pickled, and used by processes that are forked or spawned: each opens the store or the
-    server by itself. The epoch, which chooses the view, is shared by all processes that a
-    DataLoader makes.
+    Rows count the images, from 0. It can be pickled, and used by processes that are forked or
+    spawned: each opens the store or the server by itself. The epoch, which chooses the view, is the
+    same in all processes that a DataLoader makes.
     """
 
-    def __init__(
-        self,
-        answers: TrainingTargets,
-        source: ImageSource,
-        labels: NDArray[np.int64],
-        *,
-        policy: ViewPolicy,
-        max_bad_fraction: float,
-    ) -> None:
-        self.source, self.labels, self.policy = source, labels, policy
-        self.hierarchy: SemanticHierarchy = answers.hierarchy
-        self.location, self.input_size = answers.location, answers.input_size
-        self.max_bad_fraction = max_bad_fraction
-        self.teacher_sizes: tuple[Size, ...] = answers.sizes
-        # A teacher in this process cannot be asked by others: its answers come with the loss.
-        self.in_this_process = isinstance(answers, InProcessTargets)
-        self._answers: TrainingTargets | None = answers
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._unreadable = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+    def __init__(self, shared: SharedTargets) -> None:
+        self._shared = shared
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        if self.in_this_process:
-            state["_answers"] = None
-        return state
+    @property
+    def location(self) -> str:
+        """Store or server."""
+        return self._shared.location
+
+    @property
+    def source(self) -> ImageSource:
+        """The images; `source.samples[row].key` is what a row is called."""
+        return self._shared.source
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[rows]: class index of each image, -1 where it has none."""
+        return self._shared.labels
+
+    @property
+    def hierarchy(self) -> SemanticHierarchy:
+        """The classes, in the order of a student's logits."""
+        return self._shared.hierarchy
+
+    @property
+    def input_size(self) -> Size:
+        """Height and width that the teacher saw."""
+        return self._shared.input_size
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Keys of the images that could not be read so far, in whatever process."""
+        return self._shared.unreadable
 
     # -- for a DataLoader -------------------------------------------------------------------------
 
@@ -70,7 +74,7 @@ class Targets:
         size: int | Size | None = None,
         transform: Callable[[UInt8[Tensor, "3 height width"]], Tensor] | None = None,
     ) -> TargetDataset:
-        """The images in the views that the teacher saw, with its answers; see `TargetDataset`.
+        """The images in the views that the teacher saw, with its answers.
 
         Args:
             size: pixels a side, or (height, width); None is what the teacher saw.
@@ -81,45 +85,35 @@ class Targets:
             ConfigError: `transform` moves pixels, or is random.
         """
         side = (size, size) if isinstance(size, int) else size
-        self.prepare()
-        return TargetDataset(self, side or self.input_size, transform)
+        dataset = TargetDataset(self._shared, side or self.input_size, transform)
+        self._shared.prepare()
+        return dataset
 
     def sampler(
         self, rank: int | None = None, world: int | None = None, seed: int = 0
     ) -> TargetSampler:
         """This process's rows of each epoch, in an order in which answers come fast.
 
-        rank, world: of how many processes which; None asks torch.distributed where it runs.
+        Args:
+            rank, world: of how many processes which; None asks torch.distributed where it runs.
+            seed: of the order, the same in all processes.
         """
-        return TargetSampler(self, rank, world, seed)
+        return TargetSampler(self._shared, rank, world, seed)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Stack what `TargetDataset` gives; for DataLoader's collate_fn."""
+        """Stack what the dataset gives; for DataLoader's collate_fn.
+
+        Raises:
+            DataError: no image of the batch can be read.
+        """
         return collated(samples)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's view, in all processes; before its first batch is asked for."""
-        if epoch < 0:
-            raise ValueError(f"epoch {epoch} found, expected 0 or more")
-        self._epoch[0] = epoch
-        self.prepare()
+        """Choose the epoch's view, in all processes; before its first batch is asked for.
 
-    @property
-    def epoch(self) -> int:
-        """As `set_epoch` left it, in whatever process."""
-        return int(self._epoch[0])
-
-    def prepare(self) -> None:
-        """Decode the epoch's view into the cache, where that is still to be done.
-
-        A process that a DataLoader makes would do it while the others wait.
+        `set_epoch` of the dataset and of the sampler do the same.
         """
-        if not self.in_this_process and not self.teacher_sizes:
-            self.answers.fetch(self.source.ids[:1], self.answers.view(self.epoch))
-
-    def prepare_next(self) -> None:
-        """Begin with the next epoch's view in the background."""
-        self.answers.prepare(self.epoch + 1)
+        self._shared.set_epoch(epoch)
 
     # -- for a loss -------------------------------------------------------------------------------
 
@@ -133,15 +127,15 @@ class Targets:
         hierarchy_weights: HierarchyWeights = "paper",
         multi_label_loss: MultiLabelLoss = "asl",
     ) -> Criterion:
-        """The loss of `distill pretrain`; see `Criterion`. Arguments are as in its recipe.
+        """The loss of `distill pretrain`; arguments are as in its recipe.
 
         Raises:
             ConfigError: a value is not possible, or the scheme cannot learn from these targets.
         """
-        if line := fidelity_warning(self.answers.fidelity, divergence):
+        if line := fidelity_warning(self._shared.answers.fidelity, divergence):
             note(f"{self.location}: {line}", once=f"{self.location} {divergence}")
         return Criterion(
-            self,
+            self._shared,
             scheme=scheme,
             divergence=divergence,
             kd_weight=kd_weight,
@@ -159,56 +153,18 @@ class Targets:
         """The teacher's answers, in that order.
 
         Args:
-            images: rows [n], keys, or ids [n, 2] as `distill.data.sample_ids` makes them.
+            images: rows [n], keys, or ids [n, 2] of `source.ids`.
             views: one of the store's views for all, or one for each [n]; None is the epoch's.
-            pixels: that view in each of `teacher_sizes`, for a teacher that must see the images.
+            pixels: uint8 [n, 3, height, width] of that view at `input_size`, for a teacher that
+                must see the images.
 
         Raises:
-            DataError: no such image, or no such view.
+            DataError: no such image.
+            StoreError: no such view.
         """
-        view: View = self.answers.view(self.epoch) if views is None else _view_of(views)
-        return self.answers.fetch(self._ids_of(images), view, pixels)
-
-    def view(self, epoch: int) -> tuple[int, int]:
-        """That epoch's view as the targets count it, and as the policy draws it."""
-        if self.in_this_process:
-            return epoch, epoch
-        return self.answers.view(epoch), self.answers.drawn_view(epoch)
-
-    @property
-    def answers(self) -> TrainingTargets:
-        """Where they come from.
-
-        Raises:
-            RuntimeError: it is a teacher in another process.
-        """
-        if self._answers is None:
-            raise RuntimeError(f"{self.location} is in another process, which alone can ask it")
-        return self._answers
-
-    # -- images that cannot be read ---------------------------------------------------------------
-
-    @property
-    def unreadable(self) -> list[str]:
-        """Keys of the images that could not be read so far, in whatever process."""
-        rows = self._unreadable.nonzero()[:, 0].tolist()
-        return [self.source.samples[row].key for row in rows]
-
-    def note_unreadable(self, row: int, reason: str) -> None:
-        """Count an image that cannot be read.
-
-        Raises:
-            DataError: there are too many.
-        """
-        self._unreadable[row] = True
-        count = int(self._unreadable.sum())
-        if count > self.max_bad_fraction * len(self):
-            key = self.source.samples[row].key
-            raise DataError(
-                f"{self.source.location}: {count} of {len(self)} images cannot be read (last: "
-                f"{key!r}, {reason}), expected at most {self.max_bad_fraction:.2%}; repair the "
-                "data, or raise max_bad_fraction"
-            )
+        shared = self._shared
+        view: View = shared.view(shared.epoch)[0] if views is None else _view_of(views)
+        return shared.fetch(self._ids_of(images), view, pixels)
 
     def _ids_of(self, images: Any) -> NDArray[np.uint64]:
         if isinstance(images, Sequence) and images and isinstance(images[0], str):

@@ -38,9 +38,13 @@ class _Rows:
         """Those rows, by index or by mask, on the targets' device."""
         return self._each(lambda tensor: tensor[rows])
 
-    def between(self: Own, start: int, stop: int) -> Own:
-        """Rows from `start` to before `stop`, sharing memory."""
-        return self._each(lambda tensor: tensor[start:stop])
+    def apart(self: Own) -> list[Own]:
+        """Each row by itself, a batch of one that shares memory."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        columns = {n: v.split(1) for n, v in values.items() if isinstance(v, Tensor)}
+        same = {n: v for n, v in values.items() if n not in columns}
+        rows = zip(*columns.values(), strict=True)
+        return [type(self)(**same, **dict(zip(columns, row, strict=True))) for row in rows]
 
     def to(self: Own, device: torch.device | str, non_blocking: bool = True) -> Own:
         """The same targets on `device`."""

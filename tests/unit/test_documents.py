@@ -1,6 +1,6 @@
 """The documents name what is there: every module in the map, every dotted name, every file."""
 
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -11,7 +11,7 @@ PACKAGES = ("distill", "store", "teacher_server", "trainers")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 # A changelog and decisions tell of what was.
 CURRENT = [path for path in DOCUMENTS if path.name not in ("CHANGELOG.md", "decisions.md")]
-NAMES = re.compile(r"`((?:distill|store|teacher_server|trainers)(?:\.\w+)+)(?:\(.*?\))?`")
+NAMES = re.compile(r"`(distill(?:\.\w+)+)(?:\(.*?\))?`")
 TOPS = "distill|store|teacher_server|trainers|tests|docs|deploy|benchmarks"
 FILES = re.compile(rf"`((?:{TOPS})/[\w./-]+\.\w+)`|\]\(([\w./-]+)\)")
 
@@ -64,3 +64,12 @@ def resolves(name: str) -> bool:
             found = getattr(found, attribute)
         return True
     return False
+
+
+def test_the_api_reference_is_written_from_the_docstrings() -> None:
+    spec = importlib.util.spec_from_file_location("api_reference", ROOT / "docs/api_reference.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.reference() == (ROOT / "docs/api.md").read_text(encoding="utf-8")

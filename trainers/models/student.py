@@ -1,6 +1,6 @@
 """The student: a timm model that starts from a recipe and ends as a file timm loads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -78,9 +78,7 @@ def write_student(
 
     taught: by a teacher's predictions.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomically(path, safetensors.torch.save(weights))
-    ModelCard(
+    card = ModelCard(
         model=recipe.student,
         num_classes=hierarchy.num_classes,
         input=student_input(recipe),
@@ -89,5 +87,15 @@ def write_student(
         taught=taught,
         label_set=hierarchy.name,
         arguments=recipe.model,
-    ).write(path)
+    )
+    write_weights(state, card, hierarchy, path)
+
+
+def write_weights(
+    state: Mapping[str, Tensor], card: ModelCard, hierarchy: SemanticHierarchy, path: Path
+) -> None:
+    """Weights as safetensors, and beside them what they are."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomically(path, safetensors.torch.save(weights))
+    card.write(path)
     hierarchy.save(path.with_name("hierarchy.json"))

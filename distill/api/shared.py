@@ -1,0 +1,124 @@
+"""What all processes of a training loop have in common: images, answers, the epoch, the losses."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.data.sample_ids import SampleIds
+from distill.data.source import ImageSource
+from distill.data.view_policy import ViewPolicy
+from distill.data.views import Size
+from distill.errors import DataError
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.protocol import TrainingTargets
+from distill.targets.tensors import TeacherTargets, View
+from distill.trainers.sources.in_process import InProcessTargets
+
+
+class SharedTargets:
+    """It can be pickled; epoch and unreadable images are in memory that processes share.
+
+    teacher_sizes: in which a teacher that must see the images wants them.
+    in_this_process: a teacher that other processes cannot ask, so its answers come with the loss.
+    """
+
+    def __init__(
+        self,
+        answers: TrainingTargets,
+        source: ImageSource,
+        labels: NDArray[np.int64],
+        *,
+        policy: ViewPolicy,
+        max_bad_fraction: float,
+    ) -> None:
+        self.source, self.labels, self.policy = source, labels, policy
+        self.hierarchy: SemanticHierarchy = answers.hierarchy
+        self.location, self.input_size = answers.location, answers.input_size
+        self.max_bad_fraction = max_bad_fraction
+        self.teacher_sizes: tuple[Size, ...] = answers.sizes
+        self.in_this_process = isinstance(answers, InProcessTargets)
+        self._answers: TrainingTargets | None = answers
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._unreadable = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, **({"_answers": None} if self.in_this_process else {})}
+
+    @property
+    def answers(self) -> TrainingTargets:
+        """Where they come from.
+
+        Raises:
+            RuntimeError: it is a teacher in another process.
+        """
+        if self._answers is None:
+            raise RuntimeError(f"{self.location} is in another process, which alone can ask it")
+        return self._answers
+
+    # -- epochs and their views -------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """As `set_epoch` left it, in whatever process."""
+        return int(self._epoch[0])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's view, and have it decoded by this process.
+
+        Raises:
+            ValueError: it is below 0.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch {epoch} found, expected 0 or more")
+        self._epoch[0] = epoch
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Decode the epoch's view; the processes of a DataLoader would wait for one of them."""
+        if not self.teacher_sizes:
+            self.answers.fetch(self.source.ids[:1], self.answers.view(self.epoch))
+
+    def prepare_next(self) -> None:
+        """Begin with the next epoch's view in the background."""
+        self.answers.prepare(self.epoch + 1)
+
+    def view(self, epoch: int) -> tuple[int, int]:
+        """That epoch's view as the targets count it, and as the policy draws it."""
+        if self.in_this_process:
+            return epoch, epoch
+        return self.answers.view(epoch), self.answers.drawn_view(epoch)
+
+    def fetch(
+        self, ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+    ) -> TeacherTargets:
+        """See `distill.targets.tensors.TargetSource`."""
+        return self.answers.fetch(ids, view, pixels)
+
+    # -- images that cannot be read ---------------------------------------------------------------
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Keys of those that could not be so far, in whatever process."""
+        rows = self._unreadable.nonzero()[:, 0].tolist()
+        return [self.source.samples[row].key for row in rows]
+
+    def note_unreadable(self, row: int, reason: str) -> None:
+        """Count an image.
+
+        Raises:
+            DataError: there are too many.
+        """
+        self._unreadable[row] = True
+        count = int(self._unreadable.sum())
+        if count > self.max_bad_fraction * len(self.source):
+            key = self.source.samples[row].key
+            raise DataError(
+                f"{self.source.location}: {count} of {len(self.source)} images cannot be read "
+                f"(last: {key!r}, {reason}), expected at most {self.max_bad_fraction:.2%}; repair "
+                "the data, or raise max_bad_fraction"
+            )
