@@ -54,7 +54,7 @@ def two_views(demo: Path, scratch: Path) -> Path:
     """A store of the demo's images in two views."""
     words: list[Any] = ["precompute", "--teacher", "test_resnet", "--label-set", "plane-figures"]
     words += ["--weights", demo / "teacher", "--data", demo / "figures", "--device", "cpu"]
-    words += ["--view-policy", "plain", "--views", 2, "--store", scratch / "store"]
+    words += ["--views", 2, "--store", scratch / "store"]
     subprocess.run([*DISTILL, *map(str, words)], check=True, capture_output=True)
     return scratch / "store"
 

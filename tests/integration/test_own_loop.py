@@ -182,6 +182,18 @@ def test_a_pickle_opens_the_same_store_and_no_other(
         pickle.loads(pickled)
 
 
+def test_importing_distill_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, distill; heavy = {'torch', 'numpy', 'zarr', 'click'} & {*sys.modules}; "
+        "print(heavy, sorted(distill.__all__) == dir(distill))"
+    )
+    told = subprocess.check_output([sys.executable, "-c", script], text=True)
+    assert told.split() == ["set()", "True"]
+    assert all(getattr(distill, name) for name in distill.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        distill.nothing  # noqa: B018
+
+
 def test_rows_keys_and_ids_of_one_view_or_one_each(targets: distill.Targets) -> None:
     rows = torch.tensor([5, 0, 17])
     keys = [targets.source.samples[int(row)].key for row in rows]
