@@ -92,6 +92,7 @@ class TargetDataset(Dataset[Sample]):
         answers: TeacherTargets | None = None
         if not shared.in_this_process and readable:
             answers = shared.fetch(source.ids[readable], view, seen)
+            shared.note_untaught(readable, answers)
         own = answers.apart() if answers else [None] * len(readable)
         samples = Samples(answers)
         for row, (pixels, *for_teacher), said in zip(readable, rendered, own, strict=True):

@@ -45,6 +45,7 @@ class SharedTargets:
         self._answers: TrainingTargets | None = answers
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._unreadable = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+        self._untaught = torch.zeros(len(source), dtype=torch.bool).share_memory_()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, **({"_answers": None} if self.in_this_process else {})}
@@ -99,26 +100,47 @@ class SharedTargets:
         """See `distill.targets.tensors.TargetSource`."""
         return self.answers.fetch(ids, view, pixels)
 
-    # -- images that cannot be read ---------------------------------------------------------------
+    # -- what is missing, counted and bounded -----------------------------------------------------
 
     @property
     def unreadable(self) -> list[str]:
-        """Keys of those that could not be so far, in whatever process."""
-        rows = self._unreadable.nonzero()[:, 0].tolist()
-        return [self.source.samples[row].key for row in rows]
+        """Keys of the images that could not be read so far, in whatever process."""
+        return self._keys(self._unreadable)
+
+    @property
+    def untaught(self) -> list[str]:
+        """Keys of those that the teacher has no answer for."""
+        return self._keys(self._untaught)
 
     def note_unreadable(self, row: int, reason: str) -> None:
-        """Count an image.
+        """Count an image that cannot be read.
 
         Raises:
             DataError: there are too many.
         """
         self._unreadable[row] = True
-        count = int(self._unreadable.sum())
-        if count > self.max_bad_fraction * len(self.source):
-            key = self.source.samples[row].key
+        self._require_few(self._unreadable, row, f"cannot be read ({reason})")
+
+    def note_untaught(self, rows: Sequence[int], answers: TeacherTargets) -> None:
+        """Count those of `rows` that the teacher has no answer for.
+
+        Raises:
+            DataError: there are too many.
+        """
+        if answers.valid is not None and not answers.valid.all():
+            known = answers.valid.tolist()
+            missing = [row for row, there in zip(rows, known, strict=True) if not there]
+            self._untaught[missing] = True
+            self._require_few(self._untaught, missing[-1], f"have no answer in {self.location}")
+
+    def _keys(self, which: Tensor) -> list[str]:
+        return [self.source.samples[row].key for row in which.nonzero()[:, 0].tolist()]
+
+    def _require_few(self, which: Tensor, last: int, what: str) -> None:
+        count, total = int(which.sum()), len(self.source)
+        if count > self.max_bad_fraction * total:
             raise DataError(
-                f"{self.source.location}: {count} of {len(self.source)} images cannot be read "
-                f"(last: {key!r}, {reason}), expected at most {self.max_bad_fraction:.2%}; repair "
-                "the data, or raise max_bad_fraction"
+                f"{self.source.location}: {count} of {total} images {what}, the last of them "
+                f"{self.source.samples[last].key!r}, expected at most {self.max_bad_fraction:.2%}; "
+                "repair the data, or raise max_bad_fraction"
             )

@@ -67,6 +67,11 @@ class Targets:
         """Keys of the images that could not be read so far, in whatever process."""
         return self._shared.unreadable
 
+    @property
+    def untaught(self) -> list[str]:
+        """Keys of those that the teacher had no answer for; they are learned from by label."""
+        return self._shared.untaught
+
     # -- for a DataLoader -------------------------------------------------------------------------
 
     def dataset(

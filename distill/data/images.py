@@ -5,6 +5,7 @@ squish-resize. Does not augment, and knows no torch.
 """
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,9 @@ from PIL.Image import Transpose
 
 from distill.data.formats.samples import Sample
 from distill.errors import DataError, DataUnavailableError, first_line
+from distill.storage.disk import is_gone
 from distill.storage.locations import is_remote, place_of
+from distill.storage.place import AbsentError, unavailable
 
 REQUESTS_AT_ONCE = 16
 MAX_IMAGE_BYTES = 64 * 2**20
@@ -46,7 +49,14 @@ def read_bytes(sample: Sample) -> bytes:
         DataUnavailableError: a disk, a mount, the network or this machine is in trouble.
     """
     path = sample.path
-    return place_of(path).read(path, sample.offset, sample.size, at_most=MAX_IMAGE_BYTES)
+    try:
+        return place_of(path).read(path, sample.offset, sample.size, at_most=MAX_IMAGE_BYTES)
+    except AbsentError as error:
+        # It was there when it was listed; where its whole folder went, that is no fault of its own.
+        if not is_remote(path) and is_gone(os.path.dirname(path)):  # noqa: PTH120
+            cause = "its folder is gone or empty; is a disk still mounted there?"
+            raise unavailable(path, cause) from error
+        raise
 
 
 def read_all(samples: Sequence[Sample]) -> list[Callable[[], bytes]]:

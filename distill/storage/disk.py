@@ -7,11 +7,11 @@ import stat
 from typing import Literal
 
 from distill.errors import DataError
-from distill.storage.place import Entries, require_few, unavailable
+from distill.storage.place import AbsentError, Entries, require_few, unavailable
 
 # Errors that belong to one file and stay with it; any other is trouble that passes.
 DAMAGE = {
-    *(errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO),
+    *(errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO),
     *(errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTSUP),
 }
 
@@ -84,6 +84,17 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 def _unreadable(path: str, error: OSError | ValueError) -> DataError:
     if isinstance(error, ValueError):  # a NUL in the name
         return DataError(f"cannot be read: {error}")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return AbsentError(f"cannot be read: {error.strerror}")
     if error.errno in DAMAGE:
         return DataError(f"cannot be read: {error.strerror}")
     return unavailable(path, str(error.strerror))
+
+
+def is_gone(folder: str) -> bool:
+    """Whether nothing is there any more, as where a disk was unmounted."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True

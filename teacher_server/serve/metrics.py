@@ -18,6 +18,9 @@ class Metrics:
         self.images = Counter(
             "teacher_images", "Images answered, by source.", ["source"], registry=registry
         )
+        self.elements = Counter(
+            "teacher_elements", "Elements of requests, by status.", ["status"], registry=registry
+        )
         self.rejected = Counter(
             "teacher_rejected", "Requests refused.", ["reason"], registry=registry
         )

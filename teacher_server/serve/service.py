@@ -9,8 +9,9 @@ import hashlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.data.images import read_bytes
+from distill.errors import DataError, DataUnavailableError
 from distill.events import Journal
 from distill.store.format.codes import Coding
 from distill.targets.encoding import EncodingSpec
@@ -72,6 +75,15 @@ class InferRequest:
     useless: Callable[[], bool]
 
 
+@dataclass(eq=False)
+class Away:
+    """Images that cannot be read now. row: one of them. looking: whether it is back."""
+
+    row: int
+    reason: str
+    looking: "Future[None] | None" = None
+
+
 class Service:
     """teachers: the same one on each device; CPU devices get a lane a core."""
 
@@ -114,6 +126,7 @@ class Service:
         self.closers: list[Callable[[], None]] = []  # of what stands on the service
         self._warm = self._warming = False
         self._sick_since: float | None = None
+        self._away: Away | None = None
         self.metrics.queue_images.set_function(lambda: self.queue.images)
         self.metrics.inflight_bytes.set_function(lambda: self.admission.in_flight["bytes"])
         self.metrics.ready.set_function(lambda: not self.why_not_ready())
@@ -150,7 +163,8 @@ class Service:
             return "the server is shutting down"
         if not self._warm:
             return "the teacher is warming up"
-        return self.failure()
+        away = f"images cannot be read: {self._away.reason}" if self._away else ""
+        return self.failure() or away
 
     def failure(self) -> str:
         """Why a device answers no more; empty while all do."""
@@ -169,6 +183,8 @@ class Service:
 
     def look_after(self) -> None:
         """To be called every second: a sick service tells those that wait, and dies in time."""
+        if self._away and self._away.looking is None:
+            self._away.looking = self.decoder.pool.submit(self._look_again, self._away)
         failure = self.failure()
         if not failure:
             self._sick_since = None
@@ -177,6 +193,20 @@ class Service:
             self.journal.event("not ready", text=failure)
             if any(lane.failure for lane in self.lanes):
                 self.queue.fail(unavailable(failure, "device_lost"))
+
+    def _look_again(self, away: "Away") -> None:
+        """Whether the images are back."""
+        assert self.samples is not None
+        assert self.samples.source is not None
+        try:
+            read_bytes(self.samples.source.samples[away.row])
+        except DataUnavailableError:
+            away.looking = None
+            return
+        except DataError:
+            pass  # it is gone, others are there
+        self._away = None
+        self.journal.event("images can be read again")
 
     @property
     def is_dead(self) -> bool:
@@ -276,11 +306,19 @@ class Service:
         else:
             result = await self._infer_images(request, dense)
         if result.bad and "status" not in request.outputs:
+            self._count_elements(result)
             element, bad = min(result.bad.items())
             name = next(name for name in MAIN_INPUTS if name in request.tensors)
             raise _refusal(f"{name}[{element}]: {bad.reason}", bad.status)
         result.bad = dict(sorted(result.bad.items()))
+        self._count_elements(result)
         return result
+
+    def _count_elements(self, result: InferResult) -> None:
+        counts = Counter(bad.status for bad in result.bad.values())
+        counts[Status.OK] = len(result.rows) - len(result.bad)
+        for status, count in counts.items():
+            self.metrics.elements.labels(status.name).inc(count)
 
     async def _infer_images(self, request: InferRequest, dense: bool) -> InferResult:
         crcs: Any = request.tensors.get("crc32")
@@ -313,6 +351,10 @@ class Service:
         if len(missing):
             with self.metrics.decode.time():
                 decoded = await samples.draw(self.decoder, looked_up, request.useless)
+            for i, failure in decoded.bad.items():
+                if failure.status == Status.NOT_NOW and self._away is None:
+                    self._away = Away(int(looked_up.rows[missing[i]]), failure.reason)
+                    self.journal.event("images cannot be read", text=failure.reason)
             await self._ask(request, decoded, missing, result)
             samples.keep(looked_up, self._to_keep(missing, result), result.rows)
             self.metrics.images.labels("teacher").inc(len(missing))

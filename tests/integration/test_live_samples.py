@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import urllib3
 from live import Live, echo_teacher, images, live, wait_until
 
 from distill.data.images import read_image
@@ -166,8 +168,16 @@ def test_what_is_computed_is_kept_and_becomes_the_store_of_a_precompute(
 def metric_sum(server: Live, label: str) -> float:
     lines = server.service.metrics.text().decode().splitlines()
     return sum(
-        float(line.split()[-1]) for line in lines if "images_total" in line and label in line
+        float(line.split()[-1])
+        for line in lines
+        if ("images_total" in line or "elements_total" in line) and label in line
     )
+
+
+def readiness(server: Live) -> tuple[int, str]:
+    """Status, and what the server says of it."""
+    reply = urllib3.request("GET", f"http://{server.address}/v2/health/ready", retries=False)
+    return reply.status, reply.data.decode()
 
 
 def test_half_filled_store_goes_on_with_another_server_and_with_precompute(
@@ -245,6 +255,65 @@ def test_images_that_are_away_are_not_written_as_bad(
         assert not said.valid.any()
         assert client.fetch(source.ids[:90], 0).valid.all()  # type: ignore[union-attr]
         assert metric_sum(server, 'source="store"') == 0
+
+
+def test_a_folder_that_is_away_is_the_servers_trouble(
+    serving: Serving, figures: Path, tmp_path: Path
+) -> None:
+    """Not the images': clients wait for it, readiness is off, and it is back by itself."""
+    source, away = open_source(figures), tmp_path / "away"
+    with serving(None, views=1) as (server, client):
+        client.client.deadline_s = 2.0
+        figures.rename(away)
+        try:
+            with pytest.raises(TeacherUnavailableError, match="is a disk still mounted there"):
+                client.fetch(source.ids[:16], 0)
+            ready, why = readiness(server)
+            assert ready == 503
+            assert "images cannot be read" in why
+            assert "is a disk still mounted there?" in why
+        finally:
+            away.rename(figures)
+        wait_until(lambda: readiness(server)[0] == 200)
+        assert client.fetch(source.ids[:16], 0).valid.all()  # type: ignore[union-attr]
+        assert metric_sum(server, 'status="NOT_NOW"') >= 16
+        assert metric_sum(server, 'status="OK"') == 16
+        assert server.named("images can be read again")
+
+
+def test_a_student_does_not_go_on_without_answers(
+    serving: Serving,
+    train: Callable[..., list[str]],
+    distill: Callable[..., Any],
+    figures: Path,
+    tmp_path: Path,
+) -> None:
+    """Few are counted, in the epoch's line and in run.json; many are an error."""
+    source = open_source(figures)
+    tar = next(figures.glob("train-*.tar"))
+    copy = Path(shutil.copytree(figures, tmp_path / "copy"))
+    whole = tar.read_bytes()
+    try:
+        for bad, fraction, code in ((1, 0.05, 0), (12, 0.05, 2)):
+            broken = bytearray(whole)
+            for row in range(40, 40 + bad):
+                broken[source.samples[row].offset : source.samples[row].offset + 50] = bytes(50)
+            tar.write_bytes(broken)
+            with serving(None, views=1) as (server, _):
+                words = ("--targets", f"http://{server.address}", "--epochs", 1)
+                words += ("--max-bad-fraction", fraction)
+                out = f"run-{bad}"
+                ran = distill(*train(out, *words, data=copy))
+            assert ran.code == code, ran.err
+            if code:
+                assert "no answer for" in ran.err
+                assert "repair the data, or raise --max-bad-fraction" in ran.err
+            else:
+                assert "(1 images without an answer of the teacher)" in ran.out + ran.err
+                history = json.loads((tmp_path / out / "run.json").read_text())["history"]
+                assert history[0]["untaught"] == 1
+    finally:
+        tar.write_bytes(whole)
 
 
 def test_too_many_bad_images_are_not_committed(

@@ -23,12 +23,15 @@ from distill.targets.protocol import TrainingTargets
 from distill.trainers.process_group import World
 from distill.trainers.recipe import Recipe
 
+MOST_OF_A_BATCH = 0.5  # without an answer: more is no bad image, but a server in trouble
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingSet:
     """kept: [rows of source], which are trained on. order: of all rows.
 
-    max_bad_fraction: share of unreadable images beyond which training stops. bad: those found.
+    max_bad_fraction: share of images that cannot be read, or have no answer of the teacher, beyond
+    which training stops. bad, untaught: those found.
     """
 
     source: ImageSource
@@ -38,6 +41,7 @@ class TrainingSet:
     targets: TrainingTargets | None
     max_bad_fraction: float = 0.001
     bad: dict[int, str] = field(default_factory=dict)
+    untaught: set[int] = field(default_factory=set)
 
     def __len__(self) -> int:
         return int(self.kept.sum())
@@ -110,6 +114,33 @@ class TrainingSet:
             if len(coming) > (targets.ahead if targets else 0):
                 yield coming.popleft()
         yield from coming
+
+    def note_untaught(self, rows: list[int], valid: Tensor | None) -> int:
+        """How many of a batch the targets have no answer for.
+
+        valid: [rows], whether there is one; None where there is one for all.
+
+        Raises:
+            DataError: they are too many, of the batch or of all.
+        """
+        if valid is None or bool(valid.all()):
+            return 0
+        missing = [row for row, known in zip(rows, valid.tolist(), strict=True) if not known]
+        self.untaught.update(missing)
+        of_batch = len(missing) > max(MOST_OF_A_BATCH, self.max_bad_fraction) * len(rows)
+        if of_batch or len(self.untaught) > self.max_bad_fraction * len(self):
+            where = self.targets.location if self.targets else "the targets"
+            found = (
+                f"{len(missing)} of {len(rows)} images of a batch"
+                if of_batch
+                else (f"{len(self.untaught)} of {len(self)} images")
+            )
+            raise DataError(
+                f"{where}: no answer for {found} (first: {self.source.samples[missing[0]].key!r}), "
+                f"expected at most {self.max_bad_fraction:.2%} of the data; the teacher could not "
+                "read them: repair the data, or raise --max-bad-fraction"
+            )
+        return len(missing)
 
     def _note_bad(self, batch: ViewBatch) -> None:
         self.bad.update(batch.bad)

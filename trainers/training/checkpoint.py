@@ -28,7 +28,10 @@ MAY_CHANGE = {"recipe.accumulate", "recipe.precision", "recipe.epochs"}
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """steps: done by the optimiser. loss_sums: of the epoch under way. history: epochs judged.
+    """steps: done by the optimiser. history: epochs judged.
+
+    loss_sums, untaught: of the epoch under way, on labels and targets, and how many of its images
+    the targets had no answer for.
 
     order: of the samples, which stays what it was when the run began.
     """
@@ -36,6 +39,7 @@ class Progress:
     order: SampleOrder
     steps: int = 0
     loss_sums: tuple[float, float] = (0.0, 0.0)
+    untaught: int = 0
     history: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -71,6 +75,7 @@ class CheckpointWriter:
                 "run": dict(self.run),
                 "steps": progress.steps,
                 "loss_sums": list(progress.loss_sums),
+                "untaught": progress.untaught,
                 "order": asdict(progress.order),
                 "history": [dict(record) for record in progress.history],
             },
@@ -142,6 +147,7 @@ def restore(
         return Progress(
             steps=int(saved["steps"]),
             loss_sums=(float(labels_sum), float(kd_sum)),
+            untaught=int(saved.get("untaught", 0)),
             history=tuple(saved["history"]),
             order=SampleOrder(**saved["order"]),
         )

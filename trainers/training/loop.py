@@ -181,9 +181,13 @@ def train(
 
     def note_losses() -> None:
         nonlocal done
-        values = losses.select(world, done.steps, images.source.samples)
+        values, untaught = losses.select(world, done.steps, images.source.samples)
         labels_sum, kd_sum = np.sum(values, axis=0) + done.loss_sums
-        done = replace(done, loss_sums=(float(labels_sum), float(kd_sum)))
+        done = replace(
+            done,
+            loss_sums=(float(labels_sum), float(kd_sum)),
+            untaught=done.untaught + untaught,
+        )
         record.losses(done.steps + 1 - len(values), values, kd_weight)
         record.scalars(done.steps, {"lr": optimizer.param_groups[0]["lr"]})
 
@@ -218,7 +222,8 @@ def train(
                     stopped = True
                     break
                 epoch = _epoch_record(done, steps_per_epoch, validation, unaveraged)
-                done = replace(done, loss_sums=(0.0, 0.0), history=(*done.history, epoch))
+                history = (*done.history, epoch)
+                done = replace(done, loss_sums=(0.0, 0.0), untaught=0, history=history)
                 record.scalars(done.steps, _prefixed("validation", validation))
                 record.scalars(done.steps, _prefixed("validation_unaveraged", unaveraged))
                 say(_epoch_line(epoch))
@@ -249,17 +254,19 @@ def train(
                     with _autocast(recipe, device):
                         logits = parallel(inputs.contiguous(memory_format=torch.channels_last))
                     loss = objective.loss(logits=logits, labels=labels)
-                    kd = torch.zeros_like(loss)
+                    kd, untaught = torch.zeros_like(loss), 0
                     if targets:
                         answers = targets.fetch(
                             images.source.ids[rows],
                             targets.view(epoch_number),
                             images.pixels_for_teacher(batch),
-                        ).to(device)
+                        )
+                        untaught = images.note_untaught(rows, answers.valid)
+                        answers = answers.to(device)
                         kd = objective.distance(logits=logits, targets=answers, labels=labels)
                     # The mean over all images of the step, whoever has them.
                     ((loss + kd_weight * kd) * (share * world.size)).backward()
-                losses.add(labels=loss, kd=kd, share=share, rows=rows)
+                losses.add(labels=loss, kd=kd, share=share, rows=rows, untaught=untaught)
                 seen += len(rows)
             if recipe.clip_grad:
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
@@ -404,6 +411,7 @@ def _epoch_record(
         "epoch": len(done.history) + 1,
         "label_loss": labels,
         "kd_loss": kd,
+        "untaught": done.untaught,
     }
     if validation:
         record["validation"] = dict(validation)
@@ -425,6 +433,8 @@ def _is_best(history: Sequence[Mapping[str, Any]]) -> bool:
 def _epoch_line(record: Mapping[str, Any]) -> str:
     line = f"epoch {record['epoch']}: label loss {record['label_loss']:.4f}, KD loss "
     line += f"{record['kd_loss']:.4f}"
+    if record["untaught"]:
+        line += f" ({record['untaught']} images without an answer of the teacher)"
     for kind in ("validation", "validation_unaveraged"):
         for name, value in _prefixed(kind, record.get(kind, {})).items():
             line += f", {name.replace('/', ' ').replace('_', ' ')} {100 * value:.2f}%"

@@ -23,17 +23,24 @@ class StepLosses:
     """Losses on labels and on targets of the steps since `taken`, each a mean over its batch."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(STEPS_AT_ONCE, 2, device=device)
+        self._sums = torch.zeros(STEPS_AT_ONCE + 1, 2, device=device)
         self._rows: list[list[int]] = []
+        self._untaught = 0
 
     def begin(self) -> None:
         """A step."""
         self._rows.append([])
 
-    def add(self, *, labels: Tensor, kd: Tensor, share: float, rows: Sequence[int]) -> None:
-        """A part of the step under way that holds `share` of its images."""
+    def add(
+        self, *, labels: Tensor, kd: Tensor, share: float, rows: Sequence[int], untaught: int
+    ) -> None:
+        """A part of the step under way that holds `share` of its images.
+
+        untaught: how many of `rows` the targets have no answer for.
+        """
         self._sums[len(self._rows) - 1] += share * torch.stack([labels.detach(), kd.detach()])
         self._rows[-1] += rows
+        self._untaught += untaught
 
     def give_up(self) -> None:
         """Forget the step under way."""
@@ -51,8 +58,10 @@ class StepLosses:
         """Whether there is no room for another step."""
         return len(self._rows) == STEPS_AT_ONCE
 
-    def select(self, world: World, last_step: int, keys: Sequence[Any]) -> list[list[float]]:
-        """[steps, 2], up to `last_step`; all processes must ask.
+    def select(
+        self, world: World, last_step: int, keys: Sequence[Any]
+    ) -> tuple[list[list[float]], int]:
+        """[steps, 2], up to `last_step`, and the images without an answer; all processes must ask.
 
         keys: the samples, by row.
 
@@ -60,15 +69,17 @@ class StepLosses:
             ConfigError: one of them is no number; says at which step and batch.
         """
         sums = self._sums[: len(self._rows)].clone()
-        values: list[list[float]] = world.sum(self._sums)[: len(self._rows)].tolist()
-        rows, self._rows = self._rows, []
+        self._sums[-1, 0] = self._untaught
+        *all_values, (untaught, _) = world.sum(self._sums).tolist()
+        values: list[list[float]] = all_values[: len(self._rows)]
+        rows, self._rows, self._untaught = self._rows, [], 0
         self._sums.zero_()
         for step, (labels, kd) in enumerate(values, last_step - len(values) + 1):
             if not (math.isfinite(labels) and math.isfinite(kd)):
                 here = step - last_step - 1  # from the end
                 batch = rows[here] if not sums[here].isfinite().all() else []
                 raise ConfigError(_no_number(step, labels, kd, [keys[row].key for row in batch]))
-        return values
+        return values, int(untaught)
 
 
 def _no_number(step: int, labels: float, kd: float, keys: Sequence[str]) -> str:
