@@ -180,8 +180,8 @@ class Cache:
                 sums = _checksums(file.fileno(), size)
                 os.pwrite(file.fileno(), sums + _trailer(path.name, size, sums), size)
                 os.fsync(file.fileno())
+                _checked.add((str(path), os.fstat(file.fileno()).st_ino))
             building.replace(path)
-            _checked.add((str(path), path.stat().st_ino))
         finally:
             building.unlink(missing_ok=True)
 
