@@ -76,11 +76,17 @@ __all__ = [  # noqa: RUF022 - what a newcomer needs comes first
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{_MODULES[name]}")
-    return getattr(module, "open_targets" if name == "open" else name)
+if TYPE_CHECKING:
+    __version__: str
+else:  # or a type checker would believe in every name
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return import_module("importlib.metadata").version(__name__)
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = import_module(f"{__name__}.{_MODULES[name]}")
+        return getattr(module, "open_targets" if name == "open" else name)
 
 
 def __dir__() -> list[str]:

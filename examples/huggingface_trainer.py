@@ -3,6 +3,7 @@
 python examples/huggingface_trainer.py STORE DATA OUT
 
 DATA is what `datasets` saved with `save_to_disk`, or anything else that STORE was made from.
+Several GPUs: by `accelerate launch` or torchrun, each of which takes BATCH images a step.
 """
 
 import sys
@@ -38,17 +39,23 @@ class StoreTrainer(Trainer):
         # All rows: accelerate deals the batches out to its processes.
         return self.targets.sampler(rank=0, world=1, seed=self.args.seed)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        self.lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer or self.optimizer,
+            LR,
+            total_steps=num_training_steps,
+            pct_start=0.1,
+            cycle_momentum=False,
+        )
+        return self.lr_scheduler
+
 
 def main(store: str, data: str, out: str, seed: int = 0) -> None:
     set_seed(seed)
     targets = distill.open(store, data=data)
     criterion = targets.criterion(label_smoothing=0.1)
     model = Student(targets, criterion)
-    steps = EPOCHS * (len(targets) // BATCH)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=LR, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LR, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    )
     arguments = TrainingArguments(
         out,
         num_train_epochs=EPOCHS,
@@ -67,7 +74,7 @@ def main(store: str, data: str, out: str, seed: int = 0) -> None:
         arguments,
         data_collator=targets.collate,
         train_dataset=targets.dataset(),
-        optimizers=(optimizer, schedule),
+        optimizers=(optimizer, None),
     )
     trainer.targets = targets
     trainer.train()

@@ -22,10 +22,13 @@ STUDENT, EPOCHS, BATCH, LR = "test_resnet", 5, 64, 3e-3
 
 
 def main(store: str, data: str, out: str, seed: int = 0) -> None:
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
     if "RANK" in os.environ:
         dist.init_process_group()
     world = dist.get_world_size() if dist.is_initialized() else 1
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
 
     targets = distill.open(store, data=data)
@@ -59,6 +62,8 @@ def main(store: str, data: str, out: str, seed: int = 0) -> None:
     if not dist.is_initialized() or dist.get_rank() == 0:
         path = f"{out}/student.safetensors"
         criterion.save(student.state_dict(), path, student=STUDENT, size=targets.input_size)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The recipe of a student: every number that training depends on, in one frozen object."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from distill.data.view_policy import ViewPolicy
 from distill.errors import ConfigError
@@ -9,6 +9,14 @@ from distill.losses.names import Divergence, HierarchyWeights, MultiLabelLoss
 
 Scheme = Literal["single-label", "multi-label", "semantic"]
 Schedule = Literal["cosine", "tanh", "poly", "step", "constant"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "scheme": get_args(Scheme),
+    "multi_label_loss": get_args(MultiLabelLoss),
+    "hierarchy_weights": get_args(HierarchyWeights),
+    "divergence": get_args(Divergence),
+    "schedule": get_args(Schedule),
+}
 
 # Of the KD term, by scheme; swept on tiny-imagenet-h (benchmarks/results/students.md).
 KD_WEIGHTS: dict[Scheme, float] = {"single-label": 300.0, "multi-label": 10.0, "semantic": 100.0}
@@ -70,6 +78,11 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name} {getattr(self, name)!r} found, expected {', '.join(choices)}"
+                )
         for name in ("epochs", "batch_size", "accumulate", "lr", "image_size"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected more than 0")

@@ -1,20 +1,23 @@
 """The loss of `distill pretrain`, for a loop of one's own."""
 
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.api.shared import SharedTargets
+from distill.api.shared import SharedTargets, size_of
 from distill.data.views import Size
 from distill.errors import ConfigError
 from distill.files import make_folder
 from distill.losses.names import Divergence, HierarchyWeights, MultiLabelLoss
-from distill.models.card import ModelCard, ModelInput
+from distill.models.card import ModelCard, ModelInput, three_floats
+from distill.models.creation import create_model
 from distill.models.names import require_known_model
+from distill.models.weights import Weights, fitted, load_weights
 from distill.trainers.models.student import write_weights
 from distill.trainers.recipe import Recipe, Scheme
 from distill.trainers.training.matching import require_learnable
@@ -47,7 +50,9 @@ class Criterion(nn.Module):
         multi_label_loss: MultiLabelLoss,
     ) -> None:
         super().__init__()
-        require_learnable(shared.answers, scheme)
+        for name, value in (("kd_weight", kd_weight), ("label_smoothing", label_smoothing)):
+            if value != "auto" and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise ConfigError(f"{name} {value!r} found, expected a number")
         recipe = Recipe(
             student="",
             scheme=scheme,
@@ -57,29 +62,53 @@ class Criterion(nn.Module):
             hierarchy_weights=hierarchy_weights,
             multi_label_loss=multi_label_loss,
         )
+        require_learnable(shared.answers, scheme)
         self._shared, self.scheme = shared, scheme
         self.kd_weight = float(recipe.kd_weight or 0)
         self._objective = objective_of(recipe, shared.hierarchy, np.zeros(0, np.int64))
 
+    if TYPE_CHECKING:  # torch's own says nothing of what comes out
+
+        def __call__(self, logits: Tensor, batch: Mapping[str, Any]) -> Loss: ...
+
     def forward(self, logits: Float[Tensor, "batch classes"], batch: Mapping[str, Any]) -> Loss:
-        """logits: of a batch that `Targets.collate` made, in the order of the label set.
+        """The loss on a batch of these targets' dataset, logits in the order of the label set.
 
         Raises:
-            ValueError: they are of another batch or label set.
+            ValueError: the batch is of other targets, lacks something, or does not fit the logits.
         """
+        self._require_match(logits, batch)
         labels = batch["label"].to(logits.device, non_blocking=True)
+        loss = self._objective.loss(logits=logits, labels=labels)
         if not self.kd_weight:
-            loss = self._objective.loss(logits=logits, labels=labels)
-            return Loss(loss, loss, logits.new_zeros(()))
+            return Loss(loss, loss, loss.new_zeros(()))
         answers = batch.get("targets")
         if answers is None:
             ids = self._shared.source.ids[batch["row"].cpu().numpy()]
             answers = self._shared.fetch(ids, int(batch["view"][0]), batch["teacher_pixels"])
-        loss = self._objective.loss(logits=logits, labels=labels)
         kd = self._objective.distance(
             logits=logits, targets=answers.to(logits.device), labels=labels
         )
         return Loss(loss + self.kd_weight * kd, loss, kd)
+
+    def _require_match(self, logits: Any, batch: Any) -> None:
+        wanted = "teacher_pixels" if self._shared.in_this_process else "targets"
+        if not isinstance(batch, Mapping) or not {"label", "identity", wanted} <= batch.keys():
+            there = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(
+                f"{there} found as a batch, expected what the dataset of these targets gives, with "
+                f"label, identity and {wanted}"
+            )
+        identities = {*batch["identity"]}
+        if identities != {self._shared.identity}:
+            raise ValueError(
+                f"a batch of {', '.join(i[:12] for i in identities)} found, expected one of "
+                f"{self._shared.identity[:12]}, the targets that this criterion is of"
+            )
+        shape = len(batch["label"]), self._shared.hierarchy.num_classes
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != shape:
+            given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"logits of {given} found, expected a tensor of {shape}")
 
     def save(
         self,
@@ -95,29 +124,41 @@ class Criterion(nn.Module):
 
         Args:
             state: of the model, without wrappers such as DDP's.
-            path: a .safetensors file; hierarchy.json and a card are written beside it.
+            path: FOLDER/student.safetensors, for commands that take FOLDER, or another
+                .safetensors file; hierarchy.json and a card are written beside it.
             student: timm's name of the model.
             size, mean, std: its input, of pixels in [0, 1].
 
         Raises:
-            ConfigError: `student` is no model of timm's, or `path` is of another kind.
+            ConfigError: `student` is no model of timm's, `state` is not of such a model with these
+                classes, or another value is not possible.
         """
         require_known_model(student, "student")
         if Path(path).suffix != ".safetensors":
             raise ConfigError(f"{path}: expected a .safetensors file; choose another name")
-        hierarchy = self._shared.hierarchy
-        side = (size, size) if isinstance(size, int) else size
+        hierarchy, side = self._shared.hierarchy, size_of(size)
+        try:
+            model_input = ModelInput(size=side, mean=three_floats(mean), std=three_floats(std))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"mean {mean!r} and std {std!r} found, expected three numbers"
+            ) from error
+        if not isinstance(state, Mapping):
+            raise ConfigError(f"{type(state).__name__} found as state, expected model.state_dict()")
+        model = create_model(student, hierarchy.num_classes, side)
+        weights = fitted(Weights(path=Path(path), state=dict(state)), model)
+        load_weights(model, weights)
         card = ModelCard(
             model=student,
             num_classes=hierarchy.num_classes,
-            input=ModelInput(size=side, mean=mean, std=std),
+            input=model_input,
             hierarchy_digest=hierarchy.digest,
             scheme=self.scheme,
             taught=self.kd_weight > 0,
             label_set=hierarchy.name,
         )
         make_folder(Path(path).parent.absolute())
-        write_weights(state, card, hierarchy, Path(path))
+        write_weights(model.state_dict(), card, hierarchy, Path(path))
 
     def extra_repr(self) -> str:
         """As printed."""

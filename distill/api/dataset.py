@@ -1,5 +1,6 @@
 """Images and a teacher's answers as a map-style dataset, and the order to read them in."""
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -8,26 +9,28 @@ import torch
 import torch.distributed as dist
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from distill.api.shared import SharedTargets
 from distill.data.images import decode_image, read_all
 from distill.data.views import Size, draw_view, render_view, resized
-from distill.errors import ConfigError, DataError, DataUnavailableError
+from distill.errors import ConfigError, DataError, DataUnavailableError, first_line
 from distill.targets.tensors import DenseTargets, SparseTargets, TeacherTargets
 
 Sample = dict[str, Any]
 Batch = dict[str, Any]
 Transform = Callable[[UInt8[Tensor, "3 height width"]], Tensor]
-PROBES = 8
+CALLS = 100  # of a transform, to see whether it is random
 
 
 class TargetDataset(Dataset[Sample]):
     """Item `row`: the view of the epoch that the teacher saw, and what it said of it.
 
     A dictionary: pixels, uint8 [3, height, width], or what `transform` makes of them; label, a
-    class index, -1 for none; row and view, which image and which view of it; targets, the teacher's
-    answers, a batch of one (None where a teacher in this process is asked by the loss).
+    class index, -1 for none; row and view, which image and which view of it; identity, of whose
+    answers; targets, these, a batch of one (where a teacher in this process is asked by the loss,
+    teacher_pixels instead).
 
     A DataLoader asks for whole batches, of which images that cannot be read are left out: the
     answers to a batch cost one look-up.
@@ -52,9 +55,7 @@ class TargetDataset(Dataset[Sample]):
             IndexError: there is no such row.
             DataError: it cannot be read.
         """
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} found, expected 0 to {len(self) - 1}")
-        samples = self.__getitems__([int(row)])
+        samples = self.__getitems__([row])
         if not samples:
             source = self._shared.source
             key = source.samples[int(row)].key
@@ -65,6 +66,7 @@ class TargetDataset(Dataset[Sample]):
         """Those that can be read; torch asks for a batch so.
 
         Raises:
+            IndexError: there is no such row.
             DataError: too many cannot be.
             DataUnavailableError: they cannot be read now.
         """
@@ -73,7 +75,10 @@ class TargetDataset(Dataset[Sample]):
         sizes = (self.size, *shared.teacher_sizes)
         rendered: list[list[Tensor]] = []
         readable: list[int] = []
-        some = list(map(int, rows))
+        some = [operator.index(row) for row in rows]
+        for row in some:
+            if not 0 <= row < len(self):
+                raise IndexError(f"row {row} found, expected 0 to {len(self) - 1}")
         for row, read in zip(some, read_all([source.samples[r] for r in some]), strict=True):
             try:
                 image = decode_image(read())
@@ -94,55 +99,58 @@ class TargetDataset(Dataset[Sample]):
             answers = shared.fetch(source.ids[readable], view, seen)
             shared.note_untaught(readable, answers)
         own = answers.apart() if answers else [None] * len(readable)
-        samples = Samples(answers)
+        samples = Samples()
         for row, (pixels, *for_teacher), said in zip(readable, rendered, own, strict=True):
-            sample: Sample = {
-                "pixels": self.transform(pixels) if self.transform else pixels,
-                "label": int(shared.labels[row]),
-                "row": row,
-                "view": view,
-                "targets": said,
-            }
-            if said is None:
-                sample["teacher_pixels"] = for_teacher
-            samples.append(sample)
+            samples.append(
+                {
+                    "pixels": self.transform(pixels) if self.transform else pixels,
+                    "label": int(shared.labels[row]),
+                    "row": row,
+                    "view": view,
+                    "identity": shared.identity,
+                    **({"targets": said} if said else {"teacher_pixels": for_teacher}),
+                }
+            )
+        samples.together, samples.apart = answers, [sample.get("targets") for sample in samples]
         return samples
 
 
 class Samples(list[Sample]):
-    """Samples whose answers came together."""
+    """Samples whose answers came together, which need not be joined again."""
 
-    def __init__(self, answers: TeacherTargets | None) -> None:
-        super().__init__()
-        self.answers = answers
+    together: TeacherTargets | None = None
+    apart: Sequence[TeacherTargets | None] = ()
 
 
 def collated(samples: Sequence[Sample]) -> Batch:
-    """Tensors of samples, stacked; `targets` as one object with `to` and `pin_memory`.
+    """What torch's own `default_collate` makes of them, but faster.
 
     Raises:
         DataError: there is none, as where no image of a batch can be read.
     """
     if not samples:
-        raise DataError("no image of a batch can be read, expected one; repair the data")
+        raise DataError("a batch without images found, expected one that can be read at least")
+    whole = None
+    if isinstance(samples, Samples) and len(samples) == len(samples.apart):
+        pairs = zip(samples, samples.apart, strict=True)
+        if all(sample.get("targets") is said for sample, said in pairs):
+            whole = samples.together
+    if whole is None:
+        return dict(default_collate(list(samples)))
     batch: Batch = {"pixels": torch.stack([sample["pixels"] for sample in samples])}
     for name in ("label", "row", "view"):
         batch[name] = torch.tensor([sample[name] for sample in samples])
-    if "teacher_pixels" in samples[0]:
-        each = zip(*(sample["teacher_pixels"] for sample in samples), strict=True)
-        batch["teacher_pixels"] = [torch.stack(pixels) for pixels in each]
-    whole = samples.answers if isinstance(samples, Samples) else None
-    batch["targets"] = whole or _joined([sample["targets"] for sample in samples])
-    return batch
+    return {**batch, "identity": [sample["identity"] for sample in samples], "targets": whole}
 
 
-def _joined(parts: Sequence[TeacherTargets | None]) -> TeacherTargets | None:
-    if parts[0] is None:
-        return None
-    kind = type(parts[0])
-    joined = kind.concatenate(parts)  # type: ignore[arg-type]
-    assert isinstance(joined, DenseTargets | SparseTargets)
+def _joined(parts: Sequence[TeacherTargets], **_: Any) -> TeacherTargets:
+    kind: Any = type(parts[0])
+    joined: TeacherTargets = kind.concatenate(parts)
     return joined
+
+
+# So that a DataLoader without a collate_fn works, too.
+default_collate_fn_map.update({SparseTargets: _joined, DenseTargets: _joined})
 
 
 class TargetSampler(Sampler[int]):
@@ -161,6 +169,8 @@ class TargetSampler(Sampler[int]):
         self.world = world if world is not None else dist.get_world_size() if running else 1
         if not 0 <= self.rank < self.world:
             raise ValueError(f"rank {self.rank} of {self.world} found, expected less")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed {seed} found, expected 0 to 2^64 - 1")
         self._order = shared.answers.sample_order(self._rows, seed)
 
     def __len__(self) -> int:
@@ -187,21 +197,35 @@ def _require_normalising(transform: Transform, size: Size) -> None:
     """
     random = torch.Generator().manual_seed(0)
     view = torch.randint(0, 256, (3, *size), generator=random, dtype=torch.uint8)
-    first = transform(view.clone())
-    if not isinstance(first, Tensor) or tuple(first.shape[-2:]) != size:
+    try:
+        first = transform(view.clone())
+    except Exception as error:  # other people's code raises what it likes
+        raise ConfigError(
+            f"transform cannot take a view ({first_line(error)}), expected one that takes a uint8 "
+            "tensor [3, height, width], as torchvision.transforms.v2 does; leave ToTensor out"
+        ) from error
+    if not isinstance(first, Tensor) or first.ndim != 3 or tuple(first.shape[-2:]) != size:
         found = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
         raise ConfigError(
-            f"transform gives {found} for a view of {tuple(view.shape)}, expected a tensor of the "
-            "same height and width; choose dataset(size=…)"
+            f"transform gives {found} for a view of {tuple(view.shape)}, expected a tensor [C, "
+            "height, width] of the same height and width; choose dataset(size=…)"
         )
-    for _ in range(PROBES):
-        for flipped in ([-1], [-2]):
-            again = transform(view.flip(flipped))
-            if again.shape != first.shape or not torch.allclose(again, first.flip(flipped)):
-                raise ConfigError(
-                    "transform moves pixels, mixes them or is random, expected one that only "
-                    "normalises: the student must see what the teacher saw. Other crops than the "
-                    "teacher's are not consistent teaching, but independent noise (Beyer et al. "
-                    "2021, arXiv 2106.05237), which costs accuracy; for more variety precompute "
-                    "more views. Whoever means it changes batch['pixels'] in the loop"
-                )
+    if not first.isfinite().all():
+        raise ConfigError("transform gives NaN or Inf, expected numbers; look at its mean and std")
+    for row, column in ((0, 0), (size[0] // 3, size[1] // 4), (size[0] - 1, size[1] // 2)):
+        other = view.clone()
+        other[:, row, column] = 255 - other[:, row, column]
+        changed = (transform(other) != first).any(0).nonzero().tolist()
+        if changed != [[row, column]]:
+            raise ConfigError(f"transform moves, mixes or hides pixels, {_NORMALISES}")
+    for _ in range(CALLS):
+        if not torch.equal(transform(view.clone()), first):
+            raise ConfigError(f"transform gives other values each time, {_NORMALISES}")
+
+
+_NORMALISES = (
+    "expected one that only normalises: the student must see what the teacher saw. Other crops "
+    "than the teacher's are not consistent teaching but independent noise (Beyer et al. 2021, "
+    "arXiv 2106.05237), which costs accuracy; for more variety precompute more views. Whoever "
+    "means it changes batch['pixels'] in the loop"
+)

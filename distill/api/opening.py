@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from distill.api.shared import SharedTargets
 from distill.api.targets import Targets
@@ -66,6 +66,7 @@ def open_targets(
         DistillError: something is not there, not whole, or contradicts itself; one line each.
     """
     say = say or _to_stderr
+    _require_sense(targets, data, label_set, views, read, device, cache_gib, max_bad_fraction)
     answers = open_answers(
         str(targets),
         lambda: resolve(label_set or "imagenet21k-p-fall11"),
@@ -140,6 +141,46 @@ def open_answers(
     limit = None if cache_gib is None else int(cache_gib * 2**30)
     decoded = Cache(cache.expanduser(), limit)
     return StoreTargets(LogitStore.open(location), decoded, None if read == "auto" else read)
+
+
+def _require_sense(
+    targets: Any,
+    data: Any,
+    label_set: str | None,
+    views: Any,
+    read: str,
+    device: str,
+    cache_gib: Any,
+    max_bad_fraction: Any,
+) -> None:
+    """That no argument is of another kind, or would be dropped in silence."""
+    for name, value, expected, fits in (
+        ("targets", targets, "a store, a URL or timm:NAME", isinstance(targets, str | Path)),
+        ("data", data, "a path, or what open_source gives", isinstance(data, _DATA)),
+        ("read", read, "auto, resident or streamed", read in ("auto", "resident", "streamed")),
+        ("views", views, "a ViewPolicy", views is None or isinstance(views, ViewPolicy)),
+        ("cache_gib", cache_gib, "a number", cache_gib is None or _is_number(cache_gib)),
+        (
+            "max_bad_fraction",
+            max_bad_fraction,
+            "a share from 0 to 1",
+            _is_number(max_bad_fraction) and 0 <= max_bad_fraction <= 1,
+        ),
+    ):
+        if not fits:
+            raise ConfigError(f"{name} {value!r} found, expected {expected}")
+    if not str(targets).startswith(TIMM) and (label_set or device != "auto"):
+        raise ConfigError(
+            "label_set or device found without timm:NAME, expected a teacher in this process; a "
+            "store and a server bring their label set along"
+        )
+
+
+_DATA = str | Path | ImageSource
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _to_stderr(line: str) -> None:

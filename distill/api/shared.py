@@ -1,6 +1,7 @@
 """What all processes of a training loop have in common: images, answers, the epoch, the losses."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from distill.data.sample_ids import SampleIds
 from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
-from distill.errors import DataError
+from distill.errors import ConfigError, DataError, TeacherError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
 from distill.targets.tensors import TeacherTargets, View
@@ -39,6 +40,7 @@ class SharedTargets:
         self.source, self.labels, self.policy = source, labels, policy
         self.hierarchy: SemanticHierarchy = answers.hierarchy
         self.location, self.input_size = answers.location, answers.input_size
+        self.identity = answers.identity
         self.max_bad_fraction = max_bad_fraction
         self.teacher_sizes: tuple[Size, ...] = answers.sizes
         self.in_this_process = isinstance(answers, InProcessTargets)
@@ -50,15 +52,24 @@ class SharedTargets:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, **({"_answers": None} if self.in_this_process else {})}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for shared in (self._epoch, self._unreadable, self._untaught):
+            shared.share_memory_()  # a plain pickle or a deep copy has memory of its own
+
     @property
     def answers(self) -> TrainingTargets:
         """Where they come from.
 
         Raises:
-            RuntimeError: it is a teacher in another process.
+            TeacherError: it is a teacher in another process.
         """
         if self._answers is None:
-            raise RuntimeError(f"{self.location} is in another process, which alone can ask it")
+            raise TeacherError(
+                f"{self.location} is a teacher in another process, which alone can ask it; "
+                "expected a store or a server where targets are pickled, or distill.open in each "
+                "process"
+            )
         return self._answers
 
     # -- epochs and their views -------------------------------------------------------------------
@@ -72,11 +83,11 @@ class SharedTargets:
         """Choose the epoch's view, and have it decoded by this process.
 
         Raises:
-            ValueError: it is below 0.
+            ValueError: it is no whole number from 0 on.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch {epoch} found, expected 0 or more")
-        self._epoch[0] = epoch
+        if isinstance(epoch, bool) or not isinstance(epoch, Integral) or epoch < 0:
+            raise ValueError(f"epoch {epoch!r} found, expected a whole number from 0 on")
+        self._epoch[0] = int(epoch)
         self.prepare()
 
     def prepare(self) -> None:
@@ -144,3 +155,16 @@ class SharedTargets:
                 f"{self.source.samples[last].key!r}, expected at most {self.max_bad_fraction:.2%}; "
                 "repair the data, or raise max_bad_fraction"
             )
+
+
+def size_of(size: Any) -> Size:
+    """Height and width of `size`: one number of pixels, or both.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    sides = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else [size] * 2
+    whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in sides)
+    if len(sides) != 2 or not whole or min(map(int, sides)) < 1:
+        raise ConfigError(f"size {size!r} found, expected pixels a side, or (height, width)")
+    return int(sides[0]), int(sides[1])

@@ -4,14 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from distill.api.criterion import Criterion
 from distill.api.dataset import Batch, Sample, TargetDataset, TargetSampler, collated
-from distill.api.shared import SharedTargets
-from distill.data.sample_ids import sample_ids
+from distill.api.shared import SharedTargets, size_of
+from distill.data.sample_ids import find_rows, sample_ids
 from distill.data.source import ImageSource
 from distill.data.views import Size
 from distill.errors import DataError
@@ -87,10 +88,11 @@ class Targets:
                 values, and nothing else.
 
         Raises:
-            ConfigError: `transform` moves pixels, or is random.
+            ConfigError: `transform` does more than change each pixel's values, always alike; or
+                `size` is none.
         """
-        side = (size, size) if isinstance(size, int) else size
-        dataset = TargetDataset(self._shared, side or self.input_size, transform)
+        side = self.input_size if size is None else size_of(size)
+        dataset = TargetDataset(self._shared, side, transform)
         self._shared.prepare()
         return dataset
 
@@ -164,32 +166,61 @@ class Targets:
                 must see the images.
 
         Raises:
-            DataError: no such image.
+            DataError: no such image; or images, views and pixels do not go together.
             StoreError: no such view.
         """
-        shared = self._shared
-        view: View = shared.view(shared.epoch)[0] if views is None else _view_of(views)
-        return shared.fetch(self._ids_of(images), view, pixels)
+        shared, ids = self._shared, self._ids_of(images)
+        view = shared.view(shared.epoch)[0] if views is None else _views_of(views, len(ids))
+        _require_pixels(pixels, shared.teacher_sizes, len(ids))
+        return shared.fetch(ids, view, pixels)
 
     def _ids_of(self, images: Any) -> NDArray[np.uint64]:
-        if isinstance(images, Sequence) and images and isinstance(images[0], str):
-            return sample_ids(images)
         found = np.asarray(images.cpu() if isinstance(images, Tensor) else images)
-        if found.ndim == 2 and found.dtype == np.uint64:
+        if found.ndim == 1 and not len(found):
+            return self.source.ids[:0]
+        if found.ndim == 1 and found.dtype.kind == "U" and _all_are(str, images):
+            ids = sample_ids(map(str, found))
+            missing = np.flatnonzero(find_rows(self.source.ids, ids) < 0)
+            if len(missing):
+                raise DataError(
+                    f"{self.source.location}: has no image {str(found[missing[0]])!r}, expected "
+                    "keys of its images, as source.samples[row].key"
+                )
+            return ids
+        if found.ndim == 2 and found.shape[1] == 2 and found.dtype == np.uint64:
             return found
         if found.ndim != 1 or found.dtype.kind not in "iu":
             raise DataError(
-                f"{found.dtype} of shape {found.shape} found as images, expected rows [n], keys, "
-                "or ids [n, 2]"
+                f"images of {found.dtype} and shape {found.shape} found, expected rows [n], keys "
+                "[n], or ids [n, 2]"
             )
-        if len(found) and not 0 <= found.min() <= found.max() < len(self):
-            raise DataError(
-                f"row {found.min() if found.min() < 0 else found.max()} found, expected 0 to "
-                f"{len(self) - 1}"
-            )
+        wrong = np.flatnonzero((found < 0) | (found >= len(self)))
+        if len(wrong):
+            raise DataError(f"row {found[wrong[0]]} found, expected 0 to {len(self) - 1}")
         return self.source.ids[found.astype(np.int64)]
 
 
-def _view_of(views: Any) -> View:
+def _all_are(kind: type, values: Any) -> bool:
+    """NumPy makes texts of numbers beside texts."""
+    return isinstance(values, np.ndarray) or all(isinstance(value, kind) for value in values)
+
+
+def _views_of(views: Any, count: int) -> View:
     found = np.asarray(views.cpu() if isinstance(views, Tensor) else views)
+    if found.dtype.kind not in "iu" or found.shape not in ((), (count,)):
+        raise DataError(
+            f"views of {found.dtype} and shape {found.shape} found for {count} images, expected a "
+            "whole number, or one for each image"
+        )
     return int(found) if found.ndim == 0 else found.astype(np.int64)
+
+
+def _require_pixels(pixels: Any, sizes: Sequence[Size], count: int) -> None:
+    shapes = [tuple(each.shape) for each in pixels if isinstance(each, Tensor)]
+    if pixels is None or isinstance(pixels, Tensor) or shapes != [(count, 3, *s) for s in sizes]:
+        raise DataError(
+            f"pixels of shapes {shapes} found for {count} images, expected a list of uint8 tensors "
+            f"{[(count, 3, *size) for size in sizes]}, which this teacher must see"
+        )
+    if any(each.dtype != torch.uint8 for each in pixels):
+        raise DataError(f"pixels of {pixels[0].dtype} found, expected uint8 from 0 to 255")

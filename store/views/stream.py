@@ -5,6 +5,7 @@ Any order of rows is answered right, but only one that stays within `capacity` b
 fast: `distill.data.order.SampleOrder` with `block_rows` and a window of that many blocks.
 """
 
+import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -34,6 +35,7 @@ class StreamedView:
         self._held: OrderedDict[int, int] = OrderedDict()  # slot of block, oldest use first
         self._free = list(range(self._capacity))
         self._pool = ThreadPoolExecutor(decoders(store), thread_name_prefix="stream")
+        self._lock = threading.Lock()  # of one asker at a time: blocks replace each other
 
     def gather(self, rows: NDArray[np.int64]) -> TargetRows:
         """Those rows, in that order.
@@ -45,6 +47,10 @@ class StreamedView:
 
     def records_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """`gather`, as records of `record_dtype`."""
+        with self._lock:
+            return self._records_of(rows)
+
+    def _records_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         blocks, places = np.divmod(rows, self.manifest.block_rows)
         needed = np.unique(blocks)
         if len(needed) <= self._capacity:

@@ -5,6 +5,7 @@ in use and the next, which is decoded in the background. Otherwise they are stre
 should come in the order that `sample_order` gives.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -181,9 +182,12 @@ class _OpenViews:
         self._open: OrderedDict[int, ResidentView | StreamedView] = OrderedDict()
         self._next: tuple[int, Future[ResidentView]] | None = None
         self._background = ThreadPoolExecutor(1, thread_name_prefix="next-view")
+        self._lock = threading.Lock()
 
     def gather(self, rows: NDArray[np.int64], view: View) -> TargetRows:
         """Those rows, in that order: of one view, or of one each."""
+        if np.ndim(view) and np.shape(view) != rows.shape:
+            raise ValueError(f"{np.shape(view)} views found for {len(rows)} rows, expected as many")
         views = np.unique(view)
         if len(views) == 1:
             records = self._of(int(views[0])).records_of(rows)
@@ -196,6 +200,10 @@ class _OpenViews:
 
     def prepare(self, view: int) -> None:
         """Decode it in the background."""
+        with self._lock:
+            self._prepare(view)
+
+    def _prepare(self, view: int) -> None:
         if view not in self._open and (not self._next or self._next[0] != view):
             future = self._background.submit(
                 open_resident_view, self.store, view, self.cache, workers=1
@@ -203,6 +211,10 @@ class _OpenViews:
             self._next = (view, future)
 
     def _of(self, view: int) -> ResidentView | StreamedView:
+        with self._lock:
+            return self._opened(view)
+
+    def _opened(self, view: int) -> ResidentView | StreamedView:
         if view in self._open:
             self._open.move_to_end(view)
             return self._open[view]
