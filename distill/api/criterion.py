@@ -17,7 +17,7 @@ from distill.losses.names import Divergence, HierarchyWeights, MultiLabelLoss
 from distill.models.card import ModelCard, ModelInput, three_floats
 from distill.models.creation import create_model
 from distill.models.names import require_known_model
-from distill.models.weights import Weights, fitted, load_weights
+from distill.models.weights import Weights, fitted, load_weights, without_prefixes
 from distill.trainers.models.student import write_weights
 from distill.trainers.recipe import Recipe, Scheme
 from distill.trainers.training.matching import require_learnable
@@ -123,7 +123,7 @@ class Criterion(nn.Module):
         """Write a student that `distill evaluate`, `export`, `serve` and timm understand.
 
         Args:
-            state: of the model, without wrappers such as DDP's.
+            state: of the model, in DDP's or torch.compile's wrapper or without.
             path: FOLDER/student.safetensors, for commands that take FOLDER, or another
                 .safetensors file; hierarchy.json and a card are written beside it.
             student: timm's name of the model.
@@ -146,7 +146,8 @@ class Criterion(nn.Module):
         if not isinstance(state, Mapping):
             raise ConfigError(f"{type(state).__name__} found as state, expected model.state_dict()")
         model = create_model(student, hierarchy.num_classes, side)
-        weights = fitted(Weights(path=Path(path), state=dict(state)), model)
+        own = {without_prefixes(name): tensor for name, tensor in state.items()}
+        weights = fitted(Weights(path=Path(path), state=own), model)
         load_weights(model, weights)
         card = ModelCard(
             model=student,

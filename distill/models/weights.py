@@ -97,7 +97,7 @@ def read_weights(path: Path) -> Weights:
         odd = [n for n, t in loaded.items() if t.layout != torch.strided or t.is_quantized]
         if odd:
             raise ValueError(f"{odd[0]} is sparse or quantised, expected plain tensors")
-        state = {_without_prefixes(str(name)): value for name, value in loaded.items()}
+        state = {without_prefixes(str(name)): value for name, value in loaded.items()}
         if len(state) < len(loaded):
             raise ValueError("two tensors have one name but for module. or _orig_mod.")
     except Exception as error:  # parsers raise whatever hostile bytes provoke
@@ -120,7 +120,7 @@ def fitted(weights: Weights, model: nn.Module) -> Weights:
     """
     expected, state, notes = model.state_dict(), dict(weights.state), list(weights.notes)
     inside = {
-        _without_prefixes(name.removeprefix("model.")): tensor
+        without_prefixes(name.removeprefix("model.")): tensor
         for name, tensor in state.items()
         if name.startswith("model.")
     }
@@ -223,7 +223,8 @@ def _item(loaded: Any, key: str) -> Any:
     return loaded.get(key) if isinstance(loaded, dict) else None
 
 
-def _without_prefixes(name: str) -> str:
+def without_prefixes(name: str) -> str:
+    """A tensor's name in the model itself, not in DDP's or torch.compile's wrapper."""
     while name.startswith(PREFIXES):
         name = name.partition(".")[2]
     return name
