@@ -436,8 +436,8 @@ def test_a_disk_that_never_answers_ends_the_run(
     script = (
         "import sys, threading\n"
         "import distill.cli.main as main\n"
-        "from store.logit_store import LogitStore\n"
-        "from teacher_server.precompute import block\n"
+        "from distill.store.logit_store import LogitStore\n"
+        "from distill.teacher_server.precompute import block\n"
         "block.SAY_EVERY_S, block.LONGEST_WAIT_S, main.LONGEST_END_S = 1, 3, 1.0\n"
         "LogitStore.write_block = lambda *a: threading.Event().wait()\n"
         "main.run()\n"

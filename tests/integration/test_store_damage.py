@@ -211,8 +211,8 @@ def test_folder_that_may_not_be_written_is_named(open_folder: Path) -> None:
     script = (
         "import os, sys; sys.path.insert(0, sys.argv[2])\n"
         "from distill.errors import StoreError\n"
-        "from store.logit_store import LogitStore\n"
-        "from store.upkeep.verify import verify\n"
+        "from distill.store.logit_store import LogitStore\n"
+        "from distill.store.upkeep.verify import verify\n"
         "from small_store import write\n"
         "write(LogitStore.open(sys.argv[1]), [1])  # whatever is imported late is imported\n"
         "os.setuid(65534)\n"

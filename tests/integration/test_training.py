@@ -429,7 +429,7 @@ def test_an_epoch_is_saved_before_it_is_judged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever ends it while it judges loses no step, and it is judged later."""
-    import distill.trainers.evaluation.evaluate
+    from distill.trainers.evaluation import evaluate
 
     common = ("--label-set", "plane-figures", "--image-size", 32)
 
@@ -437,9 +437,9 @@ def test_an_epoch_is_saved_before_it_is_judged(
         os.kill(os.getpid(), signal.SIGTERM)
         return judge(*arguments, **keywords)
 
-    judge = trainers.evaluation.evaluate.run_evaluation
+    judge = evaluate.run_evaluation
     with monkeypatch.context() as patch:
-        patch.setattr(trainers.evaluation.evaluate, "run_evaluation", interrupted)
+        patch.setattr(evaluate, "run_evaluation", interrupted)
         stopped = distill(*train("run", *common))
     assert stopped.code == 75
     assert "stopped by SIGTERM; finished work is kept" in stopped.err
