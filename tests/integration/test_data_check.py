@@ -153,6 +153,7 @@ def test_near_without_imagehash_says_what_to_install(
     assert "pip install '.[near]'" in message
 
 
+@pytest.mark.slow
 def test_share_of_general_tags_of_tiny_imagenet_is_the_planted_one(
     shared: Path,
     distill,  # type: ignore[no-untyped-def]

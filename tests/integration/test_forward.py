@@ -214,6 +214,7 @@ def test_batches_are_halved_where_memory_runs_out() -> None:
     assert sizes[-1] <= halvings[-1]
 
 
+@pytest.mark.slow
 def test_out_of_memory_with_one_image_is_an_error() -> None:
     said, _ = short_of_memory(1, 4, 2048)
     assert said.startswith("TeacherError: teacher test_resnet: out of memory with a single image")

@@ -145,6 +145,7 @@ def test_a_store_of_a_file_server(
         create(f"{address}/new")
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_store_behind_https(
     web: Callable[..., str],
     certificate: Path,

@@ -31,6 +31,7 @@ def committed(store: Path) -> int:
 # -- several processes ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_workers_write_disjoint_blocks_of_one_store(
     store: Path, precompute_command: Command, tmp_path: Path
 ) -> None:
@@ -66,6 +67,7 @@ def test_worker_leaves_the_blocks_of_others(
 # -- interruptions --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "number"), [(0, signal.SIGTERM), (2, signal.SIGINT)])
 def test_interrupted_it_finishes_the_block_in_hand(
     number: signal.Signals, workers: int, precompute_command: Command, tmp_path: Path

@@ -73,6 +73,7 @@ def whole(tmp_path: Path) -> LogitStore:
     return make_complete(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_creating_and_writing_and_finishing(
     tmp_path: Path, operations: Operations, whole: LogitStore
 ) -> None:
@@ -100,6 +101,7 @@ def test_creating_and_writing_and_finishing(
     assert stops > 60
 
 
+@pytest.mark.slow
 def test_taking_blocks_back_and_computing_them_again(
     tmp_path: Path, operations: Operations, whole: LogitStore
 ) -> None:
@@ -146,6 +148,7 @@ def test_restoring(tmp_path: Path, operations: Operations, whole: LogitStore, lo
         assert LogitStore.open(folder).content_digests() == whole.content_digests()
 
 
+@pytest.mark.slow
 def test_making_a_store_from_a_store(
     tmp_path: Path, operations: Operations, whole: LogitStore
 ) -> None:

@@ -52,7 +52,7 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("finished", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_flipped_bit_anywhere_is_found_by_verify_and_by_reading(
     tmp_path: Path, finished: bool
 ) -> None:

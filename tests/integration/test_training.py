@@ -468,6 +468,7 @@ def test_a_teacher_that_says_no_number_is_named(
     assert "expected a teacher whose answers are finite" in message
 
 
+@pytest.mark.slow
 def test_two_processes_judge_the_student_that_they_export(
     train: Command,
     torchrun: Callable[..., "Popen[str]"],
@@ -489,6 +490,7 @@ def test_two_processes_judge_the_student_that_they_export(
     assert history[-1]["validation"]["semantic_top1"] == found["semantic_top1"]
 
 
+@pytest.mark.slow
 def test_one_process_that_fails_ends_the_others_in_one_line(
     train: Command,
     torchrun: Callable[..., "Popen[str]"],

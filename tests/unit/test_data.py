@@ -298,6 +298,7 @@ def test_vanished_image_is_a_reason(tmp_path: Path) -> None:
         read_image(source.samples[0])
 
 
+@pytest.mark.slow
 def test_tiny_imagenet_opens_whole(shared: Path) -> None:
     data = shared / "tiny-imagenet-h"
     train, val = open_source(data), open_source(data, "val")

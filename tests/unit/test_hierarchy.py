@@ -45,7 +45,7 @@ def test_chains_are_those_of_the_paper() -> None:
     assert {"person", "animal", "plant", "food", "artifact"} <= roots
 
 
-@pytest.mark.parametrize("hash_seed", ["0", "4242"])
+@pytest.mark.parametrize("hash_seed", ["0", pytest.param("4242", marks=pytest.mark.slow)])
 def test_bundled_files_are_what_build_writes_whatever_the_hash_seed(
     hash_seed: str, wordnet: Path, tmp_path: Path
 ) -> None:
