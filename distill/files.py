@@ -18,11 +18,17 @@ from typing import IO
 
 from distill.errors import InUseError
 
+CACHE = "~/.cache/distill"  # the user's own
 LOCK = ".lock"
 PARTIAL = ".partial"  # what a process leaves that was killed while it wrote
 WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # a folder, on some disks
 _HELD: set[Path] = set()  # by this process, whose own locks the kernel does not tell from others
+
+
+def tar_indexes() -> Path:
+    """Folder for indexes of tars: in the user's cache; DISTILL_CACHE names another."""
+    return Path(os.environ.get("DISTILL_CACHE", CACHE)).expanduser() / "tars"
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from distill.api.shared import SharedTargets
 from distill.data.images import decode_image, read_all
-from distill.data.views import Size, draw_view, render_view, resized
+from distill.data.views import Size, draw_view, render_views
 from distill.errors import ConfigError, DataError, DataUnavailableError, first_line
 from distill.targets.tensors import DenseTargets, SparseTargets, TeacherTargets
 
@@ -87,11 +87,8 @@ class TargetDataset(Dataset[Sample]):
             except DataError as error:
                 shared.note_unreadable(row, str(error))
                 continue
-            params = draw_view(shared.policy, source.ids[row], drawn)
-            small = [resized(image, shared.policy, size) for size in sizes]
-            rendered.append(
-                [render_view(each, params, size) for each, size in zip(small, sizes, strict=True)]
-            )
+            params = [draw_view(shared.policy, source.ids[row], drawn)]
+            rendered.append([render_views(image, shared.policy, params, s)[0] for s in sizes])
             readable.append(row)
         seen = [torch.stack(each) for each in zip(*(views[1:] for views in rendered), strict=True)]
         answers: TeacherTargets | None = None

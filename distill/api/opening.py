@@ -10,6 +10,8 @@ from distill.api.targets import Targets
 from distill.data.source import ImageSource, label_indices, open_source
 from distill.data.view_policy import ViewPolicy
 from distill.errors import ConfigError
+from distill.files import CACHE, tar_indexes
+from distill.hierarchy.names import DEFAULT_LABEL_SET
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.models.creation import pick_device
 from distill.progress import note
@@ -18,14 +20,12 @@ from distill.store.places.web import is_store
 from distill.store.views.cache import Cache
 from distill.targets.protocol import TrainingTargets
 from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.trainers.models.trained import TIMM
 from distill.trainers.sources.in_process import InProcessTargets
 from distill.trainers.sources.server import ServerTargets
 from distill.trainers.sources.store import StoreTargets
 from distill.trainers.training.matching import check_targets
 from distill.wire.client import TeacherClient
-
-TIMM = "timm:"
-CACHE = "~/.cache/distill"
 
 
 def open_targets(
@@ -69,7 +69,7 @@ def open_targets(
     _require_sense(targets, data, label_set, views, read, device, cache_gib, max_bad_fraction)
     answers = open_answers(
         str(targets),
-        lambda: resolve(label_set or "imagenet21k-p-fall11"),
+        lambda: resolve(label_set or DEFAULT_LABEL_SET),
         device=device,
         cache=Path(cache),
         cache_gib=cache_gib,
@@ -87,8 +87,7 @@ def open_targets(
     if isinstance(data, ImageSource):
         source = data
     else:
-        indexes = Path(os.environ.get("DISTILL_CACHE", CACHE)).expanduser() / "tars"
-        source = open_source(data, split, indexes=indexes)
+        source = open_source(data, split, indexes=tar_indexes())
     for line in source.describe():
         say(f"data: {line}")
     labels = label_indices(source, answers.hierarchy)

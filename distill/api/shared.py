@@ -138,9 +138,8 @@ class SharedTargets:
         Raises:
             DataError: there are too many.
         """
-        if answers.valid is not None and not answers.valid.all():
-            known = answers.valid.tolist()
-            missing = [row for row, there in zip(rows, known, strict=True) if not there]
+        missing = [rows[i] for i in answers.unanswered]
+        if missing:
             self._untaught[missing] = True
             self._require_few(self._untaught, missing[-1], f"have no answer in {self.location}")
 

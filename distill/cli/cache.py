@@ -10,8 +10,8 @@ import click
 from distill.cli.options import common
 from distill.cli.options.command import PATH, Group, option
 from distill.cli.options.common import format_bytes
-from distill.cli.options.images import CACHE
 from distill.cli.output import print_result
+from distill.files import CACHE
 
 # How names of files end, and what they are.
 KINDS = {

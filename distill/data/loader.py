@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distill.data.images import decode_image, read_all
 from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
-from distill.data.views import Size, draw_view, render_view, resized, view_proof
+from distill.data.views import Size, draw_view, render_views, view_proof
 from distill.errors import (
     DataError,
     DataUnavailableError,
@@ -126,10 +126,7 @@ class _Views(Dataset[_Item]):
         decoded = time.perf_counter()
         sample_id = self.source.ids[request.row]
         drawn = [draw_view(self.policy, sample_id, view) for view in request.views]
-        pixels = []
-        for size in self.sizes:
-            small = resized(image, self.policy, size)  # once for all views that can
-            pixels.append(torch.stack([render_view(small, params, size) for params in drawn]))
+        pixels = [render_views(image, self.policy, drawn, size) for size in self.sizes]
         rendered = time.perf_counter()
         proved = drawn if request.prove else []
         proofs = [view_proof(image, params, self.sizes[0]) for params in proved]

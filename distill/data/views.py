@@ -6,7 +6,7 @@ another resolution than the teacher saw.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +110,14 @@ def view_steps(
 def render_view(image: Image.Image, params: ViewParams, size: Size) -> Pixels:
     """uint8 [3, height, width]: `render_pixels` as a tensor, channels first."""
     return torch.from_numpy(render_pixels(image, params, size)).permute(2, 0, 1).contiguous()
+
+
+def render_views(
+    image: Image.Image, policy: ViewPolicy, drawn: Sequence[ViewParams], size: Size
+) -> UInt8[Tensor, "views 3 height width"]:
+    """`render_view` of each, resized once for all that can."""
+    small = resized(image, policy, size)
+    return torch.stack([render_view(small, params, size) for params in drawn])
 
 
 def render_pixels(image: Image.Image, params: ViewParams, size: Size) -> NDArray[np.uint8]:

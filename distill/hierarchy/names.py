@@ -7,6 +7,7 @@ from distill.errors import HierarchyError, did_you_mean
 
 # ImageNet's label sets as timm knows them; their hierarchies come from WordNet.
 FLAT_LABEL_SETS = ("imagenet-1k", "imagenet-12k", "imagenet-21k", "imagenet-22k", "imagenet-22k-ms")
+DEFAULT_LABEL_SET = "imagenet21k-p-fall11"
 FLAT = ":flat"  # behind a name: its classes without their hierarchy, in one softmax
 FOLDER = Path(str(resources.files("distill.hierarchy") / "bundled"))
 

@@ -38,10 +38,9 @@ def gradient_angles(
     there is none. Named by loss (mse, kl) and student (fresh, middle, near). In float64.
     """
     decoded = replace(exact, probs=densify(sparse, hierarchy), confidence=sparse.confidence)
-    students = _students if exact.answers == "softmax" else _tagging_students
     return {
         f"{loss}_{student}": angle
-        for student, probs in students(exact.probs.double(), others.double(), hierarchy)
+        for student, probs in _students(exact, others, hierarchy)
         for loss, angle in _angles(probs, exact, decoded, labels, hierarchy).items()
     }
 
@@ -54,9 +53,7 @@ def precision_angle(
     hierarchy: SemanticHierarchy,
 ) -> Float[Tensor, " rows"]:
     """The same between answers of one teacher in two precisions: MSE, a fresh student."""
-    fresh = _uniform(reference.probs.double(), hierarchy)
-    if exact.answers == "sigmoid":
-        fresh = torch.full_like(fresh, 0.5)
+    _, fresh = next(_students(reference, reference.probs, hierarchy))
     return _angles(fresh, reference, exact, labels, hierarchy)["mse"]
 
 
@@ -74,22 +71,19 @@ def others_of(rows: Sequence[int], probs: Float[Tensor, "rows members"]) -> Tens
 
 
 def _students(
-    teacher: Tensor, others: Tensor, hierarchy: SemanticHierarchy
+    exact: DenseTargets, others: Tensor, hierarchy: SemanticHierarchy
 ) -> Iterator[tuple[str, Tensor]]:
     """Probabilities [rows, members] of students, as far as a teacher's answers tell of them."""
+    teacher, others = exact.probs.double(), others.double()
+    if exact.answers == "sigmoid":
+        own, other = torch.logit(teacher, LEAST_ODDS), torch.logit(others, LEAST_ODDS)
+        yield "fresh", torch.full_like(teacher, 0.5)
+        yield "middle", ((own + other) / 2).sigmoid()
+        yield "near", (own / 2).sigmoid()
+        return
     yield "fresh", _uniform(teacher, hierarchy)
     yield "middle", _normalised((teacher * others).clamp(min=LEAST).sqrt(), hierarchy)
     yield "near", _normalised(teacher.clamp(min=LEAST).sqrt(), hierarchy)
-
-
-def _tagging_students(
-    teacher: Tensor, others: Tensor, hierarchy: SemanticHierarchy
-) -> Iterator[tuple[str, Tensor]]:
-    """The same with a sigmoid for each class."""
-    own, other = torch.logit(teacher, LEAST_ODDS), torch.logit(others, LEAST_ODDS)
-    yield "fresh", torch.full_like(teacher, 0.5)
-    yield "middle", ((own + other) / 2).sigmoid()
-    yield "near", (own / 2).sigmoid()
 
 
 def _uniform(teacher: Tensor, hierarchy: SemanticHierarchy) -> Tensor:

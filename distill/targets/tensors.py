@@ -6,7 +6,7 @@ every operation on them is a dense gather or a sum over a static slice.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -38,9 +38,15 @@ class _Rows:
         """Those rows, by index or by mask, on the targets' device."""
         return self._each(lambda tensor: tensor[rows])
 
+    @property
+    def unanswered(self) -> list[int]:
+        """The rows that the teacher has no answer for; asks the device where they are there."""
+        valid: Tensor | None = getattr(self, "valid", None)
+        return [] if valid is None else (~valid).nonzero()[:, 0].tolist()
+
     def apart(self: Own) -> list[Own]:
         """Each row by itself, a batch of one that shares memory."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        values = self._values()
         columns = {n: v.split(1) for n, v in values.items() if isinstance(v, Tensor)}
         same = {n: v for n, v in values.items() if n not in columns}
         rows = zip(*columns.values(), strict=True)
@@ -64,9 +70,12 @@ class _Rows:
             **{n: torch.cat(c) for n, c in columns.items() if isinstance(c[0], Tensor)},
         )
 
+    def _values(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+
     def _each(self: Own, change: Callable[[Tensor], Tensor]) -> Own:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return replace(self, **{n: change(v) for n, v in values.items() if isinstance(v, Tensor)})  # type: ignore[type-var]
+        changed = {n: change(v) for n, v in self._values().items() if isinstance(v, Tensor)}
+        return replace(self, **changed)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from distill.data.sample_ids import SampleIds, find_rows
 from distill.errors import StoreError, StoreMismatchError
+from distill.files import CACHE
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.store.logit_store import LogitStore
 from distill.store.summary import StoreSummary, summarise
@@ -271,7 +272,7 @@ def _cache(location: str, folder: Path | None) -> Cache:
         beside = Path(f"{location.rstrip('/')}.inspect")
         place = beside if beside.exists() else beside.parent
         ours = "://" not in location and os.access(place, os.W_OK)
-        folder = beside if ours else Path("~/.cache/distill")
+        folder = beside if ours else Path(CACHE)
     return Cache(folder.expanduser())
 
 

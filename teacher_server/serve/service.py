@@ -77,7 +77,7 @@ class InferRequest:
 
 @dataclass(eq=False)
 class Away:
-    """Images that cannot be read now. row: one of them. looking: whether it is back."""
+    """Images that cannot be read now. row: one of them. looking: the last look at it."""
 
     row: int
     reason: str
@@ -183,7 +183,7 @@ class Service:
 
     def look_after(self) -> None:
         """To be called every second: a sick service tells those that wait, and dies in time."""
-        if self._away and self._away.looking is None:
+        if self._away and (self._away.looking is None or self._away.looking.done()):
             self._away.looking = self.decoder.pool.submit(self._look_again, self._away)
         failure = self.failure()
         if not failure:
@@ -201,7 +201,6 @@ class Service:
         try:
             read_bytes(self.samples.source.samples[away.row])
         except DataUnavailableError:
-            away.looking = None
             return
         except DataError:
             pass  # it is gone, others are there

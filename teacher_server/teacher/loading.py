@@ -116,13 +116,13 @@ def load_teacher(
 
 
 def _require_same_answers(members: Sequence[Member], confidence: Confidence) -> None:
-    raw = [isinstance(member.head, TagHead) and member.head.raw for member in members]
-    if any(raw) and not all(raw):
+    answers = {member.answers for member in members}
+    if len(answers) > 1:
         raise ConfigError(
             f"--head {SIGMOID} found for some of {len(members)} teachers, whose answers cannot be "
             f"averaged with softmaxes; expected it for all, or `--head {MULTI_LABEL}`"
         )
-    if any(raw) and confidence == "reach":
+    if answers == {"sigmoid"} and confidence == "reach":
         raise ConfigError(
             f"--confidence reach found with --head {SIGMOID}, whose answers have no confidence but "
             "themselves; leave --confidence out"

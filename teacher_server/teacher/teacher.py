@@ -41,6 +41,11 @@ class Member:
     fingerprint: str
     about: tuple[str, ...] = ()
 
+    @property
+    def answers(self) -> Answers:
+        """What the head's probabilities are."""
+        return "sigmoid" if isinstance(self.head, TagHead) and self.head.raw else "softmax"
+
     def logits(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch own"]:
         """float32 logits of the model's own classes, on the pixels' device."""
         images = self.input.normalise(pixels).contiguous(memory_format=torch.channels_last)
@@ -82,8 +87,7 @@ class Teacher:
     @property
     def answers(self) -> Answers:
         """What its probabilities are; the same for all members."""
-        head = self.members[0].head
-        return "sigmoid" if isinstance(head, TagHead) and head.raw else "softmax"
+        return self.members[0].answers
 
     @torch.inference_mode()
     def logits(

@@ -68,6 +68,12 @@ def test_a_card_decides_how_logits_are_read(
     assert isinstance(head_of(semantic, hierarchy, "multi-label"), TagHead)
 
 
+def first_pixels(figures: Path) -> torch.Tensor:
+    """The first eight images as a teacher of plain views sees them."""
+    samples = open_source(figures).limited(8).samples
+    return torch.stack([render_view(read_image(s), ViewParams(), (32, 32)) for s in samples])
+
+
 def test_a_flat_teacher_is_stored_as_it_is(
     distill: Callable[..., Any],
     fails: Callable[..., str],
@@ -98,10 +104,7 @@ def test_a_flat_teacher_is_stored_as_it_is(
     opened = LogitStore.open(store)
     assert opened.manifest.hierarchy.classes_per_hierarchy == (29,)
     said = opened.manifest.coding.dequantise(RowReader(opened, 0).rows(np.arange(8)))
-    source = open_source(figures).limited(8)
-    pixels = torch.stack(
-        [render_view(read_image(s), ViewParams(), (32, 32)) for s in source.samples]
-    )
+    pixels = first_pixels(figures)
     model = open_trained(str(flat)).model
     with torch.inference_mode():
         exact = model(pixels.float() / 255).softmax(1).numpy()
@@ -143,10 +146,7 @@ def test_sigmoids_are_stored_served_and_learned_as_they_are(
     assert "29 classes, a yes or no for each, as they are" in ran.err
     opened = LogitStore.open(store)
     said = opened.manifest.coding.dequantise(RowReader(opened, 0).rows(np.arange(8)))
-    source = open_source(figures).limited(8)
-    pixels = torch.stack(
-        [render_view(read_image(s), ViewParams(), (32, 32)) for s in source.samples]
-    )
+    pixels = first_pixels(figures)
     model = open_trained(str(tagger)).model
     with torch.inference_mode():
         exact = model(pixels.float() / 255).sigmoid()[:, hierarchy.class_order]

@@ -201,34 +201,28 @@ class _OpenViews:
     def prepare(self, view: int) -> None:
         """Decode it in the background."""
         with self._lock:
-            self._prepare(view)
-
-    def _prepare(self, view: int) -> None:
-        if view not in self._open and (not self._next or self._next[0] != view):
-            future = self._background.submit(
-                open_resident_view, self.store, view, self.cache, workers=1
-            )
-            self._next = (view, future)
+            if view not in self._open and (not self._next or self._next[0] != view):
+                future = self._background.submit(
+                    open_resident_view, self.store, view, self.cache, workers=1
+                )
+                self._next = (view, future)
 
     def _of(self, view: int) -> ResidentView | StreamedView:
         with self._lock:
-            return self._opened(view)
-
-    def _opened(self, view: int) -> ResidentView | StreamedView:
-        if view in self._open:
+            if view not in self._open:
+                while len(self._open) >= self.kept:
+                    self._open.popitem(last=False)  # lets the cache have its bytes back
+                self._open[view] = self._opened(view)
             self._open.move_to_end(view)
             return self._open[view]
-        while len(self._open) >= self.kept:
-            self._open.popitem(last=False)  # lets the cache have its bytes back
+
+    def _opened(self, view: int) -> ResidentView | StreamedView:
         if self.mode == "streamed":
-            self._open[view] = StreamedView(self.store, view, capacity=STREAM_WINDOW_BLOCKS)
-        elif self._next and self._next[0] == view:
-            self._open[view] = self._next[1].result()
-            self._next = None
-        else:
-            self._next = None
-            self._open[view] = open_resident_view(self.store, view, self.cache)
-        return self._open[view]
+            return StreamedView(self.store, view, capacity=STREAM_WINDOW_BLOCKS)
+        coming, self._next = self._next, None
+        if coming and coming[0] == view:
+            return coming[1].result()
+        return open_resident_view(self.store, view, self.cache)
 
 
 def _opened_again(

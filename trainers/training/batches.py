@@ -20,6 +20,7 @@ from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
 from distill.errors import ConfigError, DataError
 from distill.targets.protocol import TrainingTargets
+from distill.targets.tensors import TeacherTargets
 from distill.trainers.process_group import World
 from distill.trainers.recipe import Recipe
 
@@ -115,17 +116,15 @@ class TrainingSet:
                 yield coming.popleft()
         yield from coming
 
-    def note_untaught(self, rows: list[int], valid: Tensor | None) -> int:
-        """How many of a batch the targets have no answer for.
-
-        valid: [rows], whether there is one; None where there is one for all.
+    def note_untaught(self, rows: list[int], answers: TeacherTargets) -> int:
+        """How many of `rows`, a batch, the targets have no answer for.
 
         Raises:
             DataError: they are too many, of the batch or of all.
         """
-        if valid is None or bool(valid.all()):
+        missing = [rows[i] for i in answers.unanswered]
+        if not missing:
             return 0
-        missing = [row for row, known in zip(rows, valid.tolist(), strict=True) if not known]
         self.untaught.update(missing)
         of_batch = len(missing) > max(MOST_OF_A_BATCH, self.max_bad_fraction) * len(rows)
         if of_batch or len(self.untaught) > self.max_bad_fraction * len(self):
@@ -133,7 +132,7 @@ class TrainingSet:
             found = (
                 f"{len(missing)} of {len(rows)} images of a batch"
                 if of_batch
-                else (f"{len(self.untaught)} of {len(self)} images")
+                else f"{len(self.untaught)} of {len(self)} images"
             )
             raise DataError(
                 f"{where}: no answer for {found} (first: {self.source.samples[missing[0]].key!r}), "

@@ -261,7 +261,7 @@ def train(
                             targets.view(epoch_number),
                             images.pixels_for_teacher(batch),
                         )
-                        untaught = images.note_untaught(rows, answers.valid)
+                        untaught = images.note_untaught(rows, answers)
                         answers = answers.to(device)
                         kd = objective.distance(logits=logits, targets=answers, labels=labels)
                     # The mean over all images of the step, whoever has them.

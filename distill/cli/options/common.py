@@ -11,9 +11,9 @@ from distill.cli.options.checks import (
     known_label_set,
 )
 from distill.cli.options.command import FILE, option, setting
+from distill.hierarchy.names import DEFAULT_LABEL_SET
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-DEFAULT_LABEL_SET = "imagenet21k-p-fall11"
 CORES = len(os.sched_getaffinity(0))  # a container or taskset may have few
 
 samples: Decorator = setting(

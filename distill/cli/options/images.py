@@ -14,12 +14,12 @@ import click
 from distill.cli.options.checks import existing_location
 from distill.cli.options.command import option, setting
 from distill.cli.options.group import Command, option_group
+from distill.files import tar_indexes
 
 if TYPE_CHECKING:
     from distill.data.formats.tables import Columns
     from distill.data.source import ImageSource
 
-CACHE = "~/.cache/distill"
 HELP = (
     "Images: class folders, WebDataset tars, a Hugging Face data set, or a CSV or Parquet table of "
     "paths; a local path or s3://…."
@@ -96,8 +96,7 @@ class DataChoice:
     ) -> "ImageSource":
         from distill.data.source import open_source
 
-        cache = Path(os.environ.get("DISTILL_CACHE", CACHE)).expanduser()
-        source = open_source(location, split, indexes=cache / "tars", columns=self._columns)
+        source = open_source(location, split, indexes=tar_indexes(), columns=self._columns)
         for line in source.describe():
             (say or to_stderr)(f"data: {line}")
         return source

@@ -10,7 +10,8 @@ import click
 from distill.cli.options.checks import existing_targets
 from distill.cli.options.command import PATH, option, setting
 from distill.cli.options.group import option_group
-from distill.cli.options.images import CACHE, to_stderr
+from distill.cli.options.images import to_stderr
+from distill.files import CACHE
 
 if TYPE_CHECKING:
     from distill.hierarchy.semantic import SemanticHierarchy
@@ -42,8 +43,9 @@ class TargetsChoice:
         give_up: asked while a server is waited for. The others are for a teacher in this process;
         of_tags: its classes are tags, unless its head is given.
         """
-        from distill.api.opening import TIMM, open_answers
+        from distill.api.opening import open_answers
         from distill.errors import ConfigError
+        from distill.trainers.models.trained import TIMM
         from distill.trainers.sources.server import ServerTargets
 
         if self.cache_gib is not None and not self.cache_gib >= 0:

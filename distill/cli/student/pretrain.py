@@ -64,11 +64,12 @@ def pretrain(
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
         from distill.data.sample_list import SampleList
+        from distill.hierarchy.names import DEFAULT_LABEL_SET
         from distill.hierarchy.semantic import resolve
         from distill.trainers.training.pretrain import pretrain
 
         def stated() -> "SemanticHierarchy":
-            return resolve(label_set or "imagenet21k-p-fall11")
+            return resolve(label_set or DEFAULT_LABEL_SET)
 
         answers = targets_choice.open(
             str(machine.device), stated, give_up=lambda: keywords["stop"].heard

@@ -8,11 +8,12 @@ import click
 from distill.cli.options import common
 from distill.cli.options.checks import known_encoding
 from distill.cli.options.command import PATH, command, option, setting
-from distill.cli.options.images import CACHE, DataChoice, data_options
+from distill.cli.options.images import DataChoice, data_options
 from distill.cli.options.listening import Listening, listen_options
 from distill.cli.options.teacher import TeacherChoice, teacher_options
 from distill.cli.options.views import view_options
 from distill.cli.output import print_result
+from distill.files import CACHE
 
 if TYPE_CHECKING:
     from distill.data.view_policy import ViewPolicy
