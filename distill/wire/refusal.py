@@ -24,6 +24,11 @@ def too_large(text: str) -> Refused:
     return Refused(413, text, "too_large")
 
 
+def too_slow() -> Refused:
+    """408: the request's body holds up others."""
+    return Refused(408, "body cut off: it came too slowly while others waited; try again", "slow")
+
+
 def too_late(text: str) -> Refused:
     """504: the request's deadline is over."""
     return Refused(504, text, "deadline")

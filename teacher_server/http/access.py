@@ -1,12 +1,14 @@
 """Access control: API keys, or loopback only where there are none.
 
 Programs send `Authorization: Bearer KEY`. For pages a browser asks its user, and sends the key as
-password; it would do so for any site that links here, so what programs ask takes no password.
+password; it would do so for any site that links here, so what programs ask takes no password, and
+nobody may send anything here from a page of another site.
 """
 
 import json
 import re
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from starlette.types import Send
 
@@ -17,19 +19,22 @@ FOR_PROGRAMS = ("/v2", "/metrics", "/openapi.json")
 
 
 class AccessDenied(Exception):
-    """401. headers: what the client may do about it."""
+    """401 or 403. headers: what the client may do about it."""
 
-    def __init__(self, text: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, text: str, headers: Mapping[str, str], status: int = 401) -> None:
         super().__init__(text)
-        self.text, self.headers = text, dict(headers)
+        self.status, self.text, self.headers = status, text, dict(headers)
 
 
-def authenticate(headers: Mapping[bytes, str], path: str, keys: ApiKeys | None) -> str:
+def authenticate(method: str, path: str, headers: Mapping[bytes, str], keys: ApiKeys | None) -> str:
     """The name of who asks; empty where anybody on this machine may.
 
     Raises:
-        AccessDenied: no valid key, or without keys a name of this machine that is not of loopback.
+        AccessDenied: no valid key; or without keys a name of this machine that is not of loopback;
+            or a page of another site sends something.
     """
+    if method not in ("GET", "HEAD") and not _of_this_site(headers):
+        raise AccessDenied("a request from a page of another site found, expected none", {}, 403)
     if keys:
         for_programs = path.startswith(FOR_PROGRAMS)
         owner = keys.owner(headers.get(b"authorization", ""), passwords=not for_programs)
@@ -45,6 +50,15 @@ def authenticate(headers: Mapping[bytes, str], path: str, keys: ApiKeys | None) 
         text = "Host found that is not of loopback, expected localhost; or start it with keys"
         raise AccessDenied(text, {})
     return ""
+
+
+def _of_this_site(headers: Mapping[bytes, str]) -> bool:
+    """A browser says where a request comes from, in one of two ways; programs say neither."""
+    fetch_site = headers.get(b"sec-fetch-site")
+    if fetch_site is not None:
+        return fetch_site in ("same-origin", "none")
+    origin = headers.get(b"origin")
+    return origin is None or urlsplit(origin).netloc == headers.get(b"host")
 
 
 async def send_error(send: Send, status: int, text: str, headers: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from distill.errors import StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.teacher_server.inspect.dense_rows import dense
-from distill.teacher_server.pages.site import Prediction
+from distill.teacher_server.pages.site import Prediction, Receiving
 from distill.wire.client import TeacherClient
 
 
@@ -28,9 +28,9 @@ class RemoteTeacher:
         self.client, self.hierarchy = client, hierarchy
         self.size, self.deadline_s = client.input_size, client.deadline_s
 
-    def admitted(self, client: str, body_bytes: int) -> AbstractContextManager[object]:
+    def admitted(self, client: str, body_bytes: int) -> AbstractContextManager[Receiving]:
         """The server itself refuses what it has no room for."""
-        return nullcontext()
+        return nullcontext(nullcontext)
 
     async def ask(self, pixels: NDArray[np.uint8], client: str) -> Prediction:
         """See `LiveTeacher`."""

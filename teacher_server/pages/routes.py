@@ -187,9 +187,10 @@ def pages_of(site: Site) -> APIRouter:
         client = _client(request)
         try:
             body_bytes = announced_bytes(request, live.max_upload_bytes)
-            with live.admitted(client, body_bytes):
-                async with asyncio.timeout(live.deadline_s):
-                    content = await uploaded(request)
+            with live.admitted(client, body_bytes) as receiving:
+                async with asyncio.timeout(live.deadline_s) as limit:
+                    with receiving(limit):
+                        content = await uploaded(request)
                     async with decoders:
                         picture = await asyncio.to_thread(received, content, live, site.student)
                     prediction = await live.ask(picture.pixels, client)

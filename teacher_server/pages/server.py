@@ -28,9 +28,9 @@ class Guarded:
         if scope["type"] == "http":
             headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
             try:
-                authenticate(headers, scope["path"], self.keys)
+                authenticate(scope["method"], scope["path"], headers, self.keys)
             except AccessDenied as error:
-                await send_error(send, 401, error.text, error.headers)
+                await send_error(send, error.status, error.text, error.headers)
                 return
         await self.app(scope, receive, send)
 

@@ -3,6 +3,7 @@
 All of it may be absent, and the store may still be read while the first page is asked for.
 """
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -57,6 +58,10 @@ class Prediction:
     confidence: NDArray[Any] | None
 
 
+# What reads a body, under a limit of time.
+Receiving = Callable[[asyncio.Timeout], AbstractContextManager[object]]
+
+
 @runtime_checkable
 class LiveTeacher(Protocol):
     """One that can be asked about any image. size: height and width of what it sees.
@@ -69,8 +74,8 @@ class LiveTeacher(Protocol):
     size: Size
     deadline_s: float
 
-    def admitted(self, client: str, body_bytes: int) -> AbstractContextManager[object]:
-        """Holds room for one request, from before its body is read.
+    def admitted(self, client: str, body_bytes: int) -> AbstractContextManager[Receiving]:
+        """Holds room for one request, from before its body is read; gives what reads it.
 
         Raises:
             Refused: there is none now.

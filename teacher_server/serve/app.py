@@ -100,7 +100,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody} for status in (*statuses, 500)}
 
 
-INFER_STATUSES = (400, 401, 404, 405, 412, 413, 415, 429, 503, 504)
+INFER_STATUSES = (400, 401, 403, 404, 405, 408, 412, 413, 415, 429, 503, 504)
 INFER_BODY = {
     "requestBody": {
         "required": True,
@@ -302,14 +302,15 @@ async def infer_once(service: Service, request: Request) -> Response:
                 most = options.max_body_bytes
                 raise too_large(f"body of {announced} bytes, expected at most {most}; send less")
             permit = held.enter_context(service.admission.admit(client, announced))
-            async with asyncio.timeout(options.deadline_s):
-                head, tensors = await read_request(
-                    request,
-                    permit,
-                    max_bytes=options.max_body_bytes,
-                    count_images=service.count_images,
-                    pool=service.decoder.pool,
-                )
+            async with asyncio.timeout(options.deadline_s) as limit:
+                with permit.receiving(limit):
+                    head, tensors = await read_request(
+                        request,
+                        permit,
+                        max_bytes=options.max_body_bytes,
+                        count_images=service.count_images,
+                        pool=service.decoder.pool,
+                    )
             request.scope[STATE].images = permit.held["images"]
             if head.parameters.expect not in (None, service.answers_digest):
                 raise Refused(

@@ -71,6 +71,7 @@ async def read_request(
     head: RequestHead | None = None
     async for chunk in _inflated(request.stream(), encoding):
         filled += len(chunk)
+        permit.arrived = filled
         if filled > max_bytes:
             raise too_large(
                 f"body of more than {max_bytes} bytes; send less"

@@ -56,7 +56,7 @@ class Middleware:
             await send(message)
 
         try:
-            refusal = self._refusal(scope["path"], headers, state)
+            refusal = self._refusal(scope["method"], scope["path"], headers, state)
             if refusal:
                 await send_error(send_with_id, *refusal)
             else:
@@ -79,14 +79,14 @@ class Middleware:
                 self._log(scope, state, time.monotonic() - started)
 
     def _refusal(
-        self, path: str, headers: dict[bytes, str], state: RequestState
+        self, method: str, path: str, headers: dict[bytes, str], state: RequestState
     ) -> tuple[int, str, dict[str, str]] | None:
         if path in PROBES:
             return None
         try:
-            state.client = authenticate(headers, path, self.keys)
+            state.client = authenticate(method, path, headers, self.keys)
         except AccessDenied as error:
-            return 401, error.text, error.headers
+            return error.status, error.text, error.headers
         if path.endswith("/infer"):
             try:
                 self.service.admission.require_room()

@@ -14,6 +14,7 @@ from distill.teacher_server.pages.site import (
     Lazy,
     Prediction,
     ReaderProcess,
+    Receiving,
     Site,
     StoreSnapshot,
     Student,
@@ -63,13 +64,13 @@ class OwnTeacher:
         self.size = max(service.teacher.sizes)
 
     @contextmanager
-    def admitted(self, client: str, body_bytes: int) -> Iterator[None]:
+    def admitted(self, client: str, body_bytes: int) -> Iterator[Receiving]:
         """See `LiveTeacher`. Refusals are counted as those of other requests."""
         try:
             if reason := self.service.why_not_ready():
                 raise unavailable(reason)
-            with self.service.admission.admit(client, body_bytes):
-                yield
+            with self.service.admission.admit(client, body_bytes) as permit:
+                yield permit.receiving
         except Refused as error:
             self.service.metrics.rejected.labels(error.reason).inc()
             raise

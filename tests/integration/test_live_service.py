@@ -281,8 +281,9 @@ def test_deadline_is_504_and_its_work_is_dropped(
 
 
 def test_client_that_leaves_is_not_computed_for(
-    hierarchy: SemanticHierarchy, random: np.random.Generator
+    hierarchy: SemanticHierarchy, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("distill.teacher_server.http.connection.HALF_CLOSED_S", 0.05)
     teacher = echo_teacher(hierarchy, delay_s=0.3)
     with live(teacher) as server, ThreadPoolExecutor(2) as pool:
         busy = pool.submit(ask, server, images(1, random))
@@ -319,7 +320,7 @@ def test_client_that_stops_in_its_body_holds_nothing(
 def test_client_that_does_not_read_its_replies_is_hung_up_on(
     hierarchy: SemanticHierarchy, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.teacher_server.http.listener.STALLED_S", 0.5)
+    monkeypatch.setattr("distill.teacher_server.http.connection.STALLED_S", 0.5)
     with live(echo_teacher(hierarchy)) as server:
         body, headers = body_of(images(250, random), ("probs", "prob", "index", "confidence"))
         fields = {"host": "localhost", "content-length": str(len(body)), **headers}
@@ -337,7 +338,7 @@ def test_client_that_does_not_read_its_replies_is_hung_up_on(
 def test_client_that_sends_no_head_is_hung_up_on(
     hierarchy: SemanticHierarchy, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.teacher_server.http.listener.HEAD_S", 0.3)
+    monkeypatch.setattr("distill.teacher_server.http.connection.HEAD_S", 0.3)
     with live(echo_teacher(hierarchy)) as server:
         for sent in (b"", b"GET /v2 HT", b"GET /v2 HTTP/1.1\r\nhost: localhost\r\nx-"):
             with socket.create_connection(("127.0.0.1", server.port), timeout=5) as line:
@@ -358,21 +359,6 @@ def test_head_of_a_request_is_bounded(hierarchy: SemanticHierarchy) -> None:
                 line.sendall(sent)
                 with suppress(ConnectionResetError):
                     assert line.recv(4096).startswith(b"HTTP/1.1 400")
-
-
-def test_upgrade_is_refused_at_once(
-    hierarchy: SemanticHierarchy, random: np.random.Generator
-) -> None:
-    with live(echo_teacher(hierarchy)) as server:
-        body, headers = body_of(images(1, random), ("probs",))
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        lines += f"content-length: {len(body)}\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
-        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as line:
-            line.sendall(f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\n{lines}\r\n".encode() + body)
-            said = line.recv(4096)
-        assert said.startswith(b"HTTP/1.1 400")
-        assert b'etag: "eee' in said
-        assert "error" in json.loads(said.split(b"\r\n\r\n", 1)[1])
 
 
 # -- overload -------------------------------------------------------------------------------------
