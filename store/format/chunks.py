@@ -52,7 +52,7 @@ def read_chunks(
         CorruptStoreError: a chunk is missing, or its checksum is wrong.
     """
     spans = _spans(sizes, view)
-    contents = objects.read_all([chunk_key(name, block) for name in ANSWER_ARRAYS], spans)
+    contents = objects.read_written([chunk_key(name, block) for name in ANSWER_ARRAYS], spans)
     with damage_named(objects.location, f"block {block} of view {view}"):
         return _decoded(contents, manifest, block)
 
@@ -65,7 +65,7 @@ def read_shards(
     Raises:
         CorruptStoreError: a shard is missing, or not what was written.
     """
-    shards = objects.read_all([chunk_key(name, block) for name in ANSWER_ARRAYS])
+    shards = objects.read_written([chunk_key(name, block) for name in ANSWER_ARRAYS])
     views: list[StoredBlock] = []
     for view in range(manifest.views.count):
         with damage_named(objects.location, f"block {block} of view {view}"):

@@ -45,7 +45,7 @@ def read_block(
     keys = [f"{n}/c/{block}/{view}{'' if n == 'valid' else '/0'}" for n in ARRAYS]
     stored = {}
     with damage_named(objects.location, f"block {block} of view {view}"):
-        for name, content in zip(ARRAYS, objects.read_all(keys), strict=True):
+        for name, content in zip(ARRAYS, objects.read_written(keys), strict=True):
             if content is None:
                 raise ValueError(f"its chunk of {name} is missing")
             chunk = decode_chunk(

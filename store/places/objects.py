@@ -94,6 +94,22 @@ class Objects:
             return [self.read(*each) for each in zip(keys, parts, strict=True)]
         return list(self._threads.map(self.read, keys, parts))
 
+    def read_written(
+        self, keys: Sequence[str], spans: Sequence[Span] | None = None
+    ) -> list[bytes | None]:
+        """`read_all` of objects that were there once.
+
+        Raises:
+            StoreError: nothing at all is there any more, as when its disk is away.
+        """
+        contents = self.read_all(keys, spans)
+        if None in contents and not self.exists():
+            raise StoreError(
+                f"{self.location}: the store is gone, expected it where it was; mount its disk, or "
+                "move it back"
+            )
+        return contents
+
     def read_array(self, folder: str, most: int) -> NDArray[Any]:
         """A whole Zarr array of at most so many values, whose chunks are objects of their own.
 

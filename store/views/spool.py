@@ -4,9 +4,11 @@ A store commits whole blocks in all views; a live server learns one row in one v
 spool is one sparse file beside the cache, a record for each row of each view, and each record with
 its own checksum: a row is there or it is not, whenever the process was killed. Blocks that are
 committed are decoded into it when they are first asked for, so reading is one look-up.
+
+It is read, not mapped: a hole in a mapping needs room, and where a small disk in memory has none,
+the process dies. What has no room is not kept, and whoever asked is answered all the same.
 """
 
-import mmap
 import os
 import threading
 import time
@@ -27,10 +29,11 @@ from distill.store.logit_store import LogitStore
 from distill.store.views.resident import decode_block
 
 LOOK_AGAIN_S = 10.0  # after which another process may have committed a block
+DECODED_BLOCKS = 2  # of those that had no room
 
 
 class Spool:
-    """One process at a time; any of its threads.
+    """One process at a time; any of its threads. away: why the store could not be read last time.
 
     Raises:
         InUseError: another process has it.
@@ -47,6 +50,8 @@ class Spool:
         self._missing: dict[int, int] = {}  # records that each block has not, once looked through
         self._committed: dict[int, Commit] = {}
         self._looked_at = -LOOK_AGAIN_S
+        self.away: StoreError | None = None
+        self._decoded: dict[int, NDArray[Any]] = {}  # blocks that had no room
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -57,15 +62,24 @@ class Spool:
             cure = f"give each server a store of its own, not {store.location}"
             lock = f"{self._path.name}.lock"
             self._held.enter_context(sole_writer(folder, name=lock, cure=cure))
-            os.truncate(self._file, self._shape[0] * self._shape[1] * self._dtype.itemsize)
-            mapping = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
+            os.truncate(self._file, self.most_bytes)
         except (OSError, InUseError) as error:
             self._held.close()
             os.close(self._file)
             if isinstance(error, InUseError):
                 raise
             raise _unusable(folder, error) from error
-        self._records = np.frombuffer(mapping, self._dtype).reshape(self._shape)
+
+    @property
+    def most_bytes(self) -> int:
+        """What it takes of the disk where it holds every row."""
+        return self._shape[0] * self._shape[1] * self._dtype.itemsize
+
+    @property
+    def free_bytes(self) -> int:
+        """Room on its disk, for what it does not hold yet."""
+        disk, file = os.fstatvfs(self._file), os.fstat(self._file)
+        return disk.f_bavail * disk.f_frsize + 512 * file.st_blocks
 
     def read(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> tuple[Codes, NDArray[Any]]:
         """The codes of each row in its view, and [n] whether they are there.
@@ -73,11 +87,19 @@ class Spool:
         Raises:
             CorruptStoreError: a committed block is damaged.
         """
+        blocks, size = rows // self.manifest.block_rows, self._dtype.itemsize
         with self._lock:
-            for block in np.unique(rows // self.manifest.block_rows):
-                self._look_through(int(block))
-                self._take_in(int(block))
-            records = self._records[views, rows]
+            roomless = {}
+            for block in np.unique(blocks).tolist():
+                self._look_through(block)
+                if (decoded := self._take_in(block)) is not None:
+                    roomless[block] = decoded
+            starts = ((views * self._shape[1] + rows) * size).tolist()
+            content = b"".join(os.pread(self._file, size, start) for start in starts)
+            records = np.frombuffer(bytearray(content), self._dtype)
+            for block, decoded in roomless.items():
+                asked = np.flatnonzero(blocks == block)
+                records[asked] = decoded[views[asked], rows[asked] % self.manifest.block_rows]
         return codes_of(records["record"]), records["crc"] != 0
 
     def write(self, rows: NDArray[np.int64], views: NDArray[np.int64], codes: Codes) -> list[int]:
@@ -94,7 +116,7 @@ class Spool:
             for i, (row, view) in enumerate(zip(rows.tolist(), views.tolist(), strict=True)):
                 block = row // self.manifest.block_rows
                 self._look_through(block)
-                if not self._records[view, row]["crc"]:
+                if not self._read(view, row, 1)["crc"][0]:
                     self._put(view, row, records[i : i + 1])
                     self._missing[block] -= 1
                     complete += [block] if not self._missing[block] else []
@@ -105,7 +127,7 @@ class Spool:
         with self._lock:
             for row in rows:
                 for view in range(self._shape[0]):
-                    if self._records[view, row]["crc"]:
+                    if self._read(view, row, 1)["crc"][0]:
                         self._overwrite(view, row, np.zeros(1, self._dtype))
                         self._missing[row // self.manifest.block_rows] += 1
 
@@ -125,7 +147,7 @@ class Spool:
         """
         rows = self.manifest.rows_of_block(block)
         with self._lock:
-            records = self._records[:, rows.start : rows.stop].copy()
+            records = [self._read(view, rows.start, len(rows)) for view in range(self._shape[0])]
         torn = [place for view in records for place, r in enumerate(view) if r["crc"] != _crc(r)]
         if torn:
             self.forget([rows.start + place for place in torn])
@@ -156,37 +178,72 @@ class Spool:
         """Count once what a block has, and drop torn records."""
         if block in self._missing:
             return
-        rows = self.manifest.rows_of_block(block)
-        here = self._records[:, rows.start : rows.stop]
-        for view, place in zip(*np.nonzero(here["crc"]), strict=True):
-            record = here[view, place]
-            if record["crc"] != _crc(record):
-                self._overwrite(int(view), rows.start + int(place), np.zeros(1, self._dtype))
-        self._missing[block] = int((here["crc"] == 0).sum())
-
-    def _take_in(self, block: int) -> None:
-        """Decode a block that is committed, by whomever, unless all of it is here."""
-        if not self._missing[block]:
-            return
-        if block not in self._committed and time.monotonic() - self._looked_at > LOOK_AGAIN_S:
-            self._committed = self.store.block_commits()
-            self._looked_at = time.monotonic()
-        if not (commit := self._committed.get(block)):
-            return
-        rows = self.manifest.rows_of_block(block)
-        buffer = np.empty(len(rows), record_dtype(self.manifest.coding))
+        rows, missing = self.manifest.rows_of_block(block), 0
         for view in range(self._shape[0]):
-            records = np.zeros(len(rows), self._dtype)
-            records["record"] = decode_block(self.store, block, view, commit, buffer)
-            self._put(view, rows.start, records)
+            records = self._read(view, rows.start, len(rows))
+            for place in np.flatnonzero(records["crc"]):
+                if records["crc"][place] != _crc(records[place]):
+                    self._overwrite(view, rows[place], np.zeros(1, self._dtype))
+                    records["crc"][place] = 0
+            missing += int((records["crc"] == 0).sum())
+        self._missing[block] = missing
+
+    def _take_in(self, block: int) -> NDArray[Any] | None:
+        """Decode a block that is committed, by whomever, unless all of it is here.
+
+        Its records, [views, rows], where they have no room here.
+        """
+        if not self._missing[block]:
+            return None
+        if block in self._decoded:
+            return self._decoded[block]
+        try:
+            records = self._decode(block)
+            self.away = None
+        except CorruptStoreError:
+            raise
+        except StoreError as error:  # its rows may be had otherwise
+            self.away = error
+            return None
+        if records is None:
+            return None
+        try:
+            for view, of_view in enumerate(records):
+                self._overwrite(view, block * self.manifest.block_rows, of_view)
+        except StoreError:
+            self._decoded[block] = records
+            if len(self._decoded) > DECODED_BLOCKS:
+                del self._decoded[next(iter(self._decoded))]
+            return records
         self._missing[block] = 0
+        return None
+
+    def _decode(self, block: int) -> NDArray[Any] | None:
+        """A block's records, [views, rows]; None where it is not committed."""
+        if block not in self._committed and time.monotonic() - self._looked_at > LOOK_AGAIN_S:
+            self._looked_at = time.monotonic()
+            self._committed = self.store.block_commits()
+        if not (commit := self._committed.get(block)):
+            return None
+        rows = self.manifest.rows_of_block(block)
+        records = np.zeros((self._shape[0], len(rows)), self._dtype)
+        buffer = np.empty(len(rows), record_dtype(self.manifest.coding))
+        for view, of_view in enumerate(records):
+            of_view["record"] = decode_block(self.store, block, view, commit, buffer)
+            of_view["crc"] = [_crc(record) for record in of_view]
+        return records
+
+    def _read(self, view: int, row: int, count: int) -> NDArray[Any]:
+        """`count` records from a row on."""
+        size = self._dtype.itemsize
+        content = os.pread(self._file, count * size, (view * self._shape[1] + row) * size)
+        return np.frombuffer(bytearray(content), self._dtype)
 
     def _put(self, view: int, row: int, records: NDArray[Any]) -> None:
         records["crc"] = [_crc(record) for record in records]
         self._overwrite(view, row, records)
 
     def _overwrite(self, view: int, row: int, records: NDArray[Any]) -> None:
-        # Written, not mapped: a full disk is an error here, and a dead process there.
         start = (view * self._shape[1] + row) * self._dtype.itemsize
         content, offset = memoryview(records.tobytes()), start
         try:

@@ -22,7 +22,7 @@ from distill.data.loader import in_batches, load_views
 from distill.data.sample_ids import SampleIds, find_rows, samples_digest
 from distill.data.source import ImageSource, label_indices
 from distill.data.view_policy import ViewPolicy
-from distill.errors import ConfigError, StoreError
+from distill.errors import ConfigError, CorruptStoreError, StoreError
 from distill.events import Journal
 from distill.store.format.manifest import DatasetIdentity
 from distill.store.logit_store import LogitStore, has_store
@@ -152,6 +152,7 @@ class SampleAnswers:
         self._lock, self._replaying = threading.Lock(), threading.Lock()
         self._resident: dict[int, Future[ResidentView]] = {}
         self._replay: dict[str, Any] | None = None
+        self._store_is_away = False
         self._index = open_row_index(store, cache) if store else None
         self._threads = ThreadPoolExecutor(LOOK_UP_THREADS, thread_name_prefix="look-up")
         self._spool: Spool | None = None
@@ -160,6 +161,18 @@ class SampleAnswers:
             self._spool = Spool(store, cache.folder)
             if source:
                 self._write_through = WriteThrough(self._spool, source, teacher, options, journal)
+                self._warn_of_little_room(cache.folder)
+
+    def _warn_of_little_room(self, folder: Path) -> None:
+        assert self._spool is not None
+        free, most = self._spool.free_bytes, self._spool.most_bytes
+        if free < most:
+            self.journal.event(
+                "little room",
+                text=f"{folder}: {free >> 20} MiB free, expected {most >> 20} for all answers of "
+                "unfinished blocks; what has no room is computed, but not kept; free some, or pass "
+                "another --cache",
+            )
 
     @property
     def views(self) -> int | None:
@@ -256,7 +269,9 @@ class SampleAnswers:
             try:
                 self._read(sound, rows, views, known, answers)
             except StoreError as error:
-                raise unavailable(str(error), "store") from error
+                if self.source is None or isinstance(error, CorruptStoreError):
+                    raise unavailable(str(error), "store") from error
+                self._note_store(error)
             for i in np.flatnonzero(known & ~answers.valid):
                 bad[int(i)] = DecodeFailure(
                     Status.UNREADABLE, "its image could not be read for the store"
@@ -284,6 +299,9 @@ class SampleAnswers:
         assert self.store is not None
         if self._spool:
             codes, here = self._spool.read(rows[sound], views[sound])
+            if self._spool.away and self.source is None:
+                raise self._spool.away
+            self._note_store(self._spool.away)
             known[sound] = here
             answers.put(sound, self.store.manifest.coding.dequantise(codes))
             return
@@ -291,6 +309,14 @@ class SampleAnswers:
             mine = sound[views[sound] == view]
             answers.put(mine, self._view(int(view)).gather(rows[mine]))
             known[mine] = True
+        self._note_store(None)
+
+    def _note_store(self, error: StoreError | None) -> None:
+        """While it cannot be read, all is computed."""
+        if self._store_is_away != bool(error):
+            self._store_is_away = bool(error)
+            text = str(error) if error else f"{self.store and self.store.location}"
+            self.journal.event(f"store {'cannot' if error else 'can'} be read", text=text)
 
     def _view(self, view: int) -> ResidentView:
         """Decoded by whoever asks first; others wait for it, and for no other view."""
@@ -329,6 +355,11 @@ class SampleAnswers:
         if self._write_through:
             rows, views = looked_up.rows[elements], looked_up.views[elements]
             self._write_through.keep(rows, views, answers.select(elements))
+
+    def look_after(self) -> None:
+        """To be called every second."""
+        if self._write_through:
+            self._write_through.try_again()
 
     def close(self, within_s: float) -> bool:
         """Put what was computed on the disk; whether all threads came to their end."""

@@ -183,6 +183,8 @@ class Service:
 
     def look_after(self) -> None:
         """To be called every second: a sick service tells those that wait, and dies in time."""
+        if self.samples:
+            self.samples.look_after()
         if self._away and (self._away.looking is None or self._away.looking.done()):
             self._away.looking = self.decoder.pool.submit(self._look_again, self._away)
         failure = self.failure()

@@ -50,6 +50,7 @@ class WriteThrough:
         self._lock = threading.Lock()
         self._failed: dict[int, float] = {}  # when each block was tried last
         self._ending = False
+        self._unkept = 0  # rows, since the spool had room last
         self._commit(spool.complete_blocks())
 
     def keep(self, rows: NDArray[np.int64], views: NDArray[np.int64], answers: TargetRows) -> None:
@@ -77,14 +78,22 @@ class WriteThrough:
         try:
             complete = self.spool.write(rows, views, codes)
         except Exception as error:  # answers go on without being kept
-            self.journal.event("not written through", rows=len(rows), text=first_line(error))
+            if not self._unkept:
+                self.journal.event("not written through", rows=len(rows), text=first_line(error))
+            self._unkept += len(rows)
             return
+        if self._unkept:
+            self.journal.event("written through again", rows_not_kept=self._unkept)
+            self._unkept = 0
+        self._commit(complete)
+
+    def try_again(self) -> None:
+        """Blocks that could not be written a while ago; to be called every second."""
         now = time.monotonic()
-        again = [block for block, at in self._failed.items() if now - at > TRY_AGAIN_S]
-        self._commit([*complete, *again])
+        self._commit([b for b, at in list(self._failed.items()) if now - at > TRY_AGAIN_S])
 
     def _commit(self, blocks: Sequence[int]) -> None:
-        for block in blocks:
+        for block in [] if self._ending else blocks:
             self._failed.pop(block, None)
             future = self._blocks.submit(self._commit_block, block)
             with self._lock:

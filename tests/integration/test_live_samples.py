@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
 import shutil
 import socket
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -347,10 +349,79 @@ def test_block_that_could_not_be_written_is_tried_again(
         client.fetch(ids[16:32], 0)
         wait_until(lambda: bool(server.named("block not written")))
         monkeypatch.setattr(LogitStore, "write_codes", write)
-        wait_until(lambda: bool(server.named("block not written")))
-        threading.Event().wait(0.2)
-        client.fetch(ids[40:41], 0)
         wait_until(lambda: 1 not in LogitStore.open(filled).pending_blocks())
+
+
+def test_samples_are_answered_while_the_store_is_away(
+    serving: Serving, store: Path, figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are computed, and become blocks once the store is back."""
+    monkeypatch.setattr("distill.store.views.spool.LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr("distill.teacher_server.serve.write_through.TRY_AGAIN_S", 0.1)
+    ids, filled = open_source(figures).ids, tmp_path / "filled"
+    away = tmp_path / "away"
+    with serving(filled, views=1) as (server, client):
+        client.fetch(ids[:4], 0)
+        filled.rename(away)
+        one = client.fetch(ids[:32], 0)
+        assert one.valid.all()
+        assert client.fetch(ids[:32], 0).valid.all()
+        assert metric_sum(server, 'source="teacher"') == 32  # kept in the spool meanwhile
+        wait_until(lambda: bool(server.named("block not written")))
+        assert len(server.named("store cannot be read")) == 1
+        away.rename(filled)
+        wait_until(lambda: 1 not in LogitStore.open(filled).pending_blocks())
+        client.fetch(ids[64:65], 0)
+        assert server.named("store can be read")
+    LogitStore.open(store).revoke([2])
+    with serving(store) as (server, client):
+        same(client.fetch(ids[:4], 0), client.fetch(ids[:4], 0))
+        store.rename(away)
+        assert client.fetch(ids[60:70], 1).valid.all()
+        away.rename(store)
+
+
+def test_server_without_images_waits_for_its_store(
+    serving: Serving, store: Path, figures: Path, tmp_path: Path
+) -> None:
+    ids = open_source(figures).ids
+    LogitStore.open(store).revoke([2])
+    with serving(store, data=False) as (_, client):
+        client.client.deadline_s = 1.0
+        store.rename(tmp_path / "away")
+        with pytest.raises(TeacherUnavailableError, match="no store there"):
+            client.fetch(ids[:4], 0)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk in memory that is full at once."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_full_spool_answers_and_keeps_nothing(
+    serving: Serving, store: Path, figures: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    ids, filled = open_source(figures).ids, tmp_path / "filled"
+    with serving(filled) as (server, client):
+        assert server.named("little room")
+        first = client.fetch(ids, 0)
+        assert first.valid.all()
+        wait_until(lambda: bool(server.named("not written through")))
+        again = client.fetch(ids, 0)
+        torch.testing.assert_close(again.prob, first.prob, rtol=0, atol=1.01 / 191)
+        assert 96 < metric_sum(server, 'source="teacher"') < 192  # some were kept
+    LogitStore.open(store).revoke([2])
+    with serving(store) as (server, client):  # committed blocks have no room either
+        for view in (0, 1):
+            assert client.fetch(ids[:32], view).valid.all()
+        assert metric_sum(server, 'source="store"') == 64
 
 
 def broken_disk(*given: Any) -> None:
@@ -360,8 +431,6 @@ def broken_disk(*given: Any) -> None:
 def test_short_write_is_no_record(
     serving: Serving, figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
     ids, filled = open_source(figures).ids, tmp_path / "filled"
     with serving(filled) as (_, client):
         client.fetch(ids[:4], 0)
