@@ -45,10 +45,10 @@ from distill.models.card import ModelInput
 from distill.models.creation import pick_device
 from distill.store.format.manifest import TeacherIdentity
 from distill.targets.encoding import EncodingSpec
+from distill.teacher_server.front.server import Address, make_server, run
 from distill.teacher_server.serve.admission import Budgets
 from distill.teacher_server.serve.lane import devices_of
 from distill.teacher_server.serve.queue import InferJob
-from distill.teacher_server.serve.server import Address, make_server, run
 from distill.teacher_server.serve.service import ServeOptions, Service
 from distill.teacher_server.teacher.batch_size import measure
 from distill.teacher_server.teacher.forward_pass import Forward

@@ -9,10 +9,10 @@ from live import echo_teacher
 
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.encoding import EncodingSpec
+from distill.teacher_server.front.server import make_server, run
 from distill.teacher_server.http.json_log import json_log
 from distill.teacher_server.http.listener import Address
 from distill.teacher_server.serve.admission import Budgets
-from distill.teacher_server.serve.server import make_server, run
 from distill.teacher_server.serve.service import ServeOptions, Service
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelInput
 from distill.store.format.manifest import TeacherIdentity
 from distill.targets.encoding import EncodingSpec
+from distill.teacher_server.front.server import Address, make_server
 from distill.teacher_server.http.keys import ApiKeys
 from distill.teacher_server.serve.admission import Budgets
 from distill.teacher_server.serve.samples import SampleAnswers
-from distill.teacher_server.serve.server import Address, make_server
 from distill.teacher_server.serve.service import ServeOptions, Service
 from distill.teacher_server.teacher.teacher import Member, Teacher
 

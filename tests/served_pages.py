@@ -16,13 +16,13 @@ from PIL import Image
 from distill.data.source import open_source
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.store.logit_store import LogitStore
+from distill.teacher_server.front.server import Address
 from distill.teacher_server.http.keys import ApiKeys
 from distill.teacher_server.inspect.findings import Rules
 from distill.teacher_server.inspect.inspection import open_inspection
 from distill.teacher_server.inspect.tag_lists import ListedImages
 from distill.teacher_server.pages.server import pages_server
 from distill.teacher_server.pages.site import Lazy, Site, StoreSnapshot
-from distill.teacher_server.serve.server import Address
 
 
 @dataclass

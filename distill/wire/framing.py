@@ -124,7 +124,7 @@ def tensors(head: RequestHead, raw: memoryview) -> dict[str, Tensor]:
             continue
         if size > len(raw):
             raise malformed(f"{where}: binary_data_size {size}, but {len(raw)} bytes are left")
-        tensors[given.name] = _from_raw(given, raw[:size], where)
+        tensors[given.name] = from_raw(given, raw[:size], where)
         raw = raw[size:]
     if len(raw):
         raise malformed(
@@ -134,7 +134,12 @@ def tensors(head: RequestHead, raw: memoryview) -> dict[str, Tensor]:
     return tensors
 
 
-def _from_raw(given: InputHead, raw: memoryview, where: str) -> Tensor:
+def from_raw(given: InputHead, raw: memoryview, where: str) -> Tensor:
+    """One input; arrays are views of `raw`.
+
+    Raises:
+        Refused: 400, begins with `where`.
+    """
     if given.datatype == BYTES:
         return _elements(raw, math.prod(given.shape), where)
     dtype = _dtype(given.datatype, where)
@@ -261,7 +266,7 @@ def encode_body(
     """
     described, tail = [], []
     for name, values in arrays.items():
-        content = _raw_bytes(values) if name in raw else None
+        content = raw_bytes(values) if name in raw else None
         described.append(_described(key, name, values, content))
         if content is not None:
             tail.append(content)
@@ -284,7 +289,8 @@ def raw_arrays(described: Sequence[Mapping[str, Any]], raw: memoryview) -> dict[
     return arrays
 
 
-def _raw_bytes(values: Tensor | Sequence[bytes]) -> bytes | memoryview:
+def raw_bytes(values: Tensor | Sequence[bytes]) -> bytes | memoryview:
+    """A tensor as it follows a head."""
     if isinstance(values, np.ndarray):
         return np.ascontiguousarray(values).data.cast("B") if values.size else b""
     return b"".join(part for each in values for part in (struct.pack("<I", len(each)), each))

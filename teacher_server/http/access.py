@@ -15,7 +15,7 @@ from starlette.types import Send
 from distill.teacher_server.http.keys import ApiKeys
 
 LOOPBACK_NAME = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
-FOR_PROGRAMS = ("/v2", "/metrics", "/openapi.json")
+FOR_PROGRAMS = ("/v2", "/classify", "/metrics", "/openapi.json")
 
 
 class AccessDenied(Exception):

@@ -1,4 +1,4 @@
-"""Events of a server as JSON lines on standard error."""
+"""Events of a server as JSON lines on standard error; their field `level` is that of the line."""
 
 import logging
 import sys
@@ -42,7 +42,8 @@ def json_log() -> Journal:
 
     def write(event: Event) -> None:
         fields = {name: _clean(value) for name, value in event.items() if name != "time"}
-        log.info(fields.pop("event"), **fields)
+        level = fields.pop("level", "info")
+        log.log(logging.getLevelNamesMapping()[level.upper()], fields.pop("event"), **fields)
 
     return Journal(write, lambda text: log.warning(without_secrets(text)))
 

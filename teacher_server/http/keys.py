@@ -15,11 +15,12 @@ LINE = re.compile(r"([A-Za-z0-9_.-]{1,64})\s+sha256:([0-9a-f]{64})")
 PREFIX = "distill_"
 
 
-@dataclass(frozen=True)
+@dataclass
 class ApiKeys:
-    """Digests by the name of their owner."""
+    """Digests by the name of their owner. path: the file they are from."""
 
     digests: dict[str, bytes]
+    path: Path
 
     @classmethod
     def read(cls, path: Path) -> "ApiKeys":
@@ -45,7 +46,15 @@ class ApiKeys:
             digests[match[1]] = bytes.fromhex(match[2])
         if not digests:
             raise ConfigError(f"{path}: no key found; make one with `distill api-key NAME`")
-        return cls(digests)
+        return cls(digests, path)
+
+    def reload(self) -> None:
+        """What the file says now counts from the next request on.
+
+        Raises:
+            ConfigError: see `read`; those of before go on.
+        """
+        self.digests = self.read(self.path).digests
 
     def owner(self, authorization: str, *, passwords: bool = False) -> str | None:
         """Whose key an Authorization header bears. Takes as long for a wrong key as for any.

@@ -2,7 +2,6 @@
 
 import ipaddress
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,6 +64,16 @@ class Address:
                 "make a key with `distill api-key NAME --file FILE` and pass --api-key-file FILE"
             )
 
+    @property
+    def warning(self) -> str:
+        """What everybody on the way could read; empty where nobody can."""
+        if self.certificate or self._is_loopback():
+            return ""
+        return (
+            f"--host {self.host} without TLS: keys and images go unencrypted; pass "
+            "--tls-certificate and --tls-key, or let a proxy on this machine encrypt"
+        )
+
     def _is_loopback(self) -> bool:
         try:
             return ipaddress.ip_address(self.host).is_loopback
@@ -72,17 +81,14 @@ class Address:
             return self.host == "localhost"
 
 
-def configured(
-    app: ASGIApp, address: Address, headers: Sequence[tuple[str, str]] = ()
-) -> uvicorn.Config:
-    """How uvicorn serves, whatever it serves. headers: of every reply.
+def configured(app: ASGIApp, address: Address) -> uvicorn.Config:
+    """How uvicorn serves, whatever it serves.
 
     Raises:
         ConfigError: the certificate and its key are none.
     """
     config = uvicorn.Config(
         app,
-        headers=list(headers),
         http=partial(Connection, others=Connections(most_connections())),  # type: ignore[arg-type]
         loop="uvloop",
         lifespan="off",

@@ -113,7 +113,7 @@ def pages_of(site: Site) -> APIRouter:
     @router.get("/class")
     def find_class(word: Word = "") -> Response:
         c = class_named(site, word.strip())
-        return RedirectResponse(class_url(site.hierarchy.synsets[c]), 303)
+        return RedirectResponse(site.root + class_url(site.hierarchy.synsets[c]), 303)
 
     @router.get("/gallery")
     def gallery(
@@ -152,9 +152,8 @@ def pages_of(site: Site) -> APIRouter:
             row = snapshot.inspection.row_of(sample_ids([wanted]), wanted)
         except DistillError as error:
             raise PageError(404, str(error)) from error
-        return RedirectResponse(
-            f"/sample/{shown_id(snapshot.inspection.store.sample_ids[row])}", 303
-        )
+        shown = shown_id(snapshot.inspection.store.sample_ids[row])
+        return RedirectResponse(f"{site.root}/sample/{shown}", 303)
 
     @router.get("/sample/{sample_id}")
     def sample(sample_id: SampleId, view: FormNumber = "") -> HTMLResponse:

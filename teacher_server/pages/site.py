@@ -180,13 +180,17 @@ class StoreSnapshot:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Site:
-    """hierarchy: of everything shown. teacher: its name. store: None where there is none."""
+    """hierarchy: of everything shown. teacher: its name. store: None where there is none.
+
+    root: path that a proxy puts before every page, without a slash at its end.
+    """
 
     hierarchy: SemanticHierarchy
     teacher: str
     store: Lazy[StoreSnapshot] | None = None
     student: Student | None = None
     live: LiveTeacher | None = None
+    root: str = ""
     tree: ClassTree = field(init=False)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.errors import TeacherUnavailableError, first_line
+from distill.errors import TeacherError, TeacherUnavailableError, first_line
 from distill.events import Journal
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
@@ -83,7 +83,7 @@ class Lane:
         """Run every shape, the largest first.
 
         Raises:
-            TeacherError: not even one image fits into memory.
+            TeacherError: not even one image fits into memory, or its answers are no numbers.
             TeacherUnavailableError: the device was lost.
         """
         for shape in reversed(self.shapes):
@@ -92,7 +92,12 @@ class Lane:
                     return
                 started = time.perf_counter()
                 buffers = self._buffers(shape)
-                self._forward.collect(self._launch(buffers, dense=True))
+                encoded = self._forward.collect(self._launch(buffers, dense=True))
+                if not np.isfinite(encoded[0].sparse.to_rows().confidence).all():
+                    raise TeacherError(
+                        f"{self.teacher.identity.name}: NaN or Inf found in its answer to a black "
+                        "image, expected numbers; check its weights, or pass --precision float32"
+                    )
                 self._spare[shape].append(buffers)
                 self.seconds[shape] = time.perf_counter() - started
             self._keep_to_what_fits()
@@ -206,7 +211,8 @@ class Lane:
 
     def _retry_alone(self, launched: _Launched, error: Exception) -> None:
         """Something in this batch is poison: whose is it?"""
-        self.journal.event("batch failed", error=type(error).__name__, text=first_line(error)[:500])
+        text = first_line(error)[:500]
+        self.journal.event("batch failed", level="warning", error=type(error).__name__, text=text)
         if len(launched.parts) == 1:
             self._settle_all(
                 launched.parts,
@@ -221,7 +227,7 @@ class Lane:
 
     def _fail(self, parts: Sequence[JobPart], error: Exception) -> None:
         self.failure = first_line(error)
-        self.journal.event("device failed", text=self.failure)
+        self.journal.event("device failed", level="error", text=self.failure)
         self._settle_all(parts, unavailable(self.failure, "device_lost"))
 
     def _settle_all(self, parts: Sequence[JobPart], error: Refused) -> None:

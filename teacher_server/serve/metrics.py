@@ -1,17 +1,29 @@
 """Prometheus metrics; one registry per server, so that a process may hold several."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics:
-    """All names begin with `teacher_`."""
+    """All names of ours begin with `teacher_`; `process_` and `python_gc_` are the usual ones."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+        self.build = Info("teacher_build", "Versions, and which teacher.", registry=registry)
         self.requests = Counter(
             "teacher_requests", "Requests answered.", ["route", "code"], registry=registry
         )
@@ -41,6 +53,26 @@ class Metrics:
         self.decode = self._seconds("decode", "Decoding and resizing the images of a request.")
         self.forward = self._seconds("forward", "Forward pass of a batch, copies included.")
         self.request = self._seconds("request", "A request, from its head to its reply.")
+
+        self.last_request = Gauge(
+            "teacher_last_request_timestamp_seconds",
+            "When an inference request was answered last, since 1970.",
+            registry=registry,
+        )
+
+    def answered(self, seconds: float) -> None:
+        """An inference request."""
+        self.request.observe(seconds)
+        self.last_request.set_to_current_time()
+
+    def value(self, name: str) -> float:
+        """A metric without labels."""
+        return self.registry.get_sample_value(name) or 0.0
+
+    def total(self, name: str) -> float:
+        """A metric with labels, over all of them."""
+        samples = (each for metric in self.registry.collect() for each in metric.samples)
+        return sum(each.value for each in samples if each.name == name)
 
     def _seconds(self, name: str, text: str) -> Histogram:
         return Histogram(f"teacher_{name}_seconds", text, buckets=SECONDS, registry=self.registry)

@@ -169,6 +169,7 @@ class SampleAnswers:
         if free < most:
             self.journal.event(
                 "little room",
+                level="warning",
                 text=f"{folder}: {free >> 20} MiB free, expected {most >> 20} for all answers of "
                 "unfinished blocks; what has no room is computed, but not kept; free some, or pass "
                 "another --cache",
@@ -316,7 +317,9 @@ class SampleAnswers:
         if self._store_is_away != bool(error):
             self._store_is_away = bool(error)
             text = str(error) if error else f"{self.store and self.store.location}"
-            self.journal.event(f"store {'cannot' if error else 'can'} be read", text=text)
+            level = "error" if error else "info"
+            event = f"store {'cannot' if error else 'can'} be read"
+            self.journal.event(event, level=level, text=text)
 
     def _view(self, view: int) -> ResidentView:
         """Decoded by whoever asks first; others wait for it, and for no other view."""

@@ -1,7 +1,7 @@
 """The service behind the protocol: named input tensors → targets → named output tensors.
 
 Owns the queue, the lanes, the decoders and the budgets, and knows whether it is ready. Knows no
-HTTP: `distill.teacher_server.serve.app` puts it on the web.
+HTTP: `distill.teacher_server.front.app` puts it on the web.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from distill.teacher_server.serve.metrics import Metrics
 from distill.teacher_server.serve.queue import InferJob, InferResult, WorkQueue
 from distill.teacher_server.serve.samples import SampleAnswers
 from distill.teacher_server.teacher.teacher import Teacher
-from distill.wire.framing import RequestHead, Tensor
+from distill.wire.framing import RequestHead, Tensor, requested_outputs
 from distill.wire.refusal import Refused, malformed, too_late, unavailable
 from distill.wire.status import Status
 
@@ -127,6 +128,14 @@ class Service:
         self._warm = self._warming = False
         self._sick_since: float | None = None
         self._away: Away | None = None
+        self.metrics.build.info(
+            {
+                "version": version("distill"),
+                "torch": version("torch"),
+                "teacher": self.teacher.identity.name,
+                "fingerprint": self.teacher.identity.fingerprint,
+            }
+        )
         self.metrics.queue_images.set_function(lambda: self.queue.images)
         self.metrics.inflight_bytes.set_function(lambda: self.admission.in_flight["bytes"])
         self.metrics.ready.set_function(lambda: not self.why_not_ready())
@@ -192,7 +201,7 @@ class Service:
             self._sick_since = None
         elif self._sick_since is None:
             self._sick_since = time.monotonic()
-            self.journal.event("not ready", text=failure)
+            self.journal.event("not ready", level="error", text=failure)
             if any(lane.failure for lane in self.lanes):
                 self.queue.fail(unavailable(failure, "device_lost"))
 
@@ -295,6 +304,39 @@ class Service:
             )
         return shape[0]
 
+    def request_of(
+        self,
+        head: RequestHead,
+        tensors: Mapping[str, Tensor],
+        *,
+        client: str,
+        started: float,
+        useless: Callable[[], bool],
+        outputs: Sequence[str] = DEFAULT_OUTPUTS,
+    ) -> InferRequest:
+        """What a head asks for. started: by time.monotonic. outputs: where it names none.
+
+        Raises:
+            Refused: 400, no such output; 412, the server has other samples than it expects.
+        """
+        if head.parameters.expect not in (None, self.answers_digest):
+            raise Refused(
+                412,
+                "the server has other samples, views or encoding than the request expects; start "
+                "it as before, or start the run anew",
+                "changed",
+            )
+        patience = self.options.deadline_s
+        if head.parameters.timeout:
+            patience = min(patience, head.parameters.timeout / 1e6)
+        return InferRequest(
+            tensors=tensors,
+            outputs=requested_outputs(head, list(self.outputs), outputs),
+            client=client,
+            deadline=started + patience,
+            useless=useless,
+        )
+
     async def infer(self, request: InferRequest) -> InferResult:
         """The answers to a request whose head `count_images` accepted.
 
@@ -355,7 +397,7 @@ class Service:
             for i, failure in decoded.bad.items():
                 if failure.status == Status.NOT_NOW and self._away is None:
                     self._away = Away(int(looked_up.rows[missing[i]]), failure.reason)
-                    self.journal.event("images cannot be read", text=failure.reason)
+                    self.journal.event("images cannot be read", level="error", text=failure.reason)
             await self._ask(request, decoded, missing, result)
             samples.keep(looked_up, self._to_keep(missing, result), result.rows)
             self.metrics.images.labels("teacher").inc(len(missing))

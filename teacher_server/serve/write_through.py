@@ -79,7 +79,10 @@ class WriteThrough:
             complete = self.spool.write(rows, views, codes)
         except Exception as error:  # answers go on without being kept
             if not self._unkept:
-                self.journal.event("not written through", rows=len(rows), text=first_line(error))
+                text = first_line(error)
+                self.journal.event(
+                    "not written through", level="warning", rows=len(rows), text=text
+                )
             self._unkept += len(rows)
             return
         if self._unkept:
@@ -115,7 +118,9 @@ class WriteThrough:
                 self.spool.discard()
         except Exception as error:  # it stays in the spool, and is tried again
             self._failed[block] = time.monotonic()
-            self.journal.event("block not written", block=block, text=first_line(error))
+            self.journal.event(
+                "block not written", level="warning", block=block, text=first_line(error)
+            )
 
     def _write_block(self, block: int) -> bool:
         """Whether it was written: not if images are good now that were bad before."""

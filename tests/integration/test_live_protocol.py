@@ -104,12 +104,66 @@ def test_stock_client_asks_after_server_and_model(server: Live) -> None:
         assert client.is_model_ready("teacher")
         assert client.is_model_ready("teacher", "1")
         assert not client.is_model_ready("another")
-        assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+        extensions = ["binary_tensor_data", "model_configuration", "statistics"]
+        assert client.get_server_metadata()["extensions"] == extensions
         about = client.get_model_metadata("teacher")
         assert about["versions"] == ["1"]
         assert {each["name"] for each in about["inputs"]} >= {"image", "jpeg", "sample_id"}
         assert about["parameters"]["hierarchy"]["classes_per_hierarchy"] == [8, 9, 8, 3]
         assert about["parameters"]["teacher"]["fingerprint"] == "e" * 64
+
+
+def test_tools_of_triton_and_kserve_ask_for_more(server: Live, random: np.random.Generator) -> None:
+    with tritonclient.http.InferenceServerClient(server.address) as client:
+        config = client.get_model_config("teacher")
+        assert [each["name"] for each in config["input"] if not each["optional"]] == ["image"]
+        assert config["input"][0]["data_type"] == "TYPE_UINT8"
+        before = client.get_inference_statistics("teacher", "1")["model_stats"][0]
+        tensor = tritonclient.http.InferInput("image", [3, 8, 8, 3], "UINT8")
+        tensor.set_data_from_numpy(images(3, random))
+        client.infer("teacher", [tensor])
+        after = client.get_inference_statistics()["model_stats"][0]
+        assert after["inference_count"] - before["inference_count"] == 3
+        for name in ("success", "queue", "compute_input", "compute_infer"):
+            counts = (after["inference_stats"][name], before["inference_stats"][name])
+            assert counts[0]["count"] > counts[1]["count"], name
+            assert counts[0]["ns"] > counts[1]["ns"], name
+    for path, said in (
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/teacher/ready", {"name": "teacher", "ready": True}),
+    ):
+        url = f"http://{server.address}{path}"
+        assert urllib3.request("GET", url).json() == said
+        head = urllib3.request("HEAD", url)
+        assert (head.status, head.data) == (200, b"")
+
+
+def test_jpeg_is_classified_by_name(
+    server: Live, ask: Asked, random: np.random.Generator, hierarchy: SemanticHierarchy
+) -> None:
+    """`curl --data-binary @cat.jpg …/classify`."""
+    buffer = io.BytesIO()
+    Image.fromarray(images(1, random)[0]).save(buffer, "JPEG")
+    url = f"http://{server.address}/classify"
+    answers = urllib3.request("POST", url, body=buffer.getvalue()).json()
+    assert len(answers) == hierarchy.num_hierarchies
+    assert [len(answer["classes"]) for answer in answers] == [3] * len(answers)
+    sure = [answer["confidence"] for answer in answers]
+    assert sure == sorted(sure, reverse=True)
+    best = answers[0]["classes"][0]
+    assert hierarchy.names[hierarchy.synsets.index(best["synset"])] == best["name"]
+    for query, body, status in (
+        ("?top=1", buffer.getvalue(), 200),
+        ("?top=0", buffer.getvalue(), 400),
+        ("?top=x", buffer.getvalue(), 400),
+        ("", b"no image", 400),
+        ("", b"", 400),
+    ):
+        reply = urllib3.request("POST", url + query, body=body)
+        assert reply.status == status, reply.data
+        if status == 400:
+            assert set(reply.json()) == {"error"}
 
 
 def test_stock_client_gets_dense_answers(

@@ -30,10 +30,13 @@ from live import (
     wait_until,
 )
 
+from distill.errors import TeacherError
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import dense_targets
 from distill.teacher_server.http.keys import ApiKeys, new_key
 from distill.teacher_server.serve.admission import Budgets
+from distill.teacher_server.serve.service import ServeOptions, Service
 
 
 def ask(
@@ -463,6 +466,18 @@ def test_greedy_key_does_not_starve_another(
         assert answered == [200] * 10
         refused = [event for event in server.named("request") if event["status"] == 429]
         assert {event["client"] for event in refused} == {"ann"}
+
+
+def test_teacher_that_answers_nan_is_never_ready(hierarchy: SemanticHierarchy) -> None:
+    teacher = echo_teacher(hierarchy)
+    echo_of(teacher).forward = lambda images: torch.full((len(images), 29), float("nan"))
+    spec = EncodingSpec.named("standard", hierarchy.classes_per_hierarchy)
+    budgets = Budgets(images=8, bytes=2**20, requests=8)
+    service = Service([teacher], ServeOptions(encoding=spec, max_batch_size=4, budgets=budgets))
+    with pytest.raises(TeacherError, match="NaN or Inf found"):
+        service.start()
+    assert service.why_not_ready()
+    service.close()
 
 
 def test_metrics_are_there_by_name(

@@ -6,6 +6,7 @@ import queue
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,7 @@ from processes import started
 from distill.data.source import open_source
 from distill.trainers.sources.server import ServerTargets
 from distill.wire.client import TeacherClient
+from distill.wire.messages import message
 
 Ran = Callable[..., Any]
 
@@ -242,6 +245,8 @@ def test_keys_are_made_and_asked_for(
     assert len(keys.read_text().splitlines()) == 2
     assert "expected 1 to 64 letters" in fails("api-key", "a b", "--file", keys)
     server = serve("--host", "0.0.0.0", "--api-key-file", keys)
+    warned = [event for event in server.events if event["event"] == "unencrypted"]
+    assert [event["level"] for event in warned] == ["warning"]
     url = f"http://127.0.0.1:{server.port}"
     with closing(TeacherClient(url, api_key=key, deadline_s=10)) as client:
         assert client.hierarchy.num_classes == 29
@@ -251,9 +256,108 @@ def test_keys_are_made_and_asked_for(
     assert not any(key in json.dumps(event) for event in server.events)
 
 
+def test_revoked_keys_and_new_ones_count_at_once(
+    serve: Callable[..., Process], distill: Ran, tmp_path: Path
+) -> None:
+    """SIGHUP; and a file that is wrong changes nothing."""
+    keys = tmp_path / "keys"
+    old = distill("api-key", "ann", "--file", keys).out.strip()
+    server = serve("--api-key-file", keys)
+    with urllib3.PoolManager(retries=False) as pool:
+
+        def status(key: str) -> int:
+            url, headers = f"http://127.0.0.1:{server.port}/v2", {"authorization": f"Bearer {key}"}
+            return pool.request("GET", url, headers=headers).status
+
+        assert status(old) == 200
+        before = keys.read_text()
+        keys.write_text("no keys\n")
+        server.running.send_signal(signal.SIGHUP)
+        server.wait_for("not reloaded")
+        assert status(old) == 200
+        keys.write_text("")
+        new = distill("api-key", "bob", "--file", keys).out.strip()
+        assert before not in keys.read_text()
+        server.running.send_signal(signal.SIGHUP)
+        server.wait_for("reloaded")
+        assert (status(old), status(new)) == (401, 200)
+    levels = {event["event"]: event["level"] for event in server.events}
+    assert (levels["not reloaded"], levels["reloaded"]) == ("error", "info")
+    assert server.end(signal.SIGTERM) == 0
+
+
+def certified(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate of this machine and its key, both new."""
+    certificate, key = folder / "tls.pem", folder / "tls.key"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
+
+
+def test_new_certificate_counts_at_once(
+    serve: Callable[..., Process], tmp_path: Path, distill: Ran
+) -> None:
+    certificate, key = certified(tmp_path, "first")
+    made = distill("api-key", "ann", "--file", tmp_path / "keys").out.strip()
+    server = serve(
+        *("--tls-certificate", certificate, "--tls-key", key, "--grpc-port", 0),
+        *("--api-key-file", tmp_path / "keys"),
+    )
+    grpc_port = next(event["port"] for event in server.events if event.get("protocol") == "gRPC")
+
+    def shown(port: int) -> str:
+        found = ssl.get_server_certificate(("127.0.0.1", port))
+        command = ["openssl", "x509", "-noout", "-subject"]
+        return subprocess.run(command, input=found, capture_output=True, text=True).stdout
+
+    def spoken() -> Any:
+        options = grpc.ssl_channel_credentials(certificate.read_bytes())
+        with grpc.secure_channel(f"localhost:{grpc_port}", options) as channel:
+            ask = channel.unary_unary(
+                "/inference.GRPCInferenceService/ServerMetadata",
+                request_serializer=message("ServerMetadataRequest").SerializeToString,
+                response_deserializer=message("ServerMetadataResponse").FromString,
+            )
+            metadata = (("authorization", f"Bearer {made}"),)
+            return ask(message("ServerMetadataRequest")(), metadata=metadata, timeout=10).name
+
+    assert "first" in shown(server.port)
+    assert spoken() == "distill"
+    certified(tmp_path, "second")
+    server.running.send_signal(signal.SIGHUP)
+    server.wait_for("reloaded")
+    assert "second" in shown(server.port)
+    assert spoken() == "distill"
+    assert "second" in shown(grpc_port)
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_behind_a_path_of_a_proxy(serve: Callable[..., Process]) -> None:
+    """Whether the proxy takes it away or not."""
+    server = serve("--root-path", "/teacher/")
+    with urllib3.PoolManager(retries=False) as pool:
+        for root in ("", "/teacher"):
+            base = f"http://127.0.0.1:{server.port}{root}"
+            assert pool.request("GET", f"{base}/v2/health/ready").status == 200
+            page = pool.request("GET", f"{base}/", headers={"accept": "text/html"})
+            links = re.findall(r'(?:href|src|action)="(/[^"]*)"', page.data.decode())
+            assert links
+            assert all(link.startswith("/teacher/") for link in links)
+            styles = next(link for link in links if "style.css" in link)
+            url = f"http://127.0.0.1:{server.port}{styles}"
+            assert pool.request("GET", url).status == 200
+        with closing(TeacherClient(f"http://127.0.0.1:{server.port}/teacher")) as client:
+            pixels = images(1, np.random.default_rng(0), (32, 32))
+            assert client.infer_images(pixels).valid.all()
+    assert server.end(signal.SIGTERM) == 0
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (("--root-path", "teacher"), "--root-path 'teacher' found, expected a path such as"),
         (("--host", "0.0.0.0"), "--host 0.0.0.0 found without keys, expected 127.0.0.1"),
         (("--api-key-file", "none"), "--api-key-file: Path 'none' does not exist"),
         (("--store", "none"), "none: no store found; expected one, or --data"),

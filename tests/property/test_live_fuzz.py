@@ -264,4 +264,4 @@ def test_server_does_what_its_openapi_document_says(server: Live) -> None:
 
         conforms()
         found += 1
-    assert found == 14
+    assert found == 20

@@ -78,3 +78,10 @@ def output_folder(ctx: click.Context, param: click.Parameter, value: Path | None
             f"{nearest}: not writable, expected a folder for {param.opts[0]}; choose another"
         )
     return value
+
+
+def known_root_path(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A callback: a path such as /teacher, or none."""
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", value):
+        raise ConfigError(f"{param.opts[0]} {value!r} found, expected a path such as /teacher")
+    return value.rstrip("/")

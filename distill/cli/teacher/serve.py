@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from distill.cli.options import common
-from distill.cli.options.checks import known_encoding
+from distill.cli.options.checks import known_encoding, known_root_path
 from distill.cli.options.command import PATH, command, option, setting
 from distill.cli.options.images import DataChoice, data_options
 from distill.cli.options.listening import Listening, listen_options
@@ -81,6 +81,17 @@ if TYPE_CHECKING:
     "--max-body-mib", type=click.IntRange(1), default=64, help="Size of a request body, in MiB."
 )
 @setting("--max-pixels", type=click.IntRange(1), default=25_000_000, help="Pixels per image.")
+@option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    help="Port to speak gRPC on as well; 0 takes a free one.",
+)
+@setting(
+    "--root-path",
+    default="/",
+    callback=known_root_path,
+    help="Path that a proxy puts before every path, as /teacher.",
+)
 @setting(
     "--deadline-s",
     type=click.FloatRange(0.001),
@@ -107,6 +118,8 @@ def serve(
     teacher_choice: TeacherChoice,
     policy: "ViewPolicy",
     listen: Listening,
+    grpc_port: int | None,
+    root_path: str,
     devices: tuple[str, ...],
     store: str | None,
     data: DataChoice | None,
@@ -128,20 +141,22 @@ def serve(
     cache: Path,
     student: str | None,
 ) -> None:
-    """Serve the teacher over HTTP (Open Inference Protocol), with the inspector's pages at /.
+    """Serve the teacher over HTTP and gRPC (Open Inference Protocol), with the pages at /.
 
-    Ready after warm-up. On SIGTERM it answers all admitted requests, then exits.
+    Ready after warm-up. On SIGTERM it answers all admitted requests, then exits. On SIGHUP it
+    reads keys and certificate anew.
     """
     import os
     from contextlib import closing
+    from dataclasses import replace
 
     from distill.targets.encoding import EncodingSpec
+    from distill.teacher_server.front.server import make_server, run
     from distill.teacher_server.http.json_log import json_log
     from distill.teacher_server.precompute.options import PrecomputeOptions
     from distill.teacher_server.serve.admission import Budgets
     from distill.teacher_server.serve.lane import devices_of
     from distill.teacher_server.serve.samples import open_samples, require_store_or_data
-    from distill.teacher_server.serve.server import make_server, run
     from distill.teacher_server.serve.service import ServeOptions, Service
     from distill.teacher_server.teacher.batch_size import UNTUNED
     from distill.trainers.models.prediction import StudentOpinion
@@ -149,7 +164,12 @@ def serve(
     require_store_or_data(store, data is not None)
     address, keys, listener = listen.bound()  # before the teacher is loaded, which takes a while
     journal = json_log()
+    grpc = None if grpc_port is None else replace(address, port=grpc_port)
+    if grpc:
+        grpc.bound().close()  # whether it can be had
     with closing(listener):
+        if address.warning:
+            journal.event("unencrypted", level="warning", text=address.warning)
         lanes = devices_of(devices)
 
         def say(line: str) -> None:
@@ -201,7 +221,8 @@ def serve(
             samples=samples,
         )
         beside = StudentOpinion.of(student, teacher.hierarchy, "cpu") if student else None
-        run(make_server(service, keys, address, beside), service, listener, drain_s)
+        server = make_server(service, keys, address, beside, root_path)
+        run(server, service, listener, drain_s, grpc)
 
 
 @command("api-key", examples=["alice --file keys.txt"])

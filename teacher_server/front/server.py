@@ -19,11 +19,12 @@ from typing import Any
 
 import uvicorn
 
+from distill.errors import ConfigError
+from distill.teacher_server.front.app import make_app
+from distill.teacher_server.front.grpc_server import make_grpc_server
 from distill.teacher_server.http.keys import ApiKeys
 from distill.teacher_server.http.listener import Address, configured
 from distill.teacher_server.pages.site import Student
-from distill.teacher_server.serve.app import make_app
-from distill.teacher_server.serve.middleware import etag
 from distill.teacher_server.serve.service import Service
 
 POLL_S = 0.02
@@ -31,41 +32,62 @@ CLOSING_S = 2.0  # of the deadline, kept for flushing and closing
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run(server: uvicorn.Server, service: Service, listener: socket.socket, drain_s: float) -> None:
+def run(
+    server: "TeacherServer",
+    service: Service,
+    listener: socket.socket,
+    drain_s: float,
+    grpc_address: Address | None = None,
+) -> None:
     """Serve until a signal comes; at most `drain_s` seconds from there to the end.
+
+    grpc_address: where gRPC is spoken as well.
 
     Raises:
         TeacherError: a device cannot run the teacher.
+        ConfigError: the address for gRPC is taken.
     """
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        ended = runner.run(_serve(server, service, listener, drain_s))
+        ended = runner.run(_serve(server, service, listener, drain_s, grpc_address))
     if not ended:  # Python would wait for a thread that hangs; all that matters is on the disk
         sys.stderr.flush()
         os._exit(0)
 
 
 def make_server(
-    service: Service, keys: ApiKeys | None, address: Address, student: Student | None = None
-) -> uvicorn.Server:
+    service: Service,
+    keys: ApiKeys | None,
+    address: Address,
+    student: Student | None = None,
+    root_path: str = "",
+) -> "TeacherServer":
     """uvicorn, set up for the service; leaves signals alone.
 
     Raises:
         ConfigError: the certificate and its key are none.
     """
-    app = make_app(service, keys, student)
-    return _Server(configured(app, address, [("etag", etag(service))]))
+    app = make_app(service, keys, student, root_path)
+    return TeacherServer(configured(app, address), keys, address)
 
 
 async def _serve(
-    server: uvicorn.Server,
+    server: "TeacherServer",
     service: Service,
     listener: socket.socket,
     drain_s: float,
+    grpc_address: Address | None,
 ) -> bool:
     """Whether all threads came to their end."""
     loop, journal, signals = asyncio.get_running_loop(), service.journal, _Signals()
     for number in SIGNALS:
         loop.add_signal_handler(number, signals.count)
+    if server.may_reload:
+        loop.add_signal_handler(signal.SIGHUP, server.reload, service)
+    beside = None
+    if grpc_address:
+        beside, grpc_port = make_grpc_server(service, server.keys, grpc_address)
+        await beside.start()
+        journal.event("listening", protocol="gRPC", host=grpc_address.host, port=grpc_port)
     serving = loop.create_task(server.serve([listener]))
     threads = ThreadPoolExecutor(2, thread_name_prefix="life")  # the loop would wait for its own
     warming: asyncio.Future[None] = loop.run_in_executor(threads, service.start)
@@ -90,6 +112,8 @@ async def _serve(
         ending.cancel()
         looking.cancel()
         ended = await loop.run_in_executor(threads, service.close, CLOSING_S / 2)
+        if beside:
+            await beside.stop(POLL_S)
         server.should_exit = True
         await serving
         threads.shutdown(wait=False)
@@ -123,13 +147,37 @@ async def _drained(
         await asyncio.sleep(POLL_S)
     if not service.admission.idle:
         in_flight = dict(service.admission.in_flight)
-        service.journal.event("ended before its requests", in_flight=in_flight)
+        service.journal.event("ended before its requests", level="warning", in_flight=in_flight)
         for task in list(server.server_state.tasks):
             task.cancel()
         await asyncio.sleep(POLL_S)
 
 
-class _Server(uvicorn.Server):
+class TeacherServer(uvicorn.Server):
+    """uvicorn; keys and certificate may be replaced while it serves."""
+
+    def __init__(self, config: uvicorn.Config, keys: ApiKeys | None, address: Address) -> None:
+        super().__init__(config)
+        self.keys, self.address = keys, address
+
+    @property
+    def may_reload(self) -> bool:
+        """Whether there are files to be read anew; without any, SIGHUP ends the server."""
+        return bool(self.keys or self.address.certificate)
+
+    def reload(self, service: Service) -> None:
+        """Read keys and certificate anew; where they are wrong, the old ones go on."""
+        try:
+            if self.keys:
+                self.keys.reload()
+                service.admission.fair = len(self.keys.digests) > 1
+            if self.address.certificate and self.config.ssl:
+                self.config.ssl.load_cert_chain(self.address.certificate, self.address.private_key)
+        except (ConfigError, OSError) as error:  # of ssl as well
+            service.journal.event("not reloaded", level="error", text=str(error))
+        else:
+            service.journal.event("reloaded", keys=sorted(self.keys.digests) if self.keys else [])
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are taken above."""

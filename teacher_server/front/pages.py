@@ -25,7 +25,7 @@ from distill.wire.refusal import Refused, unavailable
 NO_IMAGES = "This server was started without --data, so there are no images to show."
 
 
-def site_of(service: Service, student: Student | None = None) -> Site:
+def site_of(service: Service, student: Student | None = None, root: str = "") -> Site:
     """The store is read when its first page is asked for, by a process of its own."""
     samples = service.samples
     store = None
@@ -50,6 +50,7 @@ def site_of(service: Service, student: Student | None = None) -> Site:
         store=store,
         student=student,
         live=OwnTeacher(service),
+        root=root,
     )
 
 

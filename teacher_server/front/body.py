@@ -52,10 +52,12 @@ async def read_request(
     max_bytes: int,
     count_images: Callable[[RequestHead], int],
     pool: Executor,
+    one_jpeg: bool = False,
 ) -> tuple[RequestHead, dict[str, Tensor]]:
     """The head and the inputs. permit: holds the announced bytes and one image; the rest is added.
 
-    count_images: how many images a head speaks of; pool: where large JSON is parsed.
+    count_images: how many images a head speaks of; pool: where large JSON is parsed. one_jpeg: the
+    body is a file, whatever its headers say.
 
     Raises:
         Refused: the body is malformed, too large, in an unknown encoding, or over a budget.
@@ -63,7 +65,7 @@ async def read_request(
     """
     announced = announced_bytes(request.headers)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    head_bytes = _head_bytes(request.headers)
+    head_bytes = 0 if one_jpeg else _head_bytes(request.headers)
     if head_bytes is None:
         max_bytes = min(max_bytes, MAX_JSON_BYTES)
     reserved = announced or 0

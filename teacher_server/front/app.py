@@ -1,14 +1,15 @@
 """The service on the web: routes, headers and errors of the Open Inference Protocol."""
 
 import asyncio
+import json
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Path
+import numpy as np
+from fastapi import APIRouter, Depends, FastAPI, Path, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -17,37 +18,37 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
+from distill.teacher_server.front.body import announced_bytes, read_request
+from distill.teacher_server.front.description import (
+    MODEL,
+    SERVER_METADATA,
+    VERSION,
+    model_config,
+    model_metadata,
+    model_statistics,
+    named,
+    require_known,
+    timing_headers,
+)
+from distill.teacher_server.front.middleware import PROBES, STATE, Middleware
+from distill.teacher_server.front.pages import site_of
+from distill.teacher_server.http.access import FOR_PROGRAMS
 from distill.teacher_server.http.keys import ApiKeys
 from distill.teacher_server.pages.routes import add_pages, error_page, wants_page
 from distill.teacher_server.pages.site import Student
-from distill.teacher_server.serve.body import announced_bytes, read_request
-from distill.teacher_server.serve.inputs import INPUTS
-from distill.teacher_server.serve.middleware import STATE, Middleware
-from distill.teacher_server.serve.pages import site_of
 from distill.teacher_server.serve.queue import InferResult
-from distill.teacher_server.serve.service import (
-    DEFAULT_OUTPUTS,
-    InferRequest,
-    Service,
-)
+from distill.teacher_server.serve.service import DEFAULT_OUTPUTS, Service
 from distill.wire.framing import (
     HEAD_LENGTH,
     RequestHead,
     encode_body,
     raw_outputs,
-    requested_outputs,
 )
 from distill.wire.refusal import CLIENT_GONE, Refused, too_large, too_late, unavailable
 
-MODEL, VERSION = "teacher", "1"
 ModelName = Annotated[str, Path(max_length=100)]
+Top = Annotated[int, Query(ge=1, le=100, description="Classes per hierarchy.")]
 ModelVersion = Annotated[str, Path(max_length=100)]
-
-SERVER_METADATA = {
-    "name": "distill",
-    "version": version("distill"),
-    "extensions": ["binary_tensor_data"],
-}
 
 
 class ErrorBody(BaseModel):
@@ -95,6 +96,46 @@ class InferReply(BaseModel):
     outputs: list[Described]
 
 
+class Live(BaseModel):
+    """`GET /v2/health/live`."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """`GET /v2/health/ready`."""
+
+    ready: bool
+
+
+class ModelReady(Ready):
+    """`GET /v2/models/{model}/ready`."""
+
+    name: str
+
+
+class NamedClass(BaseModel):
+    """A class of an answer for people."""
+
+    synset: str
+    name: str
+    prob: float
+
+
+class NamedAnswer(BaseModel):
+    """One hierarchy's likeliest classes. confidence: the probability mass it has of all."""
+
+    hierarchy: int
+    confidence: float
+    classes: list[NamedClass]
+
+
+_REFUSED = {
+    "description": "Bad Request",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
+}
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe error responses in the OpenAPI document."""
     return {status: {"model": ErrorBody} for status in (*statuses, 500)}
@@ -108,6 +149,15 @@ INFER_BODY = {
             "application/json": {"schema": {"$ref": "#/components/schemas/RequestHead"}},
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
         },
+    },
+}
+CLASSIFY: dict[str, Any] = {
+    "responses": errors(*INFER_STATUSES),
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
+        }
     },
 }
 INFER_OK: dict[str, Any] = {
@@ -130,11 +180,15 @@ INFER_OK: dict[str, Any] = {
 
 
 def make_app(
-    service: Service, keys: ApiKeys | None = None, student: Student | None = None
+    service: Service,
+    keys: ApiKeys | None = None,
+    student: Student | None = None,
+    root_path: str = "",
 ) -> Middleware:
     """keys: None lets everybody in that reaches the socket by a loopback name.
 
-    student: to stand beside the teacher on the pages.
+    student: to stand beside the teacher on the pages. root_path: that a proxy puts before every
+    path, whether or not it takes it away again.
     """
     api = FastAPI(
         title="distill teacher server",
@@ -143,34 +197,52 @@ def make_app(
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        root_path=root_path,
         responses=errors(401, 405, 412),
     )
-    site = site_of(service, student)
+    site = site_of(service, student, root_path)
     service.closers.append(site.close)
-    metadata = model_metadata(service)
+    metadata, configuration = model_metadata(service), model_config(service)
     hierarchy = service.hierarchy.to_json()
 
     @api.get("/v2", response_model=ServerMetadata)
     async def server() -> JSONResponse:
         return JSONResponse(SERVER_METADATA)
 
-    @api.get("/v2/health/live", response_class=Response, responses=errors(503))
-    async def live() -> Response:
+    @api.get("/v2/health/live", response_model=Live, responses=errors(503))
+    async def live() -> JSONResponse:
         """200 while the process is of use; a supervisor restarts it on 503."""
         if service.is_dead:
             raise unavailable(service.failure())
-        return Response()
+        return JSONResponse({"live": True})
 
-    @api.get("/v2/health/ready", response_class=Response, responses=errors(503))
-    async def ready() -> Response:
+    @api.get("/v2/health/ready", response_model=Ready, responses=errors(503))
+    async def ready() -> JSONResponse:
         """200 while requests are answered."""
         require_ready(service)
-        return Response()
+        return JSONResponse({"ready": True})
 
-    async def model_ready() -> Response:
+    async def model_ready() -> JSONResponse:
         """200 while requests are answered."""
         require_ready(service)
-        return Response()
+        return JSONResponse({"name": MODEL, "ready": True})
+
+    for path, probe in (("/v2/health/live", live), ("/v2/health/ready", ready)):
+        api.head(path, include_in_schema=False)(probe)
+
+    async def config() -> JSONResponse:
+        """The model's configuration, as Triton's tools ask for it."""
+        return JSONResponse(configuration)
+
+    @api.get("/v2/models/stats", response_model=dict[str, Any])
+    async def statistics() -> JSONResponse:
+        """Counts and times since the start, as Triton has them."""
+        return JSONResponse(model_statistics(service.metrics))
+
+    @api.post("/classify", response_model=list[NamedAnswer], **CLASSIFY)
+    async def classify(request: Request, top: Top = 3) -> Response:
+        """The likeliest classes of a JPEG, by name: the body is the file."""
+        return await infer_once(service, request, top=top)
 
     async def model_about() -> JSONResponse:
         """Inputs, outputs, and whose answers these are."""
@@ -196,7 +268,10 @@ def make_app(
     ):
         of_model = APIRouter(prefix=path, dependencies=[Depends(known)], responses=errors(404))
         of_model.get("", response_model=ModelMetadata)(model_about)
-        of_model.get("/ready", response_class=Response, responses=errors(503))(model_ready)
+        of_model.get("/ready", response_model=ModelReady, responses=errors(503))(model_ready)
+        of_model.head("/ready", include_in_schema=False)(model_ready)
+        of_model.get("/config", response_model=dict[str, Any])(config)
+        of_model.get("/stats", response_model=dict[str, Any])(statistics)
         of_model.get("/hierarchy", response_model=dict[str, Any])(model_hierarchy)
         of_model.get("/replay", response_model=dict[str, Any])(model_replay)
         of_model.post(
@@ -238,24 +313,18 @@ def make_app(
         return JSONResponse({"error": text}, 400)
 
     add_pages(api, site)
-    _describe_request(api)
-    return Middleware(api, service, keys)
+    _describe(api, with_keys=bool(keys))
+    return Middleware(api, service, keys, root_path)
 
 
 async def known_model(model: ModelName) -> None:
     """Raises Refused with 404 for any but the one there is."""
-    await known_version(model, VERSION)
+    require_known(model, VERSION)
 
 
 async def known_version(model: ModelName, version: ModelVersion) -> None:
     """Raises Refused with 404 for any but the one there is."""
-    if (model, version) != (MODEL, VERSION):
-        raise Refused(
-            404,
-            f"model {model[:40]!r}, version {version[:40]!r}: no such model, expected {MODEL!r}, "
-            f"version {VERSION!r}",
-            "model",
-        )
+    require_known(model, version)
 
 
 def require_ready(service: Service) -> None:
@@ -264,33 +333,8 @@ def require_ready(service: Service) -> None:
         raise unavailable(reason)
 
 
-def model_metadata(service: Service) -> dict[str, Any]:
-    """`GET /v2/models/{model}`."""
-    hierarchy = service.hierarchy
-    return {
-        "name": MODEL,
-        "versions": [VERSION],
-        "platform": "pytorch_timm",
-        "inputs": [_tensor(name, *about) for name, about in INPUTS.items()],
-        "outputs": [_tensor(name, *about) for name, about in service.outputs.items()],
-        "parameters": {
-            "teacher": asdict(service.teacher.identity),
-            "sizes": [list(size) for size in service.teacher.sizes],
-            "hierarchy": {
-                "name": hierarchy.name,
-                "digest": hierarchy.digest,
-                "classes_per_hierarchy": list(hierarchy.classes_per_hierarchy),
-            },
-            **service.answers_about,
-            "digest": service.answers_digest,
-            "max_images_per_request": service.options.max_images_per_request,
-            "max_body_bytes": service.options.max_body_bytes,
-        },
-    }
-
-
-async def infer_once(service: Service, request: Request) -> Response:
-    """One request, from its admission to its reply."""
+async def infer_once(service: Service, request: Request, top: int | None = None) -> Response:
+    """One request, from its admission to its reply. top: it is one JPEG, to be answered by name."""
     require_ready(service)
     started, options = time.monotonic(), service.options
     client = request.scope[STATE].client
@@ -310,31 +354,25 @@ async def infer_once(service: Service, request: Request) -> Response:
                         max_bytes=options.max_body_bytes,
                         count_images=service.count_images,
                         pool=service.decoder.pool,
+                        one_jpeg=top is not None,
                     )
             request.scope[STATE].images = permit.held["images"]
-            if head.parameters.expect not in (None, service.answers_digest):
-                raise Refused(
-                    412,
-                    "the server has other samples, views or encoding than the request expects; "
-                    "start it as before, or start the run anew",
-                    "changed",
-                )
-            outputs = requested_outputs(head, list(service.outputs), DEFAULT_OUTPUTS)
-            patience = options.deadline_s
-            if head.parameters.timeout:
-                patience = min(patience, head.parameters.timeout / 1e6)
-            infer_request = InferRequest(
-                tensors=tensors,
-                outputs=outputs,
+            infer_request = service.request_of(
+                head,
+                tensors,
                 client=client,
-                deadline=started + patience,
+                started=started,
                 useless=lambda: gone,
+                outputs=DEFAULT_OUTPUTS if top is None else ("probs", "confidence"),
             )
             infer_result = await _unless_gone(
                 request, service.infer(infer_request), infer_request.deadline
             )
-            service.metrics.request.observe(time.monotonic() - started)
-            body, headers = reply(head, infer_result, outputs)
+            service.metrics.answered(time.monotonic() - started)
+            if top is None:
+                body, headers = reply(head, infer_result, infer_request.outputs)
+            else:
+                body, headers = reply_by_name(service, infer_result, top)
             permit.reserve("bytes", len(body))
             return _HeldReply(body, headers, held.pop_all())
     except TimeoutError as error:
@@ -388,24 +426,43 @@ def reply(
         fields["parameters"] = {"bad": {str(i): bad.reason for i, bad in result.bad.items()}}
     raw = raw_outputs(head, outputs)
     body, head_bytes = encode_body(fields, "outputs", result.tensors(outputs), raw)
-    headers = {}
-    if timing := result.timing:
-        headers["x-queue-ms"] = f"{1000 * timing.queue_s:.2f}"
-        headers["x-infer-ms"] = f"{1000 * timing.infer_s:.2f}"
-        headers["x-batch-size"] = str(timing.batch_size)
+    headers = timing_headers(result.timing)
     if head_bytes is not None:
         headers[HEAD_LENGTH] = str(head_bytes)
     headers["content-type"] = "application/" + ("json" if head_bytes is None else "octet-stream")
     return body, headers
 
 
-def _tensor(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": shape}
+def reply_by_name(service: Service, result: InferResult, top: int) -> tuple[bytes, dict[str, str]]:
+    """The answer to one image for people: body and headers."""
+    assert result.probs is not None  # asked for
+    probs = result.probs[0].astype(np.float32)
+    answers = named(service.hierarchy, probs, result.rows.confidence[0], top)
+    body = json.dumps(answers, ensure_ascii=False).encode()
+    return body, {**timing_headers(result.timing), "content-type": "application/json"}
 
 
-def _describe_request(api: FastAPI) -> None:
-    """FastAPI does not see the head's model, because the endpoint reads the body by itself."""
+def _describe(api: FastAPI, *, with_keys: bool) -> None:
+    """What FastAPI does not see: the head's model, as the endpoint reads the body by itself; that
+    wrong parameters are 400 here; and keys.
+    """
     document = api.openapi()
+    for route in document["paths"].values():
+        for operation in route.values():
+            if operation["responses"].pop("422", None):
+                operation["responses"].setdefault("400", _REFUSED)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    if with_keys:
+        document["components"]["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "password": {"type": "http", "scheme": "basic"},
+        }
+        for path, route in document["paths"].items():
+            schemes = ["key"] if path.startswith(FOR_PROGRAMS) else ["key", "password"]
+            schemes = [] if path in PROBES else schemes
+            for operation in route.values():
+                operation["security"] = [{scheme: []} for scheme in schemes]
     schema = RequestHead.model_json_schema(ref_template="#/components/schemas/{model}")
     document["components"]["schemas"] |= {**schema.pop("$defs", {}), "RequestHead": schema}
     api.openapi_schema = document

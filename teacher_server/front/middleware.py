@@ -33,10 +33,16 @@ class RequestState:
 
 
 class Middleware:
-    """keys: None lets everybody in that names this machine by a loopback name."""
+    """keys: None lets everybody in that names this machine by a loopback name.
 
-    def __init__(self, app: ASGIApp, service: Service, keys: ApiKeys | None) -> None:
+    root_path: passed over at the beginning of a path.
+    """
+
+    def __init__(
+        self, app: ASGIApp, service: Service, keys: ApiKeys | None, root_path: str = ""
+    ) -> None:
         self.app, self.service, self.keys = app, service, keys
+        self._root = root_path
         self._etag = etag(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,6 +50,8 @@ class Middleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if self._root and scope["path"].startswith(f"{self._root}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self._root)}
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         state = scope[STATE] = RequestState(_request_id(headers.get(b"x-request-id", "")))
         started = time.monotonic()
@@ -53,6 +61,8 @@ class Middleware:
                 state.status = message["status"]
                 message.setdefault("headers", [])
                 message["headers"].append((b"x-request-id", state.request_id.encode()))
+                if state.status not in (401, 403):  # who may not ask does not learn whom
+                    message["headers"].append((b"etag", self._etag.encode()))
             await send(message)
 
         try:
@@ -68,7 +78,11 @@ class Middleware:
                 )
         except Exception as error:  # whatever it is, the client gets an answer
             self.service.journal.event(
-                "error", request_id=state.request_id, error=type(error).__name__, text=str(error)
+                "error",
+                level="error",
+                request_id=state.request_id,
+                error=type(error).__name__,
+                text=str(error),
             )
             if not state.status:
                 await send_error(
@@ -108,6 +122,7 @@ class Middleware:
             path=scope["path"][:200],
             status=state.status or CLIENT_GONE,
             client=state.client,
+            address=(scope.get("client") or ("",))[0],
             images=state.images,
             ms=round(1000 * seconds, 2),
         )

@@ -1,0 +1,1 @@
+"""What stands before the service: HTTP, gRPC, and the process that listens."""

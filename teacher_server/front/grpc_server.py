@@ -1,0 +1,396 @@
+"""The Open Inference Protocol over gRPC: the same service, queue and admission as over HTTP.
+
+What is streamed is left out. A request's body is read only once its key is known. Statuses are
+those of HTTP by their gRPC names, and `etag`, `if-match` and `x-request-id` are metadata.
+"""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+
+from distill.errors import ConfigError
+from distill.teacher_server.front.app import require_ready
+from distill.teacher_server.front.description import (
+    MODEL,
+    SERVER_METADATA,
+    VERSION,
+    model_config,
+    model_metadata,
+    model_statistics,
+    require_known,
+    timing_headers,
+)
+from distill.teacher_server.front.middleware import REQUEST_ID, etag
+from distill.teacher_server.http.keys import ApiKeys
+from distill.teacher_server.http.listener import Address
+from distill.teacher_server.serve.queue import InferResult
+from distill.teacher_server.serve.service import Service
+from distill.wire.framing import (
+    BYTES,
+    DTYPES,
+    RequestHead,
+    Tensor,
+    datatype,
+    from_raw,
+    parse_head,
+    raw_bytes,
+)
+from distill.wire.messages import SERVICE, message
+from distill.wire.refusal import Refused, malformed, too_late
+
+OPEN = ("ServerLive", "ServerReady")
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.ABORTED,
+    412: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.OUT_OF_RANGE,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+CONTENTS = {
+    "BOOL": "bool_contents",
+    **{f"INT{bits}": "int_contents" for bits in (8, 16, 32)},
+    "INT64": "int64_contents",
+    **{f"UINT{bits}": "uint_contents" for bits in (8, 16, 32)},
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    BYTES: "bytes_contents",
+}
+FRAMING_BYTES = 2**16  # of a message, around its tensors
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and what is said beside the message."""
+
+    client: str
+    request_id: str
+    metadata: Mapping[str, str]
+
+
+def make_grpc_server(
+    service: Service, keys: ApiKeys | None, address: Address
+) -> "tuple[grpc.aio.Server, int]":
+    """A server that is bound to its port and waits to be started in a running loop, and that port.
+
+    Raises:
+        ConfigError: the address is taken, or the certificate and its key are none.
+    """
+    server = grpc.aio.server(
+        maximum_concurrent_rpcs=service.options.budgets.requests,
+        options=[
+            ("grpc.max_receive_message_length", service.options.max_body_bytes + FRAMING_BYTES),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", service.options.budgets.requests),
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ],
+    )
+    server.add_generic_rpc_handlers((_Methods(service, keys),))
+    place = f"{f'[{address.host}]' if ':' in address.host else address.host}:{address.port}"
+    try:
+        if address.certificate:
+            port = server.add_secure_port(place, _credentials(address))
+        else:
+            port = server.add_insecure_port(place)
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(
+            f"{place}: gRPC cannot listen there, expected a free port; pass another --grpc-port"
+        ) from error
+    return server, port
+
+
+def _credentials(address: Address) -> Any:
+    """The files are read anew for each connection, so that a new certificate counts at once."""
+
+    def configured() -> Any:
+        assert address.certificate is not None
+        assert address.private_key is not None
+        pair = address.private_key.read_bytes(), address.certificate.read_bytes()
+        return grpc.ssl_server_certificate_configuration([pair])
+
+    def fetched() -> Any:
+        try:
+            return configured()
+        except OSError:  # it is being replaced: the last one goes on
+            return None
+
+    return grpc.dynamic_ssl_server_credentials(configured(), fetched)
+
+
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Handlers by method name."""
+
+    def __init__(self, service: Service, keys: ApiKeys | None) -> None:
+        self.live, self.keys, self._etag = service, keys, etag(service)
+        answers: dict[str, Callable[[Any, Caller], Awaitable[dict[str, Any]]]] = {
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ModelReady": self.model_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelMetadata": self.model_metadata,
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
+        }
+        self._handlers = {
+            f"/{SERVICE}/{name}": self._handler(name, self._plain(name, answer))
+            for name, answer in answers.items()
+        }
+        self._handlers[f"/{SERVICE}/ModelInfer"] = self._handler("ModelInfer", self.model_infer)
+
+    def service(self, handler_call_details: Any) -> Any:
+        """See `grpc.GenericRpcHandler`."""
+        return self._handlers.get(handler_call_details.method)
+
+    def _handler(self, name: str, answer: Callable[[Any, Caller], Awaitable[Any]]) -> Any:
+        """As a method with a stream of requests, which has one: it is read when we say so."""
+
+        async def handle(requests: AsyncIterator[Any], context: Any) -> Any:
+            started, status, caller = time.monotonic(), 200, Caller("", "", {})
+            try:
+                caller = self._caller(context)
+                trailing = (("x-request-id", caller.request_id), ("etag", self._etag))
+                if name not in OPEN:
+                    self._admit(caller, name)
+                request = await anext(aiter(requests))
+                reply, more = await answer(request, caller)
+                context.set_trailing_metadata((*trailing, *more.items()))
+                return reply
+            except Refused as error:
+                status = error.status
+                self.live.metrics.rejected.labels(error.reason).inc()
+                wait = error.retry_after_s
+                await context.abort(
+                    CODES.get(status, grpc.StatusCode.INTERNAL),
+                    error.text,
+                    (("retry-after", str(wait)),) if wait else (),
+                )
+            except asyncio.CancelledError:
+                status = 499
+                self.live.metrics.cancelled.inc()
+                raise
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                status = 500
+                self.live.journal.event(
+                    "error",
+                    request_id=caller.request_id,
+                    error=type(error).__name__,
+                    text=str(error),
+                )
+                text = "internal server error; see the server's log"
+                await context.abort(grpc.StatusCode.INTERNAL, text)
+            finally:
+                if name not in OPEN:
+                    self._log(name, caller, context, status, time.monotonic() - started)
+
+        return grpc.stream_unary_rpc_method_handler(
+            handle,
+            request_deserializer=message(f"{name}Request").FromString,
+            response_serializer=message(f"{name}Response").SerializeToString,
+        )
+
+    def _caller(self, context: Any) -> Caller:
+        metadata = dict(context.invocation_metadata() or ())
+        given = metadata.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        owner = self.keys.owner(metadata.get("authorization", "")) if self.keys else ""
+        return Caller("" if owner is None else owner, request_id, metadata)
+
+    def _admit(self, caller: Caller, name: str) -> None:
+        if self.keys and not caller.client:
+            text = "no valid API key found, expected metadata authorization: Bearer KEY"
+            raise Refused(401, text, "key")
+        wanted = caller.metadata.get("if-match")
+        if wanted and not any(tag.strip() in ("*", self._etag) for tag in wanted.split(",")):
+            text = f"teacher {self._etag} found, if-match expects {wanted[:80]}"
+            raise Refused(412, text, "changed")
+        if name == "ModelInfer":
+            require_ready(self.live)
+            self.live.admission.require_room()
+
+    def _log(self, name: str, caller: Caller, context: Any, status: int, seconds: float) -> None:
+        self.live.metrics.requests.labels(f"grpc {name}", status).inc()
+        self.live.journal.event(
+            "request",
+            request_id=caller.request_id,
+            method="gRPC",
+            path=name,
+            status=status,
+            client=caller.client,
+            address=context.peer(),
+            ms=round(1000 * seconds, 2),
+        )
+
+    def _plain(
+        self, name: str, answer: Callable[[Any, Caller], Awaitable[dict[str, Any]]]
+    ) -> Callable[[Any, Caller], Awaitable[Any]]:
+        make = message(f"{name}Response")
+
+        async def answered(request: Any, caller: Caller) -> Any:
+            return make(**await answer(request, caller)), {}
+
+        return answered
+
+    # -- methods ----------------------------------------------------------------------------------
+
+    async def server_live(self, request: Any, caller: Caller) -> dict[str, Any]:
+        return {"live": not self.live.is_dead}
+
+    async def server_ready(self, request: Any, caller: Caller) -> dict[str, Any]:
+        return {"ready": not self.live.why_not_ready()}
+
+    async def model_ready(self, request: Any, caller: Caller) -> dict[str, Any]:
+        require_known(request.name, request.version)
+        return {"ready": not self.live.why_not_ready()}
+
+    async def server_metadata(self, request: Any, caller: Caller) -> dict[str, Any]:
+        return SERVER_METADATA
+
+    async def model_metadata(self, request: Any, caller: Caller) -> dict[str, Any]:
+        require_known(request.name, request.version)
+        metadata = model_metadata(self.live)
+        del metadata["parameters"]  # the protocol has no room for them here
+        return metadata
+
+    async def model_config(self, request: Any, caller: Caller) -> dict[str, Any]:
+        require_known(request.name, request.version)
+        return {"config": model_config(self.live)}
+
+    async def model_statistics(self, request: Any, caller: Caller) -> dict[str, Any]:
+        require_known(request.name or MODEL, request.version)
+        return model_statistics(self.live.metrics)
+
+    async def model_infer(self, request: Any, caller: Caller) -> tuple[Any, dict[str, str]]:
+        """Soft labels for images, JPEGs or samples."""
+        require_known(request.model_name, request.model_version)
+        started, gone = time.monotonic(), False
+        try:
+            with self.live.admission.admit(caller.client, request.ByteSize()) as permit:
+                head = head_of(request)
+                permit.reserve("images", self.live.count_images(head) - 1)
+                infer_request = self.live.request_of(
+                    head,
+                    tensors_of(request, head),
+                    client=caller.client,
+                    started=started,
+                    useless=lambda: gone,
+                )
+                async with asyncio.timeout(infer_request.deadline - started):
+                    result = await self.live.infer(infer_request)
+                self.live.metrics.answered(time.monotonic() - started)
+                reply = reply_of(request.id, result, infer_request.outputs)
+                return reply, timing_headers(result.timing)
+        except TimeoutError as error:
+            raise too_late(f"no answer within {time.monotonic() - started:.1f} s") from error
+        finally:
+            gone = True
+
+
+def head_of(request: Any) -> RequestHead:
+    """The head as it would come over HTTP.
+
+    Raises:
+        Refused: 400, it has too many inputs or outputs, or parameters of other types.
+    """
+    raw = list(request.raw_input_contents)
+    if raw and len(raw) != len(request.inputs):
+        raise malformed(
+            f"raw_input_contents: {len(raw)} found, expected one for each of the "
+            f"{len(request.inputs)} inputs, or none"
+        )
+    document = {
+        "id": request.id or None,
+        "parameters": {
+            name: _value(given)
+            for name, given in request.parameters.items()
+            if name in ("timeout", "expect")
+        },
+        "inputs": [
+            {"name": given.name, "datatype": given.datatype, "shape": list(given.shape)}
+            for given in request.inputs
+        ],
+        "outputs": [
+            {
+                "name": output.name,
+                "parameters": {
+                    "binary_data": True,
+                    **{
+                        name: _value(given)
+                        for name, given in output.parameters.items()
+                        if name == "classification"
+                    },
+                },
+            }
+            for output in request.outputs
+        ],
+    }
+    return parse_head(json.dumps(document).encode())
+
+
+def _value(parameter: Any) -> Any:
+    return getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
+
+
+def tensors_of(request: Any, head: RequestHead) -> dict[str, Tensor]:
+    """The inputs by name.
+
+    Raises:
+        Refused: names the input that is wrong, and the element.
+    """
+    tensors: dict[str, Tensor] = {}
+    raw = request.raw_input_contents
+    for i, (given, sent) in enumerate(zip(head.inputs, request.inputs, strict=True)):
+        where = f"inputs[{i}] ({given.name[:40]!r})"
+        if given.name in tensors:
+            raise malformed(f"{where}: appears twice, expected each input once")
+        content = memoryview(raw[i]) if raw else _content(given.datatype, sent.contents, where)
+        tensors[given.name] = from_raw(given, content, where)
+    return tensors
+
+
+def _content(kind: str, contents: Any, where: str) -> memoryview:
+    """Numbers of a message as raw bytes."""
+    field = CONTENTS.get(kind)
+    if field is None:
+        raise malformed(f"{where}: {kind[:40]!r} in contents, expected it raw")
+    values = getattr(contents, field)
+    if kind == BYTES:
+        return memoryview(raw_bytes(list(values)))
+    dtype = np.dtype(DTYPES[kind])
+    if dtype.kind in "iu" and len(values):
+        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+        if min(values) < least or max(values) > most:
+            raise malformed(f"{where}: numbers beyond {kind} found")
+    return memoryview(np.array(values, dtype).tobytes())
+
+
+def reply_of(request_id: str, result: InferResult, outputs: Any) -> Any:
+    """The answers, all of them raw."""
+    arrays = result.tensors(outputs)
+    reply = message("ModelInferResponse")(
+        model_name=MODEL,
+        model_version=VERSION,
+        id=request_id,
+        outputs=[
+            {"name": name, "datatype": datatype(array.dtype), "shape": array.shape}
+            for name, array in arrays.items()
+        ],
+        raw_output_contents=[bytes(raw_bytes(array)) for array in arrays.values()],
+    )
+    if result.bad:
+        reasons = {str(i): bad.reason for i, bad in result.bad.items()}
+        reply.parameters["bad"].string_param = json.dumps(reasons, ensure_ascii=False)
+    return reply
