@@ -69,8 +69,10 @@ class Middleware:
             refusal = self._refusal(scope["method"], scope["path"], headers, state)
             if refusal:
                 await send_error(send_with_id, *refusal)
-            else:
+            elif scope["path"] in PROBES:
                 await self.app(scope, receive, send_with_id)
+            else:
+                await self._traced(scope, headers, state, receive, send_with_id)
         except asyncio.CancelledError:  # the server's own deadline, at its end
             if not state.status:
                 await send_error(
@@ -91,6 +93,27 @@ class Middleware:
         finally:
             if scope["path"] not in PROBES:
                 self._log(scope, state, time.monotonic() - started)
+
+    async def _traced(
+        self,
+        scope: Scope,
+        headers: dict[bytes, str],
+        state: RequestState,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        carried = {name.decode("latin-1"): value for name, value in headers.items()}
+        with self.service.tracing.request(scope["method"], carried) as span:
+            await self.app(scope, receive, send)
+            span.set_attributes(
+                {
+                    "http.request.method": scope["method"],
+                    "http.route": getattr(scope.get("route"), "path", "none"),
+                    "http.response.status_code": state.status or CLIENT_GONE,
+                    "distill.request_id": state.request_id,
+                    "distill.images": state.images,
+                }
+            )
 
     def _refusal(
         self, method: str, path: str, headers: dict[bytes, str], state: RequestState

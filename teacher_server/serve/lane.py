@@ -27,6 +27,7 @@ from distill.teacher_server.teacher.teacher import Teacher
 from distill.wire.refusal import Refused, unavailable
 
 BATCHES_ON_GPU = 2  # one that runs, and a full one behind it
+GROW_AFTER_S = 60.0  # after memory ran out; twice as long each time that it does so again
 WARM_UPS = 2  # of each shape; the last one is timed
 
 
@@ -76,6 +77,8 @@ class Lane:
         self._on_gpu = teacher.device.type == "cuda"
         self._forward = Forward(teacher, spec, batch_size=max_batch_size, lanes=1, journal=journal)
         self._spare: dict[int, list[list[Tensor]]] = {}
+        self._warm_shapes: tuple[int, ...] = ()
+        self._changed_at, self._grow_after_s = 0.0, GROW_AFTER_S
         self._launched: deque[_Launched] = deque()
         self._thread = Thread(target=self._run, name=f"lane-{teacher.device}", daemon=True)
 
@@ -103,13 +106,25 @@ class Lane:
             self._keep_to_what_fits()
 
     def _keep_to_what_fits(self) -> None:
-        """Memory ran out once: no batch is that large again."""
+        """Where memory ran out, batches are smaller for a while."""
         most = self._forward.batch_size
         if most < self.max_batch_size:
             self.shapes = tuple(shape for shape in self.shapes if shape <= most) or (most,)
+            self._changed_at = self.queue.now()
+            self._grow_after_s *= 2
+
+    def _grow(self) -> None:
+        """Try the next shape that fitted at the start: others may have needed the memory."""
+        due = self.queue.now() - self._changed_at > self._grow_after_s
+        if due and (larger := [n for n in self._warm_shapes if n > self.max_batch_size]):
+            self.shapes = (*self.shapes, larger[0])
+            self._forward.batch_size = larger[0]
+            self._changed_at = self.queue.now()
+            self.journal.event("larger batches again", batch_size=larger[0])
 
     def start(self) -> None:
         """Answer what is in the queue, until it is closed."""
+        self._warm_shapes, self._grow_after_s = self.shapes, GROW_AFTER_S / 2
         self._thread.start()
 
     def join(self, timeout_s: float) -> bool:
@@ -151,6 +166,7 @@ class Lane:
     def _next_batch(self) -> list[JobPart]:
         """Whatever waits, once the device is idle; a full batch, while a GPU works on another."""
         if not self._launched:
+            self._grow()
             return self.queue.take(self.max_batch_size)
         if self._on_gpu and len(self._launched) < BATCHES_ON_GPU:
             return self.queue.take(self.max_batch_size, at_least=self.max_batch_size)

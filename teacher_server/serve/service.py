@@ -33,6 +33,7 @@ from distill.teacher_server.serve.lane import Lane
 from distill.teacher_server.serve.metrics import Metrics
 from distill.teacher_server.serve.queue import InferJob, InferResult, WorkQueue
 from distill.teacher_server.serve.samples import SampleAnswers
+from distill.teacher_server.serve.tracing import Tracing
 from distill.teacher_server.teacher.teacher import Teacher
 from distill.wire.framing import RequestHead, Tensor, requested_outputs
 from distill.wire.refusal import Refused, malformed, too_late, unavailable
@@ -99,6 +100,7 @@ class Service:
         self.teacher, self.options, self.samples = teachers[0], options, samples
         self.hierarchy = self.teacher.hierarchy
         self.journal, self.metrics = journal or Journal(), Metrics()
+        self.tracing = Tracing()
         self.coding = Coding(
             options.encoding, self.hierarchy.classes_per_hierarchy, self.teacher.answers
         )
@@ -236,6 +238,7 @@ class Service:
         ends = time.monotonic() + within_s
         ended = [lane.join(max(0.0, ends - time.monotonic())) for lane in self.lanes]
         self.decoder.close()
+        self.tracing.close()
         if self.samples:
             ended.append(self.samples.close(max(0.0, ends - time.monotonic())))
         return all(ended) and (self._warm or not self._warming)
@@ -367,7 +370,7 @@ class Service:
         crcs: Any = request.tensors.get("crc32")
         images: Any = request.tensors.get("image")
         jpegs: Any = request.tensors.get("jpeg")
-        with self.metrics.decode.time():
+        with self.metrics.decode.time(), self.tracing.part("decode"):
             if images is not None:
                 decoded = await self.decoder.images(images, crcs, request.useless)
             else:
@@ -392,7 +395,7 @@ class Service:
         result.rows.put(known, looked_up.answers.select(known))
         self.metrics.images.labels("store").inc(len(known))
         if len(missing):
-            with self.metrics.decode.time():
+            with self.metrics.decode.time(), self.tracing.part("decode"):
                 decoded = await samples.draw(self.decoder, looked_up, request.useless)
             for i, failure in decoded.bad.items():
                 if failure.status == Status.NOT_NOW and self._away is None:
@@ -425,12 +428,20 @@ class Service:
             return
         job = InferJob(decoded.pixels, result.probs is not None, request.client, request.deadline)
         self.queue.put(job)
-        try:
-            batch = await asyncio.wrap_future(job.answer)
-        finally:
-            self.queue.give_up(job)  # for a request that was cancelled
-        if batch.timing:
-            self.metrics.queue.observe(batch.timing.queue_s)
+        with self.tracing.part("teacher") as span:
+            try:
+                batch = await asyncio.wrap_future(job.answer)
+            finally:
+                self.queue.give_up(job)  # for a request that was cancelled
+            if batch.timing:
+                self.metrics.queue.observe(batch.timing.queue_s)
+                span.set_attributes(
+                    {
+                        "distill.queue_s": batch.timing.queue_s,
+                        "distill.infer_s": batch.timing.infer_s,
+                        "distill.batch_size": batch.timing.batch_size,
+                    }
+                )
         finite = np.isfinite(batch.rows.confidence).all(1)
         for element in good[~finite]:
             result.bad[int(element)] = DecodeFailure(

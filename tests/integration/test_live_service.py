@@ -1,6 +1,7 @@
 """What happens to requests when teachers, clients and budgets fail them."""
 
 import base64
+import gzip
 import json
 import socket
 import threading
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +206,71 @@ def test_memory_that_runs_out_halves_the_batch(
         pixels = images(16, random)
         got = probs_of(ask(server, pixels), 16)
         np.testing.assert_allclose(got, exact(pixels, hierarchy), atol=1e-3)
+
+
+def test_batches_grow_again(
+    hierarchy: SemanticHierarchy, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.teacher_server.serve.lane.GROW_AFTER_S", 0.2)
+    teacher = echo_teacher(hierarchy)
+    echo = echo_of(teacher)
+    with live(teacher, max_batch_size=16) as server:
+        (lane,) = server.service.lanes
+        echo.most = 4
+        assert ask(server, images(16, random)).status == 200
+        wait_until(lambda: lane.max_batch_size == 4)
+        time.sleep(0.3)
+        assert ask(server, images(16, random)).status == 200  # once more it does not fit
+        assert lane.max_batch_size == 4
+        echo.most = 1 << 30
+        ends = time.monotonic() + 20
+        while lane.max_batch_size < 16:
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+            assert ask(server, images(16, random)).status == 200
+        assert server.named("larger batches again")[-1]["batch_size"] == 16
+
+
+def test_traces_are_sent(
+    hierarchy: SemanticHierarchy, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a collector, by the parent that the client names."""
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    got: list[Any] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if self.headers["content-encoding"] == "gzip":
+                body = gzip.decompress(body)
+            request = ExportTraceServiceRequest.FromString(body)
+            got.extend(s for r in request.resource_spans for p in r.scope_spans for s in p.spans)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *given: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{collector.server_port}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        with live(echo_teacher(hierarchy)) as server:
+            parent = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+            body, headers = body_of(images(3, random), ("prob",))
+            url = f"http://{server.address}{INFER}"
+            assert urllib3.request("POST", url, body=body, headers=headers | parent).status == 200
+            get(server, "/v2/health/live")
+        collector.shutdown()
+    spans = {span.name: span for span in got}
+    assert set(spans) == {"POST", "decode", "teacher"}
+    assert spans["POST"].trace_id.hex() == "a" * 32
+    assert spans["POST"].parent_span_id.hex() == "b" * 16
+    assert spans["teacher"].parent_span_id == spans["POST"].span_id
+    said = {each.key: each.value for each in spans["POST"].attributes}
+    assert said["http.response.status_code"].int_value == 200
+    assert said["distill.images"].int_value == 3
 
 
 def test_memory_that_is_short_from_the_start_gives_smaller_batches(

@@ -1,0 +1,83 @@
+"""OpenTelemetry traces: a span for each request, and one in it for the teacher's answer.
+
+They are sent where OTEL_EXPORTER_OTLP_ENDPOINT says, as OpenTelemetry's other variables say.
+Where it is not set, nothing is imported and nothing is done.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from distill.errors import ConfigError
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+class Span(Protocol):
+    """What is known of a request."""
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Add to it."""
+        ...
+
+
+class _NoSpan:
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        pass
+
+
+class Tracing:
+    """Of one process; sends in a thread of its own.
+
+    Raises:
+        ConfigError: an endpoint is named, but OpenTelemetry is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._tracer: Any = None
+        self._provider: Any = None
+        named = next((name for name in ENDPOINTS if os.environ.get(name)), None)
+        if not named or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+            return
+        try:
+            from opentelemetry import propagate, trace
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
+                OTLPSpanExporter,
+            )
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        except ImportError as error:
+            raise ConfigError(
+                f"{named} found, but OpenTelemetry is not installed; pip install 'distill[otel]'"
+            ) from error
+        resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "distill")})
+        self._provider = TracerProvider(resource=resource)
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer("distill")
+        self._extract, self._server = propagate.extract, trace.SpanKind.SERVER
+
+    @contextmanager
+    def request(self, name: str, headers: Mapping[str, str]) -> Iterator[Span]:
+        """A span of a request; headers: may name the trace that it belongs to."""
+        if self._tracer is None:
+            yield _NoSpan()
+            return
+        context = self._extract(headers)
+        with self._tracer.start_as_current_span(name, context=context, kind=self._server) as span:
+            yield span
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[Span]:
+        """A span in that of the request."""
+        if self._tracer is None:
+            yield _NoSpan()
+            return
+        with self._tracer.start_as_current_span(name) as span:
+            yield span
+
+    def close(self) -> None:
+        """Send what is left."""
+        if self._provider is not None:
+            self._provider.shutdown()
