@@ -24,7 +24,8 @@ slow: venv
 fuzz: venv
 	DISTILL_FUZZ=100000 $(BIN)/pytest -n 2 tests/property/test_live_fuzz.py
 
-# Five minutes of good and bad requests: memory and permits must stay where they are.
+# Five minutes of good and bad requests, and five of attacks beside a student that trains: memory, permits
+# and its images/s must stay where they are.
 soak: venv
 	$(BIN)/python benchmarks/serving.py --quick --soak 300
 

@@ -2,16 +2,18 @@
 
     python benchmarks/serving.py [--quick] [--shared ../shared] [--device cuda] [--soak SECONDS]
 
-Transport: a null model behind this server and, in the same run, behind LitServe (`pip install
-'.[bench]'`; left out where it is not there), one client, 224-pixel uint8 images. Throughput: a
+Transport: a null model behind this server, by HTTP and gRPC, with one lane and two, and, in the
+same run, behind LitServe (`pip install '.[bench]'`; left out where it is not there), one client,
+224-pixel images as uint8 and as JPEG. Throughput: a
 trained ResNet-18-D at 64 pixels (on a GPU also tresnet_l at 224 with random weights) bare, through
 the queue alone, and over HTTP as uint8 and as JPEG. Load: p99 at 80% of that capacity; goodput,
 refusals and memory at twice and at ten times of it. Student: images/s without a teacher, and with
 this server answering from a store.
 
 The server has the first half of --cpus, the clients have the other. About six minutes on four
-cores; --quick takes shorter looks. --soak sends a mix of good and bad requests for that long and
-watches memory and permits. Prints a log in Markdown, and as its last line one JSON object.
+cores; --quick takes shorter looks. --soak sends a mix of good and bad requests for that long, and
+attacks it (`benchmarks/attack.py`) while a student trains with its answers; it watches memory,
+permits and the student's images/s. Prints a log in Markdown, and as its last line one JSON object.
 """
 
 import argparse
@@ -34,9 +36,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import torch
 import urllib3
+from numpy.typing import NDArray
 from PIL import Image
 from whole_path import processor
 
@@ -54,6 +58,7 @@ from distill.teacher_server.teacher.batch_size import measure
 from distill.teacher_server.teacher.forward_pass import Forward
 from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
 from distill.teacher_server.teacher.teacher import Member, Teacher
+from distill.wire.messages import SERVICE, message
 
 INFER = "/v2/models/teacher/infer"
 HERE = Path(__file__).resolve().parent
@@ -88,9 +93,11 @@ def main() -> None:
     parser.add_argument("--cpus", help="as 0,1,2,3; all by default")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds")
     parser.add_argument("--null-server", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--grpc-port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--lanes", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.null_server:
-        _serve_null(options.null_server)
+        _serve_null(options.null_server, options.grpc_port, options.lanes)
         return
     cpus = sorted(
         {int(cpu) for cpu in options.cpus.split(",")} if options.cpus else os.sched_getaffinity(0)
@@ -110,14 +117,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bench = _Bench(Path(scratch), servers, clients)
         device = pick_device(options.device)
-        figures: dict[str, Any] = {"transport": bench.transport(seconds)}
         choices = _choices(options.shared, on_gpu=device.type == "cuda")
+        data = options.shared / "data"
+        figures: dict[str, Any] = {}
         if options.soak:
             figures["soak"] = bench.soak(choices[0], options.soak)
+            if data.is_dir():
+                figures["attacked"] = bench.attacked(data, options.soak)
         else:
+            figures["transport"] = bench.transport(seconds)
             figures["teachers"] = [bench.teacher(choice, device, seconds) for choice in choices]
-            if (options.shared / "data").is_dir():
-                figures["student"] = bench.student(options.shared / "data", options.quick)
+            if data.is_dir():
+                figures["student"] = bench.student(data, options.quick)
     print(json.dumps(figures))
 
 
@@ -130,37 +141,67 @@ class _Bench:
     # -- transport --------------------------------------------------------------------------------
 
     def transport(self, seconds: float) -> dict[str, Any]:
-        print("## Transport and dispatch: null model, one client, 224-pixel uint8 images\n")
+        print("## Transport and dispatch: null model, one client, 224-pixel images\n")
         print("| server | images a request | p50 ms | p99 ms | p50 ms an image |")
         print("| --- | ---: | ---: | ---: | ---: |", flush=True)
         figures: dict[str, Any] = {}
-        own = [sys.executable, str(HERE / "serving.py"), "--null-server"]
-        kinds = {"distill": own}
+
+        def say(name: str, count: int, took: Sequence[float]) -> None:
+            ordered = sorted(took[len(took) // 10 :])
+            p50, p99 = 1000 * _at(ordered, 0.5), 1000 * _at(ordered, 0.99)
+            figures[f"{name} {count}"] = {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3)}
+            print(f"| {name} | {count} | {p50:.2f} | {p99:.2f} | {p50 / count:.3f} |", flush=True)
+
+        def asked(port: int, request: bytes) -> list[float]:
+            seen = self.load(port, request, seconds=seconds, clients=1)
+            return [took for status, took, _ in seen if status == 200]
+
+        own = [sys.executable, str(HERE / "serving.py")]
+        pixels = {count: np.zeros((count, SIDE, SIDE, 3), np.uint8) for count in (1, 64)}
+        for lanes in (1, 2):
+            port, grpc_port = _free_port(), _free_port()
+            words = ["--null-server", str(port), "--grpc-port", str(grpc_port)]
+            with self.process([*own, *words, "--lanes", str(lanes)]):
+                _wait_for(port, "/v2/health/ready")
+                kind = f"distill, {lanes} lane{'s'[: lanes - 1]}"
+                for count, images in pixels.items():
+                    raw = images.tobytes()
+                    request = _binary("image", "UINT8", images.shape, raw, ["confidence"])
+                    say(f"{kind}, HTTP, uint8", count, asked(port, request))
+                    say(f"{kind}, gRPC, uint8", count, self.spoken(grpc_port, images, seconds))
+                    jpegs = _jpegs(count, (SIDE, SIDE))
+                    request = _binary("jpeg", "BYTES", [count], jpegs, ["confidence"])
+                    say(f"{kind}, HTTP, JPEG", count, asked(port, request))
         if find_spec("litserve"):
-            script = self.scratch / "null_litserve.py"
+            script, port = self.scratch / "null_litserve.py", _free_port()
             script.write_text(LITSERVE)
-            kinds["litserve"] = [sys.executable, str(script)]
-        for name, words in kinds.items():
-            port = _free_port()
-            with self.process([*words, str(port)]):
-                _wait_for(port, "/v2/health/ready" if name == "distill" else "/health")
-                for count in (1, 64):
-                    images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
-                    request = (
-                        _binary("image", "UINT8", images.shape, images.tobytes(), ["confidence"])
-                        if name == "distill"
-                        else _form(images.tobytes())
-                    )
-                    seen = self.load(port, request, seconds=seconds, clients=1)
-                    took = sorted(s for status, s, _ in seen if status == 200)[len(seen) // 10 :]
-                    p50, p99 = 1000 * _at(took, 0.5), 1000 * _at(took, 0.99)
-                    figures[f"{name} {count}"] = {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3)}
-                    print(
-                        f"| {name} | {count} | {p50:.2f} | {p99:.2f} | {p50 / count:.3f} |",
-                        flush=True,
-                    )
+            with self.process([sys.executable, str(script), str(port)]):
+                _wait_for(port, "/health")
+                for count, images in pixels.items():
+                    say("litserve, HTTP, uint8", count, asked(port, _form(images.tobytes())))
         print()
         return figures
+
+    def spoken(self, port: int, images: NDArray[np.uint8], seconds: float) -> list[float]:
+        """Seconds of each request over gRPC, one after the other, on the clients' processors."""
+        request = message("ModelInferRequest")(
+            model_name="teacher",
+            inputs=[{"name": "image", "datatype": "UINT8", "shape": images.shape}],
+            outputs=[{"name": "confidence"}],
+            raw_input_contents=[images.tobytes()],
+        )
+        took: list[float] = []
+        with self.pinned(self.clients), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            infer = channel.unary_unary(
+                f"/{SERVICE}/ModelInfer",
+                request_serializer=message("ModelInferRequest").SerializeToString,
+                response_deserializer=message("ModelInferResponse").FromString,
+            )
+            ends = time.monotonic() + seconds
+            while (began := time.monotonic()) < ends:
+                infer(request)
+                took.append(time.monotonic() - began)
+        return took
 
     # -- a teacher --------------------------------------------------------------------------------
 
@@ -264,10 +305,11 @@ class _Bench:
 
     # -- a student --------------------------------------------------------------------------------
 
-    def student(self, data: Path, quick: bool) -> dict[str, float]:
-        """Images/s of `distill pretrain`: alone, and with answers from a server with a store."""
+    def commands(
+        self, data: Path, limit: Sequence[object], port: int
+    ) -> tuple[list[object], list[object]]:
+        """A store is made; the commands that train a student and that serve the store."""
         images, out = data / "tiny-imagenet-h", self.scratch
-        limit = ["--limit", "2000"] if quick else ["--limit", "10000"]
         weights = data / "teachers/resnet18d-64px-tiny-imagenet-h.safetensors"
         teacher = ["--teacher", "resnet18d", "--weights", weights]
         teacher += ["--label-set", images / "label_set.json", "--device", "cpu"]
@@ -279,12 +321,17 @@ class _Bench:
         train += ["--data", images, *limit]
         train += ["--epochs", 2, "--batch-size", 128, "--image-size", 64, "--device", "cpu"]
         train += ["--workers", len(self.clients), "--json", "--cache", out / "cache"]
-        label_set = ["--label-set", images / "label_set.json"]
+        serve = [*distill, "serve", *teacher, "--store", out / "store", "--port", port]
+        return train, [*serve, "--cache", out / "served"]
+
+    def student(self, data: Path, quick: bool) -> dict[str, float]:
+        """Images/s of `distill pretrain`: alone, and with answers from a server with a store."""
+        out, port = self.scratch, _free_port()
+        train, serve = self.commands(data, ["--limit", "2000" if quick else "10000"], port)
+        label_set = ["--label-set", data / "tiny-imagenet-h/label_set.json"]
         figures = {"alone": self.trained([*train, *label_set, "--out", out / "alone"])}
         figures["store"] = self.trained([*train, "--targets", out / "store", "--out", out / "kd"])
-        port = _free_port()
-        serve = [*distill, "serve", *teacher, "--store", out / "store", "--port", port]
-        with self.process([str(word) for word in [*serve, "--cache", out / "served"]]):
+        with self.process([str(word) for word in serve]):
             _wait_for(port, "/v2/health/ready")
             url = f"http://127.0.0.1:{port}"
             figures["server"] = self.trained([*train, "--targets", url, "--out", out / "live"])
@@ -354,6 +401,31 @@ class _Bench:
         print(f"## Soak of {seconds:.0f} s, 8 clients\n\nReplies by status: {counts}")
         print(f"MiB resident at each tenth: {resident}; left in flight: {left}\n")
         return {"statuses": counts, "resident_mib": resident, "left": left}
+
+    def attacked(self, data: Path, seconds: float) -> dict[str, Any]:
+        """A student trains with a server's answers, first alone, then while it is attacked."""
+        out, port = self.scratch, _free_port()
+        train, serve = self.commands(data, ["--limit", "4000"], port)
+        train += ["--targets", f"http://127.0.0.1:{port}"]
+        alone, beside, resident = [], [], []
+        with self.process([str(word) for word in serve]):
+            _wait_for(port, "/v2/health/ready")
+            for i in range(3):
+                alone.append(self.trained([*train, "--out", out / f"alone-{i}"]))
+            resident.append(round(_resident_mib(self.running.pid), 1))
+            ends = time.monotonic() + seconds
+            with self.pinned(self.servers):
+                words = [sys.executable, str(HERE / "attack.py"), str(port), str(seconds)]
+                attack = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+            while time.monotonic() < ends:
+                beside.append(self.trained([*train, "--out", out / f"beside-{len(beside)}"]))
+                resident.append(round(_resident_mib(self.running.pid), 1))
+            counts = json.loads(attack.communicate()[0])
+        ratio = statistics.median(beside) / statistics.median(alone)
+        print(f"## A student beside {sum(counts.values())} attacks in {seconds:.0f} s\n")
+        print(f"images/s alone {alone}, attacked {beside}: ratio {ratio:.3f}")
+        print(f"MiB resident, before and after each run: {resident}; attacks: {counts}\n")
+        return {"ratio": round(ratio, 3), "resident_mib": resident, "attacks": counts}
 
     # -- processes --------------------------------------------------------------------------------
 
@@ -464,7 +536,7 @@ def _options(spec: EncodingSpec, batch_size: int) -> ServeOptions:
     return ServeOptions(encoding=spec, max_batch_size=batch_size, budgets=budgets)
 
 
-def _serve_null(port: int) -> None:
+def _serve_null(port: int, grpc_port: int, lanes: int) -> None:
     torch.set_num_threads(1)
     hierarchy = SemanticHierarchy.bundled("plane-figures")
     identity = TeacherIdentity(
@@ -482,9 +554,10 @@ def _serve_null(port: int) -> None:
         members=(member,), hierarchy=hierarchy, device=torch.device("cpu"), identity=identity
     )
     spec = EncodingSpec.named("standard", hierarchy.classes_per_hierarchy)
-    service = Service([teacher], _options(spec, 64))
+    service = Service([teacher] * lanes, _options(spec, 64))
     address = Address(port=port)
-    run(make_server(service, None, address), service, address.bound(), 5.0)
+    server = make_server(service, None, address)
+    run(server, service, address.bound(), 5.0, Address(port=grpc_port))
 
 
 def _body(

@@ -140,6 +140,7 @@ def live(
     max_batch_size: int = 8,
     budgets: Budgets | None = None,
     port: int = 0,
+    address: Address | None = None,
     **options: Any,
 ) -> Iterator[Live]:
     """Serve on a free port of this machine; when it ends nothing may be in flight."""
@@ -160,7 +161,7 @@ def live(
         samples=opened,
     )
     listener = Address(port=port).bound()
-    server = make_server(service, keys, Address())
+    server = make_server(service, keys, address or Address())
     thread = threading.Thread(target=server.run, args=([listener],))
     ended = threading.Event()
 

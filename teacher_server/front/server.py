@@ -171,9 +171,9 @@ class TeacherServer(uvicorn.Server):
             if self.keys:
                 self.keys.reload()
                 service.admission.fair = len(self.keys.digests) > 1
-            if self.address.certificate and self.config.ssl:
-                self.config.ssl.load_cert_chain(self.address.certificate, self.address.private_key)
-        except (ConfigError, OSError) as error:  # of ssl as well
+            if self.address.tls:
+                self.address.load_certificate(self.address.tls)
+        except ConfigError as error:
             service.journal.event("not reloaded", level="error", text=str(error))
         else:
             service.journal.event("reloaded", keys=sorted(self.keys.digests) if self.keys else [])

@@ -15,8 +15,11 @@ import asyncio
 import json
 import re
 import resource
+import ssl
 from collections import Counter, OrderedDict
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol, runtime_checkable
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -35,6 +38,7 @@ METHOD = re.compile(rb"[A-Z]{1,24}( |\Z)")
 BARE_LF = re.compile(rb"(?<!\r)\n")
 UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
 END_OF_HEAD = b"\r\n\r\n"
+MakeConnection = Callable[[], asyncio.Protocol]
 
 
 def most_connections() -> int:
@@ -47,17 +51,63 @@ def most_connections() -> int:
     return MAX_CONNECTIONS if soft < 0 else min(MAX_CONNECTIONS, soft // 2)
 
 
+@runtime_checkable
+class Waiting(Protocol):
+    """A connection that waits for its client."""
+
+    transport: Any
+
+
 class Connections:
-    """Those of one server that wait for their client, the longest-waiting first."""
+    """Those of one server. waiting: those of them that wait for their client, the longest first."""
 
     def __init__(self, most: int) -> None:
-        self.most = most
-        self.waiting: OrderedDict[Connection, None] = OrderedDict()
+        self.most, self.count = most, 0
+        self.waiting: OrderedDict[Waiting, None] = OrderedDict()
 
-    def make_room(self) -> None:
-        """Hang up on the one that has waited longest."""
-        if self.waiting:
+    def opened(self) -> None:
+        """One more; where there are too many, hang up on the one that has waited longest."""
+        self.count += 1
+        if self.count > self.most and self.waiting:
             self.waiting.popitem(last=False)[0].transport.abort()
+
+    def closed(self, connection: Waiting) -> None:
+        """One less."""
+        self.count -= 1
+        self.waiting.pop(connection, None)
+
+
+class Handshake(asyncio.Protocol):
+    """A connection before TLS, which counts among the others and has as long as for a head."""
+
+    def __init__(self, tls: ssl.SSLContext, others: Connections, make: MakeConnection) -> None:
+        self.tls, self.others, self.make = tls, others, make
+        self.transport: Any = None
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.others.opened()
+        self.others.waiting[self] = None
+        self._task = asyncio.get_running_loop().create_task(self._shake())
+
+    async def _shake(self) -> None:
+        loop, connection = asyncio.get_running_loop(), self.make()
+        encrypted = None
+        with suppress(OSError, TimeoutError):  # of TLS as well
+            encrypted = await loop.start_tls(
+                self.transport,
+                connection,
+                self.tls,
+                server_side=True,
+                ssl_handshake_timeout=HEAD_S,
+                ssl_shutdown_timeout=LINGER_S,
+            )
+        self.others.closed(self)
+        if encrypted is None:
+            self.transport.abort()
+        else:
+            connection.connection_made(encrypted)
 
 
 class Malformed(Exception):
@@ -119,12 +169,11 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._wait_for_client(HEAD_S)
-        if len(self.connections) > self.others.most:
-            self.others.make_room()
+        self.others.opened()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
-        self.others.waiting.pop(self, None)
+        self.others.closed(self)
         self._backlog = b""
         super().connection_lost(exc)
 

@@ -1,16 +1,24 @@
 """Where a server listens, and how uvicorn serves there."""
 
+import asyncio
 import ipaddress
 import socket
+import ssl
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from distill.errors import ConfigError
-from distill.teacher_server.http.connection import Connection, Connections, most_connections
+from distill.teacher_server.http.connection import (
+    Connection,
+    Connections,
+    Handshake,
+    most_connections,
+)
 from distill.teacher_server.http.keys import ApiKeys
 
 
@@ -28,6 +36,34 @@ class Address:
             raise ConfigError(
                 "one of --tls-certificate and --tls-key found, expected both or none of them"
             )
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext | None:
+        """None without a certificate.
+
+        Raises:
+            ConfigError: the certificate and its key are none.
+        """
+        if self.certificate is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.load_certificate(context)
+        return context
+
+    def load_certificate(self, context: ssl.SSLContext) -> None:
+        """The files as they are now.
+
+        Raises:
+            ConfigError: they are no certificate and its key.
+        """
+        assert self.certificate is not None
+        try:
+            context.load_cert_chain(self.certificate, self.private_key)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.certificate}: not a certificate and its key ({error.strerror}), expected "
+                "PEM files"
+            ) from error
 
     def bound(self) -> socket.socket:
         """A socket that listens here.
@@ -57,7 +93,8 @@ class Address:
         )
 
     def require_safe(self, keys: ApiKeys | None) -> None:
-        """Raises ConfigError where others could ask without a key."""
+        """Raises ConfigError where others could ask without a key, or the certificate is none."""
+        _ = self.tls
         if not keys and not self._is_loopback():
             raise ConfigError(
                 f"--host {self.host} found without keys, expected 127.0.0.1, ::1 or localhost; "
@@ -82,14 +119,16 @@ class Address:
 
 
 def configured(app: ASGIApp, address: Address) -> uvicorn.Config:
-    """How uvicorn serves, whatever it serves.
+    """How uvicorn serves, whatever it serves; TLS is ours, so that its handshakes count as well."""
+    others, tls = Connections(most_connections()), address.tls
+    plain = partial(Connection, others=others)
 
-    Raises:
-        ConfigError: the certificate and its key are none.
-    """
+    def make(**given: Any) -> asyncio.Protocol:
+        return Handshake(tls, others, partial(plain, **given)) if tls else plain(**given)
+
     config = uvicorn.Config(
         app,
-        http=partial(Connection, others=Connections(most_connections())),  # type: ignore[arg-type]
+        http=make,  # type: ignore[arg-type]
         loop="uvloop",
         lifespan="off",
         ws="none",
@@ -97,14 +136,6 @@ def configured(app: ASGIApp, address: Address) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=1,
-        ssl_certfile=address.certificate,
-        ssl_keyfile=address.private_key,
     )
-    try:
-        config.load()
-    except OSError as error:  # of TLS files
-        raise ConfigError(
-            f"{address.certificate}: not a certificate and its key ({error.strerror}), expected "
-            "PEM files"
-        ) from error
+    config.load()
     return config

@@ -156,6 +156,35 @@ def test_answers_equal_a_direct_forward_at_the_same_shape(
             np.testing.assert_array_equal(got, direct.probs[:count].half().numpy())
 
 
+def test_answers_do_not_depend_on_neighbours(
+    hierarchy: SemanticHierarchy, random: np.random.Generator
+) -> None:
+    """Not at all in a batch of the same shape; in those of other shapes by their last bit."""
+    from dataclasses import replace
+
+    from distill.models.creation import create_model
+
+    torch.manual_seed(0)
+    echo = echo_teacher(hierarchy, (32, 32))
+    model = create_model("test_resnet", hierarchy.num_classes).eval()
+    teacher = replace(echo, members=(replace(echo.members[0], model=model),))
+    one = images(1, random, (32, 32))
+    with live(teacher, max_batch_size=16) as server:
+        by_shape = []
+        for shape in server.service.lanes[0].shapes:
+            answers = []
+            for _ in range(3):
+                others = images(shape - 1, random, (32, 32)) if shape > 1 else one[:0]
+                place = int(random.integers(shape))
+                batch = np.concatenate([others[:place], one, others[place:]])
+                answers.append(probs_of(ask(server, batch), shape)[place])
+            assert (answers[0] == answers[1]).all()
+            assert (answers[0] == answers[2]).all()
+            by_shape.append(answers[0].astype(np.float64))
+        # Two steps of FP16 at most.
+        np.testing.assert_allclose(by_shape, [by_shape[0]] * len(by_shape), rtol=2**-9, atol=1e-6)
+
+
 # -- teachers that fail ---------------------------------------------------------------------------
 
 
