@@ -19,8 +19,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def serve_hypercorn(port: int) -> None:
     config = Config()
     config.bind = [f"127.0.0.1:{port}"]
     config.keep_alive_timeout, config.read_timeout = 75, 20
-    config.loglevel = "CRITICAL"
+    config.loglevel, config.keep_alive_max_requests = "CRITICAL", 10**9
     uvloop.run(serve(application, config))
 
 
@@ -293,26 +294,28 @@ def swollen(port: int, pid: int) -> dict[str, str]:
     return result
 
 
-def measured(engine: str, port: int, seconds: float, *, hold: bool) -> dict[str, str]:
-    """One engine's column."""
+@contextmanager
+def running(engine: str, port: int) -> Iterator[int]:
+    """The process of an engine."""
     process = subprocess.Popen([sys.executable, __file__, "--serve", engine, "--port", str(port)])
     try:
         connect(port).close()
-        column = {}
-        for images, name in ((1, "1 image"), (64, "64 images")):
-            median, p99 = latencies(port, images, seconds)
-            column[f"{name}: median, p99 (ms)"] = f"{median:.2f}, {p99:.2f}"
-        column["4 clients: requests/s"] = f"{throughput(port, seconds):,.0f}"
-        column |= asked(port)
-        column |= swollen(port, process.pid)
-        if hold:
-            column |= held(port)
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(10)
         process.kill()
-    return column
+
+
+def measured(port: int, pid: int, seconds: float) -> dict[str, str]:
+    """One engine's column, but for what is held."""
+    column = {}
+    for images, name in ((1, "1 image"), (64, "64 images")):
+        median, p99 = latencies(port, images, seconds)
+        column[f"{name}: median, p99 (ms)"] = f"{median:.2f}, {p99:.2f}"
+    column["4 clients: requests/s"] = f"{throughput(port, seconds):,.0f}"
+    return column | asked(port) | swollen(port, pid)
 
 
 def main() -> None:
@@ -328,11 +331,20 @@ def main() -> None:
     if options.serve:
         ENGINES[options.serve][1](options.port)
         return
-    columns = {
-        name: measured(name, options.port + i, options.seconds, hold=not options.quick)
+    ports = {
+        name: options.port + i
         for i, (name, (package, _)) in enumerate(ENGINES.items())
         if name in options.only and find_spec(package)
     }
+    columns: dict[str, dict[str, str]] = {}
+    with ExitStack() as stack:
+        for name, port in ports.items():
+            pid = stack.enter_context(running(name, port))
+            columns[name] = measured(port, pid, options.seconds)
+        if not options.quick:
+            with ThreadPoolExecutor(len(ports)) as threads:
+                for name, closed in zip(ports, threads.map(held, ports.values()), strict=True):
+                    columns[name] |= {f"held: {each}": closed[each] for each in HELD}
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for row in next(iter(columns.values())):
         lines.append(f"| {row} | " + " | ".join(each[row] for each in columns.values()) + " |")

@@ -45,7 +45,7 @@ def map_in_processes(
                 return
             yield work(unit)
         return
-    pool = ProcessPoolExecutor(workers, get_context("forkserver"), _end_with_parent)
+    pool = ProcessPoolExecutor(workers, get_context("forkserver"), end_with_parent)
     waiting: set[Future[Result]] = set()
     todo = iter(units)
     try:
@@ -78,8 +78,8 @@ def leave_signals_to_the_parent() -> None:
     signal.set_wakeup_fd(-1)  # a fork has the parent's
 
 
-def _end_with_parent() -> None:
-    """In each process: nothing is worked on without a parent."""
+def end_with_parent() -> None:
+    """In a process that works for another: without that one it ends, and signals are its affair."""
     leave_signals_to_the_parent()
     parent = parent_process()
     assert parent

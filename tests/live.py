@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,6 +141,7 @@ def live(
     budgets: Budgets | None = None,
     port: int = 0,
     address: Address | None = None,
+    makers: Sequence[Callable[[], Teacher]] = (),
     **options: Any,
 ) -> Iterator[Live]:
     """Serve on a free port of this machine; when it ends nothing may be in flight."""
@@ -159,6 +160,7 @@ def live(
         ),
         journal=journal,
         samples=opened,
+        makers=makers,
     )
     listener = Address(port=port).bound()
     server = make_server(service, keys, address or Address())

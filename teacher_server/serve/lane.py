@@ -8,25 +8,22 @@ depend on what else is in its batch, and no shape is new once the server is read
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from distill.errors import TeacherError, TeacherUnavailableError, first_line
 from distill.events import Journal
-from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
+from distill.teacher_server.serve.device import IN_FLIGHT, Answers, Buffers, Device
 from distill.teacher_server.serve.queue import BatchTiming, InferResult, JobPart, WorkQueue, settle
-from distill.teacher_server.teacher.forward_pass import Encoded, Forward
 from distill.teacher_server.teacher.teacher import Teacher
 from distill.wire.refusal import Refused, unavailable
 
-BATCHES_ON_GPU = 2  # one that runs, and a full one behind it
+BATCH_SIZES = {"cuda": 256, "cpu": 16}
 GROW_AFTER_S = 60.0  # after memory ran out; twice as long each time that it does so again
 WARM_UPS = 2  # of each shape; the last one is timed
 
@@ -49,8 +46,9 @@ class _Launched:
     parts: list[JobPart]
     formed_at: float
     shape: int
-    buffers: list[Tensor]
-    answers: "Future[list[Encoded]]"
+    buffers: Buffers | None
+    batch: Any  # of the device
+    error: Exception | None = None
 
 
 class Lane:
@@ -62,21 +60,19 @@ class Lane:
     def __init__(
         self,
         teacher: Teacher,
-        spec: EncodingSpec,
+        device: Device,
         queue: WorkQueue,
         *,
-        max_batch_size: int,
         journal: Journal,
         on_batch: Callable[[int, int, float], None] = lambda images, padded, seconds: None,
     ) -> None:
         self.teacher, self.queue, self.on_batch, self.journal = teacher, queue, on_batch, journal
-        self.shapes = shapes_up_to(max_batch_size)
+        self.device, self.shapes = device, shapes_up_to(device.batch_size)
         self.seconds: dict[int, float] = {}  # a batch of each shape takes, measured by `warm_up`
         self.failure = ""
         self.busy_since: float | None = None
         self._on_gpu = teacher.device.type == "cuda"
-        self._forward = Forward(teacher, spec, batch_size=max_batch_size, lanes=1, journal=journal)
-        self._spare: dict[int, list[list[Tensor]]] = {}
+        self._spare: dict[int, list[Buffers]] = {}
         self._warm_shapes: tuple[int, ...] = ()
         self._changed_at, self._grow_after_s = 0.0, GROW_AFTER_S
         self._launched: deque[_Launched] = deque()
@@ -89,14 +85,15 @@ class Lane:
             TeacherError: not even one image fits into memory, or its answers are no numbers.
             TeacherUnavailableError: the device was lost.
         """
+        self.device.start()
         for shape in reversed(self.shapes):
             for _ in range(WARM_UPS):
                 if self.queue.closed:  # the server is told to end meanwhile
                     return
                 started = time.perf_counter()
                 buffers = self._buffers(shape)
-                encoded = self._forward.collect(self._launch(buffers, dense=True))
-                if not np.isfinite(encoded[0].sparse.to_rows().confidence).all():
+                answers = self.device.collect(self.device.launch(buffers, dense=True))
+                if not np.isfinite(answers[0].rows.confidence).all():
                     raise TeacherError(
                         f"{self.teacher.identity.name}: NaN or Inf found in its answer to a black "
                         "image, expected numbers; check its weights, or pass --precision float32"
@@ -107,7 +104,7 @@ class Lane:
 
     def _keep_to_what_fits(self) -> None:
         """Where memory ran out, batches are smaller for a while."""
-        most = self._forward.batch_size
+        most = self.device.batch_size
         if most < self.max_batch_size:
             self.shapes = tuple(shape for shape in self.shapes if shape <= most) or (most,)
             self._changed_at = self.queue.now()
@@ -118,7 +115,7 @@ class Lane:
         due = self.queue.now() - self._changed_at > self._grow_after_s
         if due and (larger := [n for n in self._warm_shapes if n > self.max_batch_size]):
             self.shapes = (*self.shapes, larger[0])
-            self._forward.batch_size = larger[0]
+            self.device.batch_size = larger[0]
             self._changed_at = self.queue.now()
             self.journal.event("larger batches again", batch_size=larger[0])
 
@@ -161,14 +158,14 @@ class Lane:
             for each in self._launched:
                 self._settle_all(each.parts, unavailable(self.failure, "device_lost"))
             self.busy_since = None
-            self._forward.close()
+            self.device.close()
 
     def _next_batch(self) -> list[JobPart]:
         """Whatever waits, once the device is idle; a full batch, while a GPU works on another."""
         if not self._launched:
             self._grow()
             return self.queue.take(self.max_batch_size)
-        if self._on_gpu and len(self._launched) < BATCHES_ON_GPU:
+        if self._on_gpu and len(self._launched) < IN_FLIGHT:
             return self.queue.take(self.max_batch_size, at_least=self.max_batch_size)
         return []
 
@@ -177,36 +174,36 @@ class Lane:
         count = sum(map(len, parts))
         shape = next(shape for shape in self.shapes if shape >= count)
         dense = any(part.job.dense for part in parts)
-        answers: Future[list[Encoded]]
-        buffers: list[Tensor] = []
+        buffers = None
         try:
             buffers = self._filled(parts, shape)
-            answers = self._launch(buffers, dense=dense)
+            batch = self.device.launch(buffers, dense=dense)
         except Exception as error:  # on a GPU launching runs the model's own code
-            answers = Future()
-            answers.set_exception(error)
-        return _Launched(parts, formed_at, shape, buffers, answers)
+            return _Launched(parts, formed_at, shape, buffers, None, error)
+        return _Launched(parts, formed_at, shape, buffers, batch)
 
     def _end(self, launched: _Launched) -> None:
         try:
-            parts = self._forward.collect(launched.answers)
+            if launched.error:
+                raise launched.error
+            answers = self.device.collect(launched.batch)
         except TeacherUnavailableError as error:
             self._fail(launched.parts, error)
         except Exception as error:
             self._retry_alone(launched, error)
         else:
             infer_s = self.queue.now() - launched.formed_at
-            self._hand_out(launched, parts, infer_s)
+            self._hand_out(launched, answers, infer_s)
             self.on_batch(sum(map(len, launched.parts)), launched.shape, infer_s)
         finally:
             if launched.buffers:
                 self._spare.setdefault(launched.shape, []).append(launched.buffers)
             self._keep_to_what_fits()
 
-    def _hand_out(self, launched: _Launched, encoded: Sequence[Encoded], infer_s: float) -> None:
-        """Give each part its rows; encoded: more than one where memory ran out."""
-        rows = TargetRows.concatenate([each.sparse.to_rows() for each in encoded])
-        dense = [each.dense.numpy() for each in encoded if each.dense is not None]
+    def _hand_out(self, launched: _Launched, answers: Sequence[Answers], infer_s: float) -> None:
+        """Give each part its rows; answers: more than one where memory ran out."""
+        rows = TargetRows.concatenate([each.rows for each in answers])
+        dense = [each.probs for each in answers if each.probs is not None]
         probs = np.concatenate(dense) if dense else None
         first = 0
         for part in launched.parts:
@@ -250,24 +247,13 @@ class Lane:
         for part in parts:
             settle(part.job.answer, error)
 
-    def _launch(self, buffers: Sequence[Tensor], *, dense: bool) -> "Future[list[Encoded]]":
-        channels_first = [buffer.permute(0, 3, 1, 2) for buffer in buffers]
-        return self._forward.launch(channels_first, dense=dense)
-
-    def _buffers(self, shape: int) -> list[Tensor]:
-        """[shape, height, width, 3] for each size, pinned where a GPU will fetch them."""
+    def _buffers(self, shape: int) -> Buffers:
         spare = self._spare.setdefault(shape, [])
-        if spare:
-            return spare.pop()
-        return [
-            torch.zeros((shape, *size, 3), dtype=torch.uint8, pin_memory=self._on_gpu)
-            for size in self.teacher.sizes
-        ]
+        return spare.pop() if spare else self.device.buffers(shape)
 
-    def _filled(self, parts: Sequence[JobPart], shape: int) -> list[Tensor]:
+    def _filled(self, parts: Sequence[JobPart], shape: int) -> Buffers:
         buffers = self._buffers(shape)
-        for i, buffer in enumerate(buffers):
-            target: NDArray[np.uint8] = buffer.numpy()
+        for i, target in enumerate(buffers.pixels):
             first = 0
             for part in parts:
                 target[first : first + len(part)] = part.job.pixels[i][part.start : part.stop]

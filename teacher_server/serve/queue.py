@@ -161,13 +161,18 @@ def settle(answer: "Future[InferResult]", result: InferResult | BaseException) -
 class WorkQueue:
     """Any thread may put, take and give up. now: the clock of deadlines, in seconds.
 
-    max_wait_s: how long a device that is idle waits for a fuller batch.
+    max_wait_s: how long a device that is idle waits for a fuller batch. undivided: images that are
+    not shared out between idle devices, because a small batch takes as long as these.
     """
 
     def __init__(
-        self, *, max_wait_s: float = 0.0, now: Callable[[], float] = time.monotonic
+        self,
+        *,
+        max_wait_s: float = 0.0,
+        undivided: int = 1,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.max_wait_s, self.now = max_wait_s, now
+        self.max_wait_s, self.undivided, self.now = max_wait_s, undivided, now
         self.images = 0  # that wait
         self._changed = Condition()
         self._clients: deque[str] = deque()  # whose turn it is, of those that have work here
@@ -238,7 +243,8 @@ class WorkQueue:
                 self._wait_for_more(most)
                 self._idle -= 1
                 # Other devices that are idle are about to take their part.
-                parts = self._cut(min(most, -(-self.images // (1 + self._idle))))
+                share = max(self.undivided, -(-self.images // (1 + self._idle)))
+                parts = self._cut(min(most, share))
                 if parts or self.closed:
                     return parts
 

@@ -28,8 +28,9 @@ from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
 from distill.teacher_server.serve.admission import Admission, Budgets
 from distill.teacher_server.serve.decoding import Decoded, DecodeFailure, Decoder
+from distill.teacher_server.serve.device import Device, InItsProcess, InThisProcess
 from distill.teacher_server.serve.inputs import MAIN_INPUTS, main_input, require_within
-from distill.teacher_server.serve.lane import Lane
+from distill.teacher_server.serve.lane import Lane, shapes_up_to
 from distill.teacher_server.serve.metrics import Metrics
 from distill.teacher_server.serve.queue import InferJob, InferResult, WorkQueue
 from distill.teacher_server.serve.samples import SampleAnswers
@@ -41,6 +42,7 @@ from distill.wire.status import Status
 
 DEFAULT_OUTPUTS = ("index", "prob", "sq_norm", "confidence", "status")
 HANG_FACTOR, HANG_AT_LEAST_S = 5.0, 4.0  # a batch that takes so much longer than usual hangs
+UNDIVIDED_ON_GPU = 64  # images; launching a batch's kernels takes as long for fewer
 SICK_UNTIL_DEAD_S = 10.0  # ready is off meanwhile, so that nothing more is sent here
 
 
@@ -87,7 +89,10 @@ class Away:
 
 
 class Service:
-    """teachers: the same one on each device; CPU devices get a lane a core."""
+    """teachers: the same one on each device; CPU devices get a lane a core.
+
+    makers: of each of them, for lanes that run in processes of their own.
+    """
 
     def __init__(
         self,
@@ -96,6 +101,7 @@ class Service:
         *,
         journal: Journal | None = None,
         samples: SampleAnswers | None = None,
+        makers: Sequence[Callable[[], Teacher]] = (),
     ) -> None:
         self.teacher, self.options, self.samples = teachers[0], options, samples
         self.hierarchy = self.teacher.hierarchy
@@ -104,7 +110,10 @@ class Service:
         self.coding = Coding(
             options.encoding, self.hierarchy.classes_per_hierarchy, self.teacher.answers
         )
-        self.queue = WorkQueue(max_wait_s=options.max_wait_ms / 1000)
+        on_gpu = self.teacher.device.type == "cuda"
+        self.queue = WorkQueue(
+            max_wait_s=options.max_wait_ms / 1000, undivided=UNDIVIDED_ON_GPU if on_gpu else 1
+        )
         self.decoder = Decoder(
             self.teacher.sizes,
             threads=options.decode_threads,
@@ -114,13 +123,12 @@ class Service:
         self.lanes = [
             Lane(
                 teacher,
-                options.encoding,
+                self._device(teacher, makers[i] if makers else None),
                 self.queue,
-                max_batch_size=options.max_batch_size,
                 journal=self.journal,
                 on_batch=self._count_batch,
             )
-            for teacher in teachers
+            for i, teacher in enumerate(teachers)
         ]
         self.admission = Admission(
             options.budgets, fair=options.fair, retry_after_s=self._retry_after_s
@@ -141,6 +149,13 @@ class Service:
         self.metrics.queue_images.set_function(lambda: self.queue.images)
         self.metrics.inflight_bytes.set_function(lambda: self.admission.in_flight["bytes"])
         self.metrics.ready.set_function(lambda: not self.why_not_ready())
+
+    def _device(self, teacher: Teacher, make: Callable[[], Teacher] | None) -> Device:
+        most, spec = self.options.max_batch_size, self.options.encoding
+        if make is None:
+            return InThisProcess(teacher, spec, batch_size=most, journal=self.journal)
+        shapes = shapes_up_to(most)
+        return InItsProcess(teacher, make, spec, shapes=shapes, journal=self.journal)
 
     # -- life -------------------------------------------------------------------------------------
 

@@ -185,6 +185,14 @@ def test_idle_devices_share_a_large_request() -> None:
     assert sorted(sizes) == [16, 16, 16, 16]
 
 
+def test_what_is_not_worth_it_is_not_divided() -> None:
+    queue = WorkQueue(undivided=8)
+    for count in (5, 20):
+        queue._idle = 3  # others
+        queue.put(job(0, count))
+        assert sum(map(len, queue.take(64))) == (5 if count == 5 else 8)
+
+
 def test_idle_device_waits_for_a_fuller_batch_only_if_told() -> None:
     for wait_s, expected in ((0.0, 1), (5.0, 4)):
         queue = WorkQueue(max_wait_s=wait_s)

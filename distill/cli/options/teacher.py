@@ -83,6 +83,10 @@ class TeacherChoice:
             say(f"teacher: {line}")
         return teacher
 
+    def load_again(self, device: str) -> "Teacher":
+        """`load` without a word, for another process."""
+        return self.load(device, say=lambda line: None)
+
 
 def teacher_options(*, required: bool = True) -> Callable[[Command], Command]:
     """--teacher and what goes with it; the command gets a `TeacherChoice`, or None without one."""

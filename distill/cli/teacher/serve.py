@@ -60,7 +60,13 @@ if TYPE_CHECKING:
     "--max-batch-size",
     type=click.IntRange(1, 4096),
     help="Images per batch.",
-    show_default="64 on a GPU, 16 elsewhere",
+    show_default="256 on a GPU, 16 elsewhere",
+)
+@setting(
+    "--lanes",
+    type=click.Choice(["processes", "threads"]),
+    help="Run the teacher in a process for each device, or in this one.",
+    show_default="processes on a GPU, threads elsewhere",
 )
 @setting(
     "--max-wait-ms",
@@ -68,12 +74,17 @@ if TYPE_CHECKING:
     default=0,
     help="Longest wait for a batch to fill.",
 )
-@setting("--max-inflight-images", type=click.IntRange(1), default=1024, help="Images in flight.")
+@setting(
+    "--max-inflight-images",
+    type=click.IntRange(1),
+    help="Images in flight.",
+    show_default="1024 for each GPU",
+)
 @setting(
     "--max-inflight-mib",
     type=click.IntRange(1),
-    default=512,
     help="Request bodies in flight, in MiB.",
+    show_default="512 for each GPU",
 )
 @setting("--max-inflight-requests", type=click.IntRange(1), default=256, help="Requests in flight.")
 @setting("--max-images", type=click.IntRange(1), default=256, help="Images per request.")
@@ -128,9 +139,10 @@ def serve(
     block_rows: int | None,
     max_bad_fraction: float,
     max_batch_size: int | None,
+    lanes: str | None,
     max_wait_ms: float,
-    max_inflight_images: int,
-    max_inflight_mib: int,
+    max_inflight_images: int | None,
+    max_inflight_mib: int | None,
     max_inflight_requests: int,
     max_images: int,
     max_body_mib: int,
@@ -149,16 +161,16 @@ def serve(
     import os
     from contextlib import closing
     from dataclasses import replace
+    from functools import partial
 
     from distill.targets.encoding import EncodingSpec
     from distill.teacher_server.front.server import make_server, run
     from distill.teacher_server.http.json_log import json_log
     from distill.teacher_server.precompute.options import PrecomputeOptions
     from distill.teacher_server.serve.admission import Budgets
-    from distill.teacher_server.serve.lane import devices_of
+    from distill.teacher_server.serve.lane import BATCH_SIZES, devices_of
     from distill.teacher_server.serve.samples import open_samples, require_store_or_data
     from distill.teacher_server.serve.service import ServeOptions, Service
-    from distill.teacher_server.teacher.batch_size import UNTUNED
     from distill.trainers.models.prediction import StudentOpinion
 
     require_store_or_data(store, data is not None)
@@ -170,14 +182,18 @@ def serve(
     with closing(listener):
         if address.warning:
             journal.event("unencrypted", level="warning", text=address.warning)
-        lanes = devices_of(devices)
+        places = devices_of(devices)
 
         def say(line: str) -> None:
             journal.event("understood", text=line)
 
-        loaded = {device: teacher_choice.load(device, say=say) for device in dict.fromkeys(lanes)}
-        teacher = loaded[lanes[0]]
-        batch_size = max_batch_size or UNTUNED.get(teacher.device.type, 16)
+        loaded = {device: teacher_choice.load(device, say=say) for device in dict.fromkeys(places)}
+        teacher = loaded[places[0]]
+        batch_size = max_batch_size or BATCH_SIZES.get(teacher.device.type, 16)
+        devices_apart = len(set(places))  # a CPU's lanes share its cores
+        inflight_images = max_inflight_images or 1024 * devices_apart
+        inflight_mib = max_inflight_mib or 512 * devices_apart
+        apart = lanes == "processes" or (lanes is None and teacher.device.type == "cuda")
         samples = None
         spec = EncodingSpec.named(encoding, teacher.hierarchy.classes_per_hierarchy)
         if store or data:
@@ -200,25 +216,28 @@ def serve(
             )
             spec = samples.encoding
         service = Service(
-            [loaded[device] for device in lanes],
+            [loaded[device] for device in places],
             ServeOptions(
                 encoding=spec,
                 max_batch_size=batch_size,
                 fair=bool(keys and len(keys.digests) > 1),
                 budgets=Budgets(
-                    images=max_inflight_images,
-                    bytes=max_inflight_mib * 2**20,
+                    images=inflight_images,
+                    bytes=inflight_mib * 2**20,
                     requests=max_inflight_requests,
                 ),
                 max_wait_ms=max_wait_ms,
-                max_images_per_request=min(max_images, max_inflight_images),
-                max_body_bytes=min(max_body_mib, max_inflight_mib) * 2**20,
+                max_images_per_request=min(max_images, inflight_images),
+                max_body_bytes=min(max_body_mib, inflight_mib) * 2**20,
                 max_image_pixels=max_pixels,
                 deadline_s=deadline_s,
                 decode_threads=workers or os.cpu_count() or 1,
             ),
             journal=journal,
             samples=samples,
+            makers=[partial(teacher_choice.load_again, device) for device in places]
+            if apart
+            else [],
         )
         beside = StudentOpinion.of(student, teacher.hierarchy, "cpu") if student else None
         server = make_server(service, keys, address, beside, root_path)
