@@ -28,7 +28,7 @@ class _NoSpan:
 
 
 class Tracing:
-    """Of one process; sends in a thread of its own.
+    """The traces of one process, sent by a thread of its own.
 
     Raises:
         ConfigError: an endpoint is named, but OpenTelemetry is not installed.

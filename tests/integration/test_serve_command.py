@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 import urllib3
-from live import HANG, INFER, body_of, images
+from live import HANG, INFER, body_of, images, wait_until
 from processes import started
 
 from distill.data.source import open_source
@@ -61,7 +61,8 @@ class Process:
 
     @property
     def port(self) -> int:
-        return int(next(e for e in self.events if e["event"] == "listening")["port"])
+        heard = (e for e in self.events if e["event"] == "listening" and "protocol" not in e)
+        return int(next(heard)["port"])
 
     def end(self, number: int = signal.SIGTERM, seconds: float = 40.0) -> int:
         self.running.send_signal(number)
@@ -99,10 +100,11 @@ def ask(port: int, pixels: np.ndarray) -> int:
         return pool.request("POST", url, body=body, headers=headers, timeout=40).status
 
 
+@pytest.mark.parametrize("lanes", ["threads", "processes"])
 def test_sigterm_with_requests_in_flight_loses_none(
-    serve: Callable[..., Process], random: np.random.Generator
+    serve: Callable[..., Process], random: np.random.Generator, lanes: str
 ) -> None:
-    server = serve()
+    server = serve("--lanes", lanes)
     port, pixels = server.port, images(64, random, (32, 32))
     results: list[int | str] = []
 
@@ -135,6 +137,31 @@ def test_sigterm_with_requests_in_flight_loses_none(
     assert set(results) <= {200, 503, "ProtocolError"}
     assert results.count("ProtocolError") <= 6
     assert set(answered) <= {200, 503}
+
+
+def test_lanes_of_a_killed_server_end(
+    serve: Callable[..., Process], random: np.random.Generator
+) -> None:
+    server = serve("--lanes", "processes")
+    assert ask(server.port, images(3, random, (32, 32))) == 200
+    lanes = [pid for pid in offspring(server.running.pid) if "multiprocessing" in command(pid)]
+    assert len(lanes) >= 2  # the forkserver, and a lane at least
+    server.end(signal.SIGKILL)
+    wait_until(lambda: not any(command(pid) for pid in lanes))
+
+
+def offspring(pid: int) -> list[int]:
+    """Children and theirs."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [each for child in found for each in (int(child), *offspring(int(child)))]
+
+
+def command(pid: int) -> str:
+    """Empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 @pytest.mark.slow
