@@ -15,10 +15,7 @@ import asyncio
 import json
 import re
 import resource
-import ssl
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 import httptools
@@ -38,7 +35,6 @@ METHOD = re.compile(rb"[A-Z]{1,24}( |\Z)")
 BARE_LF = re.compile(rb"(?<!\r)\n")
 UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
 END_OF_HEAD = b"\r\n\r\n"
-MakeConnection = Callable[[], asyncio.Protocol]
 
 
 def most_connections() -> int:
@@ -75,39 +71,6 @@ class Connections:
         """One less."""
         self.count -= 1
         self.waiting.pop(connection, None)
-
-
-class Handshake(asyncio.Protocol):
-    """A connection before TLS, which counts among the others and has as long as for a head."""
-
-    def __init__(self, tls: ssl.SSLContext, others: Connections, make: MakeConnection) -> None:
-        self.tls, self.others, self.make = tls, others, make
-        self.transport: Any = None
-        self._task: asyncio.Task[None] | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        self.others.opened()
-        self.others.waiting[self] = None
-        self._task = asyncio.get_running_loop().create_task(self._shake())
-
-    async def _shake(self) -> None:
-        loop, connection = asyncio.get_running_loop(), self.make()
-        encrypted = None
-        with suppress(OSError, TimeoutError):  # of TLS as well
-            encrypted = await loop.start_tls(
-                self.transport,
-                connection,
-                self.tls,
-                server_side=True,
-                ssl_handshake_timeout=HEAD_S,
-                ssl_shutdown_timeout=LINGER_S,
-            )
-        self.others.closed(self)
-        if encrypted is None:
-            self.transport.abort()
-        else:
-            connection.connection_made(encrypted)
 
 
 class Malformed(Exception):

@@ -1,13 +1,11 @@
 """Where a server listens, and how uvicorn serves there."""
 
-import asyncio
 import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -16,7 +14,6 @@ from distill.errors import ConfigError
 from distill.teacher_server.http.connection import (
     Connection,
     Connections,
-    Handshake,
     most_connections,
 )
 from distill.teacher_server.http.keys import ApiKeys
@@ -119,16 +116,10 @@ class Address:
 
 
 def configured(app: ASGIApp, address: Address) -> uvicorn.Config:
-    """How uvicorn serves, whatever it serves; TLS is ours, so that its handshakes count as well."""
-    others, tls = Connections(most_connections()), address.tls
-    plain = partial(Connection, others=others)
-
-    def make(**given: Any) -> asyncio.Protocol:
-        return Handshake(tls, others, partial(plain, **given)) if tls else plain(**given)
-
+    """How uvicorn serves, whatever it serves."""
     config = uvicorn.Config(
         app,
-        http=make,  # type: ignore[arg-type]
+        http=partial(Connection, others=Connections(most_connections())),  # type: ignore[arg-type]
         loop="uvloop",
         lifespan="off",
         ws="none",
@@ -138,4 +129,5 @@ def configured(app: ASGIApp, address: Address) -> uvicorn.Config:
         timeout_graceful_shutdown=1,
     )
     config.load()
+    config.ssl = address.tls  # one that may load another certificate
     return config

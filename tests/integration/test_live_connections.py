@@ -3,8 +3,6 @@
 import json
 import resource
 import socket
-import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,6 @@ import pytest
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.teacher_server.http import connection
 from distill.teacher_server.http.keys import ApiKeys, new_key
-from distill.teacher_server.http.listener import Address
 from distill.teacher_server.serve.admission import Budgets
 from tests.live import INFER, Live, body_of, echo_teacher, images, live, wait_until
 
@@ -284,36 +281,6 @@ def test_probes_are_answered_however_many_connections_there_are(
         with closing(connect(server)) as probe:
             probe.sendall(ABOUT.replace(b"/v2", b"/v2/health/live") + b"\r\n")
             assert replies(probe, 1)[0][0] == 200
-        for line in lines:
-            line.close()
-
-
-def test_handshakes_that_never_end_hold_nothing(
-    hierarchy: SemanticHierarchy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """They count as connections, and have as long as a head has."""
-    certificate, key = tmp_path / "tls.pem", tmp_path / "tls.key"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x"]
-    command += ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
-    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 40)
-    monkeypatch.setattr(connection, "HEAD_S", 1.0)
-    address = Address(certificate=certificate, private_key=key)
-    trusted = ssl.create_default_context(cafile=str(certificate))
-    trusted.check_hostname = False
-    with live(echo_teacher(hierarchy), address=address) as server:
-        lines = [connect(server) for _ in range(200)]
-        for line in lines[::2]:
-            with suppress(OSError):
-                line.sendall(b"\x16\x03\x01")
-        with closing(trusted.wrap_socket(connect(server))) as probe:
-            for _ in range(2):
-                probe.sendall(ABOUT.replace(b"/v2", b"/v2/health/live") + b"\r\n")
-                assert replies(probe, 1)[0][0] == 200
-            assert seconds_until_hung_up(lines[-1]) < 3
-        with closing(connect(server)) as plain:
-            plain.sendall(ABOUT + b"\r\n")
-            assert seconds_until_hung_up(plain) < 3
         for line in lines:
             line.close()
 

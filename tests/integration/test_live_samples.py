@@ -365,6 +365,7 @@ def test_samples_are_answered_while_the_store_is_away(
         filled.rename(away)
         one = client.fetch(ids[:32], 0)
         assert one.valid.all()
+        threading.Event().wait(0.5)  # a reply does not wait for the spool
         assert client.fetch(ids[:32], 0).valid.all()
         assert metric_sum(server, 'source="teacher"') == 32  # kept in the spool meanwhile
         wait_until(lambda: bool(server.named("block not written")))

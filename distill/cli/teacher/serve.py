@@ -92,7 +92,7 @@ if TYPE_CHECKING:
     "--max-body-mib", type=click.IntRange(1), default=64, help="Size of a request body, in MiB."
 )
 @setting("--max-pixels", type=click.IntRange(1), default=25_000_000, help="Pixels per image.")
-@option(
+@setting(
     "--grpc-port",
     type=click.IntRange(0, 65535),
     help="Port to speak gRPC on as well; 0 takes a free one.",
