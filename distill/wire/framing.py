@@ -12,7 +12,7 @@ import binascii
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -112,10 +112,7 @@ def tensors(head: RequestHead, raw: memoryview) -> dict[str, Tensor]:
         Refused: names the input that is wrong, and the element.
     """
     tensors: dict[str, Tensor] = {}
-    for i, given in enumerate(head.inputs):
-        where = f"inputs[{i}] ({_named(given.name)})"
-        if given.name in tensors:
-            raise malformed(f"{where}: appears twice, expected each input once")
+    for where, given in each_input(head):
         size = given.parameters.binary_data_size
         if (size is None) == (given.data is None):
             raise malformed(f"{where}: expected either data or binary_data_size")
@@ -132,6 +129,21 @@ def tensors(head: RequestHead, raw: memoryview) -> dict[str, Tensor]:
             f"{HEAD_LENGTH} must add up to the body"
         )
     return tensors
+
+
+def each_input(head: RequestHead) -> Iterator[tuple[str, InputHead]]:
+    """The inputs in turn, each with its place for an error to begin with.
+
+    Raises:
+        Refused: 400, one appears twice.
+    """
+    names: set[str] = set()
+    for i, given in enumerate(head.inputs):
+        where = f"inputs[{i}] ({_named(given.name)})"
+        if given.name in names:
+            raise malformed(f"{where}: appears twice, expected each input once")
+        names.add(given.name)
+        yield where, given
 
 
 def from_raw(given: InputHead, raw: memoryview, where: str) -> Tensor:

@@ -94,7 +94,7 @@ class Spool:
                 self._look_through(block)
                 if (decoded := self._take_in(block)) is not None:
                     roomless[block] = decoded
-            starts = ((views * self._shape[1] + rows) * size).tolist()
+            starts = self._place(views, rows).tolist()
             content = b"".join(os.pread(self._file, size, start) for start in starts)
             records = np.frombuffer(bytearray(content), self._dtype)
             for block, decoded in roomless.items():
@@ -233,10 +233,14 @@ class Spool:
             of_view["crc"] = [_crc(record) for record in of_view]
         return records
 
+    def _place(self, view: Any, row: Any) -> Any:
+        """Where records begin in the file; numbers or arrays of them."""
+        return (view * self._shape[1] + row) * self._dtype.itemsize
+
     def _read(self, view: int, row: int, count: int) -> NDArray[Any]:
         """`count` records from a row on."""
         size = self._dtype.itemsize
-        content = os.pread(self._file, count * size, (view * self._shape[1] + row) * size)
+        content = os.pread(self._file, count * size, self._place(view, row))
         return np.frombuffer(bytearray(content), self._dtype)
 
     def _put(self, view: int, row: int, records: NDArray[Any]) -> None:
@@ -244,7 +248,7 @@ class Spool:
         self._overwrite(view, row, records)
 
     def _overwrite(self, view: int, row: int, records: NDArray[Any]) -> None:
-        start = (view * self._shape[1] + row) * self._dtype.itemsize
+        start = self._place(view, row)
         content, offset = memoryview(records.tobytes()), start
         try:
             while content:

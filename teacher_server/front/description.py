@@ -7,6 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.teacher_server.inspect.dense_rows import in_words
 from distill.teacher_server.serve.inputs import INPUTS
 from distill.teacher_server.serve.metrics import Metrics
 from distill.teacher_server.serve.queue import BatchTiming
@@ -124,25 +125,21 @@ def named(
 
     probs: [ΣN_k]. confidence: [K].
     """
-    answers = []
-    for k, members in enumerate(hierarchy.slices):
-        of_hierarchy = probs[members]
-        best = of_hierarchy.argsort()[::-1][:top]
-        classes = hierarchy.class_order[members][best].tolist()
-        answers.append(
-            {
-                "hierarchy": k,
-                "confidence": round(float(confidence[k]), 4),
-                "classes": [
-                    {
-                        "synset": hierarchy.synsets[c],
-                        "name": hierarchy.names[c],
-                        "prob": round(float(of_hierarchy[i]), 4),
-                    }
-                    for c, i in zip(classes, best, strict=True)
-                ],
-            }
-        )
+    answers = [
+        {
+            "hierarchy": answer.hierarchy,
+            "confidence": round(float(confidence[answer.hierarchy]), 4),
+            "classes": [
+                {
+                    "synset": each.wnid,
+                    "name": hierarchy.names[hierarchy.index(each.wnid)],
+                    "prob": round(each.prob, 4),
+                }
+                for each in answer.classes
+            ],
+        }
+        for answer in in_words(probs, hierarchy, tag=-1, shown=top)
+    ]
     return sorted(answers, key=lambda answer: -answer["confidence"])
 
 

@@ -7,7 +7,6 @@ those of HTTP by their gRPC names, and `etag`, `if-match` and `x-request-id` are
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from distill.teacher_server.front.description import (
     require_known,
     timing_headers,
 )
-from distill.teacher_server.front.middleware import REQUEST_ID, etag
+from distill.teacher_server.front.middleware import etag, expects_another, request_id_of
 from distill.teacher_server.http.keys import ApiKeys
 from distill.teacher_server.http.listener import Address
 from distill.teacher_server.serve.queue import InferResult
@@ -38,6 +37,7 @@ from distill.wire.framing import (
     RequestHead,
     Tensor,
     datatype,
+    each_input,
     from_raw,
     parse_head,
     raw_bytes,
@@ -134,7 +134,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, service: Service, keys: ApiKeys | None) -> None:
         self.live, self.keys, self._etag = service, keys, etag(service)
-        answers: dict[str, Callable[[Any, Caller], Awaitable[dict[str, Any]]]] = {
+        answers: dict[str, Callable[[Any], dict[str, Any]]] = {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
             "ModelReady": self.model_ready,
@@ -204,8 +204,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _caller(self, context: Any) -> Caller:
         metadata = dict(context.invocation_metadata() or ())
-        given = metadata.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = request_id_of(metadata.get("x-request-id", ""))
         owner = self.keys.owner(metadata.get("authorization", "")) if self.keys else ""
         return Caller("" if owner is None else owner, request_id, metadata)
 
@@ -213,8 +212,8 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         if self.keys and not caller.client:
             text = "no valid API key found, expected metadata authorization: Bearer KEY"
             raise Refused(401, text, "key")
-        wanted = caller.metadata.get("if-match")
-        if wanted and not any(tag.strip() in ("*", self._etag) for tag in wanted.split(",")):
+        wanted = caller.metadata.get("if-match", "")
+        if expects_another(wanted, self._etag):
             text = f"teacher {self._etag} found, if-match expects {wanted[:80]}"
             raise Refused(412, text, "changed")
         if name == "ModelInfer":
@@ -235,41 +234,41 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         )
 
     def _plain(
-        self, name: str, answer: Callable[[Any, Caller], Awaitable[dict[str, Any]]]
+        self, name: str, answer: Callable[[Any], dict[str, Any]]
     ) -> Callable[[Any, Caller], Awaitable[Any]]:
         make = message(f"{name}Response")
 
         async def answered(request: Any, caller: Caller) -> Any:
-            return make(**await answer(request, caller)), {}
+            return make(**answer(request)), {}
 
         return answered
 
     # -- methods ----------------------------------------------------------------------------------
 
-    async def server_live(self, request: Any, caller: Caller) -> dict[str, Any]:
+    def server_live(self, request: Any) -> dict[str, Any]:
         return {"live": not self.live.is_dead}
 
-    async def server_ready(self, request: Any, caller: Caller) -> dict[str, Any]:
+    def server_ready(self, request: Any) -> dict[str, Any]:
         return {"ready": not self.live.why_not_ready()}
 
-    async def model_ready(self, request: Any, caller: Caller) -> dict[str, Any]:
+    def model_ready(self, request: Any) -> dict[str, Any]:
         require_known(request.name, request.version)
         return {"ready": not self.live.why_not_ready()}
 
-    async def server_metadata(self, request: Any, caller: Caller) -> dict[str, Any]:
+    def server_metadata(self, request: Any) -> dict[str, Any]:
         return SERVER_METADATA
 
-    async def model_metadata(self, request: Any, caller: Caller) -> dict[str, Any]:
+    def model_metadata(self, request: Any) -> dict[str, Any]:
         require_known(request.name, request.version)
         metadata = model_metadata(self.live)
         del metadata["parameters"]  # the protocol has no room for them here
         return metadata
 
-    async def model_config(self, request: Any, caller: Caller) -> dict[str, Any]:
+    def model_config(self, request: Any) -> dict[str, Any]:
         require_known(request.name, request.version)
         return {"config": model_config(self.live)}
 
-    async def model_statistics(self, request: Any, caller: Caller) -> dict[str, Any]:
+    def model_statistics(self, request: Any) -> dict[str, Any]:
         require_known(request.name or MODEL, request.version)
         return model_statistics(self.live.metrics)
 
@@ -352,10 +351,8 @@ def tensors_of(request: Any, head: RequestHead) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     raw = request.raw_input_contents
-    for i, (given, sent) in enumerate(zip(head.inputs, request.inputs, strict=True)):
-        where = f"inputs[{i}] ({given.name[:40]!r})"
-        if given.name in tensors:
-            raise malformed(f"{where}: appears twice, expected each input once")
+    for i, (where, given) in enumerate(each_input(head)):
+        sent = request.inputs[i]
         content = memoryview(raw[i]) if raw else _content(given.datatype, sent.contents, where)
         tensors[given.name] = from_raw(given, content, where)
     return tensors

@@ -53,7 +53,7 @@ class Middleware:
         if self._root and scope["path"].startswith(f"{self._root}/"):
             scope = {**scope, "path": scope["path"].removeprefix(self._root)}
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        state = scope[STATE] = RequestState(_request_id(headers.get(b"x-request-id", "")))
+        state = scope[STATE] = RequestState(request_id_of(headers.get(b"x-request-id", "")))
         started = time.monotonic()
 
         async def send_with_id(message: Message) -> None:
@@ -130,8 +130,8 @@ class Middleware:
             except Refused as error:  # here, because routing costs as much as all of this
                 self.service.metrics.rejected.labels(error.reason).inc()
                 return error.status, error.text, {"retry-after": str(error.retry_after_s)}
-        wanted = headers.get(b"if-match")
-        if wanted and not any(tag.strip() in ("*", self._etag) for tag in wanted.split(",")):
+        wanted = headers.get(b"if-match", "")
+        if expects_another(wanted, self._etag):
             return 412, f"teacher {self._etag} found, If-Match expects {wanted[:80]}", {}
         return None
 
@@ -156,5 +156,11 @@ def etag(service: Service) -> str:
     return f'"{service.teacher.identity.fingerprint}"'
 
 
-def _request_id(given: str) -> str:
+def expects_another(if_match: str, etag: str) -> bool:
+    """Whether a request is meant for other teachers only; an empty text is meant for any."""
+    return bool(if_match) and all(tag.strip() not in ("*", etag) for tag in if_match.split(","))
+
+
+def request_id_of(given: str) -> str:
+    """The client's own where it is one, else a new one."""
     return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -16,7 +16,7 @@ import json
 import re
 import resource
 from collections import Counter, OrderedDict
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -47,30 +47,17 @@ def most_connections() -> int:
     return MAX_CONNECTIONS if soft < 0 else min(MAX_CONNECTIONS, soft // 2)
 
 
-@runtime_checkable
-class Waiting(Protocol):
-    """A connection that waits for its client."""
-
-    transport: Any
-
-
 class Connections:
-    """Those of one server. waiting: those of them that wait for their client, the longest first."""
+    """Those of one server that wait for their client, the longest-waiting first."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.count = most, 0
-        self.waiting: OrderedDict[Waiting, None] = OrderedDict()
+        self.most = most
+        self.waiting: OrderedDict[Connection, None] = OrderedDict()
 
-    def opened(self) -> None:
-        """One more; where there are too many, hang up on the one that has waited longest."""
-        self.count += 1
-        if self.count > self.most and self.waiting:
+    def make_room(self) -> None:
+        """Hang up on the one that has waited longest."""
+        if self.waiting:
             self.waiting.popitem(last=False)[0].transport.abort()
-
-    def closed(self, connection: Waiting) -> None:
-        """One less."""
-        self.count -= 1
-        self.waiting.pop(connection, None)
 
 
 class Malformed(Exception):
@@ -132,11 +119,12 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._wait_for_client(HEAD_S)
-        self.others.opened()
+        if len(self.connections) > self.others.most:
+            self.others.make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
-        self.others.closed(self)
+        self.others.waiting.pop(self, None)
         self._backlog = b""
         super().connection_lost(exc)
 

@@ -116,7 +116,11 @@ class Address:
 
 
 def configured(app: ASGIApp, address: Address) -> uvicorn.Config:
-    """How uvicorn serves, whatever it serves."""
+    """How uvicorn serves, whatever it serves.
+
+    Raises:
+        ConfigError: the certificate and its key are none.
+    """
     config = uvicorn.Config(
         app,
         http=partial(Connection, others=Connections(most_connections())),  # type: ignore[arg-type]

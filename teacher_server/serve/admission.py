@@ -120,11 +120,14 @@ class Admission:
 
     def take(self, resource: str, amount: int, client: str) -> None:
         """Used by `Permit.reserve`."""
+        self._make_room(resource, amount, client)
+        self.in_flight[resource] += amount
+        self._of_client[client, resource] += amount
+
+    def _make_room(self, resource: str, amount: int, client: str) -> None:
         while refusal := self._refusal(resource, amount, client):
             if not self._cut_off_slow_body(resource):
                 raise refusal
-        self.in_flight[resource] += amount
-        self._of_client[client, resource] += amount
 
     def _refusal(self, resource: str, amount: int, client: str) -> Refused | None:
         free = getattr(self.budgets, resource) - self.in_flight[resource]
@@ -158,9 +161,7 @@ class Admission:
     def require_room(self) -> None:
         """Raises Refused with 429 where not even one image has room: before anything else."""
         for resource in ("images", "requests"):
-            while self.in_flight[resource] >= getattr(self.budgets, resource):
-                if not self._cut_off_slow_body(resource):
-                    raise self._full(resource, 1, self.in_flight[resource], "")
+            self._make_room(resource, 1, "")  # nobody's share is asked for yet
 
     @property
     def idle(self) -> bool:

@@ -5,8 +5,8 @@ Where it is not set, nothing is imported and nothing is done.
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from distill.errors import ConfigError
@@ -25,6 +25,9 @@ class Span(Protocol):
 class _NoSpan:
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         pass
+
+
+NO_SPAN = _NoSpan()
 
 
 class Tracing:
@@ -58,24 +61,20 @@ class Tracing:
         self._tracer = self._provider.get_tracer("distill")
         self._extract, self._server = propagate.extract, trace.SpanKind.SERVER
 
-    @contextmanager
-    def request(self, name: str, headers: Mapping[str, str]) -> Iterator[Span]:
+    def request(self, name: str, headers: Mapping[str, str]) -> AbstractContextManager[Span]:
         """A span of a request; headers: may name the trace that it belongs to."""
         if self._tracer is None:
-            yield _NoSpan()
-            return
+            return nullcontext(NO_SPAN)
         context = self._extract(headers)
-        with self._tracer.start_as_current_span(name, context=context, kind=self._server) as span:
-            yield span
+        return self._span(name, context=context, kind=self._server)
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[Span]:
+    def part(self, name: str) -> AbstractContextManager[Span]:
         """A span in that of the request."""
-        if self._tracer is None:
-            yield _NoSpan()
-            return
-        with self._tracer.start_as_current_span(name) as span:
-            yield span
+        return nullcontext(NO_SPAN) if self._tracer is None else self._span(name)
+
+    def _span(self, name: str, **more: Any) -> AbstractContextManager[Span]:
+        span: AbstractContextManager[Span] = self._tracer.start_as_current_span(name, **more)
+        return span
 
     def close(self) -> None:
         """Send what is left."""

@@ -31,6 +31,7 @@ from live import (
     live,
     wait_until,
 )
+from made_teachers import real_teacher
 
 from distill.errors import TeacherError
 from distill.hierarchy.semantic import SemanticHierarchy
@@ -139,14 +140,7 @@ def test_answers_equal_a_direct_forward_at_the_same_shape(
     hierarchy: SemanticHierarchy, random: np.random.Generator
 ) -> None:
     """A real network, whose answers depend on the shape of the batch in their last bits."""
-    from dataclasses import replace
-
-    from distill.models.creation import create_model
-
-    torch.manual_seed(0)
-    echo = echo_teacher(hierarchy, (32, 32))
-    model = create_model("test_resnet", hierarchy.num_classes).eval()
-    teacher = replace(echo, members=(replace(echo.members[0], model=model),))
+    teacher = real_teacher(hierarchy)
     with live(teacher) as server:
         for count, shape in ((1, 1), (3, 4), (8, 8)):
             pixels = images(count, random, (32, 32))
@@ -160,14 +154,7 @@ def test_answers_do_not_depend_on_neighbours(
     hierarchy: SemanticHierarchy, random: np.random.Generator
 ) -> None:
     """Not at all in a batch of the same shape; in those of other shapes by their last bit."""
-    from dataclasses import replace
-
-    from distill.models.creation import create_model
-
-    torch.manual_seed(0)
-    echo = echo_teacher(hierarchy, (32, 32))
-    model = create_model("test_resnet", hierarchy.num_classes).eval()
-    teacher = replace(echo, members=(replace(echo.members[0], model=model),))
+    teacher = real_teacher(hierarchy)
     one = images(1, random, (32, 32))
     with live(teacher, max_batch_size=16) as server:
         by_shape = []
