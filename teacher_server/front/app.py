@@ -197,7 +197,7 @@ def make_app(
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        root_path=root_path,
+        servers=[{"url": root_path}] if root_path else None,
         responses=errors(401, 405, 412),
     )
     site = site_of(service, student, root_path)

@@ -1,14 +1,19 @@
 """The Open Inference Protocol over gRPC: the same service, queue and admission as over HTTP.
 
-What is streamed is left out. A request's body is read only once its key is known. Statuses are
-those of HTTP by their gRPC names, and `etag`, `if-match` and `x-request-id` are metadata.
+What is streamed is left out. Statuses are those of HTTP by their gRPC names, and `etag`, `if-match`
+and `x-request-id` are metadata.
+
+gRPC limits the length of a message, and neither how long it may take nor how many come at once. So
+every method is one with a stream of requests, to which nobody but the method itself says when its
+message is wanted: not before the key is known, few at a time, and within a limit of time. What
+anybody may ask needs no message.
 """
 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -26,7 +31,13 @@ from distill.teacher_server.front.description import (
     require_known,
     timing_headers,
 )
-from distill.teacher_server.front.middleware import etag, expects_another, request_id_of
+from distill.teacher_server.front.request_state import (
+    RequestState,
+    etag,
+    expects_another,
+    request_id_of,
+)
+from distill.teacher_server.http.connection import HEAD_S, IDLE_S
 from distill.teacher_server.http.keys import ApiKeys
 from distill.teacher_server.http.listener import Address
 from distill.teacher_server.serve.queue import InferResult
@@ -42,8 +53,8 @@ from distill.wire.framing import (
     parse_head,
     raw_bytes,
 )
-from distill.wire.messages import SERVICE, message
-from distill.wire.refusal import Refused, malformed, too_late
+from distill.wire.messages import SERVICE, message, request_from
+from distill.wire.refusal import CLIENT_GONE, Refused, malformed, too_late, too_slow
 
 OPEN = ("ServerLive", "ServerReady")
 CODES = {
@@ -68,15 +79,11 @@ CONTENTS = {
     BYTES: "bytes_contents",
 }
 FRAMING_BYTES = 2**16  # of a message, around its tensors
+LARGE_BYTES = 2**16  # of tensors that are not raw: they are read beside the event loop
 
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asks, and what is said beside the message."""
-
-    client: str
-    request_id: str
-    metadata: Mapping[str, str]
+MAX_CONNECTIONS, MAX_STREAMS = 512, 64  # streams of each
+MAX_AGE_S = 1800.0  # of a connection; clients make another
+RECEIVE_S, HURRIED_S = 20.0, 5.0  # for a message; where others wait
 
 
 def make_grpc_server(
@@ -87,12 +94,18 @@ def make_grpc_server(
     Raises:
         ConfigError: the address is taken, or the certificate and its key are none.
     """
+    options = service.options
     server = grpc.aio.server(
-        maximum_concurrent_rpcs=service.options.budgets.requests,
         options=[
-            ("grpc.max_receive_message_length", service.options.max_body_bytes + FRAMING_BYTES),
+            ("grpc.max_receive_message_length", options.max_body_bytes + FRAMING_BYTES),
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_concurrent_streams", service.options.budgets.requests),
+            # A stream whose client does not read takes 20 KB, until its connection is too old.
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+            ("grpc.server_handshake_timeout_ms", int(1000 * HEAD_S)),
+            ("grpc.max_connection_idle_ms", int(1000 * IDLE_S)),
+            ("grpc.max_connection_age_ms", int(1000 * MAX_AGE_S)),
+            ("grpc.max_connection_age_grace_ms", int(1000 * options.deadline_s)),
             ("grpc.so_reuseport", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ],
@@ -129,90 +142,145 @@ def _credentials(address: Address) -> Any:
     return grpc.dynamic_ssl_server_credentials(configured(), fetched)
 
 
+class _Inbox:
+    """Messages that are being received: few at a time, as each may be the longest.
+
+    One client leaves room for one of another, and what takes long is cut off where others wait.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._room = asyncio.Semaphore(at_once)
+        self._of_client = defaultdict[str, asyncio.Semaphore](
+            lambda: asyncio.Semaphore(at_once - 1)
+        )
+        self._inside = 0
+        self._since: dict[asyncio.Timeout, float] = {}  # of those that are being received
+
+    async def receive(self, client: str, requests: AsyncIterator[bytes]) -> bytes:
+        """The first message.
+
+        Raises:
+            Refused: 400, there is none; 408, it took too long.
+        """
+        place = self._of_client[client]
+        if place.locked() or self._room.locked():
+            for limit, began in self._since.items():
+                if not limit.expired():
+                    limit.reschedule(began + HURRIED_S)
+        self._inside += 1
+        try:
+            async with place, self._room:
+                return await self._first(requests)
+        except TimeoutError:
+            raise too_slow() from None
+        finally:
+            self._inside -= 1
+
+    async def _first(self, requests: AsyncIterator[bytes]) -> bytes:
+        others_wait = self._inside > len(self._since) + 1
+        async with asyncio.timeout(HURRIED_S if others_wait else RECEIVE_S) as limit:
+            self._since[limit] = asyncio.get_running_loop().time()
+            try:
+                async for request in requests:
+                    return request
+            finally:
+                del self._since[limit]
+        raise malformed("no message found, expected one")
+
+
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Handlers by method name."""
 
     def __init__(self, service: Service, keys: ApiKeys | None) -> None:
         self.live, self.keys, self._etag = service, keys, etag(service)
-        answers: dict[str, Callable[[Any], dict[str, Any]]] = {
-            "ServerLive": self.server_live,
-            "ServerReady": self.server_ready,
-            "ModelReady": self.model_ready,
-            "ServerMetadata": self.server_metadata,
-            "ModelMetadata": self.model_metadata,
-            "ModelConfig": self.model_config,
-            "ModelStatistics": self.model_statistics,
+        options = service.options
+        self._inbox = _Inbox(max(2, options.budgets.bytes // options.max_body_bytes))
+        by_name = {
+            "ServerLive": self._for_all("ServerLive", self.server_live),
+            "ServerReady": self._for_all("ServerReady", self.server_ready),
+            "ModelReady": self._plain("ModelReady", self.model_ready),
+            "ServerMetadata": self._plain("ServerMetadata", self.server_metadata),
+            "ModelMetadata": self._plain("ModelMetadata", self.model_metadata),
+            "ModelConfig": self._plain("ModelConfig", self.model_config),
+            "ModelStatistics": self._plain("ModelStatistics", self.model_statistics),
+            "ModelInfer": self._handler("ModelInfer", self.model_infer),
         }
-        self._handlers = {
-            f"/{SERVICE}/{name}": self._handler(name, self._plain(name, answer))
-            for name, answer in answers.items()
-        }
-        self._handlers[f"/{SERVICE}/ModelInfer"] = self._handler("ModelInfer", self.model_infer)
+        self._handlers = {f"/{SERVICE}/{name}": handler for name, handler in by_name.items()}
 
     def service(self, handler_call_details: Any) -> Any:
         """See `grpc.GenericRpcHandler`."""
         return self._handlers.get(handler_call_details.method)
 
-    def _handler(self, name: str, answer: Callable[[Any, Caller], Awaitable[Any]]) -> Any:
-        """As a method with a stream of requests, which has one: it is read when we say so."""
+    def _for_all(self, name: str, answer: Callable[[], dict[str, Any]]) -> Any:
+        make = message(f"{name}Response")
 
-        async def handle(requests: AsyncIterator[Any], context: Any) -> Any:
-            started, status, caller = time.monotonic(), 200, Caller("", "", {})
+        async def handle(requests: Any, context: Any) -> bytes:
+            reply: bytes = make(**answer()).SerializeToString()
+            return reply
+
+        return grpc.stream_unary_rpc_method_handler(handle)
+
+    def _plain(self, name: str, answer: Callable[[Any], dict[str, Any]]) -> Any:
+        make = message(f"{name}Response")
+
+        async def answered(request: Any, state: RequestState) -> Any:
+            return make(**answer(request)), {}
+
+        return self._handler(name, answered)
+
+    def _handler(self, name: str, answer: Callable[[Any, RequestState], Awaitable[Any]]) -> Any:
+        kind = message(f"{name}Request")
+
+        async def handle(requests: AsyncIterator[bytes], context: Any) -> bytes:
+            metadata = dict(context.invocation_metadata() or ())
+            state = RequestState(request_id_of(metadata.get("x-request-id", "")))
+            trailing = (("x-request-id", state.request_id), ("etag", self._etag))
             try:
-                caller = self._caller(context)
-                trailing = (("x-request-id", caller.request_id), ("etag", self._etag))
-                if name not in OPEN:
-                    self._admit(caller, name)
-                request = await anext(aiter(requests))
-                reply, more = await answer(request, caller)
+                self._admit(name, state, metadata)
+                request = request_from(kind, await self._inbox.receive(state.client, requests))
+                reply, more = await answer(request, state)
                 context.set_trailing_metadata((*trailing, *more.items()))
-                return reply
+                sent: bytes = reply.SerializeToString()
+                state.status = 200
+                return sent
             except Refused as error:
-                status = error.status
+                state.status = error.status
                 self.live.metrics.rejected.labels(error.reason).inc()
                 wait = error.retry_after_s
                 await context.abort(
-                    CODES.get(status, grpc.StatusCode.INTERNAL),
+                    CODES.get(error.status, grpc.StatusCode.INTERNAL),
                     error.text,
                     (("retry-after", str(wait)),) if wait else (),
                 )
             except asyncio.CancelledError:
-                status = 499
+                state.status = CLIENT_GONE
                 self.live.metrics.cancelled.inc()
                 raise
-            except grpc.aio.AbortError:
-                raise
             except Exception as error:
-                status = 500
-                self.live.journal.event(
-                    "error",
-                    request_id=caller.request_id,
-                    error=type(error).__name__,
-                    text=str(error),
-                )
+                state.status = 500
+                state.log_bug(self.live, error)
                 text = "internal server error; see the server's log"
                 await context.abort(grpc.StatusCode.INTERNAL, text)
             finally:
-                if name not in OPEN:
-                    self._log(name, caller, context, status, time.monotonic() - started)
+                state.log(
+                    self.live,
+                    method="gRPC",
+                    route=f"grpc {name}",
+                    path=name,
+                    address=context.peer(),
+                )
+            raise AssertionError("abort raises")
 
-        return grpc.stream_unary_rpc_method_handler(
-            handle,
-            request_deserializer=message(f"{name}Request").FromString,
-            response_serializer=message(f"{name}Response").SerializeToString,
-        )
+        return grpc.stream_unary_rpc_method_handler(handle)
 
-    def _caller(self, context: Any) -> Caller:
-        metadata = dict(context.invocation_metadata() or ())
-        request_id = request_id_of(metadata.get("x-request-id", ""))
-        owner = self.keys.owner(metadata.get("authorization", "")) if self.keys else ""
-        return Caller("" if owner is None else owner, request_id, metadata)
-
-    def _admit(self, caller: Caller, name: str) -> None:
-        if self.keys and not caller.client:
-            text = "no valid API key found, expected metadata authorization: Bearer KEY"
-            raise Refused(401, text, "key")
-        wanted = caller.metadata.get("if-match", "")
+    def _admit(self, name: str, state: RequestState, metadata: dict[str, str]) -> None:
+        if self.keys:
+            owner = self.keys.owner(metadata.get("authorization", ""))
+            if owner is None:
+                text = "no valid API key found, expected metadata authorization: Bearer KEY"
+                raise Refused(401, text, "key")
+            state.client = owner
+        wanted = metadata.get("if-match", "")
         if expects_another(wanted, self._etag):
             text = f"teacher {self._etag} found, if-match expects {wanted[:80]}"
             raise Refused(412, text, "changed")
@@ -220,35 +288,12 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             require_ready(self.live)
             self.live.admission.require_room()
 
-    def _log(self, name: str, caller: Caller, context: Any, status: int, seconds: float) -> None:
-        self.live.metrics.requests.labels(f"grpc {name}", status).inc()
-        self.live.journal.event(
-            "request",
-            request_id=caller.request_id,
-            method="gRPC",
-            path=name,
-            status=status,
-            client=caller.client,
-            address=context.peer(),
-            ms=round(1000 * seconds, 2),
-        )
-
-    def _plain(
-        self, name: str, answer: Callable[[Any], dict[str, Any]]
-    ) -> Callable[[Any, Caller], Awaitable[Any]]:
-        make = message(f"{name}Response")
-
-        async def answered(request: Any, caller: Caller) -> Any:
-            return make(**answer(request)), {}
-
-        return answered
-
     # -- methods ----------------------------------------------------------------------------------
 
-    def server_live(self, request: Any) -> dict[str, Any]:
+    def server_live(self) -> dict[str, Any]:
         return {"live": not self.live.is_dead}
 
-    def server_ready(self, request: Any) -> dict[str, Any]:
+    def server_ready(self) -> dict[str, Any]:
         return {"ready": not self.live.why_not_ready()}
 
     def model_ready(self, request: Any) -> dict[str, Any]:
@@ -272,18 +317,19 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         require_known(request.name or MODEL, request.version)
         return model_statistics(self.live.metrics)
 
-    async def model_infer(self, request: Any, caller: Caller) -> tuple[Any, dict[str, str]]:
+    async def model_infer(self, request: Any, state: RequestState) -> tuple[Any, dict[str, str]]:
         """Soft labels for images, JPEGs or samples."""
         require_known(request.model_name, request.model_version)
         started, gone = time.monotonic(), False
         try:
-            with self.live.admission.admit(caller.client, request.ByteSize()) as permit:
+            with self.live.admission.admit(state.client, request.ByteSize()) as permit:
                 head = head_of(request)
                 permit.reserve("images", self.live.count_images(head) - 1)
+                state.images = permit.held["images"]
                 infer_request = self.live.request_of(
                     head,
-                    tensors_of(request, head),
-                    client=caller.client,
+                    await self._tensors_of(request, head),
+                    client=state.client,
                     started=started,
                     useless=lambda: gone,
                 )
@@ -296,6 +342,12 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             raise too_late(f"no answer within {time.monotonic() - started:.1f} s") from error
         finally:
             gone = True
+
+    async def _tensors_of(self, request: Any, head: RequestHead) -> dict[str, Tensor]:
+        if request.raw_input_contents or request.ByteSize() <= LARGE_BYTES:
+            return tensors_of(request, head)
+        pool = self.live.decoder.pool
+        return await asyncio.get_running_loop().run_in_executor(pool, tensors_of, request, head)
 
 
 def head_of(request: Any) -> RequestHead:

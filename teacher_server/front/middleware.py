@@ -5,13 +5,15 @@ every request but a probe is logged.
 """
 
 import asyncio
-import re
-import time
-import uuid
-from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from distill.teacher_server.front.request_state import (
+    RequestState,
+    etag,
+    expects_another,
+    request_id_of,
+)
 from distill.teacher_server.http.access import AccessDenied, authenticate, send_error
 from distill.teacher_server.http.keys import ApiKeys
 from distill.teacher_server.serve.service import Service
@@ -19,17 +21,6 @@ from distill.wire.refusal import CLIENT_GONE, Refused
 
 STATE = "distill"
 PROBES = ("/v2/health/live", "/v2/health/ready")
-REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-
-
-@dataclass
-class RequestState:
-    """What the log says of a request."""
-
-    request_id: str
-    client: str = ""
-    images: int = 0
-    status: int = 0
 
 
 class Middleware:
@@ -50,11 +41,12 @@ class Middleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self._root and scope["path"].startswith(f"{self._root}/"):
-            scope = {**scope, "path": scope["path"].removeprefix(self._root)}
+        path = scope["path"]
+        if self._root and f"{path}/".startswith(f"{self._root}/"):
+            path = path.removeprefix(self._root) or "/"
+            scope = {**scope, "path": path}
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         state = scope[STATE] = RequestState(request_id_of(headers.get(b"x-request-id", "")))
-        started = time.monotonic()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -66,10 +58,10 @@ class Middleware:
             await send(message)
 
         try:
-            refusal = self._refusal(scope["method"], scope["path"], headers, state)
+            refusal = self._refusal(scope["method"], path, headers, state)
             if refusal:
                 await send_error(send_with_id, *refusal)
-            elif scope["path"] in PROBES:
+            elif path in PROBES:
                 await self.app(scope, receive, send_with_id)
             else:
                 await self._traced(scope, headers, state, receive, send_with_id)
@@ -79,20 +71,21 @@ class Middleware:
                     send_with_id, 503, "the server is shutting down", {"retry-after": "1"}
                 )
         except Exception as error:  # whatever it is, the client gets an answer
-            self.service.journal.event(
-                "error",
-                level="error",
-                request_id=state.request_id,
-                error=type(error).__name__,
-                text=str(error),
-            )
+            state.log_bug(self.service, error)
             if not state.status:
                 await send_error(
                     send_with_id, 500, "internal server error; see the server's log", {}
                 )
         finally:
-            if scope["path"] not in PROBES:
-                self._log(scope, state, time.monotonic() - started)
+            if path not in PROBES:
+                state.status = state.status or CLIENT_GONE
+                state.log(
+                    self.service,
+                    method=scope["method"],
+                    route=getattr(scope.get("route"), "path", "none"),
+                    path=path,
+                    address=(scope.get("client") or ("",))[0],
+                )
 
     async def _traced(
         self,
@@ -134,33 +127,3 @@ class Middleware:
         if expects_another(wanted, self._etag):
             return 412, f"teacher {self._etag} found, If-Match expects {wanted[:80]}", {}
         return None
-
-    def _log(self, scope: Scope, state: RequestState, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "none")
-        self.service.metrics.requests.labels(route, state.status or CLIENT_GONE).inc()
-        self.service.journal.event(
-            "request",
-            request_id=state.request_id,
-            method=scope["method"],
-            path=scope["path"][:200],
-            status=state.status or CLIENT_GONE,
-            client=state.client,
-            address=(scope.get("client") or ("",))[0],
-            images=state.images,
-            ms=round(1000 * seconds, 2),
-        )
-
-
-def etag(service: Service) -> str:
-    """The teacher's fingerprint, as a header has it."""
-    return f'"{service.teacher.identity.fingerprint}"'
-
-
-def expects_another(if_match: str, etag: str) -> bool:
-    """Whether a request is meant for other teachers only; an empty text is meant for any."""
-    return bool(if_match) and all(tag.strip() not in ("*", etag) for tag in if_match.split(","))
-
-
-def request_id_of(given: str) -> str:
-    """The client's own where it is one, else a new one."""
-    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -7,9 +7,11 @@ answers. uvicorn alone would close the listener first, and answer plain text at 
 
 import asyncio
 import gc
+import multiprocessing
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -51,6 +53,8 @@ def run(
         ended = runner.run(_serve(server, service, listener, drain_s, grpc_address))
     if not ended:  # Python would wait for a thread that hangs; all that matters is on the disk
         sys.stderr.flush()
+        for process in multiprocessing.active_children():  # one that is stopped ends no other way
+            process.kill()
         os._exit(0)
 
 
@@ -158,7 +162,9 @@ class TeacherServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, keys: ApiKeys | None, address: Address) -> None:
         super().__init__(config)
-        self.keys, self.address = keys, address
+        self.keys, self.address, self._tls = keys, address, config.ssl
+        if config.ssl:
+            config.ssl.sni_callback = self._hand_over
 
     @property
     def may_reload(self) -> bool:
@@ -166,17 +172,22 @@ class TeacherServer(uvicorn.Server):
         return bool(self.keys or self.address.certificate)
 
     def reload(self, service: Service) -> None:
-        """Read keys and certificate anew; where they are wrong, the old ones go on."""
+        """Read keys and certificate anew; where one of them is wrong, the old ones go on."""
         try:
-            if self.keys:
-                self.keys.reload()
-                service.admission.fair = len(self.keys.digests) > 1
-            if self.address.tls:
-                self.address.load_certificate(self.address.tls)
+            keys = ApiKeys.read(self.keys.path) if self.keys else None
+            self._tls = self.address.tls()
         except ConfigError as error:
             service.journal.event("not reloaded", level="error", text=str(error))
-        else:
-            service.journal.event("reloaded", keys=sorted(self.keys.digests) if self.keys else [])
+            return
+        if self.keys and keys:
+            self.keys.digests = keys.digests
+            service.admission.fair = len(keys.digests) > 1
+        service.journal.event("reloaded", keys=sorted(keys.digests) if keys else [])
+
+    def _hand_over(self, connection: ssl.SSLObject, name: str | None, listening: Any) -> None:
+        """A new connection gets the certificate of now."""
+        assert self._tls
+        connection.context = self._tls
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

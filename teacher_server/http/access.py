@@ -58,7 +58,13 @@ def _of_this_site(headers: Mapping[bytes, str]) -> bool:
     if fetch_site is not None:
         return fetch_site in ("same-origin", "none")
     origin = headers.get(b"origin")
-    return origin is None or urlsplit(origin).netloc == headers.get(b"host")
+    if origin is None:
+        return True
+    try:
+        place = urlsplit(origin).netloc
+    except ValueError:
+        return False
+    return place.lower() == headers.get(b"host", "").lower()
 
 
 async def send_error(send: Send, status: int, text: str, headers: Mapping[str, str]) -> None:

@@ -71,7 +71,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **options)
         self.others = others
         self._timer: asyncio.TimerHandle | None = None
-        self._head: bytes | None = None  # what came of it; None between requests
+        self._head: bytearray | None = None  # what came of it; None between requests
         self._in_head = False
         self._complete = True  # the message that came last
         self._left: int | None = 0  # bytes of its body to come; None where it comes in chunks
@@ -184,15 +184,17 @@ class Connection(HttpToolsProtocol):
     def _take_head(self, data: memoryview) -> memoryview:
         if self._head is None:
             self._wait_for_client(HEAD_S)
-        looked_at = bytes(data[:PIECE])
-        head = ((self._head or b"") + looked_at).lstrip(b"\r\n")
-        end = head.find(END_OF_HEAD)
-        if (len(head) if end < 0 else end) > MAX_HEAD_BYTES:
+            self._head = bytearray()
+        head, before = self._head, len(self._head)  # of which nothing is looked at twice
+        looked_at = data[:PIECE]
+        head += looked_at if head else bytes(looked_at).lstrip(b"\r\n")
+        end = head.find(END_OF_HEAD, max(0, before - len(END_OF_HEAD)))
+        known = len(head) if end < 0 else end
+        if known > MAX_HEAD_BYTES:
             raise Malformed(f"head of more than {MAX_HEAD_BYTES} bytes found, expected less")
-        if (head and not METHOD.match(head)) or BARE_LF.search(head, 0, max(end, 0) or len(head)):
+        if (head and not METHOD.match(head)) or BARE_LF.search(head, before, known):
             raise Malformed("not HTTP/1.1")
         if end < 0:
-            self._head = head
             return data[len(looked_at) :]
         end += len(END_OF_HEAD)
         self._head, self._in_head, self._complete = None, True, False

@@ -48,14 +48,6 @@ class ApiKeys:
             raise ConfigError(f"{path}: no key found; make one with `distill api-key NAME`")
         return cls(digests, path)
 
-    def reload(self) -> None:
-        """What the file says now counts from the next request on.
-
-        Raises:
-            ConfigError: see `read`; those of before go on.
-        """
-        self.digests = self.read(self.path).digests
-
     def owner(self, authorization: str, *, passwords: bool = False) -> str | None:
         """Whose key an Authorization header bears. Takes as long for a wrong key as for any.
 

@@ -4,7 +4,7 @@ import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -34,26 +34,15 @@ class Address:
                 "one of --tls-certificate and --tls-key found, expected both or none of them"
             )
 
-    @cached_property
     def tls(self) -> ssl.SSLContext | None:
-        """None without a certificate.
-
-        Raises:
-            ConfigError: the certificate and its key are none.
-        """
-        if self.certificate is None:
-            return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self.load_certificate(context)
-        return context
-
-    def load_certificate(self, context: ssl.SSLContext) -> None:
-        """The files as they are now.
+        """With the certificate as its files are now; None without one.
 
         Raises:
             ConfigError: they are no certificate and its key.
         """
-        assert self.certificate is not None
+        if self.certificate is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             context.load_cert_chain(self.certificate, self.private_key)
         except OSError as error:
@@ -61,6 +50,7 @@ class Address:
                 f"{self.certificate}: not a certificate and its key ({error.strerror}), expected "
                 "PEM files"
             ) from error
+        return context
 
     def bound(self) -> socket.socket:
         """A socket that listens here.
@@ -91,7 +81,7 @@ class Address:
 
     def require_safe(self, keys: ApiKeys | None) -> None:
         """Raises ConfigError where others could ask without a key, or the certificate is none."""
-        _ = self.tls
+        self.tls()
         if not keys and not self._is_loopback():
             raise ConfigError(
                 f"--host {self.host} found without keys, expected 127.0.0.1, ::1 or localhost; "
@@ -133,5 +123,5 @@ def configured(app: ASGIApp, address: Address) -> uvicorn.Config:
         timeout_graceful_shutdown=1,
     )
     config.load()
-    config.ssl = address.tls  # one that may load another certificate
+    config.ssl = address.tls()
     return config

@@ -144,7 +144,8 @@ class Admission:
             if permit.held[resource] and body.is_slow(permit.arrived):
                 del self.bodies[permit]
                 self._give_back(permit)
-                body.limit.reschedule(0)  # by the clock of the loop: now
+                if not body.limit.expired():
+                    body.limit.reschedule(0)  # by the clock of the loop: now
                 return True
         return False
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -346,7 +347,13 @@ def test_many_slow_requests_do_not_hold_all_of_them(
 
 
 @pytest.mark.parametrize(
-    "fields", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}]
+    "fields",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
 )
 def test_pages_of_other_sites_send_nothing(open_server: Live, fields: dict[str, str]) -> None:
     """A browser sends text/plain anywhere without asking first."""
@@ -356,3 +363,32 @@ def test_pages_of_other_sites_send_nothing(open_server: Live, fields: dict[str, 
         line.sendall(post.encode() + b"Content-Length: 2\r\n\r\n{}")
         ((status, text),) = replies(line, 1)
     assert (status, b"another site" in text) == (403, True)
+    assert not open_server.named("error")
+
+
+def test_pages_of_this_site_do(open_server: Live) -> None:
+    """Names of hosts have no case."""
+    post = f"POST {INFER} HTTP/1.1\r\nHost: LocalHost:80\r\nOrigin: http://localhost:80\r\n"
+    with closing(connect(open_server)) as line:
+        line.sendall(post.encode() + b"Content-Length: 2\r\n\r\n{}")
+        assert replies(line, 1)[0][0] == 400  # it is no request, but it was read
+
+
+def test_a_head_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small its pieces are: the work per piece does not grow with what came before."""
+    searched: list[int] = []
+
+    class Counting:
+        def search(self, text: bytearray, start: int, end: int) -> Any:
+            searched.append(end - start)
+            return connection.re.compile(rb"(?<!\r)\n").search(text, start, end)
+
+    monkeypatch.setattr(connection, "BARE_LF", Counting())
+    made: Any = object.__new__(connection.Connection)
+    made._head, made._wait_for_client = None, lambda seconds: None
+    head = ABOUT + b"X: " + b"y" * 20_000
+    for i in range(0, len(head), 10):
+        assert not len(made._take_head(memoryview(head[i : i + 10])))
+    assert sum(searched) == len(head)
+    with pytest.raises(connection.Malformed):
+        made._take_head(memoryview(b"\r\nA: b\nC: d"))

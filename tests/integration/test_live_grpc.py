@@ -23,6 +23,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.teacher_server.front import grpc_server
 from distill.teacher_server.front.grpc_server import make_grpc_server
 from distill.teacher_server.http.keys import ApiKeys, new_key
 from distill.teacher_server.http.listener import Address
@@ -241,7 +242,7 @@ def test_keys(hierarchy: SemanticHierarchy, random: np.random.Generator, tmp_pat
         asked = {"authorization": f"Bearer {key}"}
         assert client.infer("teacher", [tensor], headers=asked).as_numpy("status")[0] == 0
         (tmp_path / "keys").write_text(f"bob sha256:{'0' * 64}\n")
-        keys.reload()
+        keys.digests = ApiKeys.read(tmp_path / "keys").digests
         with pytest.raises(InferenceServerException, match="no valid API key"):
             client.infer("teacher", [tensor], headers=asked)
     requests = [event for event in server.named("request") if event["method"] == "gRPC"]
@@ -287,3 +288,101 @@ def test_stock_aio_client(server: Live, random: np.random.Generator) -> None:
 
     with spoken(server) as address:
         assert asyncio.run(ask(address)) == [[0, 0]] * 20
+
+
+@contextmanager
+def unended(channel: grpc.Channel, method: str, count: int, **more: Any) -> Iterator[list[Any]]:
+    """Calls that never send their message."""
+    over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait(60)
+        yield from ()
+
+    ask = channel.stream_unary(f"/{messages.SERVICE}/{method}")
+    calls = [ask.future(nothing(), **more) for _ in range(count)]
+    try:
+        yield calls
+    finally:
+        over.set()
+        for call in calls:
+            call.cancel()
+
+
+def code_of(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.RpcError) as error:
+        call.result(10)
+    return error.value.code()
+
+
+def test_who_sends_no_message_holds_up_nobody(
+    hierarchy: SemanticHierarchy,
+    random: np.random.Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither without a key nor, where others wait, with one."""
+    monkeypatch.setattr(grpc_server, "HURRIED_S", 0.5)
+    held = {"authorization": f"Bearer {new_key('held', tmp_path / 'keys')}"}
+    asked = {"authorization": f"Bearer {new_key('ann', tmp_path / 'keys')}"}
+    keys = ApiKeys.read(tmp_path / "keys")
+    tensor = given("image", images(1, random), "UINT8")
+    with (
+        live(echo_teacher(hierarchy), keys=keys, max_body_bytes=2**25) as server,
+        spoken(server, keys) as address,
+        triton.InferenceServerClient(address) as client,
+        grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as silent,
+        grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as owned,
+    ):
+        with (
+            unended(silent, "ServerLive", 20) as lives,
+            unended(silent, "ServerReady", 20),
+            unended(silent, "ModelInfer", 20) as keyless,
+        ):
+            assert lives[-1].result(10) == message_of("ServerLiveResponse", live=True)
+            assert code_of(keyless[-1]) == grpc.StatusCode.UNAUTHENTICATED
+            assert client.is_server_live()
+            assert client.infer("teacher", [tensor], headers=asked)
+        with unended(owned, "ModelInfer", 60, metadata=tuple(held.items())) as calls:
+            wait_until(lambda: client.is_server_live())
+            began = time.monotonic()
+            for _ in range(5):
+                assert client.infer("teacher", [tensor], headers=asked)
+            assert time.monotonic() - began < 5
+            more = tuple({**asked, "if-match": "*"}.items())
+            with unended(silent, "ModelConfig", 2, metadata=more) as slow:
+                assert client.get_model_config("teacher", headers=asked)
+                assert code_of(slow[0]) == grpc.StatusCode.ABORTED
+            assert not calls[-1].done()
+    assert any(event["status"] == 408 for event in server.named("request"))
+
+
+def message_of(name: str, **fields: Any) -> bytes:
+    made: bytes = messages.message(name)(**fields).SerializeToString()
+    return made
+
+
+def test_what_is_no_message(server: Live) -> None:
+    """Is told as such, and costs neither memory nor an error in the log."""
+    about: Any = {"model_name": "teacher"}
+    numbers = {"bool_contents": [False] * (5 * 2**20)}
+    many = [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 3], "contents": numbers}]
+    outputs = [{"name": "prob"}] * 1001
+    whole = message_of("ModelInferRequest", **about, outputs=outputs[:3])
+    with spoken(server) as address, grpc.insecure_channel(address) as channel:
+        infer = channel.stream_unary(f"/{messages.SERVICE}/ModelInfer")
+        for sent, code, text in (
+            (b"\xff\xff", "INVALID_ARGUMENT", "no ModelInferRequest found"),
+            (b"\x0b", "INVALID_ARGUMENT", "no ModelInferRequest found"),
+            (whole[:-1], "INVALID_ARGUMENT", "no ModelInferRequest found"),
+            (b"\x0a\x02\xff\xff", "INVALID_ARGUMENT", "no ModelInferRequest found"),
+            (message_of("ModelInferRequest", **about, inputs=many), "OUT_OF_RANGE", "send tensors"),
+            (message_of("ModelInferRequest", **about, outputs=outputs), "OUT_OF_RANGE", "fields"),
+        ):
+            with pytest.raises(grpc.RpcError, match=text) as error:
+                infer(iter([sent]), timeout=10)
+            assert error.value.code().name == code
+        with pytest.raises(grpc.RpcError, match="no message found") as error:
+            infer(iter([]), timeout=10)
+        assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert not server.named("error")

@@ -150,10 +150,26 @@ def test_lanes_of_a_killed_server_end(
     wait_until(lambda: not any(command(pid) for pid in lanes))
 
 
+def test_stopped_lanes_end_with_their_server(
+    serve: Callable[..., Process], random: np.random.Generator
+) -> None:
+    server = serve("--lanes", "processes")
+    assert ask(server.port, images(3, random, (32, 32))) == 200
+    lanes = [lane for child in children(server.running.pid) for lane in children(child)]
+    assert lanes
+    for pid in lanes:
+        os.kill(pid, signal.SIGSTOP)
+    assert server.end(signal.SIGTERM) == 0
+    wait_until(lambda: not any(command(pid) for pid in lanes))
+
+
 def offspring(pid: int) -> list[int]:
     """Children and theirs."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [each for child in found for each in (int(child), *offspring(int(child)))]
+    return [each for child in children(pid) for each in (child, *offspring(child))]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def command(pid: int) -> str:
@@ -339,6 +355,14 @@ def test_new_certificate_counts_at_once(
         command = ["openssl", "x509", "-noout", "-subject"]
         return subprocess.run(command, input=found, capture_output=True, text=True).stdout
 
+    (tmp_path / "first.pem").write_bytes(certificate.read_bytes())
+
+    def about(with_key: str) -> int:
+        headers = {"authorization": f"Bearer {with_key}"}
+        with urllib3.PoolManager(ca_certs=str(tmp_path / "first.pem")) as pool:
+            url = f"https://127.0.0.1:{server.port}/v2"
+            return pool.request("GET", url, headers=headers).status
+
     def spoken() -> Any:
         options = grpc.ssl_channel_credentials(certificate.read_bytes())
         with grpc.secure_channel(f"localhost:{grpc_port}", options) as channel:
@@ -352,7 +376,20 @@ def test_new_certificate_counts_at_once(
 
     assert "first" in shown(server.port)
     assert spoken() == "distill"
+    (tmp_path / "other").mkdir()
     certified(tmp_path, "second")
+    _, own = certified(tmp_path / "other", "other")
+    right, keys = key.read_bytes(), tmp_path / "keys"
+    key.write_bytes(own.read_bytes())
+    only, changed = keys.read_bytes(), distill("api-key", "bob", "--file", keys).out.strip()
+    server.running.send_signal(signal.SIGHUP)
+    server.wait_for("not reloaded")
+    assert "first" in shown(server.port)
+    assert "first" in shown(grpc_port)
+    assert about(changed) == 401
+    assert about(made) == 200
+    key.write_bytes(right)
+    keys.write_bytes(only)
     server.running.send_signal(signal.SIGHUP)
     server.wait_for("reloaded")
     assert "second" in shown(server.port)
@@ -375,6 +412,12 @@ def test_behind_a_path_of_a_proxy(serve: Callable[..., Process]) -> None:
             styles = next(link for link in links if "style.css" in link)
             url = f"http://127.0.0.1:{server.port}{styles}"
             assert pool.request("GET", url).status == 200
+            unknown = pool.request("GET", f"{base}/v2/no", headers={"accept": "text/html"})
+            assert (unknown.status, unknown.headers["content-type"]) == (404, "application/json")
+        bare = pool.request("GET", f"http://127.0.0.1:{server.port}/teacher")
+        assert bare.status == 200
+        twice = f"http://127.0.0.1:{server.port}/teacher/teacher/v2"
+        assert pool.request("GET", twice).status == 404
         with closing(TeacherClient(f"http://127.0.0.1:{server.port}/teacher")) as client:
             pixels = images(1, np.random.default_rng(0), (32, 32))
             assert client.infer_images(pixels).valid.all()
