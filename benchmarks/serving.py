@@ -1,9 +1,12 @@
 """What does the teacher server cost beyond the teacher, and what does it do when there is too much?
 
     python benchmarks/serving.py [--quick] [--shared ../shared] [--device cuda] [--soak SECONDS]
+        [--environments FOLDER]
 
 Transport: a null model behind this server, by HTTP and gRPC, with one lane and two, and, in the
-same run, behind LitServe (`pip install '.[bench]'`; left out where it is not there), one client,
+same run, behind LitServe, MLServer and Ray Serve (`benchmarks/null_engine.py`; those that have an
+environment litserve, mlserver or rayserve in FOLDER, made by `python -m venv` and by
+`pip install` of litserve numpy; of mlserver 'uvloop<0.22'; of 'ray[serve]' numpy), one client,
 224-pixel images as uint8 and as JPEG. Throughput: a
 trained ResNet-18-D at 64 pixels (on a GPU also tresnet_l at 224 with random weights) bare, through
 the queue alone, and over HTTP as uint8 and as JPEG. Load: p99 at 80% of that capacity; goodput,
@@ -32,7 +35,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +65,6 @@ from distill.wire.messages import SERVICE, message
 INFER = "/v2/models/teacher/infer"
 HERE = Path(__file__).resolve().parent
 SIDE = 224
-LITSERVE = """
-import sys, litserve, numpy
-class Null(litserve.LitAPI):
-    def setup(self, device): pass
-    def decode_request(self, request):
-        return numpy.frombuffer(request["image"].file.read(), numpy.uint8).reshape(-1, 224, 224, 3)
-    def predict(self, images): return numpy.zeros((len(images), 4), numpy.float32)
-    def encode_response(self, output): return {"confidence": output.tolist()}
-if __name__ == "__main__":
-    litserve.LitServer(Null(), accelerator="cpu", workers_per_device=1).run(
-        host="127.0.0.1", port=int(sys.argv[1]), log_level="error", generate_client_file=False)
-"""
 
 
 class NullMember(Member):
@@ -91,6 +81,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cpus", help="as 0,1,2,3; all by default")
+    parser.add_argument("--environments", type=Path, default=Path("environments"))
     parser.add_argument("--soak", type=float, default=0.0, help="seconds")
     parser.add_argument("--null-server", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--grpc-port", type=int, help=argparse.SUPPRESS)
@@ -110,12 +101,12 @@ def main() -> None:
         f"Command: `python benchmarks/serving.py{' --quick' if options.quick else ''}`, "
         f"{time.strftime('%Y-%m-%d')}, {processor()}, server on processors {servers}, clients on "
         f"{clients}; Python {platform.python_version()}, "
-        + ", ".join(f"{n} {_version(n)}" for n in ("torch", "uvicorn", "fastapi", "litserve"))
+        + ", ".join(f"{n} {_version(n)}" for n in ("torch", "uvicorn", "fastapi", "grpcio"))
         + "\n",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as scratch:
-        bench = _Bench(Path(scratch), servers, clients)
+        bench = _Bench(Path(scratch), options.environments, servers, clients)
         device = pick_device(options.device)
         choices = _choices(options.shared, on_gpu=device.type == "cuda")
         data = options.shared / "data"
@@ -133,10 +124,13 @@ def main() -> None:
 
 
 class _Bench:
-    """One machine, one run. scratch: for requests and logs."""
+    """One machine, one run. scratch: for requests and logs; environments: of other engines."""
 
-    def __init__(self, scratch: Path, servers: Sequence[int], clients: Sequence[int]) -> None:
-        self.scratch, self.servers, self.clients = scratch, servers, clients
+    def __init__(
+        self, scratch: Path, environments: Path, servers: Sequence[int], clients: Sequence[int]
+    ) -> None:
+        self.scratch, self.environments = scratch, environments
+        self.servers, self.clients = servers, clients
 
     # -- transport --------------------------------------------------------------------------------
 
@@ -172,13 +166,26 @@ class _Bench:
                     jpegs = _jpegs(count, (SIDE, SIDE))
                     request = _binary("jpeg", "BYTES", [count], jpegs, ["confidence"])
                     say(f"{kind}, HTTP, JPEG", count, asked(port, request))
-        if find_spec("litserve"):
-            script, port = self.scratch / "null_litserve.py", _free_port()
-            script.write_text(LITSERVE)
-            with self.process([sys.executable, str(script), str(port)]):
-                _wait_for(port, "/health")
+        for engine, path in (
+            ("litserve", "/health"),
+            ("rayserve", "/-/healthz"),
+            ("mlserver", "/v2/health/ready"),
+        ):
+            python = self.environments / engine / "bin/python"
+            if not python.exists():
+                continue
+            port, grpc_port = _free_port(), _free_port()
+            script = str(HERE / "null_engine.py")
+            with self.process([str(python), script, engine, str(port), str(grpc_port)]):
+                _wait_for(port, path)
                 for count, images in pixels.items():
-                    say("litserve, HTTP, uint8", count, asked(port, _form(images.tobytes())))
+                    if engine == "mlserver":
+                        took = self.spoken(grpc_port, images, seconds)
+                        say(f"{engine}, gRPC, uint8", count, took)
+                        continue
+                    raw = images.tobytes()
+                    request = _form(raw) if engine == "litserve" else _raw(raw)
+                    say(f"{engine}, HTTP, uint8", count, asked(port, request))
         print()
         return figures
 
@@ -406,6 +413,7 @@ class _Bench:
         """A student trains with a server's answers, first alone, then while it is attacked."""
         out, port = self.scratch, _free_port()
         train, serve = self.commands(data, ["--limit", "4000"], port)
+        serve += ["--grpc-port", grpc_port := _free_port()]
         train += ["--targets", f"http://127.0.0.1:{port}"]
         alone, beside, resident = [], [], []
         with self.process([str(word) for word in serve]):
@@ -415,8 +423,10 @@ class _Bench:
             resident.append(round(_resident_mib(self.running.pid), 1))
             ends = time.monotonic() + seconds
             with self.pinned(self.servers):
-                words = [sys.executable, str(HERE / "attack.py"), str(port), str(seconds)]
-                attack = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+                words = [sys.executable, HERE / "attack.py", port, seconds, 100, grpc_port]
+                attack = subprocess.Popen(
+                    [str(word) for word in words], stdout=subprocess.PIPE, text=True
+                )
             while time.monotonic() < ends:
                 beside.append(self.trained([*train, "--out", out / f"beside-{len(beside)}"]))
                 resident.append(round(_resident_mib(self.running.pid), 1))
@@ -588,6 +598,12 @@ def _form(raw: bytes) -> bytes:
     )
     lines = f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}\r\n\r\n"
     return f"POST /predict HTTP/1.1\r\nHost: localhost\r\n{lines}".encode() + body
+
+
+def _raw(raw: bytes) -> bytes:
+    """A body and no more."""
+    lines = f"Content-Length: {len(raw)}\r\n\r\n"
+    return f"POST /predict HTTP/1.1\r\nHost: localhost\r\n{lines}".encode() + raw
 
 
 def _jpegs(count: int, size: tuple[int, int]) -> bytes:

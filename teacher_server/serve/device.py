@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from distill.errors import DistillError, TeacherError, TeacherUnavailableError, first_line
-from distill.events import Journal
+from distill.events import Event, Journal
 from distill.process_pool import end_with_parent
 from distill.targets.encoding import EncodingSpec
 from distill.targets.rows import TargetRows
@@ -100,7 +100,7 @@ class InThisProcess:
     ) -> None:
         self.teacher = teacher
         self._pinned = teacher.device.type == "cuda"
-        self._forward = Forward(teacher, spec, batch_size=batch_size, lanes=1, journal=journal)
+        self._forward = _forward_of(teacher, spec, batch_size, journal)
 
     @property
     def batch_size(self) -> int:
@@ -131,6 +131,10 @@ class InThisProcess:
     def close(self) -> None:
         """See `Device`."""
         self._forward.close()
+
+
+def _forward_of(teacher: Teacher, spec: EncodingSpec, batch_size: int, journal: Journal) -> Forward:
+    return Forward(teacher, spec, batch_size=batch_size, captured=True, lanes=1, journal=journal)
 
 
 def _launched(
@@ -204,9 +208,9 @@ class InItsProcess:
             reply = self._receive()
             self._arrived[reply.number] = reply
         reply = self._arrived.pop(launched)
-        if reply.batch_size < self.batch_size:
-            self.batch_size = reply.batch_size
-            self.journal.event("batch halved", level="warning", batch_size=self.batch_size)
+        self.batch_size = min(self.batch_size, reply.batch_size)
+        for event in reply.events:
+            self.journal.pass_on(event)
         if reply.error:
             raise ERRORS.get(reply.error, RuntimeError)(reply.text)
         return list(reply.answers)
@@ -253,13 +257,17 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Reply:
-    """error: the class of what went wrong; the first reply tells the fingerprint as its text."""
+    """error: the class of what went wrong; the first reply tells the fingerprint as its text.
+
+    events: of the process's journal, since the last reply.
+    """
 
     number: int
     batch_size: int
     error: str = ""
     text: str = ""
     answers: tuple[Answers, ...] = ()
+    events: tuple[Event, ...] = ()
 
 
 def _views(
@@ -293,10 +301,13 @@ def _work(
     pipe.send(_Reply(0, batch_size, text=teacher.identity.fingerprint))
     memory = mmap.mmap(number.detach(), size)
     launched: deque[tuple[int, Future[list[Encoded]]]] = deque()
-    with Forward(teacher, spec, batch_size=batch_size, lanes=1) as forward:
+    events: list[Event] = []
+    with _forward_of(teacher, spec, batch_size, Journal(events.append)) as forward:
         while True:
             if launched and (len(launched) == IN_FLIGHT or not pipe.poll()):
-                pipe.send(_collected(forward, *launched.popleft()))
+                reply = _collected(forward, *launched.popleft())
+                pipe.send(replace(reply, events=tuple(events)))
+                events.clear()
                 continue
             try:
                 batch: _Batch | None = pipe.recv()

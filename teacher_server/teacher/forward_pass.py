@@ -19,6 +19,7 @@ from distill.errors import TeacherError, TeacherUnavailableError, first_line
 from distill.events import Journal
 from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import DenseTargets, SparseTargets, sparsify
+from distill.teacher_server.teacher.captured import CapturedPasses, Run
 from distill.teacher_server.teacher.stages import StageSeconds
 from distill.teacher_server.teacher.teacher import Teacher
 
@@ -54,7 +55,8 @@ class Forward:
     A GPU takes batches one after another. On a CPU each thread takes a batch of its own: 5 to 20%
     faster than all threads on one batch, not slowed down by the processes that decode beside it
     (benchmarks/precompute.py), and the answers do not depend on the number of threads. lanes: how
-    many do so; None is as many as torch has threads.
+    many do so; None is as many as torch has threads. captured: a GPU's pass is launched as one, for
+    batches of few shapes.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Forward:
         *,
         batch_size: int,
         compiled: bool = False,
+        captured: bool = False,
         lanes: int | None = None,
         journal: Journal | None = None,
         stages: StageSeconds | None = None,
@@ -75,6 +78,9 @@ class Forward:
         self.journal = journal or Journal()
         self.stages = stages or StageSeconds()
         self._on_gpu = teacher.device.type == "cuda"
+        self._logits: Run = self.teacher.logits
+        if captured and self._on_gpu:
+            self._logits = CapturedPasses(self.teacher.logits, self.journal)
         self._copies = torch.cuda.Stream(teacher.device) if self._on_gpu else None
         self.lanes = 1 if self._on_gpu else lanes or torch.get_num_threads()
         self._threads = (
@@ -161,7 +167,7 @@ class Forward:
         if self.compiled:  # for one shape only
             on_device = [_padded(each, batch_size) for each in on_device]
         moments.append(self._now())
-        logits = [each[:count] for each in self.teacher.logits(on_device)]
+        logits = [each[:count] for each in self._logits(on_device)]
         moments.append(self._now())
         exact = self.teacher.answer(logits)
         sparse = sparsify(exact, self.teacher.hierarchy, self.spec)
@@ -219,6 +225,7 @@ class Forward:
             self.journal.note(
                 f"out of memory: continuing with batches of {self.batch_size}",
                 "batch halved",
+                level="warning",
                 batch_size=self.batch_size,
             )
 

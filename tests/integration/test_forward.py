@@ -317,6 +317,30 @@ def test_gpu_answers_are_those_of_the_cpu(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gpu_passes_are_captured(
+    hierarchy: SemanticHierarchy, teacher_weights: Path, spec: EncodingSpec, precision: Any
+) -> None:
+    """Several shapes in turn, two batches in flight: the answers are those of the pass itself."""
+    choice = MemberChoice(name="test_vit", weights=teacher_weights)
+    gpu, events = torch.device("cuda", 0), list[Event]()
+    teacher = load_teacher([choice], hierarchy, device=gpu, precision=precision)
+    with Forward(
+        teacher, spec, batch_size=64, captured=True, journal=Journal(events.append)
+    ) as forward:
+        for _ in range(3):
+            given = [pixels(count).pin_memory() for count in (64, 16, 16, 1)]
+            launched = [forward.launch([each], exact=64) for each in given]
+            for each, own in zip(launched, given, strict=True):
+                (part,) = forward.collect(each)
+                assert part.exact
+                expected = teacher.targets([own.to(gpu)])
+                torch.testing.assert_close(part.exact.probs, expected.probs, rtol=0, atol=2e-3)
+    assert not events
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_batches_are_halved_where_memory_runs_out(
     hierarchy: SemanticHierarchy, spec: EncodingSpec
 ) -> None:
