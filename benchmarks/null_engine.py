@@ -15,6 +15,7 @@ from typing import Any
 # Both servers send their model to another process by its name.
 if find_spec("litserve"):
     import numpy as np
+    from fastapi import Request
     from litserve import LitAPI
 
     class Form(LitAPI):  # type: ignore[misc]
@@ -23,7 +24,7 @@ if find_spec("litserve"):
         def setup(self, device: str) -> None:
             """Nothing is needed."""
 
-        def decode_request(self, request: Any) -> Any:
+        def decode_request(self, request: Request) -> Any:
             """Images."""
             return np.frombuffer(request["image"].file.read(), np.uint8).reshape(-1, 224, 224, 3)
 

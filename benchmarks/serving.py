@@ -6,7 +6,8 @@
 Transport: a null model behind this server, by HTTP and gRPC, with one lane and two, and, in the
 same run, behind LitServe, MLServer and Ray Serve (`benchmarks/null_engine.py`; those that have an
 environment litserve, mlserver or rayserve in FOLDER, made by `python -m venv` and by
-`pip install` of litserve numpy; of mlserver 'uvloop<0.22'; of 'ray[serve]' numpy), one client,
+`pip install` of litserve numpy python-multipart; of mlserver 'uvloop<0.22'; of 'ray[serve]' numpy),
+one client,
 224-pixel images as uint8 and as JPEG. Throughput: a
 trained ResNet-18-D at 64 pixels (on a GPU also tresnet_l at 224 with random weights) bare, through
 the queue alone, and over HTTP as uint8 and as JPEG. Load: p99 at 80% of that capacity; goodput,
@@ -148,7 +149,9 @@ class _Bench:
 
         def asked(port: int, request: bytes) -> list[float]:
             seen = self.load(port, request, seconds=seconds, clients=1)
-            return [took for status, took, _ in seen if status == 200]
+            took = [took for status, took, _ in seen if status == 200]
+            assert took, f"no request was answered: {_statuses(seen)}"
+            return took
 
         own = [sys.executable, str(HERE / "serving.py")]
         pixels = {count: np.zeros((count, SIDE, SIDE, 3), np.uint8) for count in (1, 64)}
