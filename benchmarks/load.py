@@ -31,12 +31,15 @@ class Line:
         self.writer.write(request)
         await self.writer.drain()
         head = await self.reader.readuntil(b"\r\n\r\n")
-        length = next(
+        lengths = [
             int(line.partition(b":")[2])
             for line in head.split(b"\r\n")
             if line.lower().startswith(b"content-length")
-        )
-        await self.reader.readexactly(length)
+        ]
+        if lengths:
+            await self.reader.readexactly(lengths[0])
+        else:
+            await self.reader.readuntil(b"\r\n0\r\n\r\n")  # the last chunk
         return int(head[STATUS])
 
 
