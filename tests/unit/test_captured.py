@@ -24,6 +24,7 @@ class Recorded:
         own = tuple(each.clone() for each in inputs)
         outputs = run(own)
 
+        @torch.inference_mode()
         def replay() -> None:
             self.replays += 1
             for mine, new in zip(outputs, run(own), strict=True):
