@@ -125,7 +125,9 @@ def test_error_of_a_worker_is_one_line(
     running = on_ray("--label-set", "imagenet21k-p-fall11")
     _, err = running.communicate(timeout=120)
     assert running.returncode == 2
-    (line,) = (line for line in err.splitlines() if not line.startswith("data: "))
+    lines = [line for line in err.splitlines() if not line.startswith("data: ")]
+    assert len(lines) == 1, err
+    line = lines[0]
     assert line.startswith("distill: ")
     assert "pass the --label-set it was trained on" in err
     assert not (tmp_path / "store").exists()
