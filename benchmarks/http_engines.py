@@ -90,11 +90,10 @@ def serve_uvicorn(port: int, http: Any) -> None:
 
 def serve_ours(port: int) -> None:
     """uvicorn as `distill serve` sets it up."""
-    import uvicorn
 
-    from distill.teacher_server.http.listener import Address, configured
+    from distill.teacher_server.http.listener import Address, HttpServer
 
-    uvicorn.Server(configured(application, Address(port=port))).run([Address(port=port).bound()])
+    HttpServer(application, Address(port=port)).run([Address(port=port).bound()])
 
 
 def serve_hypercorn(port: int) -> None:

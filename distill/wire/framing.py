@@ -84,7 +84,7 @@ class RequestParameters(_Part):
 class RequestHead(_Part):
     """What a request asks. outputs: none of them means all but the dense ones."""
 
-    id: str | None = None
+    id: Annotated[str, Field(max_length=1024)] | None = None
     parameters: RequestParameters = RequestParameters()
     inputs: Annotated[list[InputHead], Field(min_length=1, max_length=16)]
     outputs: Annotated[list[OutputHead], Field(max_length=16)] = []

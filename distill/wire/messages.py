@@ -54,7 +54,7 @@ def _beside_raw_tensors(raw: bytes) -> int:
     place = count = 0
     for _ in range(MAX_FIELDS):
         if place == len(raw):
-            return count
+            break
         began = place
         tag, place = _varint(raw, place)
         match tag & 7:
@@ -72,7 +72,9 @@ def _beside_raw_tensors(raw: bytes) -> int:
         if place > len(raw):
             raise DecodeError("ends early")
         count += (place - began) * (tag != RAW_TENSOR)
-    raise too_large(f"more than {MAX_FIELDS} fields found, expected fewer")
+    if place < len(raw):
+        raise too_large(f"more than {MAX_FIELDS} fields found, expected fewer")
+    return count
 
 
 def _varint(raw: bytes, place: int) -> tuple[int, int]:

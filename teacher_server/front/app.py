@@ -404,15 +404,19 @@ async def _unless_gone(
 
 
 class _HeldReply(Response):
-    """Holds the request's permit until the reply is with the client's connection."""
+    """Holds the request's permit until the client has read the reply, but for its last 64 KiB."""
 
     def __init__(self, body: bytes, headers: Mapping[str, str], held: ExitStack) -> None:
         super().__init__(body, headers=headers)
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         with self._held:
-            await super().__call__(scope, receive, send)
+            await send(head)
+            await send({"type": "http.response.body", "body": self.body, "more_body": True})
+            # Not before what is written has left uvicorn's buffer.
+            await send({"type": "http.response.body", "body": b""})
 
 
 def reply(

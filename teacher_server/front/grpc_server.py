@@ -13,8 +13,9 @@ import asyncio
 import json
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -37,9 +38,9 @@ from distill.teacher_server.front.request_state import (
     expects_another,
     request_id_of,
 )
-from distill.teacher_server.http.connection import HEAD_S, IDLE_S
+from distill.teacher_server.http.connection import HEAD_S, IDLE_S, STALLED_S, most_connections
 from distill.teacher_server.http.keys import ApiKeys
-from distill.teacher_server.http.listener import Address
+from distill.teacher_server.http.listener import Address, Certificate
 from distill.teacher_server.serve.queue import InferResult
 from distill.teacher_server.serve.service import Service
 from distill.wire.framing import (
@@ -56,7 +57,7 @@ from distill.wire.framing import (
 from distill.wire.messages import SERVICE, message, request_from
 from distill.wire.refusal import CLIENT_GONE, Refused, malformed, too_late, too_slow
 
-OPEN = ("ServerLive", "ServerReady")
+Made = TypeVar("Made")
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -79,29 +80,39 @@ CONTENTS = {
     BYTES: "bytes_contents",
 }
 FRAMING_BYTES = 2**16  # of a message, around its tensors
-LARGE_BYTES = 2**16  # of tensors that are not raw: they are read beside the event loop
+MAX_PARTS, MAX_DIMENSIONS = 16, 8  # inputs and outputs of a request; of a shape
+MAX_TEXT = 1024  # characters of an id
+LARGE_BYTES = 2**16  # of a message that is parsed beside the event loop
 
 MAX_CONNECTIONS, MAX_STREAMS = 512, 64  # streams of each
-MAX_AGE_S = 1800.0  # of a connection; clients make another
+MAX_AGE_S = 300.0  # of a connection; clients make another
 RECEIVE_S, HURRIED_S = 20.0, 5.0  # for a message; where others wait
 
 
 def make_grpc_server(
-    service: Service, keys: ApiKeys | None, address: Address
+    service: Service,
+    keys: ApiKeys | None,
+    address: Address,
+    certificate: Callable[[], Certificate | None] = lambda: None,
 ) -> "tuple[grpc.aio.Server, int]":
     """A server that is bound to its port and waits to be started in a running loop, and that port.
 
+    certificate: that of now, where there is one.
+
     Raises:
-        ConfigError: the address is taken, or the certificate and its key are none.
+        ConfigError: the address is taken.
     """
     options = service.options
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", options.max_body_bytes + FRAMING_BYTES),
             ("grpc.max_send_message_length", -1),
-            # A stream whose client does not read takes 20 KB, until its connection is too old.
+            # A stream whose client does not read keeps its reply, until its connection is too old.
             ("grpc.max_concurrent_streams", MAX_STREAMS),
-            ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+            (
+                "grpc.max_allowed_incoming_connections",
+                min(MAX_CONNECTIONS, most_connections() // 4),
+            ),
             ("grpc.server_handshake_timeout_ms", int(1000 * HEAD_S)),
             ("grpc.max_connection_idle_ms", int(1000 * IDLE_S)),
             ("grpc.max_connection_age_ms", int(1000 * MAX_AGE_S)),
@@ -113,8 +124,8 @@ def make_grpc_server(
     server.add_generic_rpc_handlers((_Methods(service, keys),))
     place = f"{f'[{address.host}]' if ':' in address.host else address.host}:{address.port}"
     try:
-        if address.certificate:
-            port = server.add_secure_port(place, _credentials(address))
+        if certificate():
+            port = server.add_secure_port(place, _credentials(certificate))
         else:
             port = server.add_insecure_port(place)
     except (RuntimeError, OSError) as error:
@@ -124,22 +135,15 @@ def make_grpc_server(
     return server, port
 
 
-def _credentials(address: Address) -> Any:
-    """The files are read anew for each connection, so that a new certificate counts at once."""
+def _credentials(certificate: Callable[[], Certificate | None]) -> Any:
+    """Of the certificate of now, asked for with each connection."""
 
     def configured() -> Any:
-        assert address.certificate is not None
-        assert address.private_key is not None
-        pair = address.private_key.read_bytes(), address.certificate.read_bytes()
-        return grpc.ssl_server_certificate_configuration([pair])
+        now = certificate()
+        assert now
+        return grpc.ssl_server_certificate_configuration([(now.private_key, now.chain)])
 
-    def fetched() -> Any:
-        try:
-            return configured()
-        except OSError:  # it is being replaced: the last one goes on
-            return None
-
-    return grpc.dynamic_ssl_server_credentials(configured(), fetched)
+    return grpc.dynamic_ssl_server_credentials(configured(), configured)
 
 
 class _Inbox:
@@ -156,7 +160,7 @@ class _Inbox:
         self._inside = 0
         self._since: dict[asyncio.Timeout, float] = {}  # of those that are being received
 
-    async def receive(self, client: str, requests: AsyncIterator[bytes]) -> bytes:
+    async def receive(self, client: str, context: Any) -> bytes:
         """The first message.
 
         Raises:
@@ -170,22 +174,23 @@ class _Inbox:
         self._inside += 1
         try:
             async with place, self._room:
-                return await self._first(requests)
+                return await self._first(context)
         except TimeoutError:
             raise too_slow() from None
         finally:
             self._inside -= 1
 
-    async def _first(self, requests: AsyncIterator[bytes]) -> bytes:
+    async def _first(self, context: Any) -> bytes:
         others_wait = self._inside > len(self._since) + 1
         async with asyncio.timeout(HURRIED_S if others_wait else RECEIVE_S) as limit:
             self._since[limit] = asyncio.get_running_loop().time()
             try:
-                async for request in requests:
-                    return request
+                request = await context.read()
             finally:
                 del self._since[limit]
-        raise malformed("no message found, expected one")
+        if request is grpc.aio.EOF:
+            raise malformed("no message found, expected one")
+        return bytes(request)
 
 
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -223,26 +228,33 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
     def _plain(self, name: str, answer: Callable[[Any], dict[str, Any]]) -> Any:
         make = message(f"{name}Response")
 
-        async def answered(request: Any, state: RequestState) -> Any:
+        async def answered(request: Any, state: RequestState, held: ExitStack) -> Any:
             return make(**answer(request)), {}
 
         return self._handler(name, answered)
 
-    def _handler(self, name: str, answer: Callable[[Any, RequestState], Awaitable[Any]]) -> Any:
+    def _handler(
+        self, name: str, answer: Callable[[Any, RequestState, ExitStack], Awaitable[Any]]
+    ) -> Any:
+        """answer: of a message; what it puts on the stack is held until the reply is sent."""
         kind = message(f"{name}Request")
 
-        async def handle(requests: AsyncIterator[bytes], context: Any) -> bytes:
+        async def handle(requests: Any, context: Any) -> None:
             metadata = dict(context.invocation_metadata() or ())
             state = RequestState(request_id_of(metadata.get("x-request-id", "")))
             trailing = (("x-request-id", state.request_id), ("etag", self._etag))
             try:
                 self._admit(name, state, metadata)
-                request = request_from(kind, await self._inbox.receive(state.client, requests))
-                reply, more = await answer(request, state)
-                context.set_trailing_metadata((*trailing, *more.items()))
-                sent: bytes = reply.SerializeToString()
-                state.status = 200
-                return sent
+                raw = await self._inbox.receive(state.client, context)
+                state.body_bytes = len(raw)
+                request = await self._beside(len(raw), request_from, kind, raw)
+                del raw
+                with ExitStack() as held:
+                    reply, more = await answer(request, state, held)
+                    context.set_trailing_metadata((*trailing, *more.items()))
+                    state.status = 200
+                    async with asyncio.timeout(STALLED_S):
+                        await context.write(reply.SerializeToString())
             except Refused as error:
                 state.status = error.status
                 self.live.metrics.rejected.labels(error.reason).inc()
@@ -252,6 +264,9 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
                     error.text,
                     (("retry-after", str(wait)),) if wait else (),
                 )
+            except TimeoutError:
+                state.status = CLIENT_GONE
+                await context.abort(grpc.StatusCode.ABORTED, "nobody read the reply")
             except asyncio.CancelledError:
                 state.status = CLIENT_GONE
                 self.live.metrics.cancelled.inc()
@@ -269,9 +284,8 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
                     path=name,
                     address=context.peer(),
                 )
-            raise AssertionError("abort raises")
 
-        return grpc.stream_unary_rpc_method_handler(handle)
+        return grpc.stream_stream_rpc_method_handler(handle)
 
     def _admit(self, name: str, state: RequestState, metadata: dict[str, str]) -> None:
         if self.keys:
@@ -317,37 +331,41 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         require_known(request.name or MODEL, request.version)
         return model_statistics(self.live.metrics)
 
-    async def model_infer(self, request: Any, state: RequestState) -> tuple[Any, dict[str, str]]:
+    async def model_infer(
+        self, request: Any, state: RequestState, held: ExitStack
+    ) -> tuple[Any, dict[str, str]]:
         """Soft labels for images, JPEGs or samples."""
         require_known(request.model_name, request.model_version)
         started, gone = time.monotonic(), False
         try:
-            with self.live.admission.admit(state.client, request.ByteSize()) as permit:
-                head = head_of(request)
-                permit.reserve("images", self.live.count_images(head) - 1)
-                state.images = permit.held["images"]
-                infer_request = self.live.request_of(
-                    head,
-                    await self._tensors_of(request, head),
-                    client=state.client,
-                    started=started,
-                    useless=lambda: gone,
-                )
-                async with asyncio.timeout(infer_request.deadline - started):
-                    result = await self.live.infer(infer_request)
-                self.live.metrics.answered(time.monotonic() - started)
-                reply = reply_of(request.id, result, infer_request.outputs)
-                return reply, timing_headers(result.timing)
+            permit = held.enter_context(self.live.admission.admit(state.client, state.body_bytes))
+            head = head_of(request)
+            permit.reserve("images", self.live.count_images(head) - 1)
+            state.images = permit.held["images"]
+            infer_request = self.live.request_of(
+                head,
+                await self._beside(state.body_bytes, tensors_of, request, head),
+                client=state.client,
+                started=started,
+                useless=lambda: gone,
+            )
+            async with asyncio.timeout(infer_request.deadline - started):
+                result = await self.live.infer(infer_request)
+            self.live.metrics.answered(time.monotonic() - started)
+            reply = reply_of(request.id, result, infer_request.outputs)
+            permit.reserve("bytes", reply.ByteSize())
+            return reply, timing_headers(result.timing)
         except TimeoutError as error:
             raise too_late(f"no answer within {time.monotonic() - started:.1f} s") from error
         finally:
             gone = True
 
-    async def _tensors_of(self, request: Any, head: RequestHead) -> dict[str, Tensor]:
-        if request.raw_input_contents or request.ByteSize() <= LARGE_BYTES:
-            return tensors_of(request, head)
+    async def _beside(self, size: int, work: Callable[..., Made], *given: Any) -> Made:
+        """Beside the event loop, where the message is large."""
+        if size <= LARGE_BYTES:
+            return work(*given)
         pool = self.live.decoder.pool
-        return await asyncio.get_running_loop().run_in_executor(pool, tensors_of, request, head)
+        return await asyncio.get_running_loop().run_in_executor(pool, work, *given)
 
 
 def head_of(request: Any) -> RequestHead:
@@ -356,6 +374,16 @@ def head_of(request: Any) -> RequestHead:
     Raises:
         Refused: 400, it has too many inputs or outputs, or parameters of other types.
     """
+    for name, parts in (("inputs", request.inputs), ("outputs", request.outputs)):
+        if len(parts) > MAX_PARTS:
+            raise malformed(f"{len(parts)} {name} found, expected at most {MAX_PARTS}")
+    if len(request.id) > MAX_TEXT:
+        raise malformed(f"id of {len(request.id)} characters found, expected at most {MAX_TEXT}")
+    if "expect" in request.parameters and len(request.parameters["expect"].string_param) > MAX_TEXT:
+        raise malformed("a long expect found, expected a digest")
+    for given in request.inputs:
+        if len(given.shape) > MAX_DIMENSIONS:
+            raise malformed(f"a shape of {len(given.shape)} dimensions found, expected a few")
     raw = list(request.raw_input_contents)
     if raw and len(raw) != len(request.inputs):
         raise malformed(
@@ -365,9 +393,9 @@ def head_of(request: Any) -> RequestHead:
     document = {
         "id": request.id or None,
         "parameters": {
-            name: _value(given)
-            for name, given in request.parameters.items()
-            if name in ("timeout", "expect")
+            name: _value(request.parameters[name])
+            for name in ("timeout", "expect")
+            if name in request.parameters
         },
         "inputs": [
             {"name": given.name, "datatype": given.datatype, "shape": list(given.shape)}
@@ -379,9 +407,9 @@ def head_of(request: Any) -> RequestHead:
                 "parameters": {
                     "binary_data": True,
                     **{
-                        name: _value(given)
-                        for name, given in output.parameters.items()
-                        if name == "classification"
+                        name: _value(output.parameters[name])
+                        for name in ("classification",)
+                        if name in output.parameters
                     },
                 },
             }
@@ -392,7 +420,8 @@ def head_of(request: Any) -> RequestHead:
 
 
 def _value(parameter: Any) -> Any:
-    return getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
+    chosen = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, chosen) if chosen else None
 
 
 def tensors_of(request: Any, head: RequestHead) -> dict[str, Tensor]:

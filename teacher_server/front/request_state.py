@@ -12,11 +12,12 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 @dataclass
 class RequestState:
-    """client: the name of its key. status: of HTTP; 0 before it is known."""
+    """client: the name of its key. status: of HTTP; 0 before it is known. body_bytes: of gRPC's."""
 
     request_id: str
     client: str = ""
     images: int = 0
+    body_bytes: int = 0
     status: int = 0
     started: float = field(default_factory=time.monotonic)
 

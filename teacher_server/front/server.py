@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -20,12 +19,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from distill.errors import ConfigError
 from distill.teacher_server.front.app import make_app
 from distill.teacher_server.front.grpc_server import make_grpc_server
 from distill.teacher_server.http.keys import ApiKeys
-from distill.teacher_server.http.listener import Address, configured
+from distill.teacher_server.http.listener import Address, HttpServer
 from distill.teacher_server.pages.site import Student
 from distill.teacher_server.serve.service import Service
 
@@ -71,7 +71,7 @@ def make_server(
         ConfigError: the certificate and its key are none.
     """
     app = make_app(service, keys, student, root_path)
-    return TeacherServer(configured(app, address), keys, address)
+    return TeacherServer(app, address, keys)
 
 
 async def _serve(
@@ -89,7 +89,9 @@ async def _serve(
         loop.add_signal_handler(signal.SIGHUP, server.reload, service)
     beside = None
     if grpc_address:
-        beside, grpc_port = make_grpc_server(service, server.keys, grpc_address)
+        beside, grpc_port = make_grpc_server(
+            service, server.keys, grpc_address, lambda: server.certificate
+        )
         await beside.start()
         journal.event("listening", protocol="gRPC", host=grpc_address.host, port=grpc_port)
     serving = loop.create_task(server.serve([listener]))
@@ -157,14 +159,12 @@ async def _drained(
         await asyncio.sleep(POLL_S)
 
 
-class TeacherServer(uvicorn.Server):
-    """uvicorn; keys and certificate may be replaced while it serves."""
+class TeacherServer(HttpServer):
+    """Keys and certificate may be replaced while it serves."""
 
-    def __init__(self, config: uvicorn.Config, keys: ApiKeys | None, address: Address) -> None:
-        super().__init__(config)
-        self.keys, self.address, self._tls = keys, address, config.ssl
-        if config.ssl:
-            config.ssl.sni_callback = self._hand_over
+    def __init__(self, app: ASGIApp, address: Address, keys: ApiKeys | None) -> None:
+        super().__init__(app, address)
+        self.keys = keys
 
     @property
     def may_reload(self) -> bool:
@@ -175,19 +175,15 @@ class TeacherServer(uvicorn.Server):
         """Read keys and certificate anew; where one of them is wrong, the old ones go on."""
         try:
             keys = ApiKeys.read(self.keys.path) if self.keys else None
-            self._tls = self.address.tls()
+            certificate = self.address.read_certificate()
         except ConfigError as error:
             service.journal.event("not reloaded", level="error", text=str(error))
             return
+        self.certificate = certificate
         if self.keys and keys:
             self.keys.digests = keys.digests
             service.admission.fair = len(keys.digests) > 1
         service.journal.event("reloaded", keys=sorted(keys.digests) if keys else [])
-
-    def _hand_over(self, connection: ssl.SSLObject, name: str | None, listening: Any) -> None:
-        """A new connection gets the certificate of now."""
-        assert self._tls
-        connection.context = self._tls
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ import json
 import re
 import resource
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -48,16 +49,39 @@ def most_connections() -> int:
 
 
 class Connections:
-    """Those of one server that wait for their client, the longest-waiting first."""
+    """Those of one server; and how to hang up on those that wait for their client, the
+    longest-waiting first.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.waiting: OrderedDict[Connection, None] = OrderedDict()
+        self._open: set[object] = set()
+        self._waiting: OrderedDict[object, Callable[[], object]] = OrderedDict()
+
+    def opened(self, connection: object, hang_up: Callable[[], object]) -> None:
+        """One more, which waits; where there are too many, another makes room."""
+        self._open.add(connection)
+        self.waits(connection, hang_up)
+        if len(self._open) > self.most:
+            self.make_room()
+
+    def closed(self, connection: object) -> None:
+        """One less."""
+        self._open.discard(connection)
+        self._waiting.pop(connection, None)
+
+    def waits(self, connection: object, hang_up: Callable[[], object]) -> None:
+        """For its client, from now on where it did not before."""
+        self._waiting.setdefault(connection, hang_up)
+
+    def waits_not(self, connection: object) -> None:
+        """It is being answered."""
+        self._waiting.pop(connection, None)
 
     def make_room(self) -> None:
         """Hang up on the one that has waited longest."""
-        if self.waiting:
-            self.waiting.popitem(last=False)[0].transport.abort()
+        if self._waiting:
+            self._waiting.popitem(last=False)[1]()
 
 
 class Malformed(Exception):
@@ -89,7 +113,7 @@ class Connection(HttpToolsProtocol):
     def _wait_for_client(self, seconds: float) -> None:
         self._cancel_timer()
         self._timer = self.loop.call_later(seconds, self.transport.abort)
-        self.others.waiting.setdefault(self)
+        self.others.waits(self, self.transport.abort)
 
     def _wait_for_application(self) -> None:
         """It looks after its own time."""
@@ -97,7 +121,7 @@ class Connection(HttpToolsProtocol):
             self._wait_for_client(STALLED_S)
         else:
             self._cancel_timer()
-            self.others.waiting.pop(self, None)
+            self.others.waits_not(self)
 
     def _cancel_timer(self) -> None:
         if self._timer:
@@ -118,13 +142,12 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.others.opened(self, self.transport.abort)
         self._wait_for_client(HEAD_S)
-        if len(self.connections) > self.others.most:
-            self.others.make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
-        self.others.waiting.pop(self, None)
+        self.others.closed(self)
         self._backlog = b""
         super().connection_lost(exc)
 
@@ -231,10 +254,15 @@ class Connection(HttpToolsProtocol):
         count = Counter(name for name, _ in self.headers)
         if count[b"host"] > 1 or (not count[b"host"] and self.parser.get_http_version() == "1.1"):
             raise Malformed(f"{count[b'host']} Host headers found, expected one")
+        coding = [
+            value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"
+        ]
+        if coding not in ([], [b"chunked"]) or self.parser.get_http_version() not in ("1.0", "1.1"):
+            raise Malformed("not HTTP/1.1 with a body as it is, or in chunks")
         if self.parser.should_upgrade():
             raise Malformed("CONNECT found, expected a request of this server")
         lengths = [int(value) for name, value in self.headers if name == b"content-length"]
-        self._left = None if count[b"transfer-encoding"] else sum(lengths)
+        self._left = None if coding else sum(lengths)
         self._framing, self._tail = 0, b""
         super().on_headers_complete()
         self._wait_for_application()

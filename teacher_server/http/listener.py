@@ -1,5 +1,6 @@
 """Where a server listens, and how uvicorn serves there."""
 
+import asyncio
 import ipaddress
 import socket
 import ssl
@@ -16,7 +17,17 @@ from distill.teacher_server.http.connection import (
     Connections,
     most_connections,
 )
+from distill.teacher_server.http.handshakes import Handshakes
 from distill.teacher_server.http.keys import ApiKeys
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """private_key, chain: PEM, as they were read. context: that shows it."""
+
+    private_key: bytes
+    chain: bytes
+    context: ssl.SSLContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,23 +45,25 @@ class Address:
                 "one of --tls-certificate and --tls-key found, expected both or none of them"
             )
 
-    def tls(self) -> ssl.SSLContext | None:
-        """With the certificate as its files are now; None without one.
+    def read_certificate(self) -> "Certificate | None":
+        """As its files are now; None without one.
 
         Raises:
-            ConfigError: they are no certificate and its key.
+            ConfigError: they are no certificate and its key, or the key asks for a password.
         """
-        if self.certificate is None:
+        if self.certificate is None or self.private_key is None:
             return None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            context.load_cert_chain(self.certificate, self.private_key)
+            pair = self.private_key.read_bytes(), self.certificate.read_bytes()
+            # Whatever the password is, nobody could be asked for it.
+            context.load_cert_chain(self.certificate, self.private_key, password=lambda: b"")
         except OSError as error:
             raise ConfigError(
                 f"{self.certificate}: not a certificate and its key ({error.strerror}), expected "
-                "PEM files"
+                "PEM files, without a password"
             ) from error
-        return context
+        return Certificate(*pair, context)
 
     def bound(self) -> socket.socket:
         """A socket that listens here.
@@ -81,7 +94,7 @@ class Address:
 
     def require_safe(self, keys: ApiKeys | None) -> None:
         """Raises ConfigError where others could ask without a key, or the certificate is none."""
-        self.tls()
+        self.read_certificate()
         if not keys and not self._is_loopback():
             raise ConfigError(
                 f"--host {self.host} found without keys, expected 127.0.0.1, ::1 or localhost; "
@@ -105,23 +118,54 @@ class Address:
             return self.host == "localhost"
 
 
-def configured(app: ASGIApp, address: Address) -> uvicorn.Config:
-    """How uvicorn serves, whatever it serves.
+class HttpServer(uvicorn.Server):
+    """How uvicorn serves, whatever it serves. certificate: may be replaced while it does.
 
     Raises:
         ConfigError: the certificate and its key are none.
     """
-    config = uvicorn.Config(
-        app,
-        http=partial(Connection, others=Connections(most_connections())),  # type: ignore[arg-type]
-        loop="uvloop",
-        lifespan="off",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
-    config.load()
-    config.ssl = address.tls()
-    return config
+
+    def __init__(self, app: ASGIApp, address: Address) -> None:
+        self.address, self.certificate = address, address.read_certificate()
+        self._connections = Connections(most_connections())
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=partial(Connection, others=self._connections),  # type: ignore[arg-type]
+                loop="uvloop",
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server`."""
+        await super().startup([] if self.certificate else sockets)
+        self._accepting = [
+            asyncio.get_running_loop().create_task(self._handshakes().accept(each))
+            for each in (sockets or []) * bool(self.certificate)
+        ]
+
+    def _handshakes(self) -> Handshakes:
+        make = partial(
+            Connection,
+            others=self._connections,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        return Handshakes(make, self._connections, self._context)
+
+    def _context(self) -> ssl.SSLContext:
+        assert self.certificate
+        return self.certificate.context
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server`."""
+        for each in self._accepting:
+            each.cancel()
+        await super().shutdown(sockets)

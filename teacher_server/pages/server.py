@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from distill.teacher_server.http.access import AccessDenied, authenticate, send_error
 from distill.teacher_server.http.keys import ApiKeys
-from distill.teacher_server.http.listener import Address, configured
+from distill.teacher_server.http.listener import Address, HttpServer
 from distill.teacher_server.pages.routes import add_pages, error_page
 from distill.teacher_server.pages.site import Site
 
@@ -57,7 +57,7 @@ def pages_server(site: Site, keys: ApiKeys | None, address: Address) -> uvicorn.
     async def bug(request: Request, error: Exception) -> HTMLResponse:
         return error_page(site, 500, "Internal error; see the program's output.")
 
-    return uvicorn.Server(configured(Guarded(app, keys), address))
+    return HttpServer(Guarded(app, keys), address)
 
 
 def serve_pages(

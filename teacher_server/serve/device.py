@@ -87,6 +87,10 @@ class Device(Protocol):
         """
         ...
 
+    def ended(self) -> str:
+        """Why it cannot answer any more, before anything is launched; empty while it can."""
+        ...
+
     def close(self) -> None:
         """Let it go."""
         ...
@@ -127,6 +131,10 @@ class InThisProcess:
     def collect(self, launched: "Future[list[Encoded]]") -> list[Answers]:
         """See `Device`."""
         return [Answers.of(part) for part in self._forward.collect(launched)]
+
+    def ended(self) -> str:
+        """See `Device`."""
+        return ""
 
     def close(self) -> None:
         """See `Device`."""
@@ -214,6 +222,10 @@ class InItsProcess:
         if reply.error:
             raise ERRORS.get(reply.error, RuntimeError)(reply.text)
         return list(reply.answers)
+
+    def ended(self) -> str:
+        """See `Device`."""
+        return "" if self._process.is_alive() else str(self._ended())
 
     def close(self) -> None:
         """See `Device`."""

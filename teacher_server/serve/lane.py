@@ -140,6 +140,11 @@ class Lane:
         """At full batches."""
         return self.max_batch_size / self.seconds.get(self.max_batch_size, 1.0)
 
+    def look_after(self) -> None:
+        """A device that ended while nobody asked it has failed."""
+        if not self.failure and self._thread.is_alive() and (text := self.device.ended()):
+            self._fail([], TeacherUnavailableError(text))
+
     def _run(self) -> None:
         try:
             while not self.failure:

@@ -213,6 +213,8 @@ class Service:
             self.samples.look_after()
         if self._away and (self._away.looking is None or self._away.looking.done()):
             self._away.looking = self.decoder.pool.submit(self._look_again, self._away)
+        for lane in self.lanes * (not self.draining):
+            lane.look_after()
         failure = self.failure()
         if not failure:
             self._sick_since = None

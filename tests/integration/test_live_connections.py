@@ -3,6 +3,8 @@
 import json
 import resource
 import socket
+import ssl
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +16,9 @@ import numpy as np
 import pytest
 
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.teacher_server.http import connection
+from distill.teacher_server.http import connection, handshakes, listener
 from distill.teacher_server.http.keys import ApiKeys, new_key
+from distill.teacher_server.http.listener import Address
 from distill.teacher_server.serve.admission import Budgets
 from tests.live import INFER, Live, body_of, echo_teacher, images, live, wait_until
 
@@ -284,6 +287,75 @@ def test_probes_are_answered_however_many_connections_there_are(
             assert replies(probe, 1)[0][0] == 200
         for line in lines:
             line.close()
+
+
+def test_silent_handshakes_make_room(hierarchy: SemanticHierarchy, tmp_path: Path) -> None:
+    """With TLS, those that never begin it count like any others, and the longest-waiting goes."""
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    pair = tmp_path / "tls.pem", tmp_path / "tls.key"
+    made = [*command, "-out", str(pair[0]), "-keyout", str(pair[1])]
+    subprocess.run(made, check=True, capture_output=True)
+    address = Address(certificate=pair[0], private_key=pair[1])
+    trusting = ssl.create_default_context(cafile=str(pair[0]))
+
+    def probe(server: Live) -> int:
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=5) as plain,
+            trusting.wrap_socket(plain, server_hostname="localhost") as line,
+        ):
+            line.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            return replies(line, 1)[0][0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listener, "most_connections", lambda: 20)
+        patch.setattr(handshakes, "HEAD_S", 2.0)
+        with live(echo_teacher(hierarchy), address=address) as server:
+            silent = [connect(server) for _ in range(60)]
+            for _ in range(3):
+                assert probe(server) == 200
+            assert seconds_until_hung_up(silent[0]) < 1
+            assert 1 < seconds_until_hung_up(silent[-1]) < 4
+            begun = [connect(server) for _ in range(10)]
+            for line in begun:
+                line.sendall(b"\x16\x03\x01\x02\x00\x01")
+            assert probe(server) == 200
+            assert seconds_until_hung_up(begun[-1]) < 4
+            for line in (*silent, *begun):
+                line.close()
+            assert [probe(server) for _ in range(30)] == [200] * 30
+
+
+def test_a_reply_holds_its_bytes_until_it_is_read(hierarchy: SemanticHierarchy) -> None:
+    """Else whoever reads none of many would take memory that nobody counts."""
+    count = 30_000
+    bad = b"\x01\x00\x00\x00x" * count
+    jpeg = {"name": "jpeg", "datatype": "BYTES", "shape": [count]}
+    head = json.dumps(
+        {
+            "parameters": {"binary_data_output": True},
+            "inputs": [{**jpeg, "parameters": {"binary_data_size": len(bad)}}],
+            "outputs": [{"name": "probs"}, {"name": "status"}],
+        }
+    ).encode()
+    lengths = f"Inference-Header-Content-Length: {len(head)}\r\nContent-Length: {len(head + bad)}"
+    post = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\n{lengths}\r\n\r\n".encode()
+    budgets = Budgets(images=count, bytes=2**28, requests=4)
+    with live(echo_teacher(hierarchy), budgets=budgets, max_images_per_request=count) as server:
+        admission = server.service.admission
+        with socket.socket() as line:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            line.connect(("127.0.0.1", server.port))
+            line.settimeout(60)
+            line.sendall(post + head + bad)
+            assert line.recv(9) == b"HTTP/1.1 "
+            time.sleep(0.3)
+            assert admission.in_flight["bytes"] > len(head + bad) + 60 * count
+            line.settimeout(0.1)
+            ends = time.monotonic() + 20
+            while not admission.idle and time.monotonic() < ends:
+                with suppress(TimeoutError):
+                    line.recv(2**20)
+            assert admission.idle
 
 
 def test_file_numbers_bound_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -378,6 +378,21 @@ def test_what_is_no_message(server: Live) -> None:
             (b"\x0a\x02\xff\xff", "INVALID_ARGUMENT", "no ModelInferRequest found"),
             (message_of("ModelInferRequest", **about, inputs=many), "OUT_OF_RANGE", "send tensors"),
             (message_of("ModelInferRequest", **about, outputs=outputs), "OUT_OF_RANGE", "fields"),
+            (
+                message_of("ModelInferRequest", **about, outputs=outputs[:17]),
+                "INVALID_ARGUMENT",
+                "17 outputs found, expected at most 16",
+            ),
+            (
+                message_of("ModelInferRequest", **about, inputs=[{"shape": [1] * 2_000_000}]),
+                "INVALID_ARGUMENT",
+                "a shape of 2000000 dimensions",
+            ),
+            (
+                message_of("ModelInferRequest", **about, id="x" * 1025),
+                "INVALID_ARGUMENT",
+                "id of 1025 characters",
+            ),
         ):
             with pytest.raises(grpc.RpcError, match=text) as error:
                 infer(iter([sent]), timeout=10)

@@ -150,6 +150,17 @@ def test_lanes_of_a_killed_server_end(
     wait_until(lambda: not any(command(pid) for pid in lanes))
 
 
+def test_an_idle_lane_that_is_killed_is_noticed(serve: Callable[..., Process]) -> None:
+    server = serve("--lanes", "processes")
+    (lane, *_) = [lane for child in children(server.running.pid) for lane in children(child)]
+    os.kill(lane, signal.SIGKILL)
+    url = f"http://127.0.0.1:{server.port}/v2/health/ready"
+    with urllib3.PoolManager(retries=False) as pool:
+        wait_until(lambda: pool.request("GET", url).status == 503)
+    server.wait_for("device failed")
+    server.end(signal.SIGTERM)
+
+
 def test_stopped_lanes_end_with_their_server(
     serve: Callable[..., Process], random: np.random.Generator
 ) -> None:
@@ -340,7 +351,7 @@ def certified(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def test_new_certificate_counts_at_once(
-    serve: Callable[..., Process], tmp_path: Path, distill: Ran
+    serve: Callable[..., Process], tmp_path: Path, distill: Ran, fails: Callable[..., str]
 ) -> None:
     certificate, key = certified(tmp_path, "first")
     made = distill("api-key", "ann", "--file", tmp_path / "keys").out.strip()
@@ -377,9 +388,21 @@ def test_new_certificate_counts_at_once(
     assert "first" in shown(server.port)
     assert spoken() == "distill"
     (tmp_path / "other").mkdir()
+    waiting = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
+    assert "first" in shown(server.port)  # while others never begin their handshake
+    for line in waiting:
+        line.close()
     certified(tmp_path, "second")
     _, own = certified(tmp_path / "other", "other")
     right, keys = key.read_bytes(), tmp_path / "keys"
+    encrypt = ["openssl", "rsa", "-aes256", "-passout", "pass:word", "-in", str(key)]
+    subprocess.run(
+        [*encrypt, "-out", str(tmp_path / "locked.key")], check=True, capture_output=True
+    )
+    locked = ("--tls-certificate", certificate, "--tls-key", tmp_path / "locked.key")
+    assert "expected PEM files, without a password" in fails(
+        "serve", *locked, "--teacher", "test_vit"
+    )
     key.write_bytes(own.read_bytes())
     only, changed = keys.read_bytes(), distill("api-key", "bob", "--file", keys).out.strip()
     server.running.send_signal(signal.SIGHUP)
