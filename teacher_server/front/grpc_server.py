@@ -136,7 +136,7 @@ def make_grpc_server(
 
 
 def _credentials(certificate: Callable[[], Certificate | None]) -> Any:
-    """Of the certificate of now, asked for with each connection."""
+    """Show the certificate of now, which is asked for with each connection."""
 
     def configured() -> Any:
         now = certificate()

@@ -71,7 +71,7 @@ class Connections:
         self._waiting.pop(connection, None)
 
     def waits(self, connection: object, hang_up: Callable[[], object]) -> None:
-        """For its client, from now on where it did not before."""
+        """It waits for its client, from now on where it did not before."""
         self._waiting.setdefault(connection, hang_up)
 
     def waits_not(self, connection: object) -> None:
