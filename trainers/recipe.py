@@ -43,6 +43,7 @@ class Recipe:
     ema_decay: of averaged weights, which are then judged and exported; 0 averages none. ema_warmup:
     begin with a smaller one, as timm does. sync_bn: batch norms see the images of all devices.
     precision: auto is bfloat16 on a GPU and float32 elsewhere.
+    mixup, cutmix: α of both; images are mixed in pairs after their views are drawn.
     views: how images are augmented; targets that have views bring theirs along.
     """
 
@@ -67,6 +68,8 @@ class Recipe:
     warmup: float = 0.1
     weight_decay: float = 1e-4
     label_smoothing: float = 0.2
+    mixup: float = 0.0
+    cutmix: float = 0.0
     init: str = "pretrained"
     normalisation: Literal["none", "model"] = "none"
     ema_decay: float = 0.0
@@ -91,7 +94,7 @@ class Recipe:
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected a share below 1")
         if self.kd_weight is None:
             object.__setattr__(self, "kd_weight", KD_WEIGHTS[self.scheme])
-        for name in ("kd_weight", "weight_decay", "clip_grad", "min_lr"):
+        for name in ("kd_weight", "weight_decay", "clip_grad", "min_lr", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected 0 or more")
         if self.ema_warmup and not self.ema_decay:

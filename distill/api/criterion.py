@@ -21,6 +21,7 @@ from distill.models.weights import Weights, fitted, load_weights, without_prefix
 from distill.trainers.models.student import write_weights
 from distill.trainers.recipe import Recipe, Scheme
 from distill.trainers.training.matching import require_learnable
+from distill.trainers.training.mixing import mixed_losses
 from distill.trainers.training.objectives import objective_of
 
 
@@ -69,26 +70,37 @@ class Criterion(nn.Module):
 
     if TYPE_CHECKING:  # torch's own says nothing of what comes out
 
-        def __call__(self, logits: Tensor, batch: Mapping[str, Any]) -> Loss: ...
+        def __call__(
+            self, logits: Tensor, batch: Mapping[str, Any], share: float = 1.0
+        ) -> Loss: ...
 
-    def forward(self, logits: Float[Tensor, "batch classes"], batch: Mapping[str, Any]) -> Loss:
+    def forward(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        batch: Mapping[str, Any],
+        share: float = 1.0,
+    ) -> Loss:
         """The loss on a batch of these targets' dataset, logits in the order of the label set.
 
+        share: of each image that is its own, where images were mixed; the rest is of the image that
+        stands opposite in the batch, as `pixels.flip(0)` has it.
+
         Raises:
-            ValueError: the batch is of other targets, lacks something, or does not fit the logits.
+            ValueError: the batch is of other targets, lacks something, or does not fit the logits;
+                or the share is none.
         """
         self._require_match(logits, batch)
+        if not 0 <= share <= 1:
+            raise ValueError(f"share {share!r} found, expected 0 to 1")
+        answers = None
+        if self.kd_weight:
+            answers = batch.get("targets")
+            if answers is None:
+                ids = self._shared.source.ids[batch["row"].cpu().numpy()]
+                answers = self._shared.fetch(ids, int(batch["view"][0]), batch["teacher_pixels"])
+            answers = answers.to(logits.device)
         labels = batch["label"].to(logits.device, non_blocking=True)
-        loss = self._objective.loss(logits=logits, labels=labels)
-        if not self.kd_weight:
-            return Loss(loss, loss, loss.new_zeros(()))
-        answers = batch.get("targets")
-        if answers is None:
-            ids = self._shared.source.ids[batch["row"].cpu().numpy()]
-            answers = self._shared.fetch(ids, int(batch["view"][0]), batch["teacher_pixels"])
-        kd = self._objective.distance(
-            logits=logits, targets=answers.to(logits.device), labels=labels
-        )
+        loss, kd = mixed_losses(self._objective, logits, labels, answers, float(share))
         return Loss(loss + self.kd_weight * kd, loss, kd)
 
     def _require_match(self, logits: Any, batch: Any) -> None:

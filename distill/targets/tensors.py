@@ -38,6 +38,10 @@ class _Rows:
         """Those rows, by index or by mask, on the targets' device."""
         return self._each(lambda tensor: tensor[rows])
 
+    def flipped(self: Own) -> Own:
+        """The last row first."""
+        return self._each(lambda tensor: tensor.flip(0))
+
     @property
     def unanswered(self) -> list[int]:
         """The rows that the teacher has no answer for; asks the device where they are there."""

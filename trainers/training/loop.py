@@ -45,6 +45,7 @@ from distill.trainers.training.checkpoint import (
     read_checkpoint,
     restore,
 )
+from distill.trainers.training.mixing import mixed, mixed_losses
 from distill.trainers.training.objectives import Objective
 from distill.trainers.training.record import Record, StepLosses
 
@@ -250,11 +251,12 @@ def train(
                 share = len(rows) / images_of_step
                 last = part == recipe.accumulate - 1
                 with _gradients_averaged(parallel, world, now=last):
-                    inputs = model_input.normalise(pixels)
+                    inputs, own_share = mixed(
+                        model_input.normalise(pixels), mixup=recipe.mixup, cutmix=recipe.cutmix
+                    )
                     with _autocast(recipe, device):
                         logits = parallel(inputs.contiguous(memory_format=torch.channels_last))
-                    loss = objective.loss(logits=logits, labels=labels)
-                    kd, untaught = torch.zeros_like(loss), 0
+                    answers, untaught = None, 0
                     if targets:
                         answers = targets.fetch(
                             images.source.ids[rows],
@@ -263,7 +265,7 @@ def train(
                         )
                         untaught = images.note_untaught(rows, answers)
                         answers = answers.to(device)
-                        kd = objective.distance(logits=logits, targets=answers, labels=labels)
+                    loss, kd = mixed_losses(objective, logits, labels, answers, own_share)
                     # The mean over all images of the step, whoever has them.
                     ((loss + kd_weight * kd) * (share * world.size)).backward()
                 losses.add(labels=loss, kd=kd, share=share, rows=rows, untaught=untaught)

@@ -1,0 +1,372 @@
+"""How well pretrained students learn other tasks: starts × tasks × seeds, as papers tabulate it.
+
+The learning rate is chosen for each start and task on a part of the task's training images, by the
+rest of them; with it the start is trained on all of them, once a seed, and judged by the task's
+validation images. A start may be several runs, of one pretraining with several seeds; run i goes
+with seed i. Every trial is a fine-tuning (`distill.trainers.training.finetune`) of its own.
+"""
+
+import json
+import os
+import shutil
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.data.source import ImageSource, has_split, open_source
+from distill.errors import ConfigError, DataError
+from distill.files import tar_indexes, write_atomically
+from distill.hierarchy.semantic import SemanticHierarchy
+from distill.models.card import ModelCard
+from distill.models.creation import default_input
+from distill.models.weights import find_weights
+from distill.process_pool import map_in_processes
+from distill.trainers.evaluation.tags import read_tags
+from distill.trainers.process_group import Machine
+from distill.trainers.recipe import Recipe
+from distill.trainers.training.finetune import LabelledImages, classes_of, finetune
+from distill.trainers.training.loop import RunKeeping
+
+RECORD = "transfer.json"
+JUDGING = 5  # every fifth training image judges the learning rates
+RANDOM = "random"
+# The 97.5% points of Student's t with 1 to 10 degrees of freedom.
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+NORMAL_975 = 1.960
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """runs: weight files, folders of runs, or "random"; one for each pretraining seed."""
+
+    name: str
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """data: with splits train and val. tags: of images that have any number of them."""
+
+    name: str
+    data: str
+    tags: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferPlan:
+    """What is compared. recipe: of each start, by name; its lr, seed and init are each trial's."""
+
+    starts: tuple[Start, ...]
+    tasks: tuple[Task, ...]
+    rates: tuple[float, ...]
+    seeds: int
+    recipes: Mapping[str, Recipe]
+
+    def choosing(self) -> list["Trial"]:
+        """The trials that choose learning rates; none where there is nothing to choose."""
+        rates = self.rates if len(self.rates) > 1 else ()
+        return [
+            self._trial(start, task, lr, 0, judging=True)
+            for start in self.starts
+            for task in self.tasks
+            for lr in rates
+        ]
+
+    def final(self, lr: Callable[[Start, Task], float]) -> list["Trial"]:
+        """The trials that are reported."""
+        return [
+            self._trial(start, task, lr(start, task), seed)
+            for start in self.starts
+            for task in self.tasks
+            for seed in range(self.seeds)
+        ]
+
+    def _trial(
+        self, start: Start, task: Task, lr: float, seed: int, *, judging: bool = False
+    ) -> "Trial":
+        init = start.runs[seed % len(start.runs)]
+        recipe = replace(self.recipes[start.name], init=init, lr=lr, seed=seed)
+        return Trial(start=start.name, task=task, recipe=recipe, judging=judging)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a record that is gone on with must be of."""
+        return {
+            "starts": [asdict(start) for start in self.starts],
+            "tasks": [asdict(task) for task in self.tasks],
+            "rates": list(self.rates),
+            "recipes": {name: recipe.to_json() for name, recipe in self.recipes.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One fine-tuning. judging: on a part of the training images, by the rest of them."""
+
+    start: str
+    task: Task
+    recipe: Recipe
+    judging: bool
+
+    @property
+    def key(self) -> str:
+        """In the record; also its folder."""
+        kind = "judging" if self.judging else "final"
+        return f"{self.task.name}/{self.start}/{kind}-lr{self.recipe.lr:g}-seed{self.recipe.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A start on a task. values: by seed, of the task's figure. lr: at an end of the rates?"""
+
+    start: str
+    task: str
+    lr: float
+    lr_at_an_end: bool
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.mean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the seeds; 0 of one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def less(self, other: "Cell") -> tuple[float, float]:
+        """Mean difference from another start on the same seeds, half of its 95% interval.
+
+        The interval is Student's, of the differences seed by seed; infinite of one seed.
+        """
+        differences = [a - b for a, b in zip(self.values, other.values, strict=True)]
+        if len(differences) < 2:
+            return differences[0], float("inf")
+        half = t_975(len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+        return statistics.mean(differences), half
+
+
+def recipe_of(start: Start, given: Mapping[str, Any], student: str | None) -> dict[str, Any]:
+    """Student and input of a start, beside what is given.
+
+    Raises:
+        ConfigError: its runs are of different students, or none is named for random weights.
+    """
+    if RANDOM in start.runs:
+        if not student:
+            raise ConfigError(f"{start.name}=random found, expected --student to know what of")
+        return {**given, "student": student}
+    cards = {run: ModelCard.read(find_weights(run)) for run in start.runs}
+    if absent := [run for run, card in cards.items() if card is None]:
+        raise ConfigError(f"{absent[0]}: no model card found, expected the folder of a run")
+    found = {(card.model, card.input) for card in cards.values() if card}
+    if len(found) > 1:
+        names = ", ".join(f"{model} at {size}" for model, size in sorted(found, key=str))
+        raise ConfigError(f"{start.name}: runs of {names} found, expected one student")
+    ((model, expected),) = found
+    known = default_input(model)
+    own = {
+        "student": model,
+        "image_size": expected.size[0],
+        "normalisation": "model"
+        if (expected.mean, expected.std) == (known.mean, known.std)
+        else "none",
+    }
+    return {**own, **given}
+
+
+def transfer(
+    plan: TransferPlan,
+    out: Path,
+    *,
+    jobs: int,
+    devices: Sequence[str],
+    threads: int,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> list[Cell]:
+    """Run what is not in the record yet; all cells, or none where it was stopped.
+
+    Raises:
+        ConfigError: `out` holds the record of another plan.
+    """
+    record = TransferRecord(out, plan)
+
+    def run(trials: Sequence[Trial]) -> bool:
+        todo = [trial for trial in trials if trial.key not in record.figures]
+        units = [
+            PlacedTrial(
+                trial=trial, out=str(out), device=devices[i % len(devices)], threads=threads
+            )
+            for i, trial in enumerate(todo)
+        ]
+        for done, (key, figure) in enumerate(
+            map_in_processes(run_trial, units, jobs, stopping=stop), 1
+        ):
+            record.add(key, figure)
+            say(f"{done} of {len(todo)}: {key}: {100 * figure:.2f}%")
+        return all(trial.key in record.figures for trial in trials)
+
+    def best(start: Start, task: Task) -> float:
+        if len(plan.rates) == 1:
+            return plan.rates[0]
+        of_pair = [t for t in plan.choosing() if (t.start, t.task) == (start.name, task)]
+        return max(of_pair, key=lambda trial: record.figures[trial.key]).recipe.lr
+
+    if not run(plan.choosing()) or not run(plan.final(best)):
+        return []
+    return [
+        Cell(
+            start=start.name,
+            task=task.name,
+            lr=(lr := best(start, task)),
+            lr_at_an_end=len(plan.rates) > 1 and lr in (min(plan.rates), max(plan.rates)),
+            values=tuple(
+                record.figures[trial.key]
+                for trial in plan.final(best)
+                if (trial.start, trial.task) == (start.name, task)
+            ),
+        )
+        for start in plan.starts
+        for task in plan.tasks
+    ]
+
+
+class TransferRecord:
+    """Figures of the trials that are done, by key, in a file that is whole at every moment."""
+
+    def __init__(self, out: Path, plan: TransferPlan) -> None:
+        self._path, self._plan = out / RECORD, plan.to_json()
+        self.figures: dict[str, float] = {}
+        if self._path.exists():
+            try:
+                found = json.loads(self._path.read_text())
+                before, self.figures = found["plan"], dict(found["figures"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f"{self._path}: not a record ({error}); delete it") from error
+            for name, value in json.loads(json.dumps(self._plan)).items():
+                if before.get(name) != value:
+                    raise ConfigError(
+                        f"{self._path}: is of other {name}, expected those of this command; repeat "
+                        "the command it was made with, or choose another --out"
+                    )
+
+    def add(self, key: str, figure: float) -> None:
+        """One more."""
+        self.figures[key] = figure
+        document = {"plan": self._plan, "figures": dict(sorted(self.figures.items()))}
+        write_atomically(self._path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedTrial:
+    """A trial, and where it runs."""
+
+    trial: Trial
+    out: str
+    device: str
+    threads: int
+
+
+def run_trial(unit: PlacedTrial) -> tuple[str, float]:
+    """Key and figure: top-1, or macro mAP of tags. In a process of its own."""
+    torch.set_num_threads(unit.threads)
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # progress of many at a time
+        return unit.trial.key, _figure(unit)
+
+
+def _figure(unit: PlacedTrial) -> float:
+    trial, task = unit.trial, unit.trial.task
+    folder = Path(unit.out) / trial.key
+    source = open_source(task.data, "train", indexes=tar_indexes())
+    tags = read_tags(Path(task.tags)) if task.tags else None
+    classes = (
+        SemanticHierarchy.from_chains(tags.classes, {}, name=task.name)
+        if tags
+        else classes_of(source)
+    )
+
+    def labelled(images: ImageSource) -> LabelledImages:
+        present = tags.present(images, classes.synsets) if tags else None
+        return LabelledImages(source=images, tags=present)
+
+    if trial.judging:
+        judge = np.arange(len(source)) % JUDGING == 0
+        training, validation = (source.select(np.flatnonzero(part)) for part in (~judge, judge))
+    else:
+        training, validation = source, open_source(task.data, "val", indexes=tar_indexes())
+    folder.mkdir(parents=True, exist_ok=True)
+    report = finetune(
+        recipe=replace(trial.recipe, scheme="multi-label" if tags else "single-label"),
+        training=labelled(training),
+        validation=labelled(validation),
+        classes=classes,
+        targets=None,
+        samples=None,
+        out=folder,
+        machine=Machine(device=torch.device(unit.device), workers=0),
+        keeping=RunKeeping(validate_every=trial.recipe.epochs),
+        say=lambda line: None,
+    )
+    assert report.validation
+    figure = float(report.validation["macro_map" if tags else "top1"])
+    shutil.rmtree(folder)
+    return figure
+
+
+def require_whole(tasks: Sequence[Task], say: Callable[[str], None]) -> None:
+    """Say what each task was taken for: data with its labels or tags, and images to judge by.
+
+    Raises:
+        DataError: it is not.
+    """
+    for task in tasks:
+        source = open_source(task.data, "train", indexes=tar_indexes())
+        if task.tags:
+            tags = read_tags(Path(task.tags))
+            tags.present(source, tags.classes)
+        else:
+            classes_of(source)
+        if not has_split(task.data, "val"):
+            raise DataError(
+                f"{task.data}: no split val found, expected images to judge {task.name} by"
+            )
+        for images in (source, open_source(task.data, "val", indexes=tar_indexes())):
+            for line in images.describe():
+                say(f"data: {task.name}: {line}")
+
+
+def t_975(degrees: int) -> float:
+    """The 97.5% point of Student's t; beyond the table by Cornish and Fisher's expansion."""
+    if degrees <= len(T_975):
+        return T_975[degrees - 1]
+    z = NORMAL_975
+    first = (z**3 + z) / (4 * degrees)
+    return z + first + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+
+
+def as_table(cells: Sequence[Cell]) -> Iterator[str]:
+    """Markdown: accuracy by start and task, then differences from the first start."""
+    starts = list(dict.fromkeys(cell.start for cell in cells))
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    by_place = {(cell.start, cell.task): cell for cell in cells}
+    yield "| % | " + " | ".join(tasks) + " |"
+    yield "| --- |" + " ---: |" * len(tasks)
+    for start in starts:
+        row = [by_place[start, task] for task in tasks]
+        shown = (f"{100 * cell.mean:.2f} ± {100 * cell.deviation:.2f}" for cell in row)
+        yield f"| {start} | " + " | ".join(shown) + " |"
+    if len(starts) > 1:
+        yield ""
+        yield f"| less {starts[0]}, points (95%) | " + " | ".join(tasks) + " |"
+        yield "| --- |" + " ---: |" * len(tasks)
+        for start in starts[1:]:
+            pairs = [by_place[start, task].less(by_place[starts[0], task]) for task in tasks]
+            shown = (f"{100 * mean:+.2f} ± {100 * half:.2f}" for mean, half in pairs)
+            yield f"| {start} | " + " | ".join(shown) + " |"
