@@ -26,17 +26,27 @@ def mixed(images: Images, *, mixup: float, cutmix: float) -> tuple[Images, float
     """
     if not (mixup or cutmix) or len(images) < 2:
         return images, 1.0
-    cut = bool(cutmix) and (not mixup or bool(torch.rand(()) < 0.5))
-    alpha = cutmix if cut else mixup
+    cutting = bool(cutmix) and (not mixup or bool(torch.rand(()) < 0.5))
+    alpha = cutmix if cutting else mixup
     share = float(Beta(alpha, alpha).sample())
-    opposite = images.flip(0)
-    if not cut:
-        return opposite.lerp(images, share), share
+    return (cut if cutting else mix)(images, share)
+
+
+def mix(images: Images, share: float) -> tuple[Images, float]:
+    """Each image, so much of it its own, over the one that stands opposite; and that share."""
+    return images.flip(0).lerp(images, share), share
+
+
+def cut(images: Images, share: float) -> tuple[Images, float]:
+    """Each image with a box of the one that stands opposite; and the share of the rest.
+
+    share: aimed at; a box that reaches beyond the border is cut off there.
+    """
     height, width = images.shape[-2:]
     side = (1 - share) ** 0.5
     (top, bottom), (left, right) = (_span(length, side) for length in (height, width))
     made = images.clone()
-    made[..., top:bottom, left:right] = opposite[..., top:bottom, left:right]
+    made[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
     return made, 1 - (bottom - top) * (right - left) / (height * width)
 
 
