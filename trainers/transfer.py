@@ -351,6 +351,11 @@ def t_975(degrees: int) -> float:
     return z + first + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
+def _interval(half: float) -> str:
+    """Nothing where one seed says nothing of it."""
+    return "" if half == float("inf") else f" ± {100 * half:.2f}"
+
+
 def as_table(cells: Sequence[Cell]) -> Iterator[str]:
     """Markdown: accuracy by start and task, then differences from the first start."""
     starts = list(dict.fromkeys(cell.start for cell in cells))
@@ -368,5 +373,5 @@ def as_table(cells: Sequence[Cell]) -> Iterator[str]:
         yield "| --- |" + " ---: |" * len(tasks)
         for start in starts[1:]:
             pairs = [by_place[start, task].less(by_place[starts[0], task]) for task in tasks]
-            shown = (f"{100 * mean:+.2f} ± {100 * half:.2f}" for mean, half in pairs)
+            shown = (f"{100 * mean:+.2f}{_interval(half)}" for mean, half in pairs)
             yield f"| {start} | " + " | ".join(shown) + " |"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import Image
 from scipy.stats import t
 
 from distill.data.source import open_source
-from distill.trainers.transfer import Cell, t_975
+from distill.trainers.transfer import Cell, as_table, t_975
 
 COMMON = ("--epochs", 2, "--batch-size", 16, "-o", "image_size=32", "-o", "views.name=plain")
 
@@ -132,5 +133,6 @@ def test_paired_differences() -> None:
     assert mean == pytest.approx(0.2)
     assert half == pytest.approx(t.ppf(0.975, 2) * 0.1 / 3**0.5, rel=1e-3)
     assert cell(0.5).less(cell(0.4)) == (pytest.approx(0.1), float("inf"))
+    assert [*as_table([cell(0.5), replace(cell(0.4), start="other")])][-1] == "| other | -10.00 |"
     for degrees in (1, 5, 10, 11, 20, 100):
         assert t_975(degrees) == pytest.approx(t.ppf(0.975, degrees), rel=2e-3)
