@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.data.source import ImageSource, has_split, open_source
+from distill.data.source import has_split, open_source
 from distill.errors import ConfigError, DataError
 from distill.files import tar_indexes, write_atomically
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelCard
-from distill.models.creation import default_input
 from distill.models.weights import find_weights
 from distill.process_pool import map_in_processes
 from distill.trainers.evaluation.tags import read_tags
+from distill.trainers.models.student import recipe_input
 from distill.trainers.process_group import Machine
 from distill.trainers.recipe import Recipe
 from distill.trainers.training.finetune import LabelledImages, classes_of, finetune
@@ -78,10 +78,20 @@ class TransferPlan:
             for lr in rates
         ]
 
-    def final(self, lr: Callable[[Start, Task], float]) -> list["Trial"]:
+    def best(self, figures: Mapping[str, float]) -> dict[tuple[str, str], float]:
+        """The learning rate of each start and task. figures: of `choosing`, by key."""
+        best = {(s.name, t.name): self.rates[0] for s in self.starts for t in self.tasks}
+        most: dict[tuple[str, str], float] = {}
+        for trial in self.choosing():
+            figure = figures[trial.key]
+            if trial.place not in most or figure > most[trial.place]:
+                most[trial.place], best[trial.place] = figure, trial.recipe.lr
+        return best
+
+    def final(self, best: Mapping[tuple[str, str], float]) -> list["Trial"]:
         """The trials that are reported."""
         return [
-            self._trial(start, task, lr(start, task), seed)
+            self._trial(start, task, best[start.name, task.name], seed)
             for start in self.starts
             for task in self.tasks
             for seed in range(self.seeds)
@@ -112,6 +122,11 @@ class Trial:
     task: Task
     recipe: Recipe
     judging: bool
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Names of its start and its task."""
+        return self.start, self.task.name
 
     @property
     def key(self) -> str:
@@ -170,14 +185,7 @@ def recipe_of(start: Start, given: Mapping[str, Any], student: str | None) -> di
         names = ", ".join(f"{model} at {size}" for model, size in sorted(found, key=str))
         raise ConfigError(f"{start.name}: runs of {names} found, expected one student")
     ((model, expected),) = found
-    known = default_input(model)
-    own = {
-        "student": model,
-        "image_size": expected.size[0],
-        "normalisation": "model"
-        if (expected.mean, expected.std) == (known.mean, known.std)
-        else "none",
-    }
+    own = {"student": model, "image_size": expected.size[0], **recipe_input(expected, model)}
     return {**own, **given}
 
 
@@ -213,28 +221,23 @@ def transfer(
             say(f"{done} of {len(todo)}: {key}: {100 * figure:.2f}%")
         return all(trial.key in record.figures for trial in trials)
 
-    def best(start: Start, task: Task) -> float:
-        if len(plan.rates) == 1:
-            return plan.rates[0]
-        of_pair = [t for t in plan.choosing() if (t.start, t.task) == (start.name, task)]
-        return max(of_pair, key=lambda trial: record.figures[trial.key]).recipe.lr
-
-    if not run(plan.choosing()) or not run(plan.final(best)):
+    if not run(plan.choosing()):
+        return []
+    best = plan.best(record.figures)
+    final = plan.final(best)
+    if not run(final):
         return []
     return [
         Cell(
-            start=start.name,
-            task=task.name,
-            lr=(lr := best(start, task)),
+            start=start,
+            task=task,
+            lr=lr,
             lr_at_an_end=len(plan.rates) > 1 and lr in (min(plan.rates), max(plan.rates)),
             values=tuple(
-                record.figures[trial.key]
-                for trial in plan.final(best)
-                if (trial.start, trial.task) == (start.name, task)
+                record.figures[trial.key] for trial in final if trial.place == (start, task)
             ),
         )
-        for start in plan.starts
-        for task in plan.tasks
+        for (start, task), lr in best.items()
     ]
 
 
@@ -292,10 +295,6 @@ def _figure(unit: PlacedTrial) -> float:
         else classes_of(source)
     )
 
-    def labelled(images: ImageSource) -> LabelledImages:
-        present = tags.present(images, classes.synsets) if tags else None
-        return LabelledImages(source=images, tags=present)
-
     if trial.judging:
         judge = np.arange(len(source)) % JUDGING == 0
         training, validation = (source.select(np.flatnonzero(part)) for part in (~judge, judge))
@@ -304,8 +303,8 @@ def _figure(unit: PlacedTrial) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     report = finetune(
         recipe=replace(trial.recipe, scheme="multi-label" if tags else "single-label"),
-        training=labelled(training),
-        validation=labelled(validation),
+        training=LabelledImages.of(training, tags, classes),
+        validation=LabelledImages.of(validation, tags, classes),
         classes=classes,
         targets=None,
         samples=None,

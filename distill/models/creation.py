@@ -157,6 +157,11 @@ def download_model(
     return model
 
 
+def gpus() -> list[str]:
+    """All of this machine, as torch names them; none without one."""
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is the first GPU, or the CPU; `auto:N` is GPU N modulo their number, or the CPU.
 

@@ -23,6 +23,8 @@ from distill.wire.refusal import malformed
 
 HEAD_LENGTH = "inference-header-content-length"
 MAX_HEAD_BYTES = 2**16  # of a head that raw tensors follow
+MAX_PARTS, MAX_DIMENSIONS = 16, 8  # inputs and outputs of a request; of a shape
+MAX_ID = 1024  # characters
 
 DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
@@ -51,7 +53,9 @@ class InputHead(_Part):
 
     name: str
     datatype: str
-    shape: Annotated[list[Annotated[int, Field(ge=0, le=2**40)]], Field(min_length=1, max_length=8)]
+    shape: Annotated[
+        list[Annotated[int, Field(ge=0, le=2**40)]], Field(min_length=1, max_length=MAX_DIMENSIONS)
+    ]
     parameters: InputParameters = InputParameters()
     data: list[Any] | None = None
 
@@ -84,10 +88,10 @@ class RequestParameters(_Part):
 class RequestHead(_Part):
     """What a request asks. outputs: none of them means all but the dense ones."""
 
-    id: Annotated[str, Field(max_length=1024)] | None = None
+    id: Annotated[str, Field(max_length=MAX_ID)] | None = None
     parameters: RequestParameters = RequestParameters()
-    inputs: Annotated[list[InputHead], Field(min_length=1, max_length=16)]
-    outputs: Annotated[list[OutputHead], Field(max_length=16)] = []
+    inputs: Annotated[list[InputHead], Field(min_length=1, max_length=MAX_PARTS)]
+    outputs: Annotated[list[OutputHead], Field(max_length=MAX_PARTS)] = []
 
 
 def parse_head(raw: bytes | bytearray | memoryview) -> RequestHead:

@@ -46,6 +46,9 @@ from distill.teacher_server.serve.service import Service
 from distill.wire.framing import (
     BYTES,
     DTYPES,
+    MAX_DIMENSIONS,
+    MAX_ID,
+    MAX_PARTS,
     RequestHead,
     Tensor,
     datatype,
@@ -80,8 +83,6 @@ CONTENTS = {
     BYTES: "bytes_contents",
 }
 FRAMING_BYTES = 2**16  # of a message, around its tensors
-MAX_PARTS, MAX_DIMENSIONS = 16, 8  # inputs and outputs of a request; of a shape
-MAX_TEXT = 1024  # characters of an id
 LARGE_BYTES = 2**16  # of a message that is parsed beside the event loop
 
 MAX_CONNECTIONS, MAX_STREAMS = 512, 64  # streams of each
@@ -377,9 +378,9 @@ def head_of(request: Any) -> RequestHead:
     for name, parts in (("inputs", request.inputs), ("outputs", request.outputs)):
         if len(parts) > MAX_PARTS:
             raise malformed(f"{len(parts)} {name} found, expected at most {MAX_PARTS}")
-    if len(request.id) > MAX_TEXT:
-        raise malformed(f"id of {len(request.id)} characters found, expected at most {MAX_TEXT}")
-    if "expect" in request.parameters and len(request.parameters["expect"].string_param) > MAX_TEXT:
+    if len(request.id) > MAX_ID:
+        raise malformed(f"id of {len(request.id)} characters found, expected at most {MAX_ID}")
+    if "expect" in request.parameters and len(request.parameters["expect"].string_param) > MAX_ID:
         raise malformed("a long expect found, expected a digest")
     for given in request.inputs:
         if len(given.shape) > MAX_DIMENSIONS:
@@ -392,11 +393,7 @@ def head_of(request: Any) -> RequestHead:
         )
     document = {
         "id": request.id or None,
-        "parameters": {
-            name: _value(request.parameters[name])
-            for name in ("timeout", "expect")
-            if name in request.parameters
-        },
+        "parameters": _parameters(request, "timeout", "expect"),
         "inputs": [
             {"name": given.name, "datatype": given.datatype, "shape": list(given.shape)}
             for given in request.inputs
@@ -404,14 +401,7 @@ def head_of(request: Any) -> RequestHead:
         "outputs": [
             {
                 "name": output.name,
-                "parameters": {
-                    "binary_data": True,
-                    **{
-                        name: _value(output.parameters[name])
-                        for name in ("classification",)
-                        if name in output.parameters
-                    },
-                },
+                "parameters": {"binary_data": True, **_parameters(output, "classification")},
             }
             for output in request.outputs
         ],
@@ -419,9 +409,11 @@ def head_of(request: Any) -> RequestHead:
     return parse_head(json.dumps(document).encode())
 
 
-def _value(parameter: Any) -> Any:
-    chosen = parameter.WhichOneof("parameter_choice")
-    return getattr(parameter, chosen) if chosen else None
+def _parameters(given: Any, *names: str) -> dict[str, Any]:
+    """Those that are there, None where they hold nothing."""
+    there = {name: given.parameters[name] for name in names if name in given.parameters}
+    chosen = {name: each.WhichOneof("parameter_choice") for name, each in there.items()}
+    return {name: kind and getattr(there[name], kind) for name, kind in chosen.items()}
 
 
 def tensors_of(request: Any, head: RequestHead) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -64,6 +65,19 @@ def student_input(recipe: Recipe) -> ModelInput:
         return ModelInput(size=size)
     known = default_input(recipe.student)
     return ModelInput(size=size, mean=known.mean, std=known.std)
+
+
+def recipe_input(given: ModelInput, student: str) -> dict[str, Any]:
+    """What a recipe says of an input, as far as it can: `student_input` the other way."""
+    height, width = given.size
+    known = default_input(student)
+    said: dict[str, Any] = {"image_size": height} if height == width else {}
+    pixels = given.mean, given.std
+    if pixels == (known.mean, known.std):
+        said["normalisation"] = "model"
+    elif pixels == (ModelInput.mean, ModelInput.std):
+        said["normalisation"] = "none"
+    return said
 
 
 def write_student(

@@ -22,6 +22,7 @@ from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
 from distill.trainers.evaluation.evaluate import validation_on
 from distill.trainers.evaluation.meters import Meter, SingleLabelMeter, tag_meter
+from distill.trainers.evaluation.tags import TagFile
 from distill.trainers.models.meaning import LogitsMeaning
 from distill.trainers.process_group import Machine
 from distill.trainers.recipe import Recipe
@@ -39,6 +40,13 @@ class LabelledImages:
 
     source: ImageSource
     tags: NDArray[np.int8] | None = None
+
+    @classmethod
+    def of(
+        cls, source: ImageSource, tags: TagFile | None, classes: SemanticHierarchy
+    ) -> "LabelledImages":
+        """With what a file of tags says of them, where there is one."""
+        return cls(source=source, tags=tags.present(source, classes.synsets) if tags else None)
 
 
 @dataclass(frozen=True, kw_only=True)

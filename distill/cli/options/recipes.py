@@ -40,9 +40,9 @@ class RecipeChoice:
         Raises:
             ConfigError: they are not there, or their card is none.
         """
-        from distill.models.card import ModelCard, ModelInput
-        from distill.models.creation import default_input
+        from distill.models.card import ModelCard
         from distill.models.weights import find_weights
+        from distill.trainers.models.student import recipe_input
 
         if (out / "checkpoint.pt").exists():
             with suppress(OSError, ValueError, KeyError, TypeError):  # said where it is resumed
@@ -54,14 +54,7 @@ class RecipeChoice:
         card = ModelCard.read(find_weights(recipe.init))
         if card is None:
             return {}
-        (height, width), known = card.input.size, default_input(recipe.student)
-        defaults: dict[str, Any] = {"image_size": height} if height == width else {}
-        pixels = card.input.mean, card.input.std
-        if pixels == (known.mean, known.std):
-            defaults["normalisation"] = "model"
-        elif pixels == (ModelInput.mean, ModelInput.std):
-            defaults["normalisation"] = "none"
-        return defaults
+        return recipe_input(card.input, recipe.student)
 
     def require_views(self, policy: "ViewPolicy", location: str) -> None:
         """That no setting says other views than the targets are of.

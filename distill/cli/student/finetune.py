@@ -111,11 +111,7 @@ def finetune(
         )
 
         def labelled(source: "ImageSource", file: Path | None) -> "LabelledImages":
-            tags_of_split = read_tags(file) if file else tag_file
-            return LabelledImages(
-                source=source,
-                tags=tags_of_split.present(source, classes.synsets) if tags_of_split else None,
-            )
+            return LabelledImages.of(source, read_tags(file) if file else tag_file, classes)
 
         source = data.open()
         classes = (

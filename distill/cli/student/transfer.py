@@ -177,8 +177,6 @@ def _require_once(
 
 
 def _devices(device: str) -> list[str]:
-    import torch
+    from distill.models.creation import gpus
 
-    if device == "auto" and torch.cuda.is_available():
-        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    return ["cpu" if device == "auto" else device]
+    return (gpus() or ["cpu"]) if device == "auto" else [device]
