@@ -37,22 +37,25 @@ def read_store(folder: Path) -> dict[str, Any]:
             for k, (slots, n) in enumerate(zip(entries, classes, strict=True)):
                 kept = [int(c) for c in codes["prob"][row, view, start : start + slots]]
                 start += slots
-                softmax = manifest.get("answers", "softmax") == "softmax"
+                answers = manifest.get("answers", "softmax")
                 counted = min(slots, -(-n // 20))
                 predicted = sum(kept[:counted]) * (units // steps)
-                if not softmax:
+                if answers == "sigmoid":
                     predicted = sum(kept) * (units // steps) // n
+                elif answers == "flat":
+                    predicted = sum(kept) * (units // steps)
                 code = predicted + unzigzag(int(codes["confidence"][row, view, k]))
                 confidence[row, view, k] = code / units
                 unkept = max(1, n - sum(c > 0 for c in kept))
                 squares = sum(c * c for c in kept)
-                if softmax:
-                    left = max(0, steps - sum(kept))
-                    squares = squares * unkept + left * left
-                    predicted = squares * 1024 // (steps * steps * unkept)
-                else:
+                if answers == "sigmoid":
                     tail = max(0, code * n // (units // steps) - sum(kept)) // unkept
                     predicted = (squares + tail * tail * unkept) * 1024 // (steps * steps)
+                else:
+                    mass = steps if answers == "softmax" else code // (units // steps)
+                    left = max(0, mass - sum(kept))
+                    squares = squares * unkept + left * left
+                    predicted = squares * 1024 // (steps * steps * unkept)
                 sq_norm[row, view, k] = (
                     predicted + unzigzag(int(codes["sq_norm"][row, view, k]))
                 ) / 1024

@@ -1,4 +1,4 @@
-"""Other heads made semantic: one softmax over a label set, or a yes or no for each class.
+"""Other heads, made semantic or kept: one softmax over a label set, a yes or no for each class.
 
 A softmax's probabilities are summed into the class itself and its ancestors, then every hierarchy
 is normalised; of sigmoids, each hierarchy is normalised as it is. What reaches a hierarchy tells
@@ -7,6 +7,7 @@ how much it has to do with the image.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -114,28 +115,46 @@ class FlatHead:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TagHead:
-    """What a classifier with a yes or no for each class of `hierarchy` says about it.
-
-    raw: its sigmoids as they are, instead of shares of one in each hierarchy.
-    """
+    """What a classifier with a yes or no for each class of `hierarchy` says about it."""
 
     hierarchy: SemanticHierarchy
-    raw: bool = False
 
     def __str__(self) -> str:
         """Say what it is."""
-        found = f"{self.hierarchy.num_classes} classes, a yes or no for each"
-        return f"{found}, as they are" if self.raw else f"{found}, made shares of each hierarchy"
+        return (
+            f"{self.hierarchy.num_classes} classes, a yes or no for each, made shares of each "
+            "hierarchy"
+        )
 
     def probs_and_reach(
         self, logits: Float[Tensor, "batch classes"]
     ) -> tuple[Float[Tensor, "batch members"], Float[Tensor, "batch hierarchies"]]:
-        """[B, ΣN_k] sigmoids, raw or shares of their hierarchy, and the greatest [B, K] of each."""
+        """[B, ΣN_k] shares of the sigmoids of a hierarchy, and the greatest [B, K] of each."""
         order = self.hierarchy.tensors(logits.device).class_order
         yes = logits.float().index_select(1, order).sigmoid()
         parts = yes.split(list(self.hierarchy.classes_per_hierarchy), dim=1)
-        if self.raw:
-            return yes, torch.stack([part.amax(1) for part in parts], 1)
         tiny = torch.finfo(torch.float32).tiny
         shares = [part / part.sum(1, keepdim=True).clamp_min(tiny) for part in parts]
         return torch.cat(shares, 1), torch.stack([part.amax(1) for part in parts], 1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawHead:
+    """What a classifier over the classes of `hierarchy` says of each, not made shares of anything.
+
+    answers: sigmoids, or one softmax over all classes.
+    """
+
+    hierarchy: SemanticHierarchy
+    answers: Literal["sigmoid", "flat"]
+
+    def __str__(self) -> str:
+        """Say what it is."""
+        kind = "a yes or no for each" if self.answers == "sigmoid" else "one softmax over all"
+        return f"{self.hierarchy.num_classes} classes, {kind}, as they are"
+
+    def probs(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch members"]:
+        """[B, ΣN_k] in hierarchy order."""
+        flat = logits.float()
+        probs = flat.sigmoid() if self.answers == "sigmoid" else flat.softmax(1)
+        return probs.index_select(1, self.hierarchy.tensors(logits.device).class_order)

@@ -99,16 +99,17 @@ def single_label_kd_loss(
 ) -> Float[Tensor, ""]:
     """Distance of one softmax over all classes from the teacher's answers as one distribution.
 
-    The teacher's hierarchies are mixed in proportion to its confidence, T = Σ_k (P_k / ΣP) · T_k;
-    squared error or KL(T‖S) in nats.
+    Of a teacher with one softmax it is that; hierarchies are mixed in proportion to confidence,
+    T = Σ_k (P_k / ΣP) · T_k. Squared error or KL(T‖S) in nats.
 
     Raises:
         ValueError: as `semantic_kd_loss`.
     """
-    require_softmax(targets)
+    if targets.answers != "flat":
+        require_softmax(targets)
     confidence = confidence_of(targets, labels, hierarchy, student_logits)
     sums = confidence.sum(1, keepdim=True)
-    share = confidence / sums.clamp(min=1e-12)
+    share = confidence if targets.answers == "flat" else confidence / sums.clamp(min=1e-12)
     if divergence == "mse":
         probs = student_logits.float().softmax(1)
         product = _product(probs, targets, hierarchy)
@@ -135,6 +136,8 @@ def multi_label_kd_loss(
     Squared error, or the divergence of two yes-or-no answers in nats, summed over the classes. Of a
     teacher with sigmoids P_k is 1.
     """
+    if targets.answers == "flat":
+        require_softmax(targets)
     confidence = confidence_of(targets, labels, hierarchy, student_logits)
     logits = torch.cat(hierarchy_logits(student_logits, hierarchy), 1)
     if divergence == "mse":

@@ -5,7 +5,8 @@ training. It depends on the student, so three are looked at: one that knows noth
 every hierarchy), one half-way, and one near the teacher (the teacher at temperature 2). Half-way is
 the geometric mean of the teacher's answers to this image and another: of forty models that need the
 teacher alone it fits real students best (benchmarks/encoding_frontier.py). Of sigmoids it is the
-multi-label KD loss, and the students are the same in terms of logits: 0, the mean of two, half.
+multi-label KD loss, and the students are the same in terms of logits: 0, the mean of two, half. Of
+one softmax over all classes it is the single-label KD loss, as with one hierarchy.
 """
 
 from collections.abc import Iterator, Sequence
@@ -81,20 +82,20 @@ def _students(
         yield "middle", ((own + other) / 2).sigmoid()
         yield "near", (own / 2).sigmoid()
         return
-    yield "fresh", _uniform(teacher, hierarchy)
-    yield "middle", _normalised((teacher * others).clamp(min=LEAST).sqrt(), hierarchy)
-    yield "near", _normalised(teacher.clamp(min=LEAST).sqrt(), hierarchy)
+    sizes = _softmaxes(exact, hierarchy)
+    yield "fresh", _normalised(torch.ones_like(teacher), sizes)
+    yield "middle", _normalised((teacher * others).clamp(min=LEAST).sqrt(), sizes)
+    yield "near", _normalised(teacher.clamp(min=LEAST).sqrt(), sizes)
 
 
-def _uniform(teacher: Tensor, hierarchy: SemanticHierarchy) -> Tensor:
+def _softmaxes(exact: DenseTargets, hierarchy: SemanticHierarchy) -> tuple[int, ...]:
+    """How many classes each softmax of a student has."""
     sizes = hierarchy.classes_per_hierarchy
-    each = torch.cat([torch.full((n,), 1 / n, dtype=teacher.dtype) for n in sizes])
-    return each.to(teacher.device).expand_as(teacher)
+    return (sum(sizes),) if exact.answers == "flat" else sizes
 
 
-def _normalised(values: Tensor, hierarchy: SemanticHierarchy) -> Tensor:
-    parts = values.split(hierarchy.classes_per_hierarchy, 1)
-    return torch.cat([part / part.sum(1, keepdim=True) for part in parts], 1)
+def _normalised(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    return torch.cat([part / part.sum(1, keepdim=True) for part in values.split(sizes, 1)], 1)
 
 
 def _angles(
@@ -116,14 +117,16 @@ def _angles(
         }
     by_teacher = []
     for targets in (exact, approximate):
-        weights = apply_label_clause(
-            confidence=targets.confidence, labels=labels, hierarchy=hierarchy
-        ).double()
+        weights = torch.ones_like(targets.confidence[:, :1])
+        if exact.answers == "softmax":
+            weights = apply_label_clause(
+                confidence=targets.confidence, labels=labels, hierarchy=hierarchy
+            )
         kl, mse = [], []
-        sizes = hierarchy.classes_per_hierarchy
+        sizes = _softmaxes(exact, hierarchy)
         parts = zip(student.split(sizes, 1), targets.probs.double().split(sizes, 1), strict=True)
         for k, (s, t) in enumerate(parts):
-            weight, difference = weights[:, k, None], s - t
+            weight, difference = weights[:, k, None].double(), s - t
             kl.append(weight * difference)
             centred = difference - (s * difference).sum(1, keepdim=True)
             mse.append(2 * weight * s * centred)

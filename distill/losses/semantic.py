@@ -97,7 +97,7 @@ def semantic_kd_loss(
     KL is that of the even-tailed teacher. No [batch, classes] teacher tensor is built for them.
 
     Raises:
-        ValueError: batch sizes differ, the targets are of another hierarchy, or they are sigmoids.
+        ValueError: batch sizes differ, or the targets are of another hierarchy or another kind.
     """
     require_softmax(targets)
     if divergence not in ("mse", "kl"):
@@ -129,14 +129,14 @@ def confidence_of(
 ) -> Float[Tensor, "batch hierarchies"]:
     """[B, K]: P_k with the label clause; 0 in rows that the teacher did not see.
 
-    Sigmoids each say themselves how sure they are: their P_k is 1.
+    Raw answers say themselves how sure they are: their P_k is 1.
 
     Raises:
         ValueError: the targets are of another batch or hierarchy than the logits.
     """
     _check_targets(targets, student_logits, hierarchy)
     confidence = targets.confidence.float()
-    if targets.answers == "sigmoid":
+    if targets.answers != "softmax":
         confidence = torch.ones_like(confidence)
     elif labels is not None:
         _same_batch("labels", labels.shape[0], student_logits)
@@ -147,11 +147,12 @@ def confidence_of(
 
 
 def require_softmax(targets: TeacherTargets) -> None:
-    """Raises ValueError where a softmax would learn from a yes or no for each class."""
+    """Raises ValueError where each hierarchy's softmax would learn from something else."""
     if targets.answers != "softmax":
         raise ValueError(
-            "targets of a yes or no for each class found, expected those of softmaxes; "
-            "multi_label_kd_loss learns from sigmoids"
+            f"targets of answers {targets.answers!r} found, expected those of a softmax for each "
+            "hierarchy; multi_label_kd_loss learns from sigmoids, single_label_kd_loss from one "
+            "softmax"
         )
 
 

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from distill.errors import ConfigError, did_you_mean
 
-# A hierarchy's probabilities are one softmax over its classes, or a yes or no for each of them.
-Answers = Literal["softmax", "sigmoid"]
+# A hierarchy's probabilities are one softmax over its classes, a yes or no for each of them, or its
+# part of one softmax over all classes.
+Answers = Literal["softmax", "sigmoid", "flat"]
 MAX_ENTRIES = 1024
 MAX_PROB_STEPS = 65535
 
@@ -27,6 +28,13 @@ PRESETS = {
     "fine": (16, 511, EVEN_GRADIENT),
     "dense": (18, 191, -EVEN_GRADIENT),
 }
+
+
+def mass(answers: Answers, confidence: Any, sizes: Any) -> Any:
+    """What the probabilities of a hierarchy sum to. sizes: its classes, as arrays broadcast."""
+    if answers == "softmax":
+        return 1
+    return confidence * sizes if answers == "sigmoid" else confidence
 
 
 @dataclass(frozen=True, kw_only=True)

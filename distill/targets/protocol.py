@@ -42,7 +42,7 @@ class ReplayProofs:
 class TrainingTargets(TargetSource, Protocol):
     """hierarchy: of the answers. identity: what a run that goes on must find again.
 
-    answers: softmaxes, which a student of any scheme learns from, or sigmoids.
+    answers: a softmax for each hierarchy, sigmoids, or one softmax over all classes.
 
     rows: images that are known; 0 where it answers for any. policy: of the views; None takes the
     student's. fidelity: as a store's certificate has it, where there is one. sizes: in which

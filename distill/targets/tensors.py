@@ -17,7 +17,7 @@ from torch import Tensor
 from distill.data.sample_ids import SampleIds
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_probs, segment_sums, top_mass
-from distill.targets.encoding import Answers, EncodingSpec
+from distill.targets.encoding import Answers, EncodingSpec, mass
 from distill.targets.rows import TargetRows
 
 
@@ -100,8 +100,9 @@ class SparseTargets(_Rows):
     """The teacher's largest probabilities; what is left of each hierarchy's mass is spread evenly.
 
     index: position within the slot's own hierarchy. A slot not needed has prob 0.
-    confidence: the raw top-5% sum, before the label clause; of sigmoids, which have no confidence
-    but themselves, their mean over the hierarchy, which tells its mass.
+    confidence: the raw top-5% sum, before the label clause. Answers that have no confidence but
+    themselves have what tells their mass: of sigmoids their mean over the hierarchy, of one softmax
+    over all classes the sum over it.
     sq_norm: ΣT² of the exact teacher over each hierarchy.
     slots: how many slots each hierarchy has.
     valid: False where the teacher saw no image; such rows take no part in the KD loss.
@@ -174,13 +175,14 @@ def dense_targets(
     return DenseTargets(probs=probs, confidence=top_mass(probs, hierarchy))
 
 
-def yes_or_no_targets(
-    probs: Float[Tensor, "batch members"], hierarchy: SemanticHierarchy
+def raw_targets(
+    probs: Float[Tensor, "batch members"], hierarchy: SemanticHierarchy, answers: Answers
 ) -> DenseTargets:
-    """Targets of sigmoids, [B, ΣN_k] in hierarchy order."""
-    sizes = hierarchy.tensors(probs.device).sizes
-    mean = segment_sums(probs, hierarchy.classes_per_hierarchy) / sizes
-    return DenseTargets(probs=probs, confidence=mean, answers="sigmoid")
+    """Targets of sigmoids, or of one softmax over all classes, [B, ΣN_k] in hierarchy order."""
+    confidence = segment_sums(probs, hierarchy.classes_per_hierarchy)
+    if answers == "sigmoid":
+        confidence = confidence / hierarchy.tensors(probs.device).sizes
+    return DenseTargets(probs=probs, confidence=confidence, answers=answers)
 
 
 def encode(
@@ -245,6 +247,6 @@ def even_tail(
     """[B, K]: r_k / (n_k − K_k), the probability of each class that no slot holds."""
     kept = segment_sums((targets.prob > 0).float(), targets.slots)
     sizes = hierarchy.tensors(targets.prob.device).sizes
-    total = 1 if targets.answers == "softmax" else targets.confidence * sizes
+    total = mass(targets.answers, targets.confidence, sizes)
     left = (total - segment_sums(targets.prob, targets.slots)).clamp(min=0)
     return torch.where(kept < sizes, left / (sizes - kept).clamp(min=1), 0.0)

@@ -40,7 +40,7 @@ class Coding:
 
     @property
     def confidence_units(self) -> int:
-        """A confidence of 1, of sigmoids a mean of 1; a multiple of prob_steps."""
+        """A confidence of 1, of sigmoids a mean of 1, else a mass; a multiple of prob_steps."""
         steps = self.spec.prob_steps
         return steps * ceil(CONFIDENCE_UNITS_AT_LEAST / steps)
 
@@ -52,7 +52,7 @@ class Coding:
             "prob": np.dtype(np.uint8 if self.spec.prob_steps <= 255 else np.uint16),
             "confidence": np.dtype(np.uint16 if self.confidence_units < 2**15 else np.uint32),
             # ΣT² of one softmax is at most 1, of sigmoids as much as there are classes.
-            "sq_norm": np.dtype(np.uint16 if self.answers == "softmax" else np.uint32),
+            "sq_norm": np.dtype(np.uint32 if self.answers == "sigmoid" else np.uint16),
             "valid": np.dtype(np.bool_),
         }
 
@@ -65,7 +65,7 @@ class Coding:
     @property
     def most_squares(self) -> int:
         """The largest ΣT² that answers can have."""
-        return 1 if self.answers == "softmax" else max(self.classes_per_hierarchy)
+        return max(self.classes_per_hierarchy) if self.answers == "sigmoid" else 1
 
     def quantise(self, answers: TargetRows) -> Codes:
         """To the nearest code. Rows that are not valid become all zero: the same bytes always."""
@@ -151,9 +151,9 @@ class Coding:
         """What the kept probabilities alone imply."""
         counted, total, _, _ = sums
         each = self.confidence_units // self.spec.prob_steps
-        predicted = counted * each
+        predicted = (counted if self.answers == "softmax" else total) * each
         if self.answers == "sigmoid":
-            predicted = total * each // np.array(self.classes_per_hierarchy)[:, None]
+            predicted //= np.array(self.classes_per_hierarchy)[:, None]
         return predicted
 
     def _predicted_squares(
@@ -163,16 +163,17 @@ class Coding:
         _, total, squares, kept = sums
         steps, classes = self.spec.prob_steps, np.array(self.classes_per_hierarchy)[:, None]
         unkept = np.maximum(1, classes - kept)
-        if self.answers == "softmax":
-            left = np.maximum(0, steps - total)
+        a_step = self.confidence_units // steps
+        if self.answers == "sigmoid":
+            # Whole steps: with their squares, sums of thousands of sigmoids stay within 64 bits.
+            tail = np.maximum(0, confidence * classes // a_step - total) // unkept
             predicted: NDArray[np.int64] = (
-                (squares * unkept + left * left) * SQ_NORM_UNITS // (steps * steps * unkept)
+                (squares + tail * tail * unkept) * SQ_NORM_UNITS // (steps * steps)
             )
         else:
-            # Whole steps: with their squares, sums of thousands of sigmoids stay within 64 bits.
-            mass = confidence * classes // (self.confidence_units // steps)
-            tail = np.maximum(0, mass - total) // unkept
-            predicted = (squares + tail * tail * unkept) * SQ_NORM_UNITS // (steps * steps)
+            mass = steps if self.answers == "softmax" else confidence // a_step
+            left = np.maximum(0, mass - total)
+            predicted = (squares * unkept + left * left) * SQ_NORM_UNITS // (steps * steps * unkept)
         return predicted
 
 

@@ -116,13 +116,12 @@ def read_hierarchy(objects: Objects) -> dict[str, Any]:
 
 def _explained(name: str, manifest: Manifest) -> dict[str, Any]:
     spec, coding = manifest.encoding, manifest.coding
-    softmax = manifest.answers == "softmax"
     left = "The prediction and its residual are in docs/store-format.md of distill."
-    said = (
-        "Sum of the ceil(n/20) largest teacher probabilities (no label clause)"
-        if softmax
-        else "Mean of the teacher's yes-or-no probabilities"
-    )
+    said, total = {
+        "softmax": ("Sum of the ceil(n/20) largest teacher probabilities (no label clause)", "1"),
+        "sigmoid": ("Mean of the teacher's yes-or-no probabilities", "the sum"),
+        "flat": ("Sum of the teacher's probabilities, one softmax over all classes,", "it"),
+    }[manifest.answers]
     explanations: dict[str, dict[str, Any]] = {
         "index": {
             "description": "Class of each kept entry, as its position within the slot's own "
@@ -131,7 +130,7 @@ def _explained(name: str, manifest: Manifest) -> dict[str, Any]:
         },
         "prob": {
             "description": "Teacher probability of each kept entry; code 0 is an empty slot. What "
-            f"is missing to {'1' if softmax else 'the sum'} in a hierarchy is spread evenly over "
+            f"is missing to {total} in a hierarchy is spread evenly over "
             "the classes in no slot.",
             "decode": f"code / {spec.prob_steps}",
             "slots_per_hierarchy": list(spec.entries),

@@ -71,7 +71,7 @@ class ViewIdentity:
 class Manifest:
     """Everything a reader needs, and everything that must agree.
 
-    answers: of each hierarchy one softmax, or a yes or no for each class.
+    answers: of each hierarchy one softmax, or a yes or no for each class, or one softmax of all.
     """
 
     teacher: TeacherIdentity

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from distill.store.format.codes import Codes
 from distill.store.format.manifest import Manifest
-from distill.targets.encoding import Answers
+from distill.targets.encoding import Answers, mass
 from distill.targets.rows import TargetRows
 
 
@@ -21,8 +21,8 @@ def dense_probs(
     for k, stop in enumerate(accumulate(slots)):
         index, prob = (a[:, stop - slots[k] : stop] for a in (rows.index, rows.prob))
         kept = (prob > 0).sum(1)
-        mass = 1 if answers == "softmax" else rows.confidence[:, k] * sizes[k]
-        tail = np.maximum(0, mass - prob.sum(1)) / np.maximum(1, sizes[k] - kept)
+        total = mass(answers, rows.confidence[:, k], sizes[k])
+        tail = np.maximum(0, total - prob.sum(1)) / np.maximum(1, sizes[k] - kept)
         part = np.repeat(tail[:, None].astype(np.float64), sizes[k], axis=1)
         row, slot = np.nonzero(prob > 0)
         part[row, index[row, slot]] = prob[row, slot]
@@ -75,7 +75,8 @@ def angles_apart(
                 for c, part in zip(confidences, pair, strict=True)
             ]
         else:
-            gradients = [part - 0.5 for part in pair]
+            fresh = 0.5 if answers == "sigmoid" else 1 / sum(part.shape[1] for part in first)
+            gradients = [part - fresh for part in pair]
         along += (gradients[0] * gradients[1]).sum(1)
         norms += np.array([(gradient**2).sum(1) for gradient in gradients])
     lengths = np.sqrt(norms)

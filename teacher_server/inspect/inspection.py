@@ -209,15 +209,16 @@ def open_inspection(
     by the one that has it. cache: None is beside the store, or the user's own for a bucket.
 
     Raises:
-        StoreError: nothing is there, it cannot be read, or it holds sigmoids.
+        StoreError: nothing is there, it cannot be read, or it holds raw answers.
         CorruptStoreError: it is damaged in more than its answers.
         StoreMismatchError: a fold has other classes, images or tags, or two folds have an image.
     """
     store = LogitStore.open(location)
     if store.manifest.answers != "softmax":
         raise StoreError(
-            f"{location}: holds a yes or no for each class, which has no confidence per hierarchy; "
-            "expected softmaxes; `distill evaluate {location} --data …` judges these"
+            f"{location}: holds answers {store.manifest.answers!r}, which have no confidence per "
+            "hierarchy; expected a softmax for each; `distill evaluate {location} --data …` judges "
+            "these"
         )
     hierarchy = SemanticHierarchy.from_json(store.hierarchy)
     store.manifest.require(location, hierarchy_digest=hierarchy.digest)

@@ -5,14 +5,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.models import get_pretrained_cfg
 from torch import nn
 
 from distill.errors import ConfigError, TeacherError, first_line
-from distill.hierarchy.flat_heads import FlatHead, TagHead
+from distill.hierarchy.flat_heads import FlatHead, RawHead, TagHead
 from distill.hierarchy.hypernyms import flat_label_set
 from distill.hierarchy.model_classes import (
     classes_beside,
@@ -48,7 +48,10 @@ ALIASES = {
     "tresnet_m": "tresnet_m.miil_in21k",
 }
 SEMANTIC, SINGLE_LABEL, MULTI_LABEL = "semantic", "single-label", "multi-label"
-SIGMOID = "sigmoid"
+RAW: dict[str, tuple[Literal["sigmoid", "flat"], str]] = {  # --head → answers, trained as
+    "sigmoid": ("sigmoid", MULTI_LABEL),
+    "softmax": ("flat", SINGLE_LABEL),
+}
 # timm has no flat model of that many classes: those of the paper's authors have semantic heads.
 SEMANTIC_LABEL_SET = "imagenet-21k-miil"
 
@@ -58,8 +61,8 @@ class MemberChoice:
     """Which model.
 
     name: timm's, or an alias. weights: what `find_weights` takes; None takes timm's.
-    head: "semantic", "single-label" or "multi-label" over the hierarchy's own classes ("sigmoid":
-    multi-label, its answers as they are), or the label set of a flat classifier, as
+    head: "semantic", "single-label" or "multi-label" over the hierarchy's own classes ("softmax",
+    "sigmoid": the latter two, their answers as they are), or the label set of a flat classifier, as
     `flat_label_set` takes it; None takes what the weights' card or timm says of those weights, and
     semantic where neither knows them.
     input_size: pixels; None takes the weights' card, then timm's configuration.
@@ -117,14 +120,16 @@ def load_teacher(
 
 def _require_same_answers(members: Sequence[Member], confidence: Confidence) -> None:
     answers = {member.answers for member in members}
+    raw = {kind: (head, scheme) for head, (kind, scheme) in RAW.items()}
+    head, scheme = next((raw[kind] for kind in raw if kind in answers), ("", ""))
     if len(answers) > 1:
         raise ConfigError(
-            f"--head {SIGMOID} found for some of {len(members)} teachers, whose answers cannot be "
-            f"averaged with softmaxes; expected it for all, or `--head {MULTI_LABEL}`"
+            f"--head {head} found for some of {len(members)} teachers, whose answers cannot be "
+            f"averaged with others; expected it for all, or `--head {scheme}`"
         )
-    if answers == {"sigmoid"} and confidence == "reach":
+    if head and confidence == "reach":
         raise ConfigError(
-            f"--confidence reach found with --head {SIGMOID}, whose answers have no confidence but "
+            f"--confidence reach found with --head {head}, whose answers have no confidence but "
             "themselves; leave --confidence out"
         )
 
@@ -177,7 +182,7 @@ def _load(
     origin = path.name if path else "random weights" if choice.random_weights else "timm's weights"
     kind = str(head) if head else f"{num_classes} classes, a softmax for each hierarchy"
     unsure = path and not card and not choice.head
-    tagging = SIGMOID if card and card.scheme == MULTI_LABEL else None
+    trained_as = RAW[choice.head][1] if choice.head in RAW else choice.head
     return Member(
         name=name,
         model=model,
@@ -197,7 +202,7 @@ def _load(
             ),
             *(
                 [f"--head {choice.head} taken, though its card says {card.scheme}"]
-                if card and card.scheme and choice.head not in (None, card.scheme, tagging)
+                if card and card.scheme and trained_as not in (None, card.scheme)
                 else []
             ),
             f"input {model_input}",
@@ -213,15 +218,15 @@ def _head(
     card: ModelCard | None,
     hierarchy: SemanticHierarchy,
     device: torch.device,
-) -> FlatHead | TagHead | None:
+) -> FlatHead | TagHead | RawHead | None:
     """How the model's logits become those of the hierarchy; None where they are so already."""
     trained = card if path and card and card.scheme and not choice.head else None
     if trained and path and trained.scheme == "single-label" and not trained.taught:
         own = hierarchy_beside(path, trained) or hierarchy
         if own.num_classes == trained.num_classes:
             return FlatHead.of(own.synsets, hierarchy, device)
-    if choice.head == SIGMOID:
-        return TagHead(hierarchy=hierarchy, raw=True)
+    if choice.head in RAW:
+        return RawHead(hierarchy=hierarchy, answers=RAW[choice.head][0])
     if choice.head == MULTI_LABEL or (trained and trained.scheme == "multi-label"):
         return TagHead(hierarchy=hierarchy)
     if choice.head == SINGLE_LABEL:
@@ -311,13 +316,13 @@ def _fingerprint(
     model: nn.Module,
     model_input: ModelInput,
     precision: str,
-    head: FlatHead | TagHead | None,
+    head: FlatHead | TagHead | RawHead | None,
 ) -> str:
     """SHA-256 over architecture, tensors, input, precision, and what another head's classes are."""
     about: list[Any] = [name, model_input.size, model_input.mean, model_input.std, precision]
     if head:
-        tagging = SIGMOID if isinstance(head, TagHead) and head.raw else MULTI_LABEL
-        about.append(head.synsets if isinstance(head, FlatHead) else tagging)
+        kind = head.answers if isinstance(head, RawHead) else MULTI_LABEL
+        about.append(head.synsets if isinstance(head, FlatHead) else kind)
     digest = hashlib.sha256(json.dumps(about).encode())
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

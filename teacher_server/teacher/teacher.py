@@ -14,13 +14,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from distill.data.views import Size
-from distill.hierarchy.flat_heads import FlatHead, TagHead
+from distill.hierarchy.flat_heads import FlatHead, RawHead, TagHead
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_probs, top_mass
 from distill.models.card import ModelInput
 from distill.store.format.manifest import TeacherIdentity
 from distill.targets.encoding import Answers
-from distill.targets.tensors import DenseTargets, yes_or_no_targets
+from distill.targets.tensors import DenseTargets, raw_targets
 
 Precision = Literal["float32", "bfloat16"]
 Confidence = Literal["top", "reach"]
@@ -36,7 +36,7 @@ class Member:
     name: str
     model: nn.Module
     input: ModelInput
-    head: FlatHead | TagHead | None
+    head: FlatHead | TagHead | RawHead | None
     precision: Precision
     fingerprint: str
     about: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Member:
     @property
     def answers(self) -> Answers:
         """What the head's probabilities are."""
-        return "sigmoid" if isinstance(self.head, TagHead) and self.head.raw else "softmax"
+        return self.head.answers if isinstance(self.head, RawHead) else "softmax"
 
     def logits(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch own"]:
         """float32 logits of the model's own classes, on the pixels' device."""
@@ -56,11 +56,11 @@ class Member:
     def probs_and_reach(
         self, logits: Float[Tensor, "batch own"], hierarchy: SemanticHierarchy
     ) -> tuple[Float[Tensor, "batch members"], Float[Tensor, "batch hierarchies"]]:
-        """What the head says; all mass reaches every hierarchy of a semantic head."""
-        if self.head:
+        """What the head says; reach is 1 where nothing tells more or less of it."""
+        if isinstance(self.head, FlatHead | TagHead):
             return self.head.probs_and_reach(logits)
         reach = logits.new_ones(len(logits), hierarchy.num_hierarchies)
-        return hierarchy_probs(logits, hierarchy), reach
+        return self.head.probs(logits) if self.head else hierarchy_probs(logits, hierarchy), reach
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         if self.precision == "float32":
@@ -102,8 +102,8 @@ class Teacher:
         """What those logits mean: probabilities averaged over the members, and confidence in them.
 
         Confidence is the sum of the top 5% (rule "top"), or the mass that reached each hierarchy
-        (rule "reach"); of sigmoids their mean. Rows for which a member's logits are not finite are
-        NaN.
+        (rule "reach"); of raw answers what `raw_targets` says. Rows for which a member's logits are
+        not finite are NaN.
         """
         outputs = [
             member.probs_and_reach(own, self.hierarchy)
@@ -111,8 +111,8 @@ class Teacher:
         ]
         probs = _mean([probs for probs, _ in outputs])
         finite = torch.stack([own.isfinite().all(1) for own in logits]).all(0)
-        if self.answers == "sigmoid":
-            targets = yes_or_no_targets(probs, self.hierarchy)
+        if self.answers != "softmax":
+            targets = raw_targets(probs, self.hierarchy, self.answers)
         elif self.identity.confidence == "reach":
             targets = DenseTargets(probs=probs, confidence=_mean([reach for _, reach in outputs]))
         else:

@@ -30,6 +30,7 @@ from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
 from distill.trainers.evaluation.average_precision import BinnedAveragePrecision
 from distill.trainers.models.export import export_folder
 from distill.trainers.models.trained import TrainedModel, judging_policy, open_trained
+from distill.trainers.recipe import Scheme
 from distill.wire.client import TeacherClient
 from tests.format_reader import read_store
 from tests.live import live
@@ -122,7 +123,9 @@ def test_a_flat_teacher_is_stored_as_it_is(
     assert "pass the --label-set it was trained on" in fails("precompute", *choice, *other)
 
 
-def test_sigmoids_are_stored_served_and_learned_as_they_are(
+@pytest.mark.parametrize("scheme", ["multi-label", "single-label"])
+def test_raw_answers_are_stored_served_and_learned_as_they_are(
+    scheme: Scheme,
     distill: Callable[..., Any],
     fails: Callable[..., str],
     teacher_weights: Path,
@@ -130,33 +133,39 @@ def test_sigmoids_are_stored_served_and_learned_as_they_are(
     figures: Path,
     tmp_path: Path,
 ) -> None:
-    """A yes or no for each class, from the logits to the student's loss."""
-    tagger = as_trained(teacher_weights, tmp_path / "tagger", scheme="multi-label")
+    """A yes or no for each class, or one softmax, from the logits to the student's loss."""
+    head, answers, said_of_it = {
+        "multi-label": ("sigmoid", "sigmoid", "a yes or no for each"),
+        "single-label": ("softmax", "flat", "one softmax over all"),
+    }[scheme]
+    tagger = as_trained(teacher_weights, tmp_path / "tagger", scheme=scheme)
     store, data = tmp_path / "store", ("--data", figures, "--device", "cpu", "--workers", 0)
     choice = ("--teacher", "test_vit", "--weights", tagger, "--label-set", "plane-figures")
     run = ("precompute", *choice, *data, "--view-policy", "plain", "--encoding", "fine")
-    message = "expected it for all, or `--head multi-label`"
+    message = f"expected it for all, or `--head {scheme}`"
     both = (*choice[:4], *choice[:4], *choice[4:])
-    heads = ("--head", "sigmoid", "--head", "semantic")
+    heads = ("--head", head, "--head", "semantic")
     assert message in fails(run[0], *both, *run[7:], *heads, "--store", store)
-    reach = ("--head", "sigmoid", "--confidence", "reach")
+    reach = ("--head", head, "--confidence", "reach")
     assert "have no confidence but themselves" in fails(*run, *reach, "--store", store)
-    ran = distill(*run, "--head", "sigmoid", "--store", store)
+    ran = distill(*run, "--head", head, "--store", store)
     assert ran.code == 0, ran.err
-    assert "29 classes, a yes or no for each, as they are" in ran.err
+    assert f"29 classes, {said_of_it}, as they are" in ran.err
     opened = LogitStore.open(store)
     said = opened.manifest.coding.dequantise(RowReader(opened, 0).rows(np.arange(8)))
     pixels = first_pixels(figures)
     model = open_trained(str(tagger)).model
     with torch.inference_mode():
-        exact = model(pixels.float() / 255).sigmoid()[:, hierarchy.class_order]
+        logits = model(pixels.float() / 255)
+        exact = logits.sigmoid() if answers == "sigmoid" else logits.softmax(1)
+        exact = exact[:, hierarchy.class_order]
     slots = opened.manifest.slots
-    dense = densify(SparseTargets.from_rows(said, slots, "sigmoid"), hierarchy)
+    dense = densify(SparseTargets.from_rows(said, slots, answers), hierarchy)
     for k, members in enumerate(hierarchy.slices):
         kept = said.index[:, sum(slots[:k]) : sum(slots[: k + 1])].astype(np.int64)
         found = np.take_along_axis(exact[:, members].numpy(), kept, 1)
         prob = said.prob[:, sum(slots[:k]) : sum(slots[: k + 1])]
-        np.testing.assert_allclose(prob, found, atol=0.51 / 511)
+        np.testing.assert_allclose(prob, np.where(prob > 0, found, 0), atol=0.51 / 511)
         assert torch.allclose(dense[:, members].sum(1), exact[:, members].sum(1), atol=0.02)
     plain = read_store(store)
     np.testing.assert_allclose(plain["confidence"][:8, 0], said.confidence, atol=1e-6)
@@ -167,32 +176,32 @@ def test_sigmoids_are_stored_served_and_learned_as_they_are(
     angles = opened.require_complete()["fidelity"]["angle_deg"]
     assert angles["mse_middle"]["p99"] < 6
     assert distill("store", "verify", store).code == 0
-    asked = distill("store", "verify", store, *choice, *data[:4], "--head", "sigmoid")
+    asked = distill("store", "verify", store, *choice, *data[:4], "--head", head)
     assert asked.code == 0, asked.err
     small = tmp_path / "small"
     ran = distill("store", "transcode", store, "--out", small, "--encoding", "small")
     assert ran.code == 0, ran.err
     assert distill("store", "diff", store, store).code == 0
     assert distill("store", "diff", store, small).code == 1
-    assert "has no confidence per hierarchy" in fails("inspect", store)
+    assert "have no confidence per hierarchy" in fails("inspect", store)
     judged = distill("evaluate", store, *data[:4], "--split", "train", "--json")
     assert judged.code == 0, judged.err
 
     student = ("--student", "test_resnet", "--init", "random", "--image-size", 32, "--epochs", 3)
     run = ("pretrain", *student, "--batch-size", 32, *data, "--targets", store)
     assert "scheme semantic found with" in fails(*run, "--out", tmp_path / "bad")
-    ran = distill(*run, "--scheme", "multi-label", "--kd-weight", 1, "--out", tmp_path / "run")
+    ran = distill(*run, "--scheme", scheme, "--kd-weight", 1, "--out", tmp_path / "run")
     assert ran.code == 0, ran.err
     history = json.loads((tmp_path / "run" / "run.json").read_text())["history"]
     assert history[-1]["kd_loss"] < history[0]["kd_loss"]
 
-    choices = [MemberChoice(name="test_vit", weights=tagger, head="sigmoid")]
+    choices = [MemberChoice(name="test_vit", weights=tagger, head=head)]
     teacher = load_teacher(choices, hierarchy, device=CPU)
     with live(teacher) as server:
         client = TeacherClient(f"http://{server.address}", deadline_s=20)
         answered = client.infer_images(pixels.permute(0, 2, 3, 1).numpy())
         client.close()
-    assert answered.answers == "sigmoid"
+    assert answered.answers == answers
     standard = EncodingSpec.named("standard", hierarchy.classes_per_hierarchy)
     expected = sparsify(teacher.targets([pixels]), hierarchy, standard)
     # Within a step: a batch of another size may compute other last bits.

@@ -9,15 +9,15 @@ from distill.errors import ConfigError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.store.format.chunks import decode_chunk, encode_chunk
 from distill.store.format.codes import ANSWER_ARRAYS, SQ_NORM_UNITS, Coding
-from distill.targets.encoding import PRESETS, EncodingSpec
+from distill.targets.encoding import PRESETS, Answers, EncodingSpec
 from distill.targets.rows import TargetRows
 from distill.targets.tensors import (
     SparseTargets,
     dense_targets,
     densify,
     encode,
+    raw_targets,
     sparsify,
-    yes_or_no_targets,
 )
 
 HIERARCHY = SemanticHierarchy.bundled("plane-figures")
@@ -78,24 +78,24 @@ def test_storing_twice_changes_nothing(
         assert (getattr(once, name) == getattr(twice, name)).all()
 
 
-@given(logits, budgets, steps)
+@given(logits, budgets, steps, st.sampled_from(["sigmoid", "flat"]))
 @settings(deadline=None)
-def test_sigmoids_come_back_with_their_mass_and_their_squares(
-    values: np.ndarray, entries: tuple[int, ...], prob_steps: int
+def test_raw_answers_come_back_with_their_mass_and_their_squares(
+    values: np.ndarray, entries: tuple[int, ...], prob_steps: int, answers: Answers
 ) -> None:
     spec = EncodingSpec(entries=entries, prob_steps=prob_steps)
-    exact = yes_or_no_targets(
-        torch.from_numpy(values[:, HIERARCHY.class_order]).sigmoid(), HIERARCHY
-    )
+    flat = torch.from_numpy(values)
+    probs = (flat.sigmoid() if answers == "sigmoid" else flat.softmax(1))[:, HIERARCHY.class_order]
+    exact = raw_targets(probs, HIERARCHY, answers)
     sparse = sparsify(exact, HIERARCHY, spec)
-    coding = Coding(spec, SIZES, "sigmoid")
+    coding = Coding(spec, SIZES, answers)
     codes = coding.from_stored(coding.to_stored(coding.quantise(sparse.to_rows())))
-    back = SparseTargets.from_rows(coding.dequantise(codes), spec.entries, "sigmoid")
+    back = SparseTargets.from_rows(coding.dequantise(codes), spec.entries, answers)
     assert torch.equal(back.prob, sparse.prob)
     decoded = densify(back, HIERARCHY)
     for k, members in enumerate(HIERARCHY.slices):
         probs, rounding = exact.probs[:, members], (0.5 * entries[k] + 0.01) / prob_steps
-        least = 1e-4 * SIZES[k] + rounding
+        least = 1e-4 * (SIZES[k] if answers == "sigmoid" else 1) + rounding
         assert ((decoded[:, members].sum(1) - probs.sum(1)).abs() <= least).all()
         assert torch.allclose(back.sq_norm[:, k], probs.square().sum(1), atol=0.51 / SQ_NORM_UNITS)
     again = coding.quantise(coding.dequantise(codes))

@@ -20,7 +20,7 @@ from distill.losses.baselines import (
 from distill.losses.fidelity import gradient_angles
 from distill.losses.names import Divergence
 from distill.losses.semantic import semantic_kd_loss, teacher_confidence
-from distill.targets.encoding import EncodingSpec
+from distill.targets.encoding import Answers, EncodingSpec
 from distill.targets.tensors import (
     DenseTargets,
     SparseTargets,
@@ -28,8 +28,8 @@ from distill.targets.tensors import (
     dense_targets,
     densify,
     encode,
+    raw_targets,
     sparsify,
-    yes_or_no_targets,
 )
 
 
@@ -196,7 +196,7 @@ def test_a_teacher_with_sigmoids_is_compared_class_by_class_without_weights(
 ) -> None:
     order = torch.from_numpy(hierarchy.class_order)
     said = teacher[:, order].sigmoid()
-    exact: TeacherTargets = yes_or_no_targets(said, hierarchy)
+    exact: TeacherTargets = raw_targets(said, hierarchy, "sigmoid")
     whole = EncodingSpec(entries=hierarchy.classes_per_hierarchy, prob_steps=65535)
     targets = sparsify(exact, hierarchy, whole) if sparse else exact
     found = multi_label_kd_loss(
@@ -214,16 +214,48 @@ def test_a_teacher_with_sigmoids_is_compared_class_by_class_without_weights(
         expected = (both - F.binary_cross_entropy(said, said, reduction="sum")) / 6
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
     for loss in (semantic_kd_loss, single_label_kd_loss):
-        with pytest.raises(ValueError, match="a yes or no for each class found"):
+        with pytest.raises(ValueError, match="answers 'sigmoid' found"):
             loss(student_logits=logits, targets=targets, labels=labels, hierarchy=hierarchy)
 
 
-def test_a_few_sigmoids_and_their_mass_turn_the_gradient_little(
-    teacher: Tensor, labels: Tensor, hierarchy: SemanticHierarchy
+@pytest.mark.parametrize("divergence", ["mse", "kl"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_teacher_with_one_softmax_is_compared_as_it_is(
+    divergence: Divergence,
+    sparse: bool,
+    logits: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    hierarchy: SemanticHierarchy,
+) -> None:
+    said = teacher.softmax(1)
+    exact: TeacherTargets = raw_targets(
+        said[:, torch.from_numpy(hierarchy.class_order)], hierarchy, "flat"
+    )
+    whole = EncodingSpec(entries=hierarchy.classes_per_hierarchy, prob_steps=65535)
+    targets = sparsify(exact, hierarchy, whole) if sparse else exact
+    arguments = {"student_logits": logits, "labels": labels, "hierarchy": hierarchy}
+    found = single_label_kd_loss(**arguments, targets=targets, divergence=divergence)
+    expected = (logits.softmax(1) - said).square().sum() / 6
+    if divergence == "kl":
+        order = torch.from_numpy(hierarchy.class_order)  # a class of no hierarchy is left out
+        expected = F.kl_div(logits.log_softmax(1)[:, order], said[:, order], reduction="sum") / 6
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for loss in (semantic_kd_loss, multi_label_kd_loss):
+        with pytest.raises(ValueError, match="answers 'flat' found"):
+            loss(**arguments, targets=targets)
+
+
+@pytest.mark.parametrize("answers", ["sigmoid", "flat"])
+def test_a_few_raw_answers_and_their_mass_turn_the_gradient_little(
+    answers: Answers, teacher: Tensor, labels: Tensor, hierarchy: SemanticHierarchy
 ) -> None:
     """Angles against gradients that autograd finds, of the loss that trains."""
-    said = (teacher[:, torch.from_numpy(hierarchy.class_order)] - 4).sigmoid()
-    exact = yes_or_no_targets(said, hierarchy)
+    said, loss = (teacher - 4).sigmoid(), multi_label_kd_loss
+    if answers == "flat":
+        said, loss = teacher.softmax(1), single_label_kd_loss
+    said = said[:, torch.from_numpy(hierarchy.class_order)]
+    exact = raw_targets(said, hierarchy, answers)
     few = sparsify(exact, hierarchy, EncodingSpec(entries=(4, 4, 4, 3)))
     angles = gradient_angles(
         exact=exact, sparse=few, others=said.roll(1, 0), labels=labels, hierarchy=hierarchy
@@ -232,7 +264,7 @@ def test_a_few_sigmoids_and_their_mass_turn_the_gradient_little(
         gradients = []
         for targets in (exact, replace(exact, probs=densify(few, hierarchy))):
             student = torch.zeros(6, 29, dtype=torch.float32, requires_grad=True)
-            multi_label_kd_loss(
+            loss(
                 student_logits=student,
                 targets=targets,
                 labels=labels,

@@ -122,11 +122,13 @@ def require_learnable(targets: TrainingTargets, scheme: Scheme) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    if targets.answers == "sigmoid" and scheme != "multi-label":
+    kinds: dict[str, Scheme] = {"sigmoid": "multi-label", "flat": "single-label"}
+    expected = kinds.get(targets.answers, scheme)
+    if expected != scheme:
         raise ConfigError(
-            f"scheme {scheme} found with {targets.location}, whose answers are a yes or no for "
-            "each class, expected multi-label; or targets of softmaxes, as `--head multi-label` "
-            "makes them"
+            f"scheme {scheme} found with {targets.location}, whose answers are those of a "
+            f"{expected} teacher as they are, expected {expected}; or targets of softmaxes by "
+            f"hierarchy, as `--head {expected}` makes them"
         )
 
 

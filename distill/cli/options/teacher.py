@@ -113,9 +113,9 @@ def teacher_options(*, required: bool = True) -> Callable[[Command], Command]:
                 "heads",
                 multiple=True,
                 show_default="auto",
-                help="semantic, single-label, multi-label, sigmoid (multi-label, as it is), or the "
-                "label set of a flat classifier: imagenet-1k, -12k, -21k, -22k, -22k-ms or a file "
-                "of wnids; one per --teacher.",
+                help="semantic, single-label, multi-label, softmax or sigmoid (those two, their "
+                "answers as they are), or the label set of a flat classifier: imagenet-1k, -12k, "
+                "-21k, -22k, -22k-ms or a file of wnids; one per --teacher.",
             ),
             option(
                 "--random-weights",
