@@ -22,7 +22,8 @@ def plain_softmax_loss(
                 one = F.cross_entropy(
                     own[None].float(), torch.tensor([position]), label_smoothing=smoothing
                 )
-                weight = hierarchy.weights[k] if weights == "paper" else 1
+                weight = {"paper": 1, "sqrt": 0.5, "even": 0}[weights]
+                weight = hierarchy.weights[k] ** weight
                 total = total + weight * one / len(logits)
     return total
 

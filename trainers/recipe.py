@@ -18,9 +18,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": get_args(Schedule),
 }
 
-# Of the KD term, by scheme; swept on tiny-imagenet-h (benchmarks/results/students.md).
-KD_WEIGHTS: dict[Scheme, float] = {"single-label": 300.0, "multi-label": 10.0, "semantic": 100.0}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -28,8 +25,10 @@ class Recipe:
 
     student: timm model name. image_size: pixels a side.
     scheme: what labels train. multi_label_loss: asymmetric, binary cross-entropy or focal.
-    hierarchy_weights: W_k of semantic softmax: eq. 4, which favours deep hierarchies, or all 1.
-    kd_weight: of the KD term, which the paper does not tell; None takes `KD_WEIGHTS`.
+    hierarchy_weights: W_k of semantic softmax: eq. 4, which favours deep hierarchies, or its
+    square roots, or all 1.
+    kd_weight: of the KD term, which the paper does not tell; "auto" is one at which the teacher
+    pulls at a new student as hard as `distill.trainers.training.balance` says.
     batch_size: images a step, on all devices together. accumulate: parts of a device's share of it
     that are computed one after the other. drop_last: leave what fills no batch out of each epoch.
     optimizer: as timm names it; adamw is Adam with decoupled weight decay. optimizer_args: more of
@@ -52,8 +51,8 @@ class Recipe:
     scheme: Scheme = "semantic"
     multi_label_loss: MultiLabelLoss = "asl"
     hierarchy_weights: HierarchyWeights = "paper"
-    kd_weight: float | None = None
-    divergence: Divergence = "mse"
+    kd_weight: float | Literal["auto"] = "auto"
+    divergence: Divergence = "kl"
     epochs: int = 80
     batch_size: int = 128
     accumulate: int = 1
@@ -92,10 +91,8 @@ class Recipe:
         for name in ("label_smoothing", "warmup", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected a share below 1")
-        if self.kd_weight is None:
-            object.__setattr__(self, "kd_weight", KD_WEIGHTS[self.scheme])
         for name in ("kd_weight", "weight_decay", "clip_grad", "min_lr", "mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < float("inf"):
+            if getattr(self, name) != "auto" and not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected 0 or more")
         if self.ema_warmup and not self.ema_decay:
             raise ConfigError("ema_warmup found without ema_decay, expected both; pass ema_decay")

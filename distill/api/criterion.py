@@ -20,6 +20,7 @@ from distill.models.names import require_known_model
 from distill.models.weights import Weights, fitted, load_weights, without_prefixes
 from distill.trainers.models.student import write_weights
 from distill.trainers.recipe import Recipe, Scheme
+from distill.trainers.training.balance import automatic_weight
 from distill.trainers.training.matching import require_learnable
 from distill.trainers.training.mixing import mixed_losses
 from distill.trainers.training.objectives import objective_of
@@ -58,15 +59,25 @@ class Criterion(nn.Module):
             student="",
             scheme=scheme,
             divergence=divergence,
-            kd_weight=None if kd_weight == "auto" else float(kd_weight),
+            kd_weight="auto" if kd_weight == "auto" else float(kd_weight),
             label_smoothing=label_smoothing,
             hierarchy_weights=hierarchy_weights,
             multi_label_loss=multi_label_loss,
         )
         require_learnable(shared.answers, scheme)
         self._shared, self.scheme = shared, scheme
-        self.kd_weight = float(recipe.kd_weight or 0)
-        self._objective = objective_of(recipe, shared.hierarchy, np.zeros(0, np.int64))
+        self._objective = objective_of(recipe, shared.hierarchy, shared.labels)
+        self.kd_weight = (
+            recipe.kd_weight
+            if recipe.kd_weight != "auto"
+            else automatic_weight(
+                self._objective,
+                shared.answers,
+                shared.source,
+                np.arange(len(shared.source)),
+                shared.policy,
+            )
+        )
 
     if TYPE_CHECKING:  # torch's own says nothing of what comes out
 

@@ -128,7 +128,7 @@ class Targets:
         self,
         *,
         scheme: Scheme = "semantic",
-        divergence: Divergence = "mse",
+        divergence: Divergence = "kl",
         kd_weight: float | Literal["auto"] = "auto",
         label_smoothing: float = 0.2,
         hierarchy_weights: HierarchyWeights = "paper",

@@ -12,17 +12,11 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.hierarchy.softmax import hierarchy_logits, segment_sums
-from distill.losses.distances import (
-    negative_binary_entropy,
-    negative_entropy,
-    squared_error,
-    teacher_product,
-    teacher_squares,
-)
+from distill.hierarchy.softmax import class_log_probs
+from distill.losses.distances import negative_entropy, teacher_product, teacher_squares
 from distill.losses.names import Divergence, MultiLabelLoss
 from distill.losses.semantic import confidence_of, require_softmax
-from distill.targets.tensors import TeacherTargets
+from distill.targets.tensors import DenseTargets, TeacherTargets, densify
 
 FOCAL_GAMMA = 2.0  # Lin et al. 2017, arXiv 1708.02002
 ASL_GAMMA_NEG, ASL_GAMMA_POS = 4.0, 0.0  # what the paper takes of Ridnik et al. 2020, 2009.14119
@@ -58,21 +52,30 @@ def multi_label_loss(
     known: decisions that count; None takes all of the rows that have a class.
     kind: plain binary cross-entropy, focal (γ = 2), or asymmetric (γ⁻ = 4, γ⁺ = 0, shift 0.05).
     """
-    logits, wanted = logits.float(), present.float()
-    if kind == "bce":
-        each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    elif kind == "focal":
-        each = sigmoid_focal_loss(logits, wanted, alpha=-1, gamma=FOCAL_GAMMA, reduction="none")
-    else:
-        asymmetric = AsymmetricLossMultiLabel(
-            gamma_neg=ASL_GAMMA_NEG, gamma_pos=ASL_GAMMA_POS, reduction="none"
-        )
-        each = asymmetric(logits, wanted)
+    each = _each(logits.float(), present.float(), kind)
     if known is None:
         total = torch.where(present.any(1), each.sum(1), 0.0).sum()
     else:
         total = torch.where(known, each, 0.0).sum()
     return total / max(1, len(present))
+
+
+def _each(
+    logits: Float[Tensor, "batch classes"],
+    wanted: Float[Tensor, "batch classes"],
+    kind: MultiLabelLoss,
+) -> Float[Tensor, "batch classes"]:
+    if kind == "bce":
+        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    if kind == "focal":
+        focal: Tensor = sigmoid_focal_loss(
+            logits, wanted, alpha=-1, gamma=FOCAL_GAMMA, reduction="none"
+        )
+        return focal
+    asymmetric: Tensor = AsymmetricLossMultiLabel(
+        gamma_neg=ASL_GAMMA_NEG, gamma_pos=ASL_GAMMA_POS, reduction="none"
+    )(logits, wanted)
+    return asymmetric
 
 
 def present_classes(
@@ -95,7 +98,7 @@ def single_label_kd_loss(
     targets: TeacherTargets,
     labels: Int[Tensor, " batch"] | None,
     hierarchy: SemanticHierarchy,
-    divergence: Divergence = "mse",
+    divergence: Divergence = "kl",
 ) -> Float[Tensor, ""]:
     """Distance of one softmax over all classes from the teacher's answers as one distribution.
 
@@ -127,27 +130,47 @@ def multi_label_kd_loss(
     *,
     student_logits: Float[Tensor, "batch classes"],
     targets: TeacherTargets,
-    labels: Int[Tensor, " batch"] | None,
     hierarchy: SemanticHierarchy,
-    divergence: Divergence = "mse",
+    divergence: Divergence = "kl",
+    kind: MultiLabelLoss = "asl",
 ) -> Float[Tensor, ""]:
-    """Σ_k P_k · distance of each class's sigmoid from the teacher's probability of it in k.
+    """What `multi_label_loss` of that kind would be on average, if tags were as the teacher says.
 
-    Squared error, or the divergence of two yes-or-no answers in nats, summed over the classes. Of a
-    teacher with sigmoids P_k is 1.
+    Σ_c T(c) · loss of a yes + (1 − T(c)) · loss of a no, whose gradient is that of KL for "bce";
+    divergence "mse": Σ_c (T(c) − σ(z_c))². T(c) is the probability that class c is there: a sigmoid
+    as it is; softmaxes as a walk down the tree, a class's share among the children of its parent
+    times the parent's (`class_log_probs`). Classes of no hierarchy and rows that the teacher did
+    not see add nothing.
+
+    Raises:
+        ValueError: batch sizes differ, the targets are of another hierarchy, or of one softmax.
     """
     if targets.answers == "flat":
         require_softmax(targets)
-    confidence = confidence_of(targets, labels, hierarchy, student_logits)
-    logits = torch.cat(hierarchy_logits(student_logits, hierarchy), 1)
+    seen = confidence_of(targets, None, hierarchy, student_logits).any(1)
+    order = hierarchy.tensors(student_logits.device).class_order
+    logits = student_logits.float().index_select(1, order)
+    present = _presence(targets, hierarchy)
     if divergence == "mse":
-        distance = squared_error(student=logits.sigmoid(), targets=targets, hierarchy=hierarchy)
+        distance = (logits.sigmoid() - present).square()
     else:
-        # Σ −T·log σ(z) − (1 − T)·log σ(−z) = Σ log(1 + eᶻ) − T·z
-        softplus = segment_sums(F.softplus(logits), hierarchy.classes_per_hierarchy)
-        product = teacher_product(student=logits, targets=targets, hierarchy=hierarchy)
-        distance = negative_binary_entropy(targets, hierarchy) + softplus - product
-    return (confidence * distance).sum() / max(1, len(student_logits))
+        yes = _each(logits, torch.ones_like(logits), kind)
+        no = _each(logits, torch.zeros_like(logits), kind)
+        distance = present * yes + (1 - present) * no
+    return torch.where(seen, distance.sum(1), 0.0).sum() / max(1, len(student_logits))
+
+
+def _presence(
+    targets: TeacherTargets, hierarchy: SemanticHierarchy
+) -> Float[Tensor, "batch members"]:
+    """The probability that an image has a class, itself or by one below it, in hierarchy order."""
+    probs = targets.probs if isinstance(targets, DenseTargets) else densify(targets, hierarchy)
+    if targets.answers == "sigmoid":
+        return probs.float()
+    order = hierarchy.tensors(probs.device).class_order
+    logits = probs.new_zeros(len(probs), hierarchy.num_classes, dtype=torch.float32)
+    logits.index_copy_(1, order, probs.float().clamp_min(torch.finfo(torch.float32).tiny).log())
+    return class_log_probs(logits, hierarchy).exp().index_select(1, order)
 
 
 def _product(

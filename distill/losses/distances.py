@@ -72,16 +72,6 @@ def negative_entropy(targets: TeacherTargets, hierarchy: SemanticHierarchy) -> P
     return _over_teacher(targets, hierarchy, lambda prob: torch.special.xlogy(prob, prob))
 
 
-def negative_binary_entropy(targets: TeacherTargets, hierarchy: SemanticHierarchy) -> PerHierarchy:
-    """Σ(T·log T + (1 − T)·log(1 − T)), in nats: of a yes or no for each class."""
-    xlogy = torch.special.xlogy
-    return _over_teacher(
-        targets,
-        hierarchy,
-        lambda prob: xlogy(prob, prob) + xlogy((1 - prob).clamp(min=0), (1 - prob).clamp(min=0)),
-    )
-
-
 def _over_teacher(
     targets: TeacherTargets,
     hierarchy: SemanticHierarchy,

@@ -3,5 +3,5 @@
 from typing import Literal
 
 Divergence = Literal["mse", "kl"]
-HierarchyWeights = Literal["paper", "even"]
+HierarchyWeights = Literal["paper", "sqrt", "even"]
 MultiLabelLoss = Literal["asl", "bce", "focal"]

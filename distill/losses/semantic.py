@@ -16,6 +16,8 @@ from distill.losses.distances import negative_entropy, squared_error, teacher_pr
 from distill.losses.names import Divergence, HierarchyWeights
 from distill.targets.tensors import DenseTargets, TeacherTargets
 
+POWERS: dict[HierarchyWeights, float] = {"paper": 1.0, "sqrt": 0.5, "even": 0.0}  # of W_k
+
 
 def semantic_softmax_loss(
     *,
@@ -28,13 +30,14 @@ def semantic_softmax_loss(
     """Σ_k W_k · cross-entropy (nats) of hierarchy k's own softmax, mean over the whole batch.
 
     An image adds nothing at a hierarchy where its label says nothing; a negative label says nothing
-    anywhere. Ridnik et al. 2021 (arXiv 2104.10972), eq. 4. weights: W_k of the paper, or 1.
+    anywhere. Ridnik et al. 2021 (arXiv 2104.10972), eq. 4. weights: W_k of the paper, their square
+    roots, or 1.
 
     Raises:
         ValueError: batch sizes differ, or the logits are of another label set.
     """
     _same_batch("labels", labels.shape[0], logits)
-    semantic_labels = hierarchy.semantic_labels(labels)
+    semantic_labels, power = hierarchy.semantic_labels(labels), POWERS[weights]
     total = logits.new_zeros((), dtype=torch.float32)
     for k, log_probs in enumerate(hierarchy_log_probs(logits, hierarchy)):
         target = semantic_labels[:, k]
@@ -42,7 +45,7 @@ def semantic_softmax_loss(
         expected = (1 - label_smoothing) * picked
         if label_smoothing:
             expected = expected + label_smoothing * log_probs.mean(1)
-        weight = hierarchy.weights[k] if weights == "paper" else 1.0
+        weight = hierarchy.weights[k] ** power
         total = total - weight * torch.where(target >= 0, expected, 0.0).mean()
     return total
 
@@ -83,7 +86,7 @@ def semantic_kd_loss(
     targets: TeacherTargets,
     labels: Int[Tensor, " batch"] | None,
     hierarchy: SemanticHierarchy,
-    divergence: Divergence = "mse",
+    divergence: Divergence = "kl",
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Float[Tensor, ""]:
     """Confidence-weighted distance between student and teacher.

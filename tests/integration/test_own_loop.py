@@ -318,7 +318,7 @@ def test_the_criterion_is_the_loss_of_pretrain(targets: distill.Targets) -> None
     )
     assert torch.equal(loss.labels, labels)
     assert torch.equal(loss.kd, kd)
-    assert torch.equal(loss.total, labels + 100 * kd)
+    assert torch.equal(loss.total, labels + criterion.kd_weight * kd)
     mixture, opposite = criterion(logits, batch, share=0.75), criterion(logits.flip(0), batch)
     torch.testing.assert_close(mixture.total, 0.75 * loss.total + 0.25 * opposite.total)
     with pytest.raises(ValueError, match="share 2 found, expected 0 to 1"):

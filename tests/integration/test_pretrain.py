@@ -73,6 +73,41 @@ def test_store_changes_what_the_student_learns(
     assert histories[1][-1]["kd_loss"] < histories[0][-1]["kd_loss"]
 
 
+def test_weight_of_the_teacher_is_measured_said_and_kept(
+    distill,  # type: ignore[no-untyped-def]
+    fails: Callable[..., str],
+    train: Command,
+    store: Path,
+    tmp_path: Path,
+    dying_after: Callable[[int], Any],
+) -> None:
+    def weight(out: str) -> float:
+        return float(json.loads((tmp_path / out / "run.json").read_text())["kd_weight"])
+
+    whole = distill(*train("whole", "--targets", store))
+    assert (
+        f"KD weight: {weight('whole'):.4g}, at which the teacher pulls 3 times as hard" in whole.out
+    )
+    with dying_after(4):
+        distill(*train("stopped", "--targets", store))
+    went_on = distill(*train("stopped", "--targets", store))
+    assert "KD weight" not in went_on.out
+    assert weight("stopped") == weight("whole")
+    (tmp_path / "recipe.toml").write_text('kd_weight = "auto"\n')
+    config = ("--config", tmp_path / "recipe.toml")
+    assert (
+        distill(*train("config", "--targets", store, "--scheme", "single-label", *config)).code == 0
+    )
+    assert weight("config") != weight("whole")
+    assert distill(*train("fixed", "--targets", store, "--kd-weight", 7)).code == 0
+    assert weight("fixed") == 7
+    assert distill(*train("alone", "--label-set", "plane-figures")).code == 0
+    assert weight("alone") == 0
+    assert "--kd-weight: 'most' is not" in fails(*train("x", "--kd-weight", "most"))
+    (tmp_path / "recipe.toml").write_text("kd_weight = true\n")
+    assert "kd_weight True found, expected a number or auto" in fails(*train("x", *config))
+
+
 @pytest.mark.parametrize("stop_after", [1, 5, 6, 9])
 def test_stopped_at_any_step_it_ends_with_the_same_weights(
     stop_after: int,

@@ -38,12 +38,13 @@ MACHINE = {
     "torchvision": torchvision.__version__,
     "pillow": PIL.__version__,
 }
+TAUGHT = ("--targets", "STORE", "--kd-weight")
 RUNS: dict[str, tuple[str, ...]] = {
-    "semantic with kd": ("--scheme", "semantic", "--targets", "STORE"),
+    "semantic with kd": ("--scheme", "semantic", *TAUGHT, "100", "-o", "divergence=mse"),
     "semantic without kd": ("--scheme", "semantic"),
-    "single-label with kd": ("--scheme", "single-label", "--targets", "STORE"),
-    "multi-label with kd": ("--scheme", "multi-label", "--targets", "STORE"),
-    "semantic with kl": ("--scheme", "semantic", "--targets", "STORE", "-o", "divergence=kl"),
+    "single-label with kd": ("--scheme", "single-label", *TAUGHT, "300", "-o", "divergence=mse"),
+    "multi-label with kd": ("--scheme", "multi-label", *TAUGHT, "10"),
+    "semantic with kl": ("--scheme", "semantic", *TAUGHT, "100"),
 }
 
 

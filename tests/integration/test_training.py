@@ -298,7 +298,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_the_setting_that_differs(
     assert distill(*train("run", *common)).code == 0
     for words, key in (
         (["-o", "views.cutout=0.25"], "recipe.views.cutout is 0.5, this run has 0.25"),
-        (["--scheme", "single-label"], "recipe.kd_weight is"),
+        (["--scheme", "single-label"], "recipe.scheme is"),
         (["-o", "ema_decay=0.5"], "recipe.ema_decay is 0.0, this run has 0.5"),
     ):
         assert key in fails(*train("run", *common, *words))

@@ -33,10 +33,11 @@ class Progress:
     loss_sums, untaught: of the epoch under way, on labels and targets, and how many of its images
     the targets had no answer for.
 
-    order: of the samples, which stays what it was when the run began.
+    order of the samples and kd_weight stay what they were when the run began.
     """
 
     order: SampleOrder
+    kd_weight: float = 0.0
     steps: int = 0
     loss_sums: tuple[float, float] = (0.0, 0.0)
     untaught: int = 0
@@ -77,11 +78,17 @@ class CheckpointWriter:
                 "loss_sums": list(progress.loss_sums),
                 "untaught": progress.untaught,
                 "order": asdict(progress.order),
+                "kd_weight": progress.kd_weight,
                 "history": [dict(record) for record in progress.history],
             },
             buffer,
         )
-        readable = {**self.run, "steps": progress.steps, "history": list(progress.history)}
+        readable = {
+            **self.run,
+            "kd_weight": progress.kd_weight,
+            "steps": progress.steps,
+            "history": list(progress.history),
+        }
         text = (json.dumps(readable, indent=1) + "\n").encode()
         self._written = self._thread.submit(self._write, buffer, text)
 
@@ -150,6 +157,7 @@ def restore(
             untaught=int(saved.get("untaught", 0)),
             history=tuple(saved["history"]),
             order=SampleOrder(**saved["order"]),
+            kd_weight=float(saved["kd_weight"]),
         )
     except Exception as error:  # modules raise whatever other tensors provoke
         raise _unreadable(folder / "checkpoint.pt", error) from error

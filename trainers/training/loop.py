@@ -38,6 +38,7 @@ from distill.trainers.evaluation.evaluate import Stopped, Validate
 from distill.trainers.models.student import create_student, student_input, write_student
 from distill.trainers.process_group import Machine, World
 from distill.trainers.recipe import Recipe
+from distill.trainers.training.balance import PULL, automatic_weight
 from distill.trainers.training.batches import TrainingSet
 from distill.trainers.training.checkpoint import (
     CheckpointWriter,
@@ -102,7 +103,7 @@ def train(
     device, world = machine.device, machine.world
     steps_per_epoch = images.steps_per_epoch(recipe, world)
     total_steps = recipe.epochs * steps_per_epoch
-    targets, kd_weight = images.targets, recipe.kd_weight or 0.0
+    targets = images.targets
 
     num_classes, model_input = objective.hierarchy.num_classes, student_input(recipe)
     run = {"recipe": recipe.to_json(), **identity}
@@ -150,6 +151,9 @@ def train(
             )
         if epochs != recipe.epochs:
             say(f"epochs: {epochs} → {recipe.epochs}; the learning rate follows the new schedule")
+    elif targets:
+        done = replace(done, kd_weight=_kd_weight(recipe, objective, images, world, say))
+    kd_weight = done.kd_weight
     parallel = world.parallel(model, device)
     if machine.compiled:
         parallel = torch.compile(parallel)  # type: ignore[assignment]
@@ -307,6 +311,27 @@ def train(
         validation=done.history[-1].get("validation") if done.history else None,
         stopped=not finished,
     )
+
+
+def _kd_weight(
+    recipe: Recipe,
+    objective: Objective,
+    images: TrainingSet,
+    world: World,
+    say: Callable[[str], None],
+) -> float:
+    """The recipe's, or the automatic one, the same in all processes."""
+    if recipe.kd_weight != "auto":
+        return recipe.kd_weight
+    assert images.targets
+    rows = np.flatnonzero(images.kept)
+    weight = automatic_weight(objective, images.targets, images.source, rows, images.policy)
+    weight = float(world.sum(torch.tensor(weight, dtype=torch.float64))) / world.size
+    say(
+        f"KD weight: {weight:.4g}, at which the teacher pulls {PULL:g} times as hard as the labels "
+        "at a student that knows nothing"
+    )
+    return weight
 
 
 @contextmanager

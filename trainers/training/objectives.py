@@ -115,10 +115,22 @@ class SingleLabelObjective(_Taught):
         )
 
 
-class MultiLabelObjective(_Taught):
-    """One sigmoid for each class. given: [n] class indices, which mean their ancestors too."""
+class _BinaryObjective(_Taught):
+    """One sigmoid for each class."""
 
-    kd_loss = staticmethod(multi_label_kd_loss)
+    def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor | None) -> Scalar:
+        """What the loss on labels would be on average, if they were as the teacher says."""
+        return multi_label_kd_loss(
+            student_logits=logits,
+            targets=targets,
+            hierarchy=self.hierarchy,
+            divergence=self.recipe.divergence,
+            kind=self.recipe.multi_label_loss,
+        )
+
+
+class MultiLabelObjective(_BinaryObjective):
+    """Classes of a label set. given: [n] class indices, which mean their ancestors too."""
 
     def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
         """Binary losses."""
@@ -126,16 +138,10 @@ class MultiLabelObjective(_Taught):
         return multi_label_loss(logits=logits, present=present, kind=self.recipe.multi_label_loss)
 
 
-class TagsObjective(_Taught):
-    """One sigmoid for each tag. given: [n, classes], 1 for tags, 0 for none, -1 where unsure."""
-
-    kd_loss = staticmethod(multi_label_kd_loss)
+class TagsObjective(_BinaryObjective):
+    """Tags of images. given: [n, classes], 1 for tags, 0 for none, -1 where unsure."""
 
     def loss(self, *, logits: Logits, labels: Tensor) -> Scalar:
         """Binary losses; an image without tags has none of them."""
         kind = self.recipe.multi_label_loss
         return multi_label_loss(logits=logits, present=labels == 1, known=labels >= 0, kind=kind)
-
-    def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor | None) -> Scalar:
-        """Binary KD on every tag: tags have no depth that confidence could follow."""
-        return super().distance(logits=logits, targets=targets, labels=None)

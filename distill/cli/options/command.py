@@ -115,6 +115,8 @@ class Option(click.Option):
             return bool, "true or false"
         if isinstance(self.type, click.types.IntParamType):
             return int, "a whole number"
+        if self.type.name == "weight":
+            return int | float | str, "a number or auto"
         if isinstance(self.type, click.types.FloatParamType):
             return int | float, "a number"
         return str, "a list of texts" if self.multiple else "a text"

@@ -90,6 +90,22 @@ def recipe_settings() -> dict[str, Any]:
     return {**flat(document), **{f"{key}.*": None for key, each in document.items() if each == {}}}
 
 
+class KdWeight(click.ParamType[Any]):
+    """A number, or auto."""
+
+    name = "weight"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """As other numbers."""
+        return "X"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        """See `click.ParamType`."""
+        return "auto" if value == "auto" else click.FLOAT.convert(value, param, ctx)
+
+
 def _choice(**options: Any) -> RecipeChoice:
     options["views.name"] = options.pop("view_policy")
     return RecipeChoice(options=options, extra=extra_settings())
@@ -116,8 +132,13 @@ recipe_options = option_group(
             help="single-label, multi-label or semantic.",
             section="Training",
         ),
-        option("--kd-weight", type=float, show_default="by scheme", help="Weight of the KD term."),
-        setting("--divergence", show_default="mse", help="KD distance: mse or kl."),
+        option(
+            "--kd-weight",
+            type=KdWeight(),
+            show_default="auto",
+            help="Weight of the KD term; auto suits the number of classes.",
+        ),
+        setting("--divergence", show_default="kl", help="KD distance: kl or mse."),
         option("--epochs", type=int, show_default="80", help="Epochs."),
         option(
             "--batch-size", type=int, show_default="128", help="Images per step, over all devices."
