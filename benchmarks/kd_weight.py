@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from students import RECIPE, answer_of
+from commands import RECIPE, answer_of
 from whole_path import processor
 
 import distill

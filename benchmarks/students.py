@@ -17,11 +17,8 @@ Prints a log in Markdown, and as its last line one JSON object.
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,10 +28,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from commands import RECIPE, answer_of
 from whole_path import processor
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ROOT / "deploy/configs/tiny-imagenet-h.toml"
 FIGURES = ("semantic_top1", "top1", "missing_tag_recovery")
 SWEEPS: dict[str, tuple[float, ...]] = {
     "semantic": (10, 20, 30, 50, 100, 300),
@@ -198,23 +194,6 @@ def _table(
 def _cell(values: Sequence[float]) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{100 * statistics.mean(values):.2f} ± {100 * deviation:.2f}"
-
-
-def answer_of(*arguments: object) -> dict[str, Any]:
-    """What a command of ours says with --json."""
-    words = [str(argument) for argument in arguments]
-    one_core = {} if words[0] == "precompute" else {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "distill.cli.main", *words, "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **one_core},
-    )
-    if done.returncode:
-        sys.exit(done.stderr)
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
 
 
 if __name__ == "__main__":

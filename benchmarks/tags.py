@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 from cleanlab.multilabel_classification import get_label_quality_scores as quality_of_many
 from cleanlab.rank import get_label_quality_scores as quality_of_one
+from commands import RECIPE, answer_of
 from numpy.typing import NDArray
-from students import RECIPE, answer_of
 from torch import from_numpy
 from torchmetrics.functional.classification import binary_average_precision
 from whole_path import processor

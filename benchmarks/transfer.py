@@ -32,14 +32,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from students import RECIPE, answer_of
+from commands import RECIPE, answer_of
 from whole_path import processor
 
 EPOCHS, SEEDS, TUNED_EPOCHS, RATES = 12, 3, 8, "1e-3,3e-3,1e-2"
 HELD_OUT = 5  # every fifth leaf class
 STUDENT, TEACHER = "test_resnet", "resnet18d"
 MACHINE = ("--device", "cpu", "--workers", 1)
-FIGURES = ("semantic_top1", "top1", "macro_map")
+FIGURES = ("semantic_top1", "top1", "macro_map", "missing_tag_recovery")
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,10 @@ class Bench:
             *("pretrain", "--config", RECIPE, "--student", STUDENT, "--epochs", self.epochs),
             *("--scheme", kind.scheme, *kind.more, "--seed", seed, *targets, *self.limit),
             *("--data", self.data, *self.label_set, "--out", folder, *MACHINE),
+            *("-o", f"validate_every={self.epochs}"),
         )
-        (judged,) = answer_of("evaluate", folder, "--data", self.data, *MACHINE).values()
+        truth = ("--truth", self.tiny / "labels.csv")
+        (judged,) = answer_of("evaluate", folder, "--data", self.data, *truth, *MACHINE).values()
         figures = {name: judged[name] for name in FIGURES}
         figures["per_hierarchy"] = judged["semantic_top1_per_hierarchy"]
         figures["kd_weight"] = json.loads((folder / "run.json").read_text())["kd_weight"]
@@ -176,7 +178,7 @@ class Bench:
         if not self.quick:
             named.append("random=random")
             data |= {"CIFAR-10": tasks / "cifar10-5k", "clothes": tasks / "clothing-96px"}
-        cells: Any = answer_of(
+        cells: list[dict[str, Any]] = answer_of(
             *("transfer", *named, "--student", STUDENT, "--jobs", self.jobs, "--device", "cpu"),
             *(word for name, folder in data.items() for word in ("--data", f"{name}={folder}")),
             *("--tags", f"mosaics={tasks / 'mosaic-tags/tags.csv'}", "--out", self.out / "table"),
@@ -218,8 +220,8 @@ def main() -> None:
 
 def _print_pretrained(pretrained: dict[str, list[dict[str, Any]]]) -> None:
     print("## On the classes of pretraining, validation images, %\n")
-    print("| student | KD weight | semantic accuracy | fine top-1 | macro mAP |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    print("| student | KD weight | semantic accuracy | fine top-1 | macro mAP | missing tags |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, runs in pretrained.items():
         cells = " | ".join(_spread([run[figure] for run in runs]) for figure in FIGURES)
         print(f"| {name} | {statistics.mean(run['kd_weight'] for run in runs):.3g} | {cells} |")
