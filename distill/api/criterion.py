@@ -18,6 +18,7 @@ from distill.models.card import ModelCard, ModelInput, three_floats
 from distill.models.creation import create_model
 from distill.models.names import require_known_model
 from distill.models.weights import Weights, fitted, load_weights, without_prefixes
+from distill.trainers.models.meaning import is_taught
 from distill.trainers.models.student import write_weights
 from distill.trainers.recipe import Recipe, Scheme
 from distill.trainers.training.balance import automatic_weight
@@ -178,7 +179,7 @@ class Criterion(nn.Module):
             input=model_input,
             hierarchy_digest=hierarchy.digest,
             scheme=self.scheme,
-            taught=self.kd_weight > 0,
+            taught=is_taught(self._shared.answers, self.kd_weight),
             label_set=hierarchy.name,
         )
         make_folder(Path(path).parent.absolute())

@@ -194,6 +194,9 @@ def test_raw_answers_are_stored_served_and_learned_as_they_are(
     assert ran.code == 0, ran.err
     history = json.loads((tmp_path / "run" / "run.json").read_text())["history"]
     assert history[-1]["kd_loss"] < history[0]["kd_loss"]
+    # It learned what labels say, so it is read like a student of labels.
+    assert json.loads((tmp_path / "run" / "student.json").read_text())["taught"] is False
+    assert "taught" not in distill("evaluate", tmp_path / "run", *data[:4]).err
 
     choices = [MemberChoice(name="test_vit", weights=tagger, head=head)]
     teacher = load_teacher(choices, hierarchy, device=CPU)

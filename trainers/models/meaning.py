@@ -7,7 +7,16 @@ from torch import Tensor
 
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import class_log_probs, subtree_probs
+from distill.targets.protocol import TrainingTargets
 from distill.trainers.recipe import Scheme
+
+
+def is_taught(targets: TrainingTargets | None, kd_weight: float | str) -> bool:
+    """Whether a student of these answers learns of every hierarchy, and not of its labels alone.
+
+    Raw answers say what labels say: of one softmax, classes above the labels hardly occur.
+    """
+    return targets is not None and kd_weight != 0 and targets.answers == "softmax"
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def open_trained(where: str) -> TrainedModel:
         run=run,
         notes=weights.notes,
         arguments=card.arguments,
-        taught=card.taught or bool(run.get("targets") and run["recipe"].get("kd_weight")),
+        taught=card.taught,
     )
 
 

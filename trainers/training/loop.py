@@ -35,6 +35,7 @@ from distill.models.creation import check_input
 from distill.progress import progress
 from distill.targets.tensors import to_device
 from distill.trainers.evaluation.evaluate import Stopped, Validate
+from distill.trainers.models.meaning import is_taught
 from distill.trainers.models.student import create_student, student_input, write_student
 from distill.trainers.process_group import Machine, World
 from distill.trainers.recipe import Recipe
@@ -181,7 +182,7 @@ def train(
         saved_at = time.monotonic()
 
     def write(path: Path) -> None:
-        taught = targets is not None and kd_weight != 0
+        taught = is_taught(targets, kd_weight)
         write_student(judged.state_dict(), recipe, objective.hierarchy, path, taught=taught)
 
     def note_losses() -> None:

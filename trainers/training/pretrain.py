@@ -13,7 +13,7 @@ from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.protocol import TrainingTargets
 from distill.trainers.evaluation.evaluate import validation_on
 from distill.trainers.evaluation.meters import SemanticMeter
-from distill.trainers.models.meaning import LogitsMeaning
+from distill.trainers.models.meaning import LogitsMeaning, is_taught
 from distill.trainers.process_group import Machine
 from distill.trainers.recipe import Recipe
 from distill.trainers.training.loop import DEFAULT_KEEPING, RunKeeping, TrainReport, train
@@ -63,7 +63,7 @@ def pretrain(
     validate = None
     if validation:
         labels = label_indices(validation, hierarchy)
-        reading = LogitsMeaning(recipe.scheme, taught=targets is not None and recipe.kd_weight != 0)
+        reading = LogitsMeaning(recipe.scheme, taught=is_taught(targets, recipe.kd_weight))
         validate = validation_on(
             validation, lambda: SemanticMeter(labels, hierarchy, reading, machine.device), machine
         )
