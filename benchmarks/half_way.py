@@ -121,6 +121,7 @@ def students(
                 targets=answers.exact.select(rows),
                 labels=labels[rows],
                 hierarchy=hierarchy,
+                divergence="mse",
             )
             optimizer.zero_grad()
             (loss + KD_WEIGHT * distance).backward()

@@ -213,7 +213,9 @@ def _weights(
             student="", scheme=scheme, divergence=divergence, label_smoothing=label_smoothing
         )
         objective = objective_of(recipe, targets.hierarchy, np.zeros(0, np.int64))
-        by_labels, by_teacher = fresh_pulls(objective, labels, answers)
+        by_labels, by_teacher = (
+            float(pulls.square().mean().sqrt()) for pulls in fresh_pulls(objective, labels, answers)
+        )
         weights[scheme, divergence] = by_labels / by_teacher
     return weights
 

@@ -77,6 +77,7 @@ def _measure(batch: int, hierarchy: SemanticHierarchy) -> list[tuple[str, float,
             targets=targets,  # type: ignore[arg-type]
             labels=labels,
             hierarchy=hierarchy,
+            divergence="mse",
         )
 
     plain_runs = 1 if batch > 100 else 5

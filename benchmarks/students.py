@@ -94,7 +94,8 @@ class Bench:
             targets = ("--targets", "timm:resnet18d", "--teacher-weights", self.weights)
         elif run.kd_weight:
             targets = ("--targets", self.out / "store", "--cache", self.out / "cache")
-        weight: tuple[object, ...] = ("--kd-weight", run.kd_weight) if run.kd_weight else ()
+        weight: tuple[object, ...] = ("-o", "divergence=mse")
+        weight += ("--kd-weight", run.kd_weight) if run.kd_weight else ()
         weight += ("-o", "hierarchy_weights=even") if run.even else ()
         answer_of(
             *("pretrain", "--config", RECIPE, "--scheme", run.scheme, "--seed", run.seed, *weight),

@@ -19,6 +19,10 @@ class ConfigError(DistillError):
     """An option, a name or a file of settings is wrong."""
 
 
+class NotFiniteError(ConfigError):
+    """A loss or a logit is no number any more."""
+
+
 class InUseError(DistillError):
     """Another process writes to the same place."""
 

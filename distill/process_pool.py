@@ -6,8 +6,17 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import active_children, forkserver, get_context, parent_process
+from multiprocessing import (
+    active_children,
+    forkserver,
+    get_context,
+    parent_process,
+    resource_tracker,
+)
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from typing import TypeVar
 
 from distill.errors import DataError, dead_decoder
@@ -15,12 +24,44 @@ from distill.errors import DataError, dead_decoder
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 AHEAD = 2  # units in hand for each process, so that none waits
+FORKSERVER = get_context("forkserver")
+
+
+@dataclass
+class _Here:
+    """Of this process, where it is one of a pool."""
+
+    stop: Event | None = None
+    index: int = 0
+
+
+_here = _Here()
+
+
+def asked_to_stop() -> bool:
+    """In a unit that takes long: whether to end it early, as a signal asked."""
+    return _here.stop is not None and _here.stop.is_set()
+
+
+def worker_index() -> int:
+    """In a unit: which process of the pool this is, from 0."""
+    return _here.index
 
 
 def warm_up(work: Callable[..., object]) -> None:
     """Begin to start what processes for `work` will be forked from; returns at once."""
-    get_context("forkserver").set_forkserver_preload([work.__module__])
-    forkserver.ensure_running()
+    FORKSERVER.set_forkserver_preload([work.__module__])
+    _start_server()
+
+
+def _start_server() -> None:
+    """What a signal ends takes the processes that it forked along: none reaches it."""
+    resource_tracker.ensure_running()  # or it would be started in between, and lift the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP))
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def map_in_processes(
@@ -34,7 +75,7 @@ def map_in_processes(
 
     The processes are started fresh, so nothing of this one is copied into them; they end when it
     does. workers: 0 works in this one. stopping: asked before a unit is begun; what is in hand is
-    finished.
+    finished, as far as it does not ask `asked_to_stop`.
 
     Raises:
         DataError: a process was killed. Whatever `work` raises.
@@ -45,7 +86,9 @@ def map_in_processes(
                 return
             yield work(unit)
         return
-    pool = ProcessPoolExecutor(workers, get_context("forkserver"), end_with_parent)
+    _start_server()
+    stop, count = FORKSERVER.Event(), FORKSERVER.Value("i", 0)
+    pool = ProcessPoolExecutor(workers, FORKSERVER, _begin, (stop, count))
     waiting: set[Future[Result]] = set()
     todo = iter(units)
     try:
@@ -55,6 +98,7 @@ def map_in_processes(
                     break
                 waiting.add(pool.submit(work, *begun))
             if stopping():
+                stop.set()
                 waiting = {future for future in waiting if not future.cancel()}
             if not waiting:
                 return
@@ -69,6 +113,14 @@ def map_in_processes(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(stop: Event, count: "Synchronized[int]") -> None:
+    """In a process of a pool."""
+    end_with_parent()
+    with count.get_lock():
+        _here.stop, _here.index = stop, count.value
+        count.value += 1
 
 
 def leave_signals_to_the_parent() -> None:

@@ -13,19 +13,22 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from distill.data.source import has_split, open_source
-from distill.errors import ConfigError, DataError
+from distill.data.sample_ids import samples_digest
+from distill.data.source import has_split, label_indices, open_source
+from distill.errors import ConfigError, DataError, NotFiniteError
 from distill.files import tar_indexes, write_atomically
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelCard
 from distill.models.weights import find_weights
-from distill.process_pool import map_in_processes
+from distill.process_pool import asked_to_stop, map_in_processes, worker_index
+from distill.settings import make_settings
 from distill.trainers.evaluation.tags import read_tags
 from distill.trainers.models.student import recipe_input
 from distill.trainers.process_group import Machine
@@ -60,13 +63,17 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferPlan:
-    """What is compared. recipe: of each start, by name; its lr, seed and init are each trial's."""
+    """What is compared. recipe: of each start, by name; its lr, seed and init are each trial's.
+
+    digests: of weights, images, labels and tags, by what they are of.
+    """
 
     starts: tuple[Start, ...]
     tasks: tuple[Task, ...]
     rates: tuple[float, ...]
     seeds: int
     recipes: Mapping[str, Recipe]
+    digests: Mapping[str, str]
 
     def choosing(self) -> list["Trial"]:
         """The trials that choose learning rates; none where there is nothing to choose."""
@@ -111,6 +118,7 @@ class TransferPlan:
             "tasks": [asdict(task) for task in self.tasks],
             "rates": list(self.rates),
             "recipes": {name: recipe.to_json() for name, recipe in self.recipes.items()},
+            "digests": dict(self.digests),
         }
 
 
@@ -132,7 +140,7 @@ class Trial:
     def key(self) -> str:
         """In the record; also its folder."""
         kind = "judging" if self.judging else "final"
-        return f"{self.task.name}/{self.start}/{kind}-lr{self.recipe.lr:g}-seed{self.recipe.seed}"
+        return f"{self.task.name}/{self.start}/{kind}-lr{self.recipe.lr}-seed{self.recipe.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,16 +175,31 @@ class Cell:
         return statistics.mean(differences), half
 
 
-def recipe_of(start: Start, given: Mapping[str, Any], student: str | None) -> dict[str, Any]:
-    """Student and input of a start, beside what is given.
+def recipes_of(
+    starts: Sequence[Start], given: Mapping[str, Any], student: str | None
+) -> dict[str, Recipe]:
+    """By name: student and input of each start, beside what is given.
+
+    Random weights have the input of the runs of the same student, where there are any.
 
     Raises:
-        ConfigError: its runs are of different students, or none is named for random weights.
+        ConfigError: a start's runs are of different students, or none is named for random weights.
     """
+    own = {start.name: _student_of(start, student) for start in starts}
+    like = next((each for each in own.values() if len(each) > 1 and each["student"] == student), {})
+    return {
+        name: make_settings(Recipe, {**(like if len(each) == 1 else {}), **each, **given})
+        for name, each in own.items()
+    }
+
+
+def _student_of(start: Start, student: str | None) -> dict[str, Any]:
     if RANDOM in start.runs:
+        if {*start.runs} != {RANDOM}:
+            raise ConfigError(f"{start.name}: random and runs found, expected names of their own")
         if not student:
             raise ConfigError(f"{start.name}=random found, expected --student to know what of")
-        return {**given, "student": student}
+        return {"student": student}
     cards = {run: ModelCard.read(find_weights(run)) for run in start.runs}
     if absent := [run for run, card in cards.items() if card is None]:
         raise ConfigError(f"{absent[0]}: no model card found, expected the folder of a run")
@@ -185,8 +208,7 @@ def recipe_of(start: Start, given: Mapping[str, Any], student: str | None) -> di
         names = ", ".join(f"{model} at {size}" for model, size in sorted(found, key=str))
         raise ConfigError(f"{start.name}: runs of {names} found, expected one student")
     ((model, expected),) = found
-    own = {"student": model, "image_size": expected.size[0], **recipe_input(expected, model)}
-    return {**own, **given}
+    return {"student": model, "image_size": expected.size[0], **recipe_input(expected, model)}
 
 
 def transfer(
@@ -209,16 +231,15 @@ def transfer(
     def run(trials: Sequence[Trial]) -> bool:
         todo = [trial for trial in trials if trial.key not in record.figures]
         units = [
-            PlacedTrial(
-                trial=trial, out=str(out), device=devices[i % len(devices)], threads=threads
-            )
-            for i, trial in enumerate(todo)
+            PlacedTrial(trial=trial, out=str(out), devices=tuple(devices), threads=threads)
+            for trial in todo
         ]
         for done, (key, figure) in enumerate(
             map_in_processes(run_trial, units, jobs, stopping=stop), 1
         ):
-            record.add(key, figure)
-            say(f"{done} of {len(todo)}: {key}: {100 * figure:.2f}%")
+            if figure is not None:
+                record.add(key, figure)
+                say(f"{done} of {len(todo)}: {key}: {100 * figure:.2f}%")
         return all(trial.key in record.figures for trial in trials)
 
     if not run(plan.choosing()):
@@ -259,32 +280,44 @@ class TransferRecord:
                         f"{self._path}: is of other {name}, expected those of this command; repeat "
                         "the command it was made with, or choose another --out"
                     )
+        self._write()
 
     def add(self, key: str, figure: float) -> None:
         """One more."""
         self.figures[key] = figure
+        self._write()
+
+    def _write(self) -> None:
         document = {"plan": self._plan, "figures": dict(sorted(self.figures.items()))}
         write_atomically(self._path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedTrial:
-    """A trial, and where it runs."""
+    """A trial, and where it may run: each process has one device for all of its trials."""
 
     trial: Trial
     out: str
-    device: str
+    devices: tuple[str, ...]
     threads: int
 
 
-def run_trial(unit: PlacedTrial) -> tuple[str, float]:
-    """Key and figure: top-1, or macro mAP of tags. In a process of its own."""
+def run_trial(unit: PlacedTrial) -> tuple[str, float | None]:
+    """Key and figure: top-1, or macro mAP of tags; None where it was stopped. In a process of its
+    own.
+    """
     torch.set_num_threads(unit.threads)
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # progress of many at a time
-        return unit.trial.key, _figure(unit)
+    key = unit.trial.key
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # progress of many
+            return key, _figure(unit)
+    except NotFiniteError as error:
+        if unit.trial.judging:  # a learning rate that is no good
+            return key, 0.0
+        raise NotFiniteError(f"{key}: {error}") from error
 
 
-def _figure(unit: PlacedTrial) -> float:
+def _figure(unit: PlacedTrial) -> float | None:
     trial, task = unit.trial, unit.trial.task
     folder = Path(unit.out) / trial.key
     source = open_source(task.data, "train", indexes=tar_indexes())
@@ -309,36 +342,56 @@ def _figure(unit: PlacedTrial) -> float:
         targets=None,
         samples=None,
         out=folder,
-        machine=Machine(device=torch.device(unit.device), workers=0),
+        machine=Machine(
+            device=torch.device(unit.devices[worker_index() % len(unit.devices)]), workers=0
+        ),
         keeping=RunKeeping(validate_every=trial.recipe.epochs),
+        stop=asked_to_stop,
         say=lambda line: None,
     )
+    if report.stopped:
+        return None
     assert report.validation
     figure = float(report.validation["macro_map" if tags else "top1"])
     shutil.rmtree(folder)
     return figure
 
 
-def require_whole(tasks: Sequence[Task], say: Callable[[str], None]) -> None:
-    """Say what each task was taken for: data with its labels or tags, and images to judge by.
+def digests_of(
+    starts: Sequence[Start], tasks: Sequence[Task], say: Callable[[str], None]
+) -> dict[str, str]:
+    """SHA-256 of all weights, and of ids, labels and tags of each task's images.
+
+    Says what each task was taken for: data with its labels or tags, and images to judge by.
 
     Raises:
-        DataError: it is not.
+        DataError: it is not, or images to judge by have other classes.
     """
+    runs = {run for start in starts for run in start.runs if run != RANDOM}
+    found = {run: sha256(find_weights(run).read_bytes()).hexdigest() for run in sorted(runs)}
     for task in tasks:
         source = open_source(task.data, "train", indexes=tar_indexes())
-        if task.tags:
-            tags = read_tags(Path(task.tags))
-            tags.present(source, tags.classes)
-        else:
-            classes_of(source)
         if not has_split(task.data, "val"):
             raise DataError(
                 f"{task.data}: no split val found, expected images to judge {task.name} by"
             )
-        for images in (source, open_source(task.data, "val", indexes=tar_indexes())):
+        judged = open_source(task.data, "val", indexes=tar_indexes())
+        about = sha256()
+        if task.tags:
+            tags = read_tags(Path(task.tags))
+            for images in (source, judged):
+                about.update(np.ascontiguousarray(images.ids, "<u8").data)
+                about.update(tags.present(images, tags.classes).tobytes())
+        else:
+            classes = classes_of(source)
+            for images in (source, judged):
+                labels = label_indices(images, classes)
+                about.update(samples_digest(images.ids, labels).encode())
+        found[task.name] = about.hexdigest()
+        for images in (source, judged):
             for line in images.describe():
                 say(f"data: {task.name}: {line}")
+    return found
 
 
 def t_975(degrees: int) -> float:

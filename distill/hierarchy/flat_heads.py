@@ -19,6 +19,8 @@ from distill.hierarchy.hypernyms import is_known, nearest_ancestor
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import segment_sums
 
+RawAnswers = Literal["sigmoid", "flat"]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FlatHead:
@@ -146,7 +148,7 @@ class RawHead:
     """
 
     hierarchy: SemanticHierarchy
-    answers: Literal["sigmoid", "flat"]
+    answers: RawAnswers
 
     def __str__(self) -> str:
         """Say what it is."""

@@ -45,6 +45,7 @@ class HierarchyTensors:
     starts: Int[Tensor, " hierarchies"]  # first column of each hierarchy
     parents: Int[Tensor, " classes"]  # nearest ancestor of each class, -1 for none
     by_level: tuple[Tensor, ...]  # the classes of each level
+    outside: Int[Tensor, " outside"]  # the classes of no hierarchy
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,6 +313,9 @@ class SemanticHierarchy:
                         torch.from_numpy(np.flatnonzero(self.levels == level)).to(device)
                         for level in range(len(self.level_sizes))
                     ),
+                    outside=torch.from_numpy(
+                        np.flatnonzero(self.levels >= self.num_hierarchies)
+                    ).to(device),
                 )
         return self._moved[key]
 

@@ -4,6 +4,8 @@ Each has its own form of distillation from the same targets, so that schemes dif
 Pure functions over [batch, classes] logits, computed in float32, averaged over the whole batch.
 """
 
+from typing import get_args
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -12,8 +14,13 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.hierarchy.softmax import class_log_probs
-from distill.losses.distances import negative_entropy, teacher_product, teacher_squares
+from distill.hierarchy.softmax import class_log_probs, hierarchy_logits
+from distill.losses.distances import (
+    negative_entropy,
+    squared_error,
+    teacher_product,
+    teacher_squares,
+)
 from distill.losses.names import Divergence, MultiLabelLoss
 from distill.losses.semantic import confidence_of, require_softmax
 from distill.targets.tensors import DenseTargets, TeacherTargets, densify
@@ -102,17 +109,19 @@ def single_label_kd_loss(
 ) -> Float[Tensor, ""]:
     """Distance of one softmax over all classes from the teacher's answers as one distribution.
 
-    Of a teacher with one softmax it is that; hierarchies are mixed in proportion to confidence,
-    T = Σ_k (P_k / ΣP) · T_k. Squared error or KL(T‖S) in nats.
+    Of a teacher with one softmax it is that, with classes of no hierarchy taken together, as it is
+    stored; hierarchies are mixed in proportion to confidence, T = Σ_k (P_k / ΣP) · T_k. Squared
+    error or KL(T‖S) in nats.
 
     Raises:
         ValueError: as `semantic_kd_loss`.
     """
-    if targets.answers != "flat":
-        require_softmax(targets)
+    if targets.answers == "flat":
+        return _flat_kd_loss(student_logits, targets, hierarchy, divergence)
+    require_softmax(targets)
     confidence = confidence_of(targets, labels, hierarchy, student_logits)
     sums = confidence.sum(1, keepdim=True)
-    share = confidence if targets.answers == "flat" else confidence / sums.clamp(min=1e-12)
+    share = confidence / sums.clamp(min=1e-12)
     if divergence == "mse":
         probs = student_logits.float().softmax(1)
         product = _product(probs, targets, hierarchy)
@@ -124,6 +133,30 @@ def single_label_kd_loss(
         entropy = share * negative_entropy(targets, hierarchy) + torch.special.xlogy(share, share)
         distance = (entropy - share * product).sum(1)
     return torch.where(sums[:, 0] > 0, distance, 0.0).sum() / max(1, len(student_logits))
+
+
+def _flat_kd_loss(
+    student_logits: Float[Tensor, "batch classes"],
+    targets: TeacherTargets,
+    hierarchy: SemanticHierarchy,
+    divergence: Divergence,
+) -> Float[Tensor, ""]:
+    seen = confidence_of(targets, None, hierarchy, student_logits).any(1)
+    log_probs = student_logits.float().log_softmax(1)
+    tensors = hierarchy.tensors(log_probs.device)
+    members = log_probs.index_select(1, tensors.class_order)
+    elsewhere = log_probs.index_select(1, tensors.outside).logsumexp(1)  # -inf where there is none
+    left = (1 - targets.confidence.float().sum(1)).clamp(min=0)
+    if divergence == "mse":
+        each = squared_error(student=members.exp(), targets=targets, hierarchy=hierarchy)
+        rest = (elsewhere.exp() - left).square()
+    else:
+        each = negative_entropy(targets, hierarchy) - teacher_product(
+            student=members, targets=targets, hierarchy=hierarchy
+        )
+        rest = torch.special.xlogy(left, left) - left * elsewhere
+    distance = each.sum(1) + (rest if len(tensors.outside) else 0.0)
+    return torch.where(seen, distance, 0.0).sum() / max(1, len(student_logits))
 
 
 def multi_label_kd_loss(
@@ -146,10 +179,17 @@ def multi_label_kd_loss(
         ValueError: batch sizes differ, the targets are of another hierarchy, or of one softmax.
     """
     if targets.answers == "flat":
-        require_softmax(targets)
+        raise ValueError(
+            "targets of answers 'flat' found, expected softmaxes by hierarchy, or sigmoids; "
+            "single_label_kd_loss learns from one softmax"
+        )
+    if divergence not in get_args(Divergence) or kind not in get_args(MultiLabelLoss):
+        raise ValueError(
+            f"divergence {divergence!r} and kind {kind!r} found, expected one of "
+            f"{get_args(Divergence)} and one of {get_args(MultiLabelLoss)}"
+        )
     seen = confidence_of(targets, None, hierarchy, student_logits).any(1)
-    order = hierarchy.tensors(student_logits.device).class_order
-    logits = student_logits.float().index_select(1, order)
+    logits = torch.cat(hierarchy_logits(student_logits, hierarchy), 1)
     present = _presence(targets, hierarchy)
     if divergence == "mse":
         distance = (logits.sigmoid() - present).square()

@@ -2,7 +2,7 @@
 
 Everything is a sum over the members of each hierarchy, [batch, hierarchies], of values that the
 student has for each of them. Sparse targets stand for an evenly spread tail; nothing of the size
-[batch, classes] is built for them that the student does not have anyway.
+[batch, classes] is built for them here that the student does not have anyway.
 """
 
 from collections.abc import Callable

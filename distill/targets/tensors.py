@@ -225,7 +225,7 @@ def sparsify(
 
 
 def densify(targets: SparseTargets, hierarchy: SemanticHierarchy) -> Float[Tensor, "batch members"]:
-    """T̂: what sparse targets stand for, [B, ΣN_k]. Losses of softmaxes never build it."""
+    """T̂: what sparse targets stand for, [B, ΣN_k]. Semantic students never need it."""
     tails = even_tail(targets, hierarchy)
     parts = []
     for k, (index, prob) in enumerate(

@@ -217,8 +217,8 @@ def open_inspection(
     if store.manifest.answers != "softmax":
         raise StoreError(
             f"{location}: holds answers {store.manifest.answers!r}, which have no confidence per "
-            "hierarchy; expected a softmax for each; `distill evaluate {location} --data …` judges "
-            "these"
+            f"hierarchy; expected a softmax for each; `distill evaluate {location} --data …` judges"
+            " these"
         )
     hierarchy = SemanticHierarchy.from_json(store.hierarchy)
     store.manifest.require(location, hierarchy_digest=hierarchy.digest)

@@ -5,14 +5,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from timm.models import get_pretrained_cfg
 from torch import nn
 
 from distill.errors import ConfigError, TeacherError, first_line
-from distill.hierarchy.flat_heads import FlatHead, RawHead, TagHead
+from distill.hierarchy.flat_heads import FlatHead, RawAnswers, RawHead, TagHead
 from distill.hierarchy.hypernyms import flat_label_set
 from distill.hierarchy.model_classes import (
     classes_beside,
@@ -48,10 +48,7 @@ ALIASES = {
     "tresnet_m": "tresnet_m.miil_in21k",
 }
 SEMANTIC, SINGLE_LABEL, MULTI_LABEL = "semantic", "single-label", "multi-label"
-RAW: dict[str, tuple[Literal["sigmoid", "flat"], str]] = {  # --head → answers, trained as
-    "sigmoid": ("sigmoid", MULTI_LABEL),
-    "softmax": ("flat", SINGLE_LABEL),
-}
+RAW: dict[str, str] = {"sigmoid": MULTI_LABEL, "flat": SINGLE_LABEL}  # as they are, trained as
 # timm has no flat model of that many classes: those of the paper's authors have semantic heads.
 SEMANTIC_LABEL_SET = "imagenet-21k-miil"
 
@@ -61,7 +58,7 @@ class MemberChoice:
     """Which model.
 
     name: timm's, or an alias. weights: what `find_weights` takes; None takes timm's.
-    head: "semantic", "single-label" or "multi-label" over the hierarchy's own classes ("softmax",
+    head: "semantic", "single-label" or "multi-label" over the hierarchy's own classes ("flat",
     "sigmoid": the latter two, their answers as they are), or the label set of a flat classifier, as
     `flat_label_set` takes it; None takes what the weights' card or timm says of those weights, and
     semantic where neither knows them.
@@ -120,12 +117,11 @@ def load_teacher(
 
 def _require_same_answers(members: Sequence[Member], confidence: Confidence) -> None:
     answers = {member.answers for member in members}
-    raw = {kind: (head, scheme) for head, (kind, scheme) in RAW.items()}
-    head, scheme = next((raw[kind] for kind in raw if kind in answers), ("", ""))
+    head = next((head for head in RAW if head in answers), "")
     if len(answers) > 1:
         raise ConfigError(
             f"--head {head} found for some of {len(members)} teachers, whose answers cannot be "
-            f"averaged with others; expected it for all, or `--head {scheme}`"
+            f"averaged with others; expected it for all, or `--head {RAW[head]}`"
         )
     if head and confidence == "reach":
         raise ConfigError(
@@ -182,7 +178,7 @@ def _load(
     origin = path.name if path else "random weights" if choice.random_weights else "timm's weights"
     kind = str(head) if head else f"{num_classes} classes, a softmax for each hierarchy"
     unsure = path and not card and not choice.head
-    trained_as = RAW[choice.head][1] if choice.head in RAW else choice.head
+    trained_as = RAW.get(choice.head or "", choice.head)
     return Member(
         name=name,
         model=model,
@@ -226,7 +222,7 @@ def _head(
         if own.num_classes == trained.num_classes:
             return FlatHead.of(own.synsets, hierarchy, device)
     if choice.head in RAW:
-        return RawHead(hierarchy=hierarchy, answers=RAW[choice.head][0])
+        return RawHead(hierarchy=hierarchy, answers=cast(RawAnswers, choice.head))
     if choice.head == MULTI_LABEL or (trained and trained.scheme == "multi-label"):
         return TagHead(hierarchy=hierarchy)
     if choice.head == SINGLE_LABEL:

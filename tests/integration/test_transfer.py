@@ -102,20 +102,58 @@ def test_errors_are_one_line(
     (tmp_path / "table").mkdir()
     (tmp_path / "table/transfer.json").write_text('{"plan": {"starts": []}, "figures": {}}')
     assert "is of other starts" in fails(*words)
+    for name in ("..", "a/b", "a|b", "x" * 61, "a\nb"):
+        assert "letters, digits and spaces" in fails("transfer", f"{name}=random", *data, *out)
+    runs = ("a=random", "a=random", "--student", "test_vit", "--seeds", 3)
+    assert "2 runs of a found, expected one, or" in fails("transfer", *runs, *data, *out)
+    mixed = ("a=random", f"a={folders}", "--student", "test_vit", "--seeds", 2)
+    assert "a: random and runs found" in fails("transfer", *mixed, *data, *out)
+    for key in ("seed=7", "init=random", "scheme=semantic"):
+        assert "which each trial has of its own" in fails(*words, "-o", key)
+    (folders / "val/other").mkdir()
+    Image.new("RGB", (32, 32)).save(folders / "val/other/x.png")
+    assert "'other'" in fails("transfer", "a=random", "--student", "test_vit", *data, *out)
 
 
-def test_a_killed_table_goes_on(words: list[object], tmp_path: Path) -> None:
+def test_what_a_table_was_made_of_is_what_it_goes_on_with(
+    words: list[object], folders: Path, fails: Callable[..., str], distill: Callable[..., Any]
+) -> None:
+    short = (*words, "--lr", "1e-3", "--jobs", 2)
+    ran = distill(*short, "--seeds", 1)
+    assert ran.code == 0, ran.err
+    assert "model: fresh: test_vit at 32 pixels" in ran.err
+    next((folders / "train/dark").iterdir()).unlink()
+    assert "is of other digests" in fails(*short, "--seeds", 2)
+
+
+def test_a_learning_rate_that_diverges_is_the_worst(
+    folders: Path, tmp_path: Path, distill: Callable[..., Any], fails: Callable[..., str]
+) -> None:
+    words = ("transfer", "fresh=random", "--student", "test_vit", "--data", f"a={folders}", *COMMON)
+    more = ("--seeds", 1, "--jobs", 1, "--json")
+    ran = distill(*words, *more, "--lr", "1e-3,1e30", "--out", tmp_path / "one")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)[0]["lr"] == 1e-3
+    told = fails(*words, *more, "--lr", "1e30", "--out", tmp_path / "two")
+    assert told.startswith("distill: a/fresh/final-lr1e+30-seed0: the losses on labels")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_table_that_was_ended_goes_on(
+    number: signal.Signals, words: list[object], tmp_path: Path
+) -> None:
+    """Signals reach all of its processes, as from Slurm and timeout."""
     command = [sys.executable, "-m", "distill.cli.main", *map(str, words)]
     command += ["--lr", "1e-3", "--seeds", "2", "--jobs", "1"]
     record = tmp_path / "table/transfer.json"
     running = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     ends = time.monotonic() + 60
-    while not record.exists():
+    while not (record.exists() and json.loads(record.read_text())["figures"]):
         assert time.monotonic() < ends
         assert running.poll() is None
         time.sleep(0.05)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
+    os.killpg(running.pid, number)
+    assert running.wait(60) == (-9 if number == signal.SIGKILL else 75)
     before = json.loads(record.read_text())["figures"]
     assert 0 < len(before) < 8
     ran = subprocess.run(command, capture_output=True, text=True, check=True)

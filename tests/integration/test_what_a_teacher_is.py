@@ -136,7 +136,7 @@ def test_raw_answers_are_stored_served_and_learned_as_they_are(
     """A yes or no for each class, or one softmax, from the logits to the student's loss."""
     head, answers, said_of_it = {
         "multi-label": ("sigmoid", "sigmoid", "a yes or no for each"),
-        "single-label": ("softmax", "flat", "one softmax over all"),
+        "single-label": ("flat", "flat", "one softmax over all"),
     }[scheme]
     tagger = as_trained(teacher_weights, tmp_path / "tagger", scheme=scheme)
     store, data = tmp_path / "store", ("--data", figures, "--device", "cpu", "--workers", 0)

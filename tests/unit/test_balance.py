@@ -1,5 +1,7 @@
 """Automatic KD weights: what a fresh student is pulled by, at any number of classes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.targets.tensors import DenseTargets, dense_targets
 from distill.trainers.recipe import Recipe
-from distill.trainers.training.balance import fresh_pulls
+from distill.trainers.training.balance import fresh_pulls, weight_of
 from distill.trainers.training.objectives import objective_of
 
 WIDE = "imagenet21k-p-fall11"
@@ -21,7 +23,12 @@ def pulls(
         hierarchy,
         np.zeros(0, np.int64),
     )
-    return fresh_pulls(objective, labels, targets)
+    by_labels, by_teacher = fresh_pulls(objective, labels, targets)
+    return root_mean_square(by_labels), root_mean_square(by_teacher)
+
+
+def root_mean_square(values: torch.Tensor) -> float:
+    return float(values.square().mean().sqrt())
 
 
 def sharp(hierarchy: SemanticHierarchy, count: int) -> tuple[torch.Tensor, DenseTargets]:
@@ -80,3 +87,23 @@ def test_a_squared_error_is_pulled_by_less_where_there_are_more_classes(
     }
     assert ratios["mse"][0] > 10 * ratios["mse"][1]
     assert 0.2 < ratios["kl"][0] / ratios["kl"][1] < 5
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_images_without_a_label_or_an_answer_change_no_weight(
+    hierarchy: SemanticHierarchy, share: float
+) -> None:
+    """Of the others it is measured, as if they were all; chance alone makes a difference."""
+    labels, targets = sharp(hierarchy, 128)
+    gone = torch.rand(128, generator=torch.Generator().manual_seed(1)) < share
+
+    def weight(labels: torch.Tensor, targets: DenseTargets) -> float:
+        objective = objective_of(Recipe(student=""), hierarchy, np.zeros(0, np.int64))
+        return weight_of(*fresh_pulls(objective, labels, targets))
+
+    whole = weight(labels, targets)
+    without_labels = weight(torch.where(gone, -1, labels), targets)
+    assert without_labels == pytest.approx(whole, rel=0.35)
+    assert weight(labels, replace(targets, valid=~gone)) == pytest.approx(whole, rel=0.1)
+    assert weight(labels, replace(targets, valid=torch.zeros(128, dtype=torch.bool))) == 0
+    assert 0 < weight(torch.full((128,), -1), targets) < whole

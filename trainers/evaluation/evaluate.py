@@ -18,7 +18,7 @@ from distill.data.loader import in_batches, load_views
 from distill.data.source import ImageSource, label_indices
 from distill.data.truth import read_truth
 from distill.data.view_policy import PLAIN, ViewPolicy
-from distill.errors import ConfigError, DataError
+from distill.errors import ConfigError, DataError, NotFiniteError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelInput
 from distill.trainers.evaluation.meters import (
@@ -58,7 +58,7 @@ def run_evaluation(
     """Feed the meters this process's share of the images; how many could not be read.
 
     Raises:
-        ConfigError: a logit is not finite.
+        NotFiniteError: a logit is none.
         Stopped: `stop` said so. Of several processes none asks it.
     """
     training, bad = model.training, 0
@@ -87,7 +87,7 @@ def run_evaluation(
                 meter.update(logits=logits, rows=batch.rows)
     model.train(training)
     if not finite:
-        raise ConfigError(
+        raise NotFiniteError(
             "the model's logits contain NaN or Inf, expected finite numbers; check its weights, "
             "and mean and std in its card"
         )

@@ -10,18 +10,20 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.data.loader import in_batches, load_views
 from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
+from distill.errors import DataError
 from distill.targets.protocol import TrainingTargets
 from distill.targets.tensors import TeacherTargets
 from distill.trainers.training.objectives import Objective
 
 PULL = 3.0  # found by benchmarks/kd_weight.py
-IMAGES, AT_ONCE = 512, 64
+IMAGES, AT_ONCE = 128, 64
 
 
 def automatic_weight(
@@ -33,14 +35,38 @@ def automatic_weight(
 ) -> float:
     """The KD weight for images of which the first of `rows` are looked at.
 
-    Images without labels are pulled by nothing else: as hard then as by a label of one softmax.
+    Images without labels, as without answers, tell nothing of the one or the other; where no image
+    has a label, the teacher pulls as if labels pulled by 1.
+
+    Raises:
+        DataError: none of these images has an answer.
     """
-    squares = np.zeros(2)
-    for some, answers in _answered(targets, source, rows[:IMAGES], policy):
-        pulls = fresh_pulls(objective, objective.labels(some), answers.to("cpu"))
-        squares += len(some) * np.square(pulls)
-    by_labels, by_teacher = np.sqrt(squares / max(1, len(rows[:IMAGES])))
-    return float(PULL * (by_labels or 1.0) / by_teacher) if by_teacher else 0.0
+    found = [
+        fresh_pulls(objective, objective.labels(some), answers.to("cpu"))
+        for some, answers in _answered(targets, source, rows[:IMAGES], policy)
+    ]
+    if not found:
+        return 0.0
+    of_labels, of_teacher = zip(*found, strict=True)
+    weight = weight_of(torch.cat(of_labels), torch.cat(of_teacher))
+    if not weight:
+        raise DataError(
+            f"{targets.location}: none of {len(rows[:IMAGES])} images has an answer, expected some "
+            "to measure the teacher's weight by; pass --kd-weight, or repair the store"
+        )
+    return weight
+
+
+def weight_of(by_labels: Float[Tensor, " images"], by_teacher: Float[Tensor, " images"]) -> float:
+    """Of pulls by image, 0 where there is no label or no answer; 0 without any answer."""
+    of_teacher = _root_mean_square(by_teacher)
+    return PULL * (_root_mean_square(by_labels) or 1.0) / of_teacher if of_teacher else 0.0
+
+
+def _root_mean_square(pulls: Tensor) -> float:
+    """Of images that are pulled at all."""
+    pulled = pulls[pulls > 0].double()
+    return float(pulled.square().mean().sqrt()) if len(pulled) else 0.0
 
 
 def _answered(
@@ -54,17 +80,15 @@ def _answered(
             yield some, targets.fetch(source.ids[some], view)
         return
     for seen in load_views(source, policy, targets.sizes, requests, workers=0):
-        pixels = [each[:, 0] for each in seen.pixels]
-        yield seen.rows, targets.fetch(source.ids[seen.rows], view, pixels)
+        if seen.rows:
+            pixels = [each[:, 0] for each in seen.pixels]
+            yield seen.rows, targets.fetch(source.ids[seen.rows], view, pixels)
 
 
 def fresh_pulls(
     objective: Objective, labels: Tensor, targets: TeacherTargets
-) -> tuple[float, float]:
-    """Norms of the gradients at logits of 0, by image: of the loss on labels, of that on targets.
-
-    Root mean squares over the images of a batch.
-    """
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Norms of the gradients at logits of 0, by image: of the labels' loss, of the teacher's."""
     classes = objective.hierarchy.num_classes
     logits = torch.zeros(len(labels), classes, device=labels.device, requires_grad=True)
     losses = (
@@ -72,7 +96,6 @@ def fresh_pulls(
         objective.distance(logits=logits, targets=targets, labels=labels),
     )
     by_labels, by_teacher = (
-        float(torch.autograd.grad(len(labels) * loss, logits)[0].norm(dim=1).square().mean().sqrt())
-        for loss in losses
+        torch.autograd.grad(len(labels) * loss, logits)[0].norm(dim=1) for loss in losses
     )
     return by_labels, by_teacher

@@ -157,7 +157,7 @@ def restore(
             untaught=int(saved.get("untaught", 0)),
             history=tuple(saved["history"]),
             order=SampleOrder(**saved["order"]),
-            kd_weight=float(saved["kd_weight"]),
+            kd_weight=float(saved.get("kd_weight", saved["run"]["recipe"]["kd_weight"])),
         )
     except Exception as error:  # modules raise whatever other tensors provoke
         raise _unreadable(folder / "checkpoint.pt", error) from error

@@ -70,11 +70,16 @@ class _Taught:
     hierarchy: SemanticHierarchy
     given: NDArray[Any]
     recipe: Recipe
-    kd_loss: ClassVar[Callable[..., Scalar]]
 
     def labels(self, rows: list[int]) -> Tensor:
         """See `Objective`."""
         return torch.from_numpy(self.given[rows])
+
+
+class _SoftmaxObjective(_Taught):
+    """Its teacher is weighed by confidence."""
+
+    kd_loss: ClassVar[Callable[..., Scalar]]
 
     def distance(self, *, logits: Logits, targets: TeacherTargets, labels: Tensor | None) -> Scalar:
         """See `Objective`; without labels confidence is the teacher's alone."""
@@ -87,7 +92,7 @@ class _Taught:
         )
 
 
-class SemanticObjective(_Taught):
+class SemanticObjective(_SoftmaxObjective):
     """One softmax for each hierarchy. given: [n] class indices."""
 
     kd_loss = staticmethod(semantic_kd_loss)
@@ -103,7 +108,7 @@ class SemanticObjective(_Taught):
         )
 
 
-class SingleLabelObjective(_Taught):
+class SingleLabelObjective(_SoftmaxObjective):
     """One softmax over all classes. given: [n] class indices."""
 
     kd_loss = staticmethod(single_label_kd_loss)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from distill.errors import ConfigError
+from distill.errors import NotFiniteError
 from distill.trainers.process_group import World
 
 STEPS_AT_ONCE = 50
@@ -78,7 +78,7 @@ class StepLosses:
             if not (math.isfinite(labels) and math.isfinite(kd)):
                 here = step - last_step - 1  # from the end
                 batch = rows[here] if not sums[here].isfinite().all() else []
-                raise ConfigError(_no_number(step, labels, kd, [keys[row].key for row in batch]))
+                raise NotFiniteError(_no_number(step, labels, kd, [keys[row].key for row in batch]))
         return values, int(untaught)
 
 

@@ -113,7 +113,7 @@ def teacher_options(*, required: bool = True) -> Callable[[Command], Command]:
                 "heads",
                 multiple=True,
                 show_default="auto",
-                help="semantic, single-label, multi-label, softmax or sigmoid (those two, their "
+                help="semantic, single-label, multi-label, flat or sigmoid (those two, their "
                 "answers as they are), or the label set of a flat classifier: imagenet-1k, -12k, "
                 "-21k, -22k, -22k-ms or a file of wnids; one per --teacher.",
             ),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -76,21 +77,21 @@ def transfer(
     random weights. Run the same command again to resume.
     """
     given = {"epochs": epochs, "batch_size": batch_size, **extra_settings()}
+    _require_free(given)
     rates = _rates(lr)
     begun, named, tag_files = _pairs(starts), _pairs(data), _pairs(tags)
     from distill.files import sole_writer
-    from distill.settings import make_settings
-    from distill.trainers.recipe import Recipe
     from distill.trainers.transfer import (
         Start,
         Task,
         TransferPlan,
         as_table,
-        recipe_of,
-        require_whole,
+        digests_of,
+        recipes_of,
         transfer,
     )
 
+    _require_runs(begun, seeds)
     _require_once(named, "--data")
     _require_once(tag_files, "--tags", named)
     all_starts = tuple(Start(name=name, runs=runs) for name, runs in begun.items())
@@ -102,18 +103,20 @@ def transfer(
         )
         for name, (where,) in named.items()
     )
+    say = partial(click.echo, err=True)
+    recipes = recipes_of(all_starts, given, student)
+    for name, recipe in recipes.items():
+        say(f"model: {name}: {recipe.student} at {recipe.image_size} pixels")
+    if len({(recipe.student, recipe.image_size) for recipe in recipes.values()}) > 1:
+        say("WARNING: these starts differ in more than their weights")
     plan = TransferPlan(
         starts=all_starts,
         tasks=tasks,
         rates=rates,
         seeds=seeds,
-        recipes={
-            start.name: make_settings(Recipe, recipe_of(start, given, student))
-            for start in all_starts
-        },
+        recipes=recipes,
+        digests=digests_of(all_starts, tasks, say),
     )
-    say = partial(click.echo, err=True)
-    require_whole(tasks, say)
     devices = _devices(device)
     at_once = jobs or (len(devices) if devices != ["cpu"] else len(os.sched_getaffinity(0)))
     threads = max(1, len(os.sched_getaffinity(0)) // at_once)
@@ -158,10 +161,32 @@ def _pairs(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if not (equals and value and name.strip() and "/" not in name):
-            raise ConfigError(f"{word!r} found, expected NAME=…, a name of your own without /")
+        if not (equals and value and re.fullmatch(r"[\w(][\w (),.+-]{0,59}", name)):
+            raise ConfigError(
+                f"{word!r} found, expected NAME=…, a name of your own: letters, digits and spaces"
+            )
         found[name] = (*found.get(name, ()), value)
     return found
+
+
+def _require_free(given: dict[str, Any]) -> None:
+    """Each trial has its own of these."""
+    from distill.errors import ConfigError
+
+    if own := [key for key in ("init", "lr", "scheme", "seed", "student") if key in given]:
+        raise ConfigError(f"-o {own[0]} found, which each trial has of its own; leave it out")
+
+
+def _require_runs(begun: dict[str, tuple[str, ...]], seeds: int) -> None:
+    """One run for all seeds, or one for each."""
+    from distill.errors import ConfigError
+
+    for name, runs in begun.items():
+        if len(runs) not in (1, seeds):
+            raise ConfigError(
+                f"{len(runs)} runs of {name} found, expected one, or one for each of {seeds} seeds;"
+                " pass --seeds"
+            )
 
 
 def _require_once(
