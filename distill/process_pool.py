@@ -29,7 +29,7 @@ FORKSERVER = get_context("forkserver")
 
 @dataclass
 class _Here:
-    """Of this process, where it is one of a pool."""
+    """What is known of this process, where it is one of a pool."""
 
     stop: Event | None = None
     index: int = 0

@@ -58,13 +58,13 @@ def automatic_weight(
 
 
 def weight_of(by_labels: Float[Tensor, " images"], by_teacher: Float[Tensor, " images"]) -> float:
-    """Of pulls by image, 0 where there is no label or no answer; 0 without any answer."""
+    """The weight by pulls by image, 0 where nothing is to be had; 0 without any answer."""
     of_teacher = _root_mean_square(by_teacher)
     return PULL * (_root_mean_square(by_labels) or 1.0) / of_teacher if of_teacher else 0.0
 
 
 def _root_mean_square(pulls: Tensor) -> float:
-    """Of images that are pulled at all."""
+    """Over the images that are pulled at all."""
     pulled = pulls[pulls > 0].double()
     return float(pulled.square().mean().sqrt()) if len(pulled) else 0.0
 
