@@ -80,7 +80,10 @@ def _each(
         )
         return focal
     asymmetric: Tensor = AsymmetricLossMultiLabel(
-        gamma_neg=ASL_GAMMA_NEG, gamma_pos=ASL_GAMMA_POS, reduction="none"
+        gamma_neg=ASL_GAMMA_NEG,
+        gamma_pos=ASL_GAMMA_POS,
+        disable_torch_grad_focal_loss=True,  # as its authors train (decision 84)
+        reduction="none",
     )(logits, wanted)
     return asymmetric
 
