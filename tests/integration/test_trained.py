@@ -410,10 +410,10 @@ def test_tags_of_csv_coco_and_voc_are_the_same_and_are_learned(
     assert json.loads(ran.out)["validation"]["macro_map"] > 0.8
     weights = tmp_path / "tagged" / "student.safetensors"
     kd = ("--targets", "timm:test_vit", "--teacher-weights", weights, "--kd-weight", 30)
-    ran = distill(*tune("taught", "--tags", files[0], *kd, "--init", "random"))
+    ran = distill(*tune("taught", "--tags", files[0], *kd, "--init", "random", "--json"))
     assert ran.code == 0, ran.err
-    history = json.loads((tmp_path / "taught" / "run.json").read_text())["history"]
-    assert history[-1]["kd_loss"] < history[0]["kd_loss"]
+    # Its focal weights have no gradient, so asymmetric loss itself says little of what is learned.
+    assert json.loads(ran.out)["validation"]["macro_map"] > 0.8
     taxonomy, paths = tmp_path / "tags.json", folders / "train.csv"
     taxonomy.write_text(json.dumps({"parents": dict.fromkeys(read[0].classes)}))
     images = sorted((folders / "train").rglob("*.png"))
