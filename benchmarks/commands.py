@@ -1,11 +1,20 @@
-"""Commands of ours as a user types them, for benchmarks of what they make."""
+"""Commands of ours as a user types them, for benchmarks of what they make; options of those."""
 
+import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from whole_path import processor
 
 RECIPE = Path(__file__).resolve().parents[1] / "deploy/configs/tiny-imagenet-h.toml"
 
@@ -24,3 +33,31 @@ def answer_of(*arguments: object) -> Any:
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout)
+
+
+@contextmanager
+def benchmark(
+    title: str, about: str, *, jobs: int = 2, libraries: Sequence[str] = ("torch", "timm")
+) -> Iterator[tuple[argparse.Namespace, Path]]:
+    """The options given, and the folder to work in; prints the head of the log.
+
+    about: the benchmark's docstring.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--out", type=Path, help="keep what is made, and go on there")
+    parser.add_argument("--jobs", type=int, default=jobs)
+    options = parser.parse_args()
+    words = f"{Path(sys.argv[0]).name}{' --quick' if options.quick else ''} --jobs {options.jobs}"
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+    print(f"# {title}\n")
+    print(
+        f"Command: `python benchmarks/{words}`, {time.strftime('%Y-%m-%d')}, {processor()}, one "
+        f"core a student; Python {platform.python_version()}, {versions}\n",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        out = (options.out or Path(scratch)).resolve() / ("quick" if options.quick else "full")
+        out.mkdir(parents=True, exist_ok=True)
+        yield options, out

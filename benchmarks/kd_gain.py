@@ -21,14 +21,10 @@ few students. Prints a log in Markdown, and as its last line one JSON object.
 
 import argparse
 import json
-import platform
 import statistics
-import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,10 +32,9 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from commands import RECIPE, answer_of
+from commands import RECIPE, answer_of, benchmark
 from torch import Tensor
 from torch.utils.data import DataLoader
-from whole_path import processor
 
 import distill
 from distill.data.source import open_source
@@ -263,7 +258,7 @@ class Bench:
             found[name] = (student, folder / "student.safetensors")
         return found
 
-    def exact(self, name: str, student: str, weights: Path) -> Path:
+    def exact(self, student: str, weights: Path) -> Path:
         """A store of a teacher's answers almost as they are."""
         store = self.out / f"store-{student}"
         answer_of(
@@ -314,29 +309,13 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--out", type=Path, help="keep what is made, and go on there")
-    parser.add_argument("--jobs", type=int, default=2)
-    options = parser.parse_args()
-    print("# What a student gains from a teacher\n")
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
-    print(
-        f"Command: `python benchmarks/kd_gain.py{' --quick' if options.quick else ''}`, "
-        f"{time.strftime('%Y-%m-%d')}, {processor()}, one core a student; Python "
-        f"{platform.python_version()}, {libraries}\n",
-        flush=True,
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        out = (options.out or Path(scratch)).resolve() / ("quick" if options.quick else "full")
-        out.mkdir(parents=True, exist_ok=True)
+    with benchmark("What a student gains from a teacher", __doc__) as (options, out):
         print(json.dumps(_measured(Bench(options, out))))
 
 
 def _measured(bench: Bench) -> dict[str, Any]:
     teachers = bench.teachers()
-    stores = {name: bench.exact(name, *teacher) for name, teacher in teachers.items()}
+    stores = {name: bench.exact(*teacher) for name, teacher in teachers.items()}
     best = stores["ResNet-18-D"]
     encodings = ("small", "dense") if bench.quick else ENCODINGS
     distances = ("kl", "dist") if bench.quick else tuple(DISTANCES)
@@ -345,7 +324,7 @@ def _measured(bench: Bench) -> dict[str, Any]:
         store = str(bench.encoded(best, encoding))
         runs |= {f"{encoding}, {loss}": Run(store, loss) for loss in ("kl", "mse")}
     runs |= {f"{EXACT}, {loss}": Run(str(best), loss) for loss in distances}
-    if "dense" in encodings and not bench.quick:
+    if not bench.quick:
         dense = str(bench.encoded(best, "dense"))
         runs["dense, kl, temperature 2"] = Run(dense, "kl, temperature 2")
     runs |= {f"teacher {name}": Run(str(store)) for name, store in stores.items() if store != best}

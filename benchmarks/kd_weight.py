@@ -17,27 +17,22 @@ log in Markdown, and as its last line one JSON object.
 
 import argparse
 import json
-import platform
-import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from commands import RECIPE, answer_of
-from whole_path import processor
+from commands import RECIPE, answer_of, benchmark
 
 import distill
 from distill.data.source import ImageSource, open_source
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.losses.names import Divergence
 from distill.trainers.recipe import Recipe, Scheme
-from distill.trainers.training.balance import fresh_pulls
+from distill.trainers.training.balance import PULL, fresh_pulls, weight_of
 from distill.trainers.training.objectives import objective_of
 
 PULLS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -213,32 +208,14 @@ def _weights(
             student="", scheme=scheme, divergence=divergence, label_smoothing=label_smoothing
         )
         objective = objective_of(recipe, targets.hierarchy, np.zeros(0, np.int64))
-        by_labels, by_teacher = (
-            float(pulls.square().mean().sqrt()) for pulls in fresh_pulls(objective, labels, answers)
-        )
-        weights[scheme, divergence] = by_labels / by_teacher
+        weights[scheme, divergence] = weight_of(*fresh_pulls(objective, labels, answers)) / PULL
     return weights
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--out", type=Path, help="keep what is made, and go on there")
-    parser.add_argument("--jobs", type=int, default=2)
-    options = parser.parse_args()
-    print("# The weight of the KD term\n")
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
-    print(
-        f"Command: `python benchmarks/kd_weight.py{' --quick' if options.quick else ''}`, "
-        f"{time.strftime('%Y-%m-%d')}, {processor()}, one core a student; Python "
-        f"{platform.python_version()}, {libraries}\n",
-        flush=True,
-    )
-    pulls = PULLS[2:4] if options.quick else PULLS
     figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        out = (options.out or Path(scratch)).resolve() / ("quick" if options.quick else "full")
+    with benchmark("The weight of the KD term", __doc__) as (options, out):
+        pulls = PULLS[2:4] if options.quick else PULLS
         bench = Bench(options, out)
         for size in bench.sizes():
             figures[size.name] = _swept(bench, size, pulls)

@@ -17,19 +17,14 @@ Prints a log in Markdown, and as its last line one JSON object.
 
 import argparse
 import json
-import platform
 import statistics
-import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from commands import RECIPE, answer_of
-from whole_path import processor
+from commands import RECIPE, answer_of, benchmark
 
 FIGURES = ("semantic_top1", "top1", "missing_tag_recovery")
 SWEEPS: dict[str, tuple[float, ...]] = {
@@ -113,22 +108,7 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--out", type=Path, help="keep what is made, and go on there")
-    parser.add_argument("--jobs", type=int, default=4)
-    options = parser.parse_args()
-    print("# Students on tiny-imagenet-h\n")
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
-    print(
-        f"Command: `python benchmarks/students.py{' --quick' if options.quick else ''} --jobs "
-        f"{options.jobs}`, {time.strftime('%Y-%m-%d')}, {processor()}, one core a student; Python "
-        f"{platform.python_version()}, {libraries}\n",
-        flush=True,
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        out = (options.out or Path(scratch)).resolve() / ("quick" if options.quick else "full")
+    with benchmark("Students on tiny-imagenet-h", __doc__, jobs=4) as (options, out):
         bench = Bench(options, out)
         bench.precompute()
         seeds = (0,) if options.quick else (0, 1, 2)

@@ -21,23 +21,18 @@ import argparse
 import csv
 import io
 import json
-import platform
 import tarfile
-import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cleanlab.multilabel_classification import get_label_quality_scores as quality_of_many
 from cleanlab.rank import get_label_quality_scores as quality_of_one
-from commands import RECIPE, answer_of
+from commands import RECIPE, answer_of, benchmark
 from numpy.typing import NDArray
 from torch import from_numpy
 from torchmetrics.functional.classification import binary_average_precision
-from whole_path import processor
 
 from distill.data.sample_ids import find_rows
 from distill.data.source import open_source
@@ -239,22 +234,12 @@ def _opened(store: Path, folds: tuple[str, ...] = ()) -> Inspection:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--out", type=Path, help="keep what is made, and go on there")
-    parser.add_argument("--jobs", type=int, default=3)
-    options = parser.parse_args()
-    print("# Missing and wrong tags on tiny-imagenet-h\n")
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "cleanlab"))
-    print(
-        f"Command: `python benchmarks/tags.py{' --quick' if options.quick else ''}`, "
-        f"{time.strftime('%Y-%m-%d')}, {processor()}; Python {platform.python_version()}, "
-        f"{libraries}\n",
-        flush=True,
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        out = (options.out or Path(scratch)).resolve() / ("quick" if options.quick else "full")
+    with benchmark(
+        "Missing and wrong tags on tiny-imagenet-h",
+        __doc__,
+        jobs=3,
+        libraries=("torch", "timm", "cleanlab"),
+    ) as (options, out):
         bench = Bench(options, out)
         if not (bench.data / "wrong.json").exists():
             plant(bench.shared / "tiny-imagenet-h", bench.tars, bench.data)

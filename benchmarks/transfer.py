@@ -21,21 +21,17 @@ and as its last line one JSON object.
 import argparse
 import csv
 import json
-import platform
 import statistics
 import sys
 import tarfile
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from commands import RECIPE, answer_of
-from whole_path import processor
+from commands import RECIPE, answer_of, benchmark
 
 EPOCHS, SEEDS, TUNED_EPOCHS, RATES = 12, 3, 8, "1e-3,3e-3,1e-2"
 HELD_OUT = 5  # every fifth leaf class
@@ -192,23 +188,7 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--out", type=Path, help="keep what is made, and go on there")
-    parser.add_argument("--jobs", type=int, default=2)
-    options = parser.parse_args()
-    print("# Which pretraining transfers\n")
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
-    print(
-        f"Command: `python benchmarks/transfer.py{' --quick' if options.quick else ''} --jobs "
-        f"{options.jobs}`, {time.strftime('%Y-%m-%d')}, {processor()}, one core a student; Python "
-        f"{platform.python_version()}, {libraries}\n",
-        flush=True,
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        out = (options.out or Path(scratch)).resolve() / ("quick" if options.quick else "full")
-        out.mkdir(parents=True, exist_ok=True)
+    with benchmark("Which pretraining transfers", __doc__) as (options, out):
         bench = Bench(options, out)
         bench.split()
         pretrained = bench.pretrain(bench.stores())

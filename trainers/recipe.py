@@ -91,8 +91,9 @@ class Recipe:
         for name in ("label_smoothing", "warmup", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected a share below 1")
-        for name in ("kd_weight", "weight_decay", "clip_grad", "min_lr", "mixup", "cutmix"):
-            if getattr(self, name) != "auto" and not 0 <= getattr(self, name) < float("inf"):
+        numbers = ("weight_decay", "clip_grad", "min_lr", "mixup", "cutmix")
+        for name in numbers if self.kd_weight == "auto" else ("kd_weight", *numbers):
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected 0 or more")
         if self.ema_warmup and not self.ema_decay:
             raise ConfigError("ema_warmup found without ema_decay, expected both; pass ema_decay")

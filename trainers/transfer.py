@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.data.sample_ids import samples_digest
-from distill.data.source import has_split, label_indices, open_source
+from distill.data.source import ImageSource, has_split, label_indices, open_source
 from distill.errors import ConfigError, DataError, NotFiniteError
 from distill.files import tar_indexes, write_atomically
 from distill.hierarchy.semantic import SemanticHierarchy
@@ -29,7 +28,7 @@ from distill.models.card import ModelCard
 from distill.models.weights import find_weights
 from distill.process_pool import asked_to_stop, map_in_processes, worker_index
 from distill.settings import make_settings
-from distill.trainers.evaluation.tags import read_tags
+from distill.trainers.evaluation.tags import TagFile, read_tags
 from distill.trainers.models.student import recipe_input
 from distill.trainers.process_group import Machine
 from distill.trainers.recipe import Recipe
@@ -51,6 +50,11 @@ class Start:
     name: str
     runs: tuple[str, ...]
 
+    @property
+    def is_random(self) -> bool:
+        """Whether it is of random weights."""
+        return RANDOM in self.runs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -59,6 +63,13 @@ class Task:
     name: str
     data: str
     tags: str | None = None
+
+    def labelling(self, source: ImageSource) -> tuple[TagFile | None, SemanticHierarchy]:
+        """Its tags, and its classes: those of the tags, else of the training images."""
+        if not self.tags:
+            return None, classes_of(source)
+        tags = read_tags(Path(self.tags))
+        return tags, SemanticHierarchy.from_chains(tags.classes, {}, name=self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,15 +197,18 @@ def recipes_of(
         ConfigError: a start's runs are of different students, or none is named for random weights.
     """
     own = {start.name: _student_of(start, student) for start in starts}
-    like = next((each for each in own.values() if len(each) > 1 and each["student"] == student), {})
+    of_runs = [own[start.name] for start in starts if not start.is_random]
+    like = next((each for each in of_runs if each["student"] == student), {})
     return {
-        name: make_settings(Recipe, {**(like if len(each) == 1 else {}), **each, **given})
-        for name, each in own.items()
+        start.name: make_settings(
+            Recipe, {**(like if start.is_random else {}), **own[start.name], **given}
+        )
+        for start in starts
     }
 
 
 def _student_of(start: Start, student: str | None) -> dict[str, Any]:
-    if RANDOM in start.runs:
+    if start.is_random:
         if {*start.runs} != {RANDOM}:
             raise ConfigError(f"{start.name}: random and runs found, expected names of their own")
         if not student:
@@ -321,13 +335,7 @@ def _figure(unit: PlacedTrial) -> float | None:
     trial, task = unit.trial, unit.trial.task
     folder = Path(unit.out) / trial.key
     source = open_source(task.data, "train", indexes=tar_indexes())
-    tags = read_tags(Path(task.tags)) if task.tags else None
-    classes = (
-        SemanticHierarchy.from_chains(tags.classes, {}, name=task.name)
-        if tags
-        else classes_of(source)
-    )
-
+    tags, classes = task.labelling(source)
     if trial.judging:
         judge = np.arange(len(source)) % JUDGING == 0
         training, validation = (source.select(np.flatnonzero(part)) for part in (~judge, judge))
@@ -376,21 +384,16 @@ def digests_of(
                 f"{task.data}: no split val found, expected images to judge {task.name} by"
             )
         judged = open_source(task.data, "val", indexes=tar_indexes())
-        about = sha256()
-        if task.tags:
-            tags = read_tags(Path(task.tags))
-            for images in (source, judged):
-                about.update(np.ascontiguousarray(images.ids, "<u8").data)
-                about.update(tags.present(images, tags.classes).tobytes())
-        else:
-            classes = classes_of(source)
-            for images in (source, judged):
-                labels = label_indices(images, classes)
-                about.update(samples_digest(images.ids, labels).encode())
-        found[task.name] = about.hexdigest()
+        about, (tags, classes) = sha256(), task.labelling(source)
         for images in (source, judged):
             for line in images.describe():
                 say(f"data: {task.name}: {line}")
+            given = (
+                tags.present(images, classes.synsets) if tags else label_indices(images, classes)
+            )
+            about.update(np.ascontiguousarray(images.ids, "<u8").data)
+            about.update(given.tobytes())
+        found[task.name] = about.hexdigest()
     return found
 
 

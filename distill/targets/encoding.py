@@ -16,6 +16,8 @@ from distill.errors import ConfigError, did_you_mean
 # A hierarchy's probabilities are one softmax over its classes, a yes or no for each of them, or its
 # part of one softmax over all classes.
 Answers = Literal["softmax", "sigmoid", "flat"]
+# The schemes of models whose own answers the latter two are, and of students that learn from them.
+RAW_SCHEMES: dict[str, str] = {"sigmoid": "multi-label", "flat": "single-label"}
 MAX_ENTRIES = 1024
 MAX_PROB_STEPS = 65535
 

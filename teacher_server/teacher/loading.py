@@ -39,6 +39,7 @@ from distill.models.weights import (
     with_classifier,
 )
 from distill.store.format.manifest import TeacherIdentity
+from distill.targets.encoding import RAW_SCHEMES
 from distill.teacher_server.teacher.teacher import Confidence, Member, Precision, Teacher
 
 # What people call a teacher, and what timm calls those weights. TResNet-L here means the paper's,
@@ -48,7 +49,6 @@ ALIASES = {
     "tresnet_m": "tresnet_m.miil_in21k",
 }
 SEMANTIC, SINGLE_LABEL, MULTI_LABEL = "semantic", "single-label", "multi-label"
-RAW: dict[str, str] = {"sigmoid": MULTI_LABEL, "flat": SINGLE_LABEL}  # as they are, trained as
 # timm has no flat model of that many classes: those of the paper's authors have semantic heads.
 SEMANTIC_LABEL_SET = "imagenet-21k-miil"
 
@@ -117,11 +117,11 @@ def load_teacher(
 
 def _require_same_answers(members: Sequence[Member], confidence: Confidence) -> None:
     answers = {member.answers for member in members}
-    head = next((head for head in RAW if head in answers), "")
+    head = next((head for head in RAW_SCHEMES if head in answers), "")
     if len(answers) > 1:
         raise ConfigError(
             f"--head {head} found for some of {len(members)} teachers, whose answers cannot be "
-            f"averaged with others; expected it for all, or `--head {RAW[head]}`"
+            f"averaged with others; expected it for all, or `--head {RAW_SCHEMES[head]}`"
         )
     if head and confidence == "reach":
         raise ConfigError(
@@ -178,7 +178,7 @@ def _load(
     origin = path.name if path else "random weights" if choice.random_weights else "timm's weights"
     kind = str(head) if head else f"{num_classes} classes, a softmax for each hierarchy"
     unsure = path and not card and not choice.head
-    trained_as = RAW.get(choice.head or "", choice.head)
+    trained_as = RAW_SCHEMES.get(choice.head or "", choice.head)
     return Member(
         name=name,
         model=model,
@@ -221,7 +221,7 @@ def _head(
         own = hierarchy_beside(path, trained) or hierarchy
         if own.num_classes == trained.num_classes:
             return FlatHead.of(own.synsets, hierarchy, device)
-    if choice.head in RAW:
+    if choice.head in RAW_SCHEMES:
         return RawHead(hierarchy=hierarchy, answers=cast(RawAnswers, choice.head))
     if choice.head == MULTI_LABEL or (trained and trained.scheme == "multi-label"):
         return TagHead(hierarchy=hierarchy)

@@ -179,7 +179,7 @@ def test_summary_tells_the_time_by_stage_and_the_next_command(
     ran = distill(*words)
     assert "computed now: 96 images in " in ran.out
     assert "images/s, batches of 16" in ran.out
-    assert "of which the device took: forward " in ran.out
+    assert "of which the device took: " in ran.out
     assert "bottleneck: " in ran.out
     assert ran.out.splitlines()[-1] == (
         f"next: distill pretrain --student resnet18 --data {figures} --targets {path} --out RUN"

@@ -14,6 +14,7 @@ from distill.data.source import ImageSource
 from distill.errors import ConfigError, DataError, StoreMismatchError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.store.format.audit import fidelity_warning
+from distill.targets.encoding import RAW_SCHEMES
 from distill.targets.protocol import TrainingTargets
 from distill.trainers.recipe import Recipe, Scheme
 from distill.trainers.sources.replay import check_replay
@@ -122,8 +123,7 @@ def require_learnable(targets: TrainingTargets, scheme: Scheme) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    kinds: dict[str, Scheme] = {"sigmoid": "multi-label", "flat": "single-label"}
-    expected = kinds.get(targets.answers, scheme)
+    expected = RAW_SCHEMES.get(targets.answers, scheme)
     if expected != scheme:
         raise ConfigError(
             f"scheme {scheme} found with {targets.location}, whose answers are those of a "

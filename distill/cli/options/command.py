@@ -56,6 +56,22 @@ EXTRA = "distill.extra_settings"
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
+class NumberOrAuto(click.ParamType[Any]):
+    """A number, or auto."""
+
+    name = "float or auto"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """As other numbers."""
+        return "X"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        """See `click.ParamType`."""
+        return "auto" if value == "auto" else click.FLOAT.convert(value, param, ctx)
+
+
 class Option(click.Option):
     """section: of --help. setting: left out there, listed by `distill settings`."""
 
@@ -115,7 +131,7 @@ class Option(click.Option):
             return bool, "true or false"
         if isinstance(self.type, click.types.IntParamType):
             return int, "a whole number"
-        if self.type.name == "weight":
+        if isinstance(self.type, NumberOrAuto):
             return int | float | str, "a number or auto"
         if isinstance(self.type, click.types.FloatParamType):
             return int | float, "a number"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli.options.checks import known_models, output_folder
-from distill.cli.options.command import PATH, extra_settings, option, setting
+from distill.cli.options.command import PATH, NumberOrAuto, extra_settings, option, setting
 from distill.cli.options.group import Command, option_group
 
 if TYPE_CHECKING:
@@ -90,22 +90,6 @@ def recipe_settings() -> dict[str, Any]:
     return {**flat(document), **{f"{key}.*": None for key, each in document.items() if each == {}}}
 
 
-class KdWeight(click.ParamType[Any]):
-    """A number, or auto."""
-
-    name = "weight"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """As other numbers."""
-        return "X"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | str:
-        """See `click.ParamType`."""
-        return "auto" if value == "auto" else click.FLOAT.convert(value, param, ctx)
-
-
 def _choice(**options: Any) -> RecipeChoice:
     options["views.name"] = options.pop("view_policy")
     return RecipeChoice(options=options, extra=extra_settings())
@@ -134,7 +118,7 @@ recipe_options = option_group(
         ),
         option(
             "--kd-weight",
-            type=KdWeight(),
+            type=NumberOrAuto(),
             show_default="auto",
             help="Weight of the KD term; auto suits the number of classes.",
         ),
