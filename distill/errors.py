@@ -5,8 +5,10 @@ TypeError and stay tracebacks.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+DISTRIBUTION = "distill-kd"  # as pip knows this package
 MOST_SAID = 300  # characters of what another library says
 DEAD_DECODER = ("DataLoader worker", "Too many open files", "ancdata")
 
@@ -47,6 +49,10 @@ class StoreMismatchError(StoreError):
     """The store is of another teacher, hierarchy, dataset or view policy."""
 
 
+class StoreUnavailableError(StoreError):
+    """A bucket does not answer now; asking again may help."""
+
+
 class IncompleteStoreError(StoreError):
     """Blocks are still to be computed."""
 
@@ -65,6 +71,25 @@ class TeacherUnavailableError(TeacherError):
 
 class TeacherRequestError(TeacherError):
     """The teacher refuses this request; asking again will not help."""
+
+
+PASSING = (DataUnavailableError, StoreUnavailableError, TeacherUnavailableError)
+
+
+@contextmanager
+def optional(extra: str, what: str) -> Iterator[None]:
+    """Around imports of what is installed by an extra alone. what: needs it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or extra).partition(".")[0]
+        raise ConfigError(
+            f"{what} needs {package}, which is not installed; pip install '{DISTRIBUTION}[{extra}]'"
+        ) from error
 
 
 def printable(text: str) -> str:

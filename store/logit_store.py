@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from distill.data.sample_ids import SampleIds, samples_digest
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
-from distill.store.format import commits, version2
+from distill.store.format import commits, finishing, version2
 from distill.store.format.audit import certificate_of
 from distill.store.format.chunks import block_digest, read_chunks, read_shards, write_chunks
 from distill.store.format.codes import ANSWER_ARRAYS, Codes, StoredBlock
 from distill.store.format.commits import Commit
 from distill.store.format.damage import damage_named
 from distill.store.format.documents import DOCUMENTS, document_digests, require_documents
+from distill.store.format.finishing import sole_finisher
 from distill.store.format.layout import (
     SAMPLE_ARRAYS,
     create_arrays,
@@ -42,7 +43,7 @@ from distill.targets.rows import TargetRows
 Found = TypeVar("Found")
 SETTLING_ROUNDS = 5
 
-OWN_NAMES = {"claim", *ANSWER_ARRAYS, *SAMPLE_ARRAYS, "hierarchy", "commits", "copy"}
+OWN_NAMES = {"claim", "finishing", *ANSWER_ARRAYS, *SAMPLE_ARRAYS, "hierarchy", "commits", "copy"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +135,9 @@ class LogitStore:
         certificate = self.certificate
         if certificate is None:
             missing = len(self.pending_blocks())
+            what = f"{missing} of {self.manifest.num_blocks} blocks are missing"
             raise IncompleteStoreError(
-                f"{self.location}: {missing} of {self.manifest.num_blocks} blocks are missing, "
+                f"{self.location}: {what if missing else 'no block is missing, none certified'}, "
                 "expected a complete store; run the same `distill precompute` again, it goes on "
                 "where it stopped"
             )
@@ -323,20 +325,25 @@ class LogitStore:
         """Blocks whose own commit record is torn, or of another store."""
         return commits.damaged_records(self.objects, self.manifest)
 
-    def damaged_blocks(self) -> list[int]:
+    def damaged_blocks(self, stopping: Callable[[], bool] = lambda: False) -> list[int]:
         """Committed blocks that are not what was committed, or of another store: all are read.
 
-        A power cut may have left them so, or a disk; `revoke` has them computed again.
+        A power cut may have left them so, or a disk; `revoke` has them computed again. stopping:
+        asked before each whether to look at no more.
         """
         damaged: list[int] = []
 
         def look(block: int) -> None:
+            if stopping():
+                return
             try:
                 records = commits.read_records(self.objects, [block], self.manifest)
-                commit = commits.commit_of(records[block]) if records else compacted[block]
             except CorruptStoreError:
                 damaged.append(block)
                 return
+            if not records and not root.generation:
+                return  # taken back meanwhile, or compacted by another process
+            commit = commits.commit_of(records[block]) if records else compacted[block]
             if not self._is_whole(block, commit):
                 damaged.append(block)
 
@@ -346,16 +353,37 @@ class LogitStore:
             list(pool.map(look, self._committed(root)))
         return sorted(damaged)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(
+        self,
+        *,
+        stopping: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> dict[str, Any]:
         """Certify a store whose blocks are all committed, and compact its commits.
 
-        All is read back before: a power cut may leave a commit whose chunks were lost.
+        All is read back before: a power cut may leave a commit whose chunks were lost. stopping:
+        asked again and again whether to leave it at that. say: told what is waited for.
 
         Raises:
-            IncompleteStoreError: a block is missing, or was damaged and is pending now.
+            IncompleteStoreError: a block is missing, or was damaged and is pending now; or it was
+            stopped.
         """
         version2.require_current(self.location, self.manifest)
-        damaged = [] if self._root().certificate else self.damaged_blocks()
+
+        def nothing_to_finish() -> bool:
+            return stopping() or self.certificate is not None or bool(self.pending_blocks())
+
+        if self.certificate is not None:
+            self._tidy(self._root())
+        with sole_finisher(self.objects, nothing_to_finish, say) as ours:
+            if ours:
+                self._finish(stopping)
+        return self.require_complete()
+
+    def _finish(self, stopping: Callable[[], bool]) -> None:
+        damaged = self.damaged_blocks(stopping)
+        if stopping():
+            return
         if damaged and self._root().certificate is None:  # else another one mended and finished it
             self.revoke(damaged)
             raise IncompleteStoreError(
@@ -365,8 +393,7 @@ class LogitStore:
         records = self.records()
         root = self._root()
         if root.certificate is not None:
-            self._tidy(root)
-            return dict(root.certificate)
+            return
         missing = self.manifest.num_blocks - len(records)
         if missing:
             raise IncompleteStoreError(
@@ -376,23 +403,21 @@ class LogitStore:
         generation, digests = commits.write_compacted(self.objects, records)
         documents = {key: root.documents[key] for key in DOCUMENTS}
         documents |= document_digests(self.objects, commits.compacted_keys(generation))
-        certificate = certificate_of(records)
         root = replace(
             root,
             documents=documents,
             generation=generation,
             compacted_sha256=digests,
             revoked=(),
-            certificate=certificate,
+            certificate=certificate_of(records),
         )
         root.write(self.objects)
         self._tidy(root)
-        return certificate
 
     def _tidy(self, root: Root) -> None:
         """Remove what a finished store does not need: claim, single records, older generations."""
         self.objects.tidy()
-        self.objects.delete([CLAIM_KEY])
+        self.objects.delete([CLAIM_KEY, finishing.KEY])
         single = commits.recorded_blocks(self.objects, self.manifest.num_blocks)
         commits.delete_records(self.objects, single)
         commits.delete_other_generations(self.objects, root.generation)

@@ -16,6 +16,7 @@ from distill.cli.options.command import Command, Flags, Group
 from distill.cli.signals import WORK_LEFT, end_on_signals, ignore_signals
 from distill.cli.streams import lost_output, make_streams_last
 from distill.errors import (
+    PASSING,
     DistillError,
     dead_decoder,
     did_you_mean,
@@ -104,7 +105,7 @@ def run() -> None:
 
 
 def run_command() -> None:
-    """Exit code 0 done, 2 the user can fix it, 75 a signal left work, 1 a bug (traceback)."""
+    """Exit code 0 done, 2 the user can fix it, 75 work is left that may go on, 1 a bug."""
     flags, terminal = Flags(), sys.stderr
     end_on_signals()
     _allow_many_files()
@@ -128,7 +129,7 @@ def run_command() -> None:
             raise
         if flags.verbose:
             traceback.print_exc(file=terminal)
-        _fail(terminal, line, 2)
+        _fail(terminal, line, WORK_LEFT if isinstance(error, PASSING) else 2)
     finally:
         ignore_signals()
         if sys.stderr is not terminal:

@@ -100,9 +100,12 @@ def read_records(objects: Objects, blocks: Iterable[int], manifest: Manifest) ->
 def damaged_records(objects: Objects, manifest: Manifest) -> list[int]:
     """Blocks whose own record is torn, or of another store."""
     damaged = []
-    for block in recorded_blocks(objects, manifest.num_blocks):
+    blocks = recorded_blocks(objects, manifest.num_blocks)
+    contents = objects.read_all([record_key(block) for block in blocks])
+    for block, content in zip(blocks, contents, strict=True):
         try:
-            read_records(objects, [block], manifest)
+            if content is not None:
+                _parsed(content, block, manifest, objects)
         except CorruptStoreError:
             damaged.append(block)
     return damaged

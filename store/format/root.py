@@ -63,7 +63,7 @@ class Root:
             StoreError: nothing is there, or it is of another format version.
             CorruptStoreError: something else is there, or it was damaged or edited.
         """
-        content = objects.read(key) if objects.exists() else None
+        content = objects.read(key)
         if content is None:
             _raise_nothing_there(objects)
         attributes = _attributes(content, objects.location)

@@ -23,7 +23,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
-from distill.errors import StoreError, first_line
+from distill.errors import StoreError, StoreUnavailableError, first_line
 from distill.per_process import per_process
 from distill.store.places import bucket
 from distill.store.places.backend import Backend, Span
@@ -211,12 +211,18 @@ class Objects:
             yield
         except (BaseError, OSError, ValueError) as error:
             cause = _cause(error)
-            raise StoreError(
+            advice = self._advice(error, cause)
+            passing = advice is None and not self.is_local
+            advice = (
+                advice or f"check the {'disk' if self.is_local else 'endpoint and the network'}"
+            )
+            raise (StoreUnavailableError if passing else StoreError)(
                 f"{self.location}: cannot {name}: {cause}; committed blocks are safe: "
-                f"{self._advice(error, cause)}, then run the same command again"
+                f"{advice}, then run the same command again"
             ) from error
 
-    def _advice(self, error: BaseException, cause: str) -> str:
+    def _advice(self, error: BaseException, cause: str) -> str | None:
+        """What to do, where more is known than that it failed."""
         # obstore has classes for these, but a list that is refused is a generic error.
         refused = (PermissionDeniedError, UnauthenticatedError, PermissionError)
         if isinstance(error, refused) or any(text in cause for text in REFUSED):
@@ -235,7 +241,7 @@ class Objects:
                 "use a service that writes only where nothing is (If-None-Match), which keeps two "
                 "writers apart; or precompute on a disk, and copy the finished store"
             )
-        return "check " + ("the disk" if self.is_local else "the endpoint and the network")
+        return None
 
 
 def open_objects(location: "str | Path | Objects") -> Objects:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from zarr.storage import ObjectStore
 
 from distill.errors import CorruptStoreError, IncompleteStoreError, StoreError
 from distill.store.logit_store import LogitStore
+from distill.store.places import bucket as places
 from distill.store.places.objects import open_objects
 from distill.store.upkeep.verify import verify
 from distill.store.views.cache import Cache
@@ -203,3 +205,18 @@ def test_precompute_and_pretrain_work_on_a_bucket_and_survive_a_kill(
     )
     assert trained.code == 0, trained.err
     assert "views drawn again" in trained.out
+
+
+def test_a_bucket_that_does_not_answer_may_answer_later(
+    distill,  # type: ignore[no-untyped-def]
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Schedulers start what ends with 75 again; 2 is for a person."""
+    monkeypatch.setattr(places, "RETRIES", 0)
+    monkeypatch.setattr(places, "RETRY_FOR", timedelta(0))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.setenv(name, "any")
+    ran = distill("store", "info", "s3://bucket/store")
+    assert ran.code == 75, ran.err
+    assert "check the endpoint and the network" in ran.err

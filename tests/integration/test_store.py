@@ -1,8 +1,11 @@
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +30,11 @@ from distill.errors import (
     StoreError,
     StoreMismatchError,
 )
+from distill.store.format import commits, finishing
 from distill.store.format.chunks import chunk_key, write_chunks
 from distill.store.format.codes import ANSWER_ARRAYS
 from distill.store.format.manifest import DatasetIdentity, Manifest, ViewIdentity, digest_of_json
-from distill.store.format.root import claim_of
+from distill.store.format.root import claim_of, group_document
 from distill.store.logit_store import LogitStore
 from distill.store.places.objects import Objects
 from distill.store.summary import summarise
@@ -121,6 +125,114 @@ def test_finishing_compacts_the_commits(tmp_path: Path) -> None:
     assert [name[0] for name in left] == ["g", "z"]
     again = LogitStore.open(store.location)
     assert again.finish() == again.require_complete() == store.require_complete()
+
+
+def filled(folder: Path) -> LogitStore:
+    store = create(folder)
+    write(store, range(4))
+    return store
+
+
+@pytest.fixture
+def read_back(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that a store is read back to be finished."""
+    monkeypatch.setattr(finishing, "LOOK_S", 0.05)
+    times: list[int] = []
+    look = LogitStore.damaged_blocks
+
+    def slowly(store: LogitStore, stopping: Callable[[], bool] = lambda: False) -> list[int]:
+        times.append(1)
+        time.sleep(0.5)
+        return look(store, stopping)
+
+    monkeypatch.setattr(LogitStore, "damaged_blocks", slowly)
+    return times
+
+
+def test_of_finishers_side_by_side_one_reads_the_store_back(
+    tmp_path: Path, read_back: list[int]
+) -> None:
+    filled(tmp_path / "store")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: LogitStore.open(tmp_path / "store").finish(), range(8)))
+    assert len(read_back) == 1
+    assert all(certificate == found[0] for certificate in found)
+    assert not (tmp_path / "store" / finishing.KEY).exists()
+
+
+def test_who_waits_does_not_read_what_another_found_damaged(
+    tmp_path: Path, read_back: list[int]
+) -> None:
+    store = filled(tmp_path / "store")
+    (tmp_path / "store" / chunk_key("prob", 2)).write_bytes(b"torn")
+
+    def finish(_: int) -> str:
+        with pytest.raises(IncompleteStoreError) as refused:
+            LogitStore.open(store.location).finish()
+        return str(refused.value)
+
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(finish, range(4)))
+    assert len(read_back) == 1
+    assert sum("1 committed blocks are damaged" in line for line in said) == 1
+    assert sum("1 of 4 blocks are missing" in line for line in said) == 3
+
+
+def test_a_finisher_that_was_taken_for_dead_ends_like_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads back when the other one compacts the commits."""
+    store = filled(tmp_path / "store")
+    records = commits.read_records
+    monkeypatch.setattr(finishing, "LOOK_S", 0.05)
+
+    def late(*arguments: Any) -> Any:
+        monkeypatch.setattr(commits, "read_records", records)
+        store.objects.delete([finishing.KEY])
+        LogitStore.open(store.location).finish()
+        return records(*arguments)
+
+    monkeypatch.setattr(commits, "read_records", late)
+    assert store.finish() == LogitStore.open(store.location).require_complete()
+
+
+HERE = {"host": socket.gethostname(), "space": finishing._space()}
+
+
+@pytest.mark.parametrize("other", [{"host": "elsewhere", "space": "boot 1"}, {"space": ""}, {}])
+def test_a_finisher_that_died_is_waited_for_a_while_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
+) -> None:
+    """Its number says that it died where numbers mean the same: on this machine, here."""
+    store = filled(tmp_path / "store")
+    died = subprocess.Popen(["true"])
+    died.wait()
+    word = {**HERE, **other, "process": died.pid, "turn": "1", "beat": 3}
+    store.objects.write(finishing.KEY, group_document(word))
+    monkeypatch.setattr(finishing, "LOOK_S", 0.05)
+    monkeypatch.setattr(finishing, "SILENCE_S", 0.5 if other else 60.0)
+    begun, said = time.monotonic(), list[str]()
+    assert store.finish(say=said.append)
+    taken = time.monotonic() - begun
+    assert taken > 0.5 if other else taken < 30.0
+    assert len(said) == 1
+    assert f"process {died.pid} on" in said[0]
+
+
+def test_who_waits_or_finishes_hears_that_it_should_stop(
+    tmp_path: Path, read_back: list[int]
+) -> None:
+    store = filled(tmp_path / "store")
+    store.objects.write(finishing.KEY, group_document({"process": 1, "beat": 0}))
+    asked: list[int] = []
+    with pytest.raises(IncompleteStoreError, match="no block is missing"):
+        store.finish(stopping=lambda: bool(asked.append(1)) or len(asked) > 3)
+    assert not read_back
+    store.objects.delete([finishing.KEY])
+    with pytest.raises(IncompleteStoreError, match="no block is missing"):
+        store.finish(stopping=lambda: len(read_back) > 0)
+    assert store.certificate is None
+    assert store.finish()
 
 
 def test_a_writer_that_started_before_the_store_was_finished_changes_nothing(

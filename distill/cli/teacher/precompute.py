@@ -217,7 +217,7 @@ def precompute(
             report = run(
                 **keywords, teacher=teacher_choice.load(launched.device(device)), share=share
             )
-        interrupted = stopping() and report.blocks_left > 0
+        interrupted = stopping() and not report.store.complete
         if interrupted:
             journal.event("interrupted", blocks_left=report.blocks_left)
         journal.event("summary", **asdict(report))
@@ -244,12 +244,12 @@ def _lines(report: "PrecomputeReport", data: str, store: str) -> list[str]:
         lines.append(f"warning: {warning}")
     lines += report.agreement.lines() if report.agreement else []
     lines += [f"bad images: {count}: {kind}" for kind, count in sorted(report.bad.items())]
-    if report.blocks_left:
+    if done.complete:
         lines.append(
-            f"{report.blocks_left} blocks are left, for other workers or for the same command again"
+            f"next: distill pretrain --student resnet18 --data {data} --targets {store} --out RUN"
         )
     else:
         lines.append(
-            f"next: distill pretrain --student resnet18 --data {data} --targets {store} --out RUN"
+            f"{report.blocks_left} blocks are left, for other workers or for the same command again"
         )
     return lines
