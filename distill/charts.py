@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from distill.errors import ConfigError
+from distill.errors import ConfigError, optional
 from distill.files import write_atomically
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -30,6 +30,18 @@ class ConfidenceFigures(Protocol):
     def same_top(self) -> float | None: ...
     @property
     def confidence_change(self) -> float | None: ...
+
+
+def require_charts(option: str) -> None:
+    """Before work that ends in a chart.
+
+    Raises:
+        ConfigError: what draws them is not installed. option: that asks for one.
+    """
+    with optional("charts", option):
+        import matplotlib
+
+    matplotlib.use("agg")
 
 
 def draw_inspection(folder: Path, teacher: str, figures: Sequence[ConfidenceFigures]) -> list[Path]:
@@ -123,9 +135,7 @@ def _drawn(path: Path) -> Iterator[Any]:
     """Axes to draw on, written to `path` in the end."""
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"plot {path} found, expected a name that ends in {', '.join(FORMATS)}")
-    import matplotlib
-
-    matplotlib.use("agg")
+    require_charts(f"plot {path}")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")

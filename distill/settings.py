@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from distill.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings")
+RECIPES = Path(str(resources.files("distill") / "recipes"))  # deploy/configs of the repository
 
 
 def make_settings(
@@ -45,16 +47,27 @@ def make_settings(
         raise ConfigError(f"{key} {first['input']!r} found: {first['msg']}") from error
 
 
+def recipe_names() -> tuple[str, ...]:
+    """Files of settings that come with the package."""
+    return tuple(sorted(path.stem for path in RECIPES.glob("*.toml")))
+
+
 def read_toml(file: Path) -> dict[str, Any]:
-    """A file of settings.
+    """A file of settings, or where there is none the recipe of that name.
 
     Raises:
         ConfigError: it cannot be read.
     """
+    if str(file) in recipe_names() and not file.exists():
+        file = RECIPES / f"{file}.toml"
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{file}: no such file; expected settings in TOML") from error
+        known = recipe_names()
+        raise ConfigError(
+            f"{file}: no such file{did_you_mean(str(file), known)}; expected settings in TOML, or a"
+            f" recipe: {', '.join(known)}"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{file}: not readable as TOML ({error}); fix it") from error
 

@@ -1,4 +1,4 @@
-"""The Trainer of Hugging Face, with a data set of theirs (pip install 'distill[hf]').
+"""The Trainer of Hugging Face, with a data set of theirs (pip install 'distill-kd[hf]').
 
 python examples/huggingface_trainer.py STORE DATA OUT
 

@@ -1,4 +1,4 @@
-"""A LightningModule and a LightningDataModule (pip install 'distill[lightning]').
+"""A LightningModule and a LightningDataModule (pip install 'distill-kd[lightning]').
 
 python examples/lightning_module.py STORE DATA OUT
 """

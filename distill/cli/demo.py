@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from contextlib import nullcontext, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def _walk(out: Path) -> None:
     _command(*train, *plain, "--epochs", STUDENT_EPOCHS, "--out", out / "without-kd")
     kd = ["--targets", store, "--cache", out / "cache"]
     _command(*train, *kd, "--epochs", STUDENT_EPOCHS, "--out", out / "with-kd")
-    _command("inspect", store, "--plot", out / "charts")
+    charts = ["--plot", out / "charts"] if find_spec("matplotlib") else []
+    _command("inspect", store, *charts)
 
 
 def _command(*arguments: object) -> None:
@@ -102,4 +104,5 @@ def _report(out: Path, seconds: float) -> None:
         ("without-kd/student.safetensors", "the student that did not"),
         ("charts", "the teacher's confidence per hierarchy, classes, agreement of views"),
     ):
-        click.echo(f"  {out / path}: {description}")
+        if (out / path).exists():
+            click.echo(f"  {out / path}: {description}")

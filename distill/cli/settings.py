@@ -1,26 +1,43 @@
-"""`distill settings`: every option of a command with its default, as TOML for --config."""
+"""`distill settings`: every option of a command with its default, as TOML for --config; recipes."""
 
+import json
 from typing import Any
 
 import click
 
 from distill.cli.options import common
-from distill.cli.options.command import Command, Group, Option, command
+from distill.cli.options.command import Command, Group, Option, command, option
 from distill.errors import ConfigError, did_you_mean
+from distill.settings import RECIPES, flat, read_toml, recipe_names
 
 WORDS = ("measured", "none", "all")  # describe a default, and are none
 SKIPPED = ("config", "set", "json", "dry_run")
 
 
-@command(examples=["precompute", "pretrain > my.toml", "store verify"])
-@click.argument("names", metavar="COMMAND...", nargs=-1, required=True)
+@command(examples=["precompute", "pretrain > my.toml", "--recipe imagenet21k-p > my.toml"])
+@click.argument("names", metavar="COMMAND...", nargs=-1)
+@option("--recipe", help="Print this recipe instead, which --config takes by its name.")
 @common.as_json
 @click.pass_context
-def settings(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
+def settings(ctx: click.Context, names: tuple[str, ...], recipe: str | None, as_json: bool) -> None:
     """List all options and settings of COMMAND with their defaults.
 
     The list is a TOML file: save it, edit it, and pass it as --config.
     """
+    if bool(names) == bool(recipe):
+        raise ConfigError(
+            f"{'both' if recipe else 'neither'} COMMAND and --recipe found, expected one; "
+            f"recipes: {', '.join(recipe_names())}"
+        )
+    if recipe:
+        if recipe not in recipe_names():
+            known = recipe_names()
+            guess = did_you_mean(recipe, known)
+            raise ConfigError(f"--recipe {recipe!r} found{guess}, expected {', '.join(known)}")
+        file = RECIPES / f"{recipe}.toml"
+        text = json.dumps(flat(read_toml(file))) if as_json else file.read_text(encoding="utf-8")
+        click.echo(text, nl=as_json)
+        return
     target = _find(ctx.find_root(), names)
     entries = [
         (key, each.help or "", _default(each))
@@ -30,8 +47,6 @@ def settings(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
     shown = {key for key, _, _ in entries}
     nested = [(key, value) for key, value in target.nested().items() if key not in shown]
     if as_json:
-        import json
-
         click.echo(json.dumps({**{key: value for key, _, value in entries}, **dict(nested)}))
         return
     click.echo(f"# distill {' '.join(names)}: a setting that is commented out has that default")

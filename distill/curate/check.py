@@ -15,7 +15,7 @@ from distill.curate.duplicates import equal_groups, near_groups, pairs_of
 from distill.curate.image_check import CheckUnit, check_unit
 from distill.data.formats.samples import Sample
 from distill.data.source import OUTSIDE, ImageSource, labels_or_outside
-from distill.errors import DataError
+from distill.errors import optional
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.process_pool import map_in_processes
 from distill.progress import progress
@@ -104,12 +104,8 @@ def _units(sources: Mapping[str, ImageSource], hashed: bool) -> Iterator[CheckUn
 
 
 def _require_imagehash() -> None:
-    try:
+    with optional("near", "--near"):
         import imagehash  # noqa: F401
-    except ImportError as error:
-        raise DataError(
-            "--near needs imagehash, which is not installed; pip install '.[near]'"
-        ) from error
 
 
 # -- the report -----------------------------------------------------------------------------------

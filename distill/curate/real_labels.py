@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.errors import DataError, first_line
+from distill.errors import DataError, first_line, optional
 from distill.files import write_atomically
 
 Label = str | int
@@ -73,15 +73,11 @@ def scores(answers: RaterAnswers, iterations: int = 100) -> NDArray[np.float64]:
     (benchmarks/real_labels.py).
 
     Raises:
-        DataError: crowd-kit is not installed.
+        ConfigError: crowd-kit is not installed.
     """
-    try:
+    with optional("real", "Dawid–Skene"):
         import pandas
         from crowdkit.aggregation import DawidSkene
-    except ImportError as error:
-        raise DataError(
-            "Dawid–Skene needs crowd-kit, which is not installed; pip install '.[real]'"
-        ) from error
     table = pandas.DataFrame(
         {"task": answers.questions, "worker": answers.raters, "label": answers.answers}
     )

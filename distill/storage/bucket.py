@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal
 
-from distill.errors import DataError, DataUnavailableError, first_line
+from distill.errors import DataError, DataUnavailableError, first_line, optional
 from distill.storage.place import AbsentError, Entries, RangeFile, require_few, unavailable
 
 S3 = "s3://"
@@ -87,8 +87,9 @@ def _client() -> Any:
 
 @lru_cache(maxsize=1)
 def _client_of(process: int) -> Any:
-    import boto3
-    from botocore.config import Config
+    with optional("s3", "s3://…"):
+        import boto3
+        from botocore.config import Config
 
     config = Config(
         retries={"max_attempts": ATTEMPTS, "mode": "adaptive"}, max_pool_connections=CONNECTIONS
@@ -100,7 +101,8 @@ def _client_of(process: int) -> Any:
 @contextmanager
 def _named(path: str) -> Iterator[None]:
     """Failures of a bucket in our words."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    with optional("s3", path):
+        from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield

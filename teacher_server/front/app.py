@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
+from distill.errors import DISTRIBUTION
 from distill.teacher_server.front.body import announced_bytes, read_request
 from distill.teacher_server.front.description import (
     MODEL,
@@ -192,7 +193,7 @@ def make_app(
     """
     api = FastAPI(
         title="distill teacher server",
-        version=version("distill"),
+        version=version(DISTRIBUTION),
         description="Open Inference Protocol v2: soft labels per WordNet hierarchy.",
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,

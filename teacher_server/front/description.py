@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from distill.errors import DISTRIBUTION
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.teacher_server.inspect.dense_rows import in_words
 from distill.teacher_server.serve.inputs import INPUTS
@@ -18,7 +19,7 @@ MODEL, VERSION, PLATFORM = "teacher", "1", "pytorch_timm"
 
 SERVER_METADATA = {
     "name": "distill",
-    "version": version("distill"),
+    "version": version(DISTRIBUTION),
     "extensions": ["binary_tensor_data", "model_configuration", "statistics"],
 }
 

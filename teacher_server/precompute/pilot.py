@@ -54,6 +54,14 @@ class PilotRuns:
                 tick(len(batch.rows) + len(batch.bad))
             return time.monotonic() - started
 
+    def decoding(self, source: ImageSource, *, views: int) -> float:
+        """Seconds of one core for reading, decoding and drawing that many views of each image."""
+        requests = in_batches(range(len(source)), tuple(range(views)), 16)
+        begun = time.process_time()
+        for _ in load_views(source, self.policy, self.teacher.sizes, requests, workers=0):
+            pass
+        return time.process_time() - begun
+
     def answers(
         self, source: ImageSource, *, views: int, specs: Mapping[str, EncodingSpec]
     ) -> Pilot:

@@ -35,19 +35,35 @@ from distill.teacher_server.teacher.batch_size import choose_speed
 from distill.teacher_server.teacher.teacher import Teacher
 
 PILOT_VIEWS = 2  # tells what a further view of a decoded image costs
+DECODED = 64  # images that tell what decoding costs
 COMMIT_BYTES, COMMIT_BYTES_A_VIEW = 40, 64  # compacted: two copies of a digest, host and time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Booking:
+    """Devices that work side by side. views_per_s: of one; None is this machine's, as measured.
+
+    price_per_hour: of one, in any currency.
+    """
+
+    devices: int = 1
+    views_per_s: float | None = None
+    price_per_hour: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStore:
     """One encoding and number of views. bytes_per_view: of one image, everything included.
 
-    angle_deg: median, p99 and maximum of each, as in a certificate.
+    hours: of all devices side by side. cost: of them all. cores: of the CPU that keep one device
+    busy. angle_deg: median, p99 and maximum of each, as in a certificate.
     """
 
     encoding: str
     views: int
     hours: float
+    cost: float | None
+    cores: float
     bytes_total: int
     bytes_per_view: float
     angle_deg: dict[str, dict[str, float]]
@@ -58,6 +74,7 @@ class Plan:
     """seconds_per_image: reading and decoding; seconds_per_view: rendering and the teacher."""
 
     rows: int
+    booking: Booking
     pilot_images: int
     pilot_unreadable: int
     seconds_per_image: float
@@ -77,6 +94,7 @@ def make_plan(
     policy: ViewPolicy,
     encodings: Sequence[str],
     views: Sequence[int],
+    booking: Booking,
     rows: int | None = None,
     pilot_images: int | None = None,
     block_rows: int | None = None,
@@ -123,6 +141,9 @@ def make_plan(
     per_view = (more - once) / max(1, pilot_views - 1)
     per_view = min(max(per_view, 0.0), once) if pilot_views > 1 else once
     per_image = once - per_view
+    few = pilot.limited(DECODED)
+    core = [runs.decoding(few, views=n) / len(few) for n in (1, pilot_views)]
+    core_view = max(0.0, core[1] - core[0]) / max(1, pilot_views - 1)
     options = PrecomputeOptions(policy=policy)
     stores = []
     for name in encodings:
@@ -131,11 +152,17 @@ def make_plan(
         assert figures
         for count in views:
             total = sizes_of.total(rows, count, of_block)
+            measured = per_image + count * per_view
+            seconds = count / booking.views_per_s if booking.views_per_s else measured
+            hours = rows * seconds / booking.devices / 3600
+            price = booking.price_per_hour
             stores.append(
                 PlannedStore(
                     encoding=name,
                     views=count,
-                    hours=rows * (per_image + count * per_view) / 3600,
+                    hours=hours,
+                    cost=None if price is None else hours * booking.devices * price,
+                    cores=(core[0] + (count - 1) * core_view) / seconds,
                     bytes_total=total,
                     bytes_per_view=total / (rows * count),
                     angle_deg=figures["angle_deg"],
@@ -143,6 +170,7 @@ def make_plan(
             )
     return Plan(
         rows=rows,
+        booking=booking,
         pilot_images=len(pilot),
         pilot_unreadable=pilot_run.unreadable,
         seconds_per_image=per_image,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.source import ImageSource
-from distill.errors import ConfigError, DistillError, TeacherUnavailableError, first_line
+from distill.errors import ConfigError, DistillError, TeacherUnavailableError, first_line, optional
 from distill.events import Journal
 from distill.progress import Ticker, progress
 from distill.store.logit_store import LogitStore
@@ -53,12 +53,8 @@ def cluster(address: str | None = None) -> Iterator[Any]:
     Raises:
         ConfigError: Ray is not installed, or the cluster does not answer.
     """
-    try:
+    with optional("ray", "--engine ray"):
         import ray
-    except ImportError as error:
-        raise ConfigError(
-            "--engine ray found, but Ray is not installed; pip install ray, or use --engine local"
-        ) from error
     with redirect_stdout(sys.stderr):
         try:
             if address and (match := HOST_AND_PORT.fullmatch(address)):

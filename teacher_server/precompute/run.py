@@ -7,7 +7,7 @@ the last run stopped; and any number of processes can share the blocks of one st
 import random
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distill.data.sample_ids import samples_digest
 from distill.data.source import ImageSource, label_indices
-from distill.errors import IncompleteStoreError, StoreMismatchError
+from distill.errors import DISTRIBUTION, IncompleteStoreError, StoreMismatchError
 from distill.events import Journal
 from distill.progress import progress
 from distill.store.format.manifest import DatasetIdentity, HierarchyIdentity, Manifest, ViewIdentity
@@ -87,10 +87,12 @@ def precompute(
         share=share or Share(),
     )
     speed, stages = fill(pipeline, bad_images=bad_images, stopping=stopping)
-    left = finish_if_complete(store, journal)
-    if pipeline.share.of(left) and not stopping():  # what a power cut damaged
-        speed, stages = fill(pipeline, bad_images=bad_images, stopping=stopping)
-        left = finish_if_complete(store, journal)
+    complete = not store.pending_blocks()
+    left = finish_if_complete(store, journal, stopping)
+    if complete and left and not stopping():  # a power cut damaged them, of whatever share
+        everything = replace(pipeline, share=Share())
+        speed, stages = fill(everything, bad_images=bad_images, stopping=stopping)
+        left = finish_if_complete(store, journal, stopping)
     return report_of(store, bad_images, speed, stages, stages.wall, left)
 
 
@@ -158,7 +160,8 @@ def manifest_for(
 
 def versions() -> dict[str, str]:
     """What decides an answer's last bits, beside the weights."""
-    return {name: version(name) for name in ("distill", "torch", "torchvision", "timm", "pillow")}
+    libraries = {name: version(name) for name in ("torch", "torchvision", "timm", "pillow")}
+    return {"distill": version(DISTRIBUTION), **libraries}
 
 
 def open_or_create(
@@ -211,15 +214,19 @@ def open_matching(
     return store
 
 
-def finish_if_complete(store: LogitStore, journal: Journal) -> list[int]:
+def finish_if_complete(
+    store: LogitStore, journal: Journal, stopping: Callable[[], bool] = lambda: False
+) -> list[int]:
     """Certify the store when its last block is there, whoever wrote it; the blocks that are not."""
     left = store.pending_blocks()
     if left or store.certificate is not None:
         return left
     try:
-        store.finish()
+        store.finish(stopping=stopping, say=lambda line: journal.note(line, "waits"))
     except IncompleteStoreError as error:
         left = store.pending_blocks()
+        if not left:  # it was stopped
+            return []
         journal.note(str(error), "blocks revoked", blocks=left)
         return left
     journal.event("store finished", blocks=store.manifest.num_blocks)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.images import read_bytes
-from distill.errors import DataError, DataUnavailableError
+from distill.errors import DISTRIBUTION, DataError, DataUnavailableError
 from distill.events import Journal
 from distill.store.format.codes import Coding
 from distill.targets.encoding import EncodingSpec
@@ -140,7 +140,7 @@ class Service:
         self._away: Away | None = None
         self.metrics.build.info(
             {
-                "version": version("distill"),
+                "version": version(DISTRIBUTION),
                 "torch": version("torch"),
                 "teacher": self.teacher.identity.name,
                 "fingerprint": self.teacher.identity.fingerprint,

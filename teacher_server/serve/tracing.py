@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
-from distill.errors import ConfigError
+from distill.errors import optional
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -43,7 +43,7 @@ class Tracing:
         named = next((name for name in ENDPOINTS if os.environ.get(name)), None)
         if not named or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
             return
-        try:
+        with optional("otel", named):
             from opentelemetry import propagate, trace
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
                 OTLPSpanExporter,
@@ -51,10 +51,6 @@ class Tracing:
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        except ImportError as error:
-            raise ConfigError(
-                f"{named} found, but OpenTelemetry is not installed; pip install 'distill[otel]'"
-            ) from error
         resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "distill")})
         self._provider = TracerProvider(resource=resource)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -57,28 +56,3 @@ def test_demo_walks_the_whole_path_and_resumes(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")
     assert "choose another --out" in fails("demo", "--out", tmp_path / "other")
-
-
-def test_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
-            *("--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)),
-        ],
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0].partition("-")[0] for name in names} == {"distill"}
-    assert "distill/py.typed" in names
-    sources = [*(ROOT / "distill").rglob("*.py")]
-    for package in ("store", "teacher_server", "trainers"):
-        sources += (ROOT / "distill" / package).resolve().rglob("*.py")
-    installed = {
-        f"distill/{p.relative_to(ROOT)}".replace("distill/distill/", "distill/") for p in sources
-    }
-    assert installed <= {*names}
-    assert "distill/hierarchy/bundled/imagenet21k-p-fall11.json" in names
-    pages = ROOT / "teacher_server" / "pages"
-    files = [p for p in pages.rglob("*") if p.suffix in (".html", ".css", ".js", ".md")]
-    assert {f"distill/{p.relative_to(ROOT)}" for p in files} <= {*names}

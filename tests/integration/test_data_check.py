@@ -150,7 +150,7 @@ def test_near_without_imagehash_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "imagehash", None)
     message = fails("data", "check", "--data", data, "--near", 3, "--label-set", "plane-figures")
-    assert "pip install '.[near]'" in message
+    assert "pip install 'distill-kd[near]'" in message
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from distill.data.view_policy import CentreCrop
-from distill.errors import ConfigError, first_line
+from distill.errors import ConfigError, first_line, optional
 from distill.files import write_atomically
 from distill.models.creation import model_arguments
 from distill.trainers.models.meaning import LogitsMeaning
@@ -107,13 +107,9 @@ def export_onnx(trained: TrainedModel, path: Path) -> None:
     Raises:
         ConfigError: the packages for it are not installed, or the model cannot be exported.
     """
-    try:
+    with optional("onnx", "--onnx"):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "--onnx found, but its packages are not installed; run pip install '.[onnx]'"
-        ) from error
     model = _FromUnitPixels(trained).eval()
     pixels = torch.zeros(2, 3, *trained.input.size)
     with tempfile.TemporaryDirectory() as scratch:

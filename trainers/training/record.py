@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from distill.errors import NotFiniteError
 from distill.trainers.process_group import World
@@ -103,6 +102,8 @@ class Record:
     def __init__(self, folder: Path, world: World, first_step: int) -> None:
         self._writer: Any = None
         if world.leads:
+            from torch.utils.tensorboard import SummaryWriter  # a second, and workers need none
+
             self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def losses(self, first_step: int, values: Sequence[Sequence[float]], kd_weight: float) -> None:

@@ -146,6 +146,10 @@ def inspect(
                 f"{' and '.join(sorted(given & several))} found, expected one of them"
             )
     serving.require_alone(given)
+    if plot:
+        from distill.charts import draw_inspection, require_charts
+
+        require_charts("--plot")
     if (missing or suspect or cleaned or truth) and not data:
         raise ConfigError(
             "--missing, --suspect, --cleaned or --truth found without --data, expected the images "
@@ -179,8 +183,6 @@ def inspect(
         if truth:
             report.against_truth(_truth(inspection, pictures, truth))
     if plot:
-        from distill.charts import draw_inspection
-
         report.files("charts", draw_inspection(plot, inspection.summary.teacher, report.figures))
     if html:
         from distill.teacher_server.pages.rendering import write_overview

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 from click.types import OptionHelpExtra
 
-from distill.errors import ConfigError, did_you_mean
+from distill.errors import DISTRIBUTION, ConfigError, did_you_mean
 from distill.settings import flat, read_toml
 
 # Where each option stands in --help; those that are not named here stand under "Output".
@@ -283,7 +283,7 @@ def _settings_options() -> list[click.Parameter]:
             is_eager=True,
             expose_value=False,
             callback=_take_settings,
-            help="TOML file of settings; -o and options override it. May be repeated.",
+            help="TOML file of settings, or a recipe's name; options override it. May be repeated.",
         ),
         Option(
             ["-o", "--set"],
@@ -384,5 +384,5 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     if value:
         from importlib.metadata import version
 
-        click.echo(f"distill {version('distill')}")
+        click.echo(f"distill {version(DISTRIBUTION)}")
         ctx.exit()

@@ -205,7 +205,7 @@ run_options = option_group(
         setting(
             "--wandb",
             metavar="PROJECT",
-            help="Also log to Weights & Biases (pip install '.[wandb]').",
+            help="Also log to Weights & Biases (pip install 'distill-kd[wandb]').",
         ),
     ),
     RunChoice,

@@ -20,7 +20,7 @@ from distill.cli.output import print_result
     help="Folder for the exported files.",
 )
 @common.label_set("that of the model")
-@option("--onnx", is_flag=True, help="Also write model.onnx (pip install '.[onnx]').")
+@option("--onnx", is_flag=True, help="Also write model.onnx (pip install 'distill-kd[onnx]').")
 @common.as_json
 def export(model: str, out: Path, label_set: str | None, onnx: bool, as_json: bool) -> None:
     """Export MODEL: a run's folder, a weight file with its card, or timm:NAME.

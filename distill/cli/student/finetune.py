@@ -95,6 +95,7 @@ def finetune(
     from distill.cli.student.training import CURE, report_training, train_as_command
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
+        from distill.charts import require_charts
         from distill.data.sample_list import SampleList
         from distill.errors import ConfigError
         from distill.files import sole_writer
@@ -103,6 +104,8 @@ def finetune(
         from distill.trainers.training.finetune import LabelledImages, classes_of, finetune
         from distill.trainers.training.finetune import compare as run_each
 
+        if compare:
+            require_charts("--compare")
         tag_file = read_tags(tags) if tags else None
         recipe = recipe_choice.read(
             scheme="multi-label" if tag_file else "single-label",

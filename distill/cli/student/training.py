@@ -110,14 +110,10 @@ def _silent(text: str) -> None:
 
 
 def _wandb(project: str, out: Path, *, sends: bool) -> Any:
-    from distill.errors import ConfigError
+    from distill.errors import optional
 
-    try:
+    with optional("wandb", "--wandb"):
         import wandb
-    except ImportError as error:
-        raise ConfigError(
-            "--wandb found, but the package is not installed; run pip install '.[wandb]'"
-        ) from error
     if not sends:
         return nullcontext()
     out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from distill.data.formats.samples import Sample, SampleTable
 from distill.data.formats.tables import Columns
-from distill.errors import DataError
+from distill.errors import DataError, optional
 from distill.storage.locations import is_remote
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
@@ -123,13 +123,8 @@ def _from_file(
     root: str, name: str, read: Callable[[Any, Any], Iterable[Value]]
 ) -> Iterator[Value]:
     """What `read` gives of each record batch, and the content of the file, of one Arrow file."""
-    try:
+    with optional("arrow", f"{root}: a Hugging Face data set, which"):
         import pyarrow
-    except ImportError as error:
-        raise DataError(
-            f"{root}: a Hugging Face data set found, which needs pyarrow; "
-            "pip install '.[arrow]', or make WebDataset tars of it"
-        ) from error
     path = f"{root}/{name}"
     if "/" in name or name.startswith("."):
         raise DataError(f"{root}: {name!r} found as a data file, expected a name in that folder")

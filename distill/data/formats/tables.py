@@ -13,7 +13,7 @@ from typing import Any
 
 from distill.data.formats.samples import Sample, label_of_text
 from distill.data.formats.skipped import Skipped
-from distill.errors import DataError, did_you_mean
+from distill.errors import DataError, did_you_mean, optional
 from distill.storage.locations import is_remote, place_of
 
 MAX_NAME = 4096
@@ -182,13 +182,9 @@ def _csv(path: str, columns: Columns | None) -> Iterator[tuple[int, dict[str, An
 
 
 def _parquet(path: str, columns: Columns | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
+    with optional("arrow", f"{path}: Parquet"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(
-            f"{path}: Parquet needs pyarrow; pip install '.[arrow]', or write CSV"
-        ) from error
     try:
         with place_of(path).open(path) as file:
             table = pyarrow.parquet.ParquetFile(file)
