@@ -189,12 +189,13 @@ def _launched(environment: Mapping[str, str]) -> WorkerShare | None:
     inside = step or WorkerShare(launcher="Slurm")
     first = _number(environment, "SLURM_ARRAY_TASK_MIN")
     stride = max(1, _number(environment, "SLURM_ARRAY_TASK_STEP", 1))
-    place = (_number(environment, "SLURM_ARRAY_TASK_ID", first) - first) // stride
-    return replace(
-        inside,
-        index=place * inside.count + inside.index,
-        count=_number(environment, "SLURM_ARRAY_TASK_COUNT", 1) * inside.count,
-    )
+    task = _number(environment, "SLURM_ARRAY_TASK_ID", first)
+    count = _number(environment, "SLURM_ARRAY_TASK_COUNT", 1)
+    last = _number(environment, "SLURM_ARRAY_TASK_MAX", first + (count - 1) * stride)
+    place = (task - first) // stride
+    if last != first + (count - 1) * stride:  # --array=3,7: some of a larger one, once more
+        place, count = task, 0
+    return replace(inside, index=place * inside.count + inside.index, count=count * inside.count)
 
 
 def _of(names: LauncherNames, environment: Mapping[str, str]) -> WorkerShare | None:

@@ -2,18 +2,17 @@
 
 import json
 import os
-import queue
 import re
+import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import pytest
 import torch
 import urllib3
 from live import HANG, INFER, body_of, images, wait_until
-from processes import started
+from processes import Process, started
 
 from distill.data.source import open_source
 from distill.trainers.sources.server import ServerTargets
@@ -31,48 +30,8 @@ from distill.wire.client import TeacherClient
 from distill.wire.messages import message
 
 Ran = Callable[..., Any]
-
-
-class Process:
-    """A server and what its log says."""
-
-    def __init__(self, running: "subprocess.Popen[str]") -> None:
-        self.running = running
-        self.events: list[dict[str, Any]] = []
-        self.plain: list[str] = []
-        self._told: queue.Queue[str] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.running.stderr is not None
-        for line in self.running.stderr:
-            if line.startswith("{"):
-                self.events.append(json.loads(line))
-                self._told.put(self.events[-1]["event"])
-            else:
-                self.plain.append(line)
-
-    def wait_for(self, event: str, seconds: float = 60.0) -> dict[str, Any]:
-        ends = time.monotonic() + seconds
-        while self._told.get(timeout=max(0.1, ends - time.monotonic())) != event:
-            pass
-        return next(e for e in self.events if e["event"] == event)
-
-    @property
-    def port(self) -> int:
-        heard = (e for e in self.events if e["event"] == "listening" and "protocol" not in e)
-        return int(next(heard)["port"])
-
-    def end(self, number: int = signal.SIGTERM, seconds: float = 40.0) -> int:
-        self.running.send_signal(number)
-        code = self.running.wait(seconds)
-        self._reader.join(5)
-        assert self.running.stdout is not None
-        assert self.running.stderr is not None
-        self.running.stdout.close()
-        self.running.stderr.close()
-        return code
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+NOT_YET = (urllib3.exceptions.HTTPError, ValueError)  # of a Prometheus that starts
 
 
 @pytest.fixture
@@ -482,3 +441,50 @@ def test_port_that_is_taken_is_one_line(fails: Callable[..., str], teacher_weigh
         port = taken.getsockname()[1]
         message = fails(*words, "--label-set", "plane-figures", "--port", port)
     assert "cannot listen there" in message
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus here")
+def test_prometheus_scrapes_a_server_and_says_when_it_is_gone(
+    serve: Callable[..., Process], distill: Ran, random: np.random.Generator, tmp_path: Path
+) -> None:
+    """With the configuration of deploy/compose, whose paths and host alone are others."""
+    keys, key = tmp_path / "keys", tmp_path / "key"
+    key.write_text(distill("api-key", "prometheus", "--file", keys).out)
+    server = serve("--api-key-file", keys)
+    compose = DEPLOY / "compose/prometheus.yml"
+    text = compose.read_text()
+    for old, new in (
+        ("/etc/prometheus/alerts.yml", str(DEPLOY / "monitoring/alerts.yml")),
+        ("/keys/metrics-key", str(key)),
+        ("teacher:8000", f"127.0.0.1:{server.port}"),
+        ("15s", "1s"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "prometheus.yml").write_text(text)
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    watching = subprocess.Popen(
+        [
+            "prometheus",
+            f"--config.file={tmp_path / 'prometheus.yml'}",
+            f"--storage.tsdb.path={tmp_path / 'series'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+
+    def told(path: str) -> Any:
+        with urllib3.PoolManager(retries=False) as pool, suppress(*NOT_YET):
+            return pool.request("GET", f"http://127.0.0.1:{port}/api/v1/{path}").json()["data"]
+        return None
+
+    try:
+        wait_until(lambda: bool((told("query?query=teacher_ready==1") or {}).get("result")), 30)
+        wait_until(lambda: bool(told("query?query=teacher_request_seconds_count")["result"]), 10)
+        server.end(signal.SIGKILL)
+        wait_until(lambda: "TeacherDown" in json.dumps(told("alerts")), 30)
+    finally:
+        watching.kill()
+        watching.wait()
