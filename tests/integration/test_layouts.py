@@ -114,6 +114,10 @@ LAYOUTS: dict[str, tuple[str, Content]] = {
             for name in ("a.jfif", "b.tif", "c.gif", "d.webp", "e.avif", "f.txt")
         },
     ),
+    "a table among its images": (
+        "0.jpg, 1.jpg, labels.csv",
+        {"0.jpg": jpeg(), "1.jpg": jpeg(), "labels.csv": b"path,wnid\n0.jpg,cat\n"},
+    ),
     "a class called like a split": (
         "cat/…, train/… (the vehicle)",
         folders("cat", "train", "truck"),

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from distill.data.formats.samples import IMAGE_SUFFIXES, Sample
-from distill.data.formats.skipped import EMPTY_CLASS, HIDDEN, LINK, LOOSE, SUFFIX, Skipped
+from distill.data.formats.skipped import EMPTY_CLASS, HIDDEN, LINK, LOOSE, SUFFIX, TABLE, Skipped
+from distill.data.formats.tables import is_manifest
 from distill.data.splits import is_hidden
 from distill.storage.locations import walk
 
@@ -57,4 +58,5 @@ def _images(root: str, inside: str, files: list[str], skipped: Skipped) -> Itera
             yield Sample(f"{inside}/{stem}" if inside else stem, label, root, suffix)
         else:
             path = f"{inside}/{name}" if inside else name
-            skipped.add(HIDDEN if is_hidden(name) else SUFFIX, path)
+            table = not inside and is_manifest(name)
+            skipped.add(HIDDEN if is_hidden(name) else TABLE if table else SUFFIX, path)

@@ -8,6 +8,7 @@ EXAMPLES = 3  # of each reason
 
 HIDDEN = "hidden or of the system"
 SUFFIX = "not images by their suffix"
+TABLE = "tables; pass one of them as --data to read its labels"
 LOOSE = "loose images beside class folders"
 SPECIAL_MEMBER = "links and special members of tars"
 NO_IMAGE = "labels without an image"
