@@ -578,6 +578,23 @@ def test_plan_is_within_five_percent_of_the_finished_store(
     assert table.count("GiB") == len(PRESETS)
 
 
+def test_a_plan_for_other_devices_says_hours_cost_and_the_cores_that_feed_them(
+    distill,  # type: ignore[no-untyped-def]
+    precompute_command: Command,
+    tmp_path: Path,
+) -> None:
+    words = precompute_command(tmp_path / "unused")
+    options = [*words[1 : words.index("--store")], "--device", "cpu", "--workers", "0"]
+    booked = ("--gpus", 4, "--device-rate", 1000, "--price-per-hour", 3)
+    ran = distill("plan", *options, *booked, "--rows", 10**8, "--views", "1,3", "--json")
+    one, three = json.loads(ran.out)["stores"][:2]
+    assert one["hours"] == pytest.approx(10**8 / 1000 / 4 / 3600)
+    assert three["hours"] == pytest.approx(3 * one["hours"])
+    assert three["cost"] == pytest.approx(three["hours"] * 4 * 3)
+    assert 0 < three["cores"] <= one["cores"]  # an image is decoded once for all of its views
+    assert "4 devices of 1000 views/s" in distill("plan", *options, *booked, "--views", "1").out
+
+
 def test_plan_tolerates_a_bad_image_but_not_only_bad_ones(
     distill,  # type: ignore[no-untyped-def]
     fails,  # type: ignore[no-untyped-def]

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @command(
     examples=[
         "--teacher tresnet_l --data DATA",
-        "--teacher tresnet_l --data DATA --rows 11060223 --views 1,4 --encoding standard",
+        "--teacher tresnet_l --data DATA --rows 11797632 --views 1,4 --encoding standard",
+        "--teacher tresnet_l --data DATA --gpus 8 --device-rate 2500 --price-per-hour 2.1",
     ]
 )
 @teacher_options()
@@ -41,7 +42,21 @@ if TYPE_CHECKING:
     help="small, standard, fine, dense, or entries=N,steps=M; repeat it to compare.",
     show_default="all three",
 )
-@option("--images", type=click.IntRange(1), help="Images of the pilot.", show_default="one block")
+@option(
+    "--gpus", type=click.IntRange(1), default=1, help="Devices side by side, each with its cores."
+)
+@option(
+    "--device-rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Views per second of one device: images/s of a precompute there, times its views.",
+    show_default="this machine's",
+)
+@option(
+    "--price-per-hour",
+    type=click.FloatRange(0),
+    help="Of one device, in any currency.",
+)
+@setting("--images", type=click.IntRange(1), help="Images of the pilot.", show_default="one block")
 @view_options
 @setting(
     "--batch-size",
@@ -65,6 +80,9 @@ def plan(
     rows: int | None,
     views: str,
     encodings: tuple[str, ...],
+    gpus: int,
+    device_rate: float | None,
+    price_per_hour: float | None,
     images: int | None,
     batch_size: int | None,
     block_rows: int | None,
@@ -74,11 +92,11 @@ def plan(
 ) -> None:
     """Run the teacher on a pilot of DATA and estimate time, bytes and fidelity of stores.
 
-    Times are for this machine alone.
+    Times are for this machine, or for --gpus of --device-rate.
     """
     from distill.errors import ConfigError
     from distill.targets.encoding import PRESETS
-    from distill.teacher_server.precompute.plan import make_plan
+    from distill.teacher_server.precompute.plan import Booking, make_plan
 
     try:
         counts = [1] if policy.name == "plain" else [int(count) for count in views.split(",")]
@@ -90,6 +108,7 @@ def plan(
         policy=policy,
         encodings=encodings or tuple(PRESETS),
         views=counts,
+        booking=Booking(devices=gpus, views_per_s=device_rate, price_per_hour=price_per_hour),
         rows=rows,
         pilot_images=images,
         block_rows=block_rows,
@@ -107,16 +126,23 @@ def _lines(made: "Plan") -> Iterator[str]:
     )
     if made.pilot_unreadable:
         yield f"{made.pilot_unreadable} pilot images could not be read"
+    booking = made.booking
+    rate = f"{booking.views_per_s:g} views/s" if booking.views_per_s else "this machine's speed"
+    yield (
+        f"{booking.devices} device{'s' * (booking.devices > 1)} of {rate}; cores: of the CPU, to "
+        "decode for one of them"
+    )
     yield from made.agreement.lines()
     yield "angle of the KD gradient (MSE): for a fresh student, and for one near the teacher"
     yield (
-        "encoding              views     hours       size  B per view   median    p99     median"
-        "    p99"
+        "encoding              views     hours     cost  cores       size  B per view   median"
+        "    p99     median    p99"
     )
     for planned in made.stores:
         fresh, near = planned.angle_deg["mse_fresh"], planned.angle_deg["mse_near"]
         yield (
             f"{planned.encoding:20s} {planned.views:6d} {planned.hours:9.2f} "
+            f"{'–' if planned.cost is None else f'{planned.cost:.2f}':>8} {planned.cores:6.1f} "
             f"{common.format_bytes(planned.bytes_total):>10} {planned.bytes_per_view:9.1f}   "
             f"{fresh['median']:5.2f}° {fresh['p99']:5.2f}°     {near['median']:5.2f}° "
             f"{near['p99']:5.2f}°"
