@@ -2,8 +2,10 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+TOOLS_OF_docs := latex2mathml mkdocs-material
+TOOLS_OF_audit := build cyclonedx-bom pip-audit pip-licenses
 
-.PHONY: demo test slow fuzz soak venv clean
+.PHONY: demo test slow fuzz soak bench docs audit dist venv clean
 
 demo: venv
 	rm -rf demo-out
@@ -13,6 +15,7 @@ test: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks docs deploy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
@@ -29,6 +32,22 @@ fuzz: venv
 soak: venv
 	$(BIN)/python benchmarks/serving.py --quick --soak 300
 
+# All benchmarks in their quick form, half an hour or so on two cores: a report in bench-out, and what got slower.
+bench: venv
+	$(BIN)/python benchmarks/suite.py
+
+# The site, strictly: a link that leads nowhere is an error.
+docs: .venv/docs
+	$(BIN)/python docs/site.py
+
+# Known vulnerabilities, where a database can be reached; licences; a bill of materials (CycloneDX).
+audit: venv .venv/audit
+	$(BIN)/python deploy/audit.py audit-out
+
+dist: .venv/audit
+	rm -rf dist
+	$(BIN)/python -m build
+
 venv: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -36,5 +55,10 @@ venv: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv/docs .venv/audit: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TOOLS_OF_$(@F))
+	touch $@
+
 clean:
-	rm -rf .venv demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv build dist site audit-out bench-out demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -24,7 +24,7 @@ def main() -> None:
     chromium = shutil.which("chromium")
     if chromium is None or not (demo / "store.zarr").is_dir():
         sys.exit("expected a chromium on the PATH, and what `make demo` leaves; run it first")
-    words = ["serve", "--teacher", "test_resnet", "--label-set", "plane-figures"]
+    words: list[object] = ["serve", "--teacher", "test_resnet", "--label-set", "plane-figures"]
     words += ["--weights", demo / "teacher" / "student.safetensors", "--device", "cpu"]
     words += ["--data", demo / "figures", "--store", demo / "store.zarr", "--view-policy", "plain"]
     words += ["--student", demo / "with-kd", "--port", 0]

@@ -1,5 +1,6 @@
 """The journeys of docs/journeys.md, command by command as they stand there, with smaller models."""
 
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import Process, started
 from small_models import as_the_authors_have_it
 
 from distill.models.creation import create_model
@@ -18,6 +20,7 @@ TRAINING = "--init random --image-size 32 --epochs 1 --batch-size 4 --workers 0 
 SMALLER = {
     "--student resnet50": f"--student test_resnet {TRAINING}",
     "--student resnet18": f"--student test_resnet {TRAINING}",
+    "serve --teacher resnet50": "serve --teacher test_resnet --workers 1 --device cpu",
     "--teacher resnet50": "--teacher test_resnet --workers 0 --device cpu",
     "--teacher tresnet_m": "--teacher tresnet_m --input-size 64 --workers 0 --device cpu",
     "--teacher NAME": "--teacher test_resnet --random-weights --input-size 32 --label-set tree.json"
@@ -70,9 +73,24 @@ def test_classes_of_ones_own_and_images_without_labels(distill: Distill) -> None
     assert "10 classes of one softmax" in said
     assert "agreement with the tags" in said
     images("more/kind 0", "more/unlabelled")
+    _serve_to_another_machine(distill)
     said = walk(distill, "Images without labels")
     assert "without a label: 4 images" in said
     assert "unlabelled was taken for images without a label" in said
+
+
+def _serve_to_another_machine(distill: Distill) -> None:
+    api_key, serve, student = commands("A teacher for students on other machines")
+    os.environ["DISTILL_API_KEY"] = distill(*api_key).out.split()[-1]  # type: ignore[attr-defined]
+    server = Process(started([word.replace("8000", "0") for word in serve]))
+    try:
+        server.wait_for("ready")
+        here = f"http://127.0.0.1:{server.port}"
+        ran = distill(*(word.replace("http://gpu-box:8000", here) for word in student))
+        assert ran.code == 0, ran.err  # type: ignore[attr-defined]
+    finally:
+        server.end()
+        del os.environ["DISTILL_API_KEY"]
 
 
 def test_a_taxonomy_of_ones_own(distill: Distill) -> None:

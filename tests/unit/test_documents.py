@@ -1,10 +1,13 @@
 """The documents name what is there: every module in the map, every dotted name, every file."""
 
-import importlib.util
+import importlib
 import re
+import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
+from command_words import in_blocks, require_known
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("distill", "store", "teacher_server", "trainers")
@@ -51,6 +54,12 @@ def test_files_that_a_document_names_are_there(document: Path) -> None:
             assert (document.parent / linked).exists(), f"{document.name}: {linked}"
 
 
+@pytest.mark.parametrize("document", [*CURRENT, ROOT / "docs/decisions.md"], ids=lambda p: p.name)
+def test_commands_of_a_document_are_some_that_there_are(document: Path) -> None:
+    for words in in_blocks(document.read_text(encoding="utf-8")):
+        require_known(words)
+
+
 def resolves(name: str) -> bool:
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
@@ -66,10 +75,17 @@ def resolves(name: str) -> bool:
     return False
 
 
-def test_the_api_reference_is_written_from_the_docstrings() -> None:
-    spec = importlib.util.spec_from_file_location("api_reference", ROOT / "docs/api_reference.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.reference() == (ROOT / "docs/api.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("writer", "written"), [("api", "api"), ("command", "commands")])
+def test_a_reference_is_written_from_the_code(writer: str, written: str) -> None:
+    module = runpy.run_path(str(ROOT / f"docs/{writer}_reference.py"))
+    page = (ROOT / f"docs/{written}.md").read_text(encoding="utf-8")
+    assert page == module["reference"](), f"run: python docs/{writer}_reference.py"
+
+
+def test_every_dependency_earns_its_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split("[><=]", each)[0] for each in project["dependencies"]}
+    page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
+    assert {*re.findall(r"^\| ([\w-]+) \| \d", page, re.M)} == needed
+    extras = {*project["optional-dependencies"]} - {"bench", "dev"}
+    assert {*re.findall(r"^\| `(\w+)` \|", page, re.M)} == extras
