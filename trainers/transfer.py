@@ -123,11 +123,10 @@ class TransferPlan:
         return Trial(start=start.name, task=task, recipe=recipe, judging=judging)
 
     def to_json(self) -> dict[str, Any]:
-        """What a record that is gone on with must be of."""
+        """What a record that is gone on with must be of, by name."""
         return {
-            "starts": [asdict(start) for start in self.starts],
-            "tasks": [asdict(task) for task in self.tasks],
-            "rates": list(self.rates),
+            "starts": {start.name: asdict(start) for start in self.starts},
+            "tasks": {task.name: asdict(task) for task in self.tasks},
             "recipes": {name: recipe.to_json() for name, recipe in self.recipes.items()},
             "digests": dict(self.digests),
         }
@@ -277,24 +276,36 @@ def transfer(
 
 
 class TransferRecord:
-    """Figures of the trials that are done, by key, in a file that is whole at every moment."""
+    """Figures of the trials that are done, by key, in a file that is whole at every moment.
+
+    Starts, tasks, rates and seeds may come and go; those of the same name must be the same.
+    """
 
     def __init__(self, out: Path, plan: TransferPlan) -> None:
-        self._path, self._plan = out / RECORD, plan.to_json()
+        self._path, given = out / RECORD, json.loads(json.dumps(plan.to_json()))
+        self._plan: dict[str, dict[str, Any]] = given
         self.figures: dict[str, float] = {}
         if self._path.exists():
             try:
                 found = json.loads(self._path.read_text())
-                before, self.figures = found["plan"], dict(found["figures"])
+                before = {kind: dict(found["plan"][kind]) for kind in given}
+                self.figures = dict(found["figures"])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{self._path}: not a record ({error}); delete it") from error
-            for name, value in json.loads(json.dumps(self._plan)).items():
-                if before.get(name) != value:
-                    raise ConfigError(
-                        f"{self._path}: is of other {name}, expected those of this command; repeat "
-                        "the command it was made with, or choose another --out"
-                    )
+            self._plan = {kind: self._joined(kind, before[kind], given[kind]) for kind in given}
         self._write()
+
+    def _joined(
+        self, kind: str, before: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        for name in given.keys() & before.keys():
+            if given[name] != before[name]:
+                raise ConfigError(
+                    f"{self._path}: {name} is of other {kind} there, expected those of this "
+                    "command; repeat the command it was made with, give it another name, or "
+                    "choose another --out"
+                )
+        return {**before, **given}
 
     def add(self, key: str, figure: float) -> None:
         """One more."""

@@ -101,7 +101,7 @@ def test_errors_are_one_line(
     assert "unknown setting" in fails(*words, "-o", "epoch=3")
     (tmp_path / "table").mkdir()
     (tmp_path / "table/transfer.json").write_text('{"plan": {"starts": []}, "figures": {}}')
-    assert "is of other starts" in fails(*words)
+    assert "not a record" in fails(*words)
     for name in ("..", "a/b", "a|b", "x" * 61, "a\nb"):
         assert "letters, digits and spaces" in fails("transfer", f"{name}=random", *data, *out)
     runs = ("a=random", "a=random", "--student", "test_vit", "--seeds", 3)
@@ -122,6 +122,10 @@ def test_what_a_table_was_made_of_is_what_it_goes_on_with(
     ran = distill(*short, "--seeds", 1)
     assert ran.code == 0, ran.err
     assert "model: fresh: test_vit at 32 pixels" in ran.err
+    more = distill("transfer", "another=random", *short[1:], "--lr", "1e-3,1e-2", "--seeds", 1)
+    assert more.code == 0, more.err
+    assert "fresh/final-lr0.001" not in more.err  # it is there
+    assert "another/judging-lr0.01" in more.err
     next((folders / "train/dark").iterdir()).unlink()
     assert "is of other digests" in fails(*short, "--seeds", 2)
 
