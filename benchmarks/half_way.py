@@ -26,7 +26,7 @@ from distill.data.source import label_indices, open_source
 from distill.data.view_policy import ViewPolicy
 from distill.hierarchy.semantic import resolve
 from distill.hierarchy.softmax import hierarchy_probs
-from distill.losses.fidelity import _angles, _normalised, _uniform
+from distill.losses.fidelity import _angles, _normalised
 from distill.losses.semantic import semantic_kd_loss, semantic_softmax_loss
 from distill.models.creation import create_model
 from distill.targets.encoding import PRESETS, EncodingSpec
@@ -138,16 +138,16 @@ def model_students(teacher: Tensor, answers: TargetRows) -> dict[str, Tensor]:
     torch.manual_seed(0)
 
     def like(values: Tensor) -> Tensor:
-        return _normalised(values.clamp(min=1e-30), answers.hierarchy)
+        return _normalised(values.clamp(min=1e-30), answers.hierarchy.classes_per_hierarchy)
+
+    uniform = like(torch.ones_like(teacher))
 
     return {
-        "uniform (fresh)": _uniform(teacher, answers.hierarchy),
+        "uniform (fresh)": uniform,
         "√(own answer · another image's)": like((teacher * other).sqrt()),
         **{f"temperature {t}": like(teacher ** (1 / t)) for t in (1.25, 1.5, 2, 3, 4)},
         **{
-            f"{a} own answer + {1 - a:.1f} uniform": like(
-                a * teacher + (1 - a) * _uniform(teacher, answers.hierarchy)
-            )
+            f"{a} own answer + {1 - a:.1f} uniform": like(a * teacher + (1 - a) * uniform)
             for a in (0.3, 0.6, 0.9)
         },
         "own answer with noise of 1 in its logits": like(teacher * torch.randn_like(teacher).exp()),

@@ -96,7 +96,8 @@ def main() -> None:
     print("| what | figure |\n| --- | ---: |")
     for name, value in figures.items():
         print(f"| {name} | {value:,} |")
-    print(json.dumps(figures))
+    first, second = (figures[f"{look} look: tags and subtrees, s"] for look in ("first", "second"))
+    print(json.dumps({**figures, "ratio": {"first look to second": first / second}}))
 
 
 def make_store(path: Path, blocks: int) -> Path:

@@ -122,8 +122,8 @@ def _standard(logits: Tensor) -> Tensor:
 
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:
-    centred = [each - each.mean(1, keepdim=True) for each in (first, second)]
-    return F.cosine_similarity(*centred, dim=1, eps=1e-8)
+    a, b = (each - each.mean(1, keepdim=True) for each in (first, second))
+    return F.cosine_similarity(a, b, dim=1, eps=1e-8)
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ def trained(work: Work) -> float:
             optimizer.step()
             schedule.step()
     weights = Path(work.out) / "student.safetensors"
-    saved = {"student": "test_resnet", "size": targets.input_size}
-    targets.criterion(kd_weight=0).save(student.state_dict(), weights, **saved)
+    criterion = targets.criterion(kd_weight=0)
+    criterion.save(student.state_dict(), weights, student="test_resnet", size=targets.input_size)
     machine = ("--device", "cpu", "--workers", 0)
     (judged,) = answer_of("evaluate", work.out, "--data", work.data, *machine).values()
     result.write_text(json.dumps(judged["semantic_top1"]))

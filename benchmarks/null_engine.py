@@ -7,6 +7,7 @@ the Open Inference Protocol over gRPC; it has no raw tensors over HTTP.
 """
 
 import asyncio
+import logging
 import sys
 import time
 from importlib.util import find_spec
@@ -76,9 +77,9 @@ def rayserve(port: int, grpc_port: int) -> None:
             images = np.frombuffer(await request.body(), np.uint8).reshape(-1, 224, 224, 3)
             return {"confidence": np.zeros((len(images), 4), np.float32).tolist()}
 
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error")
+    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(Null.bind(), route_prefix="/predict")
+    serve.run(Null.bind(), route_prefix="/predict")  # type: ignore[attr-defined]
     while True:
         time.sleep(1)
 

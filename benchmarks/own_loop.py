@@ -44,7 +44,9 @@ def main() -> None:
     store, data = args.demo / "store.zarr", args.demo / "figures"
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        figures: dict[str, Any] = {"rates": rates(two_views(args.demo, scratch), data)}
+        found = rates(two_views(args.demo, scratch), data)
+        ratio = {"answers too to images alone": found["images_and_answers"] / found["images_alone"]}
+        figures: dict[str, Any] = {"rates": found, "ratio": ratio}
         if not args.quick:
             figures["accuracy"] = accuracies(store, data, args.seeds, scratch)
     print(json.dumps(figures))

@@ -124,7 +124,13 @@ def _measure(
     teacher = load_teacher([case.choice], resolve(case.label_set), device=device)
     print(f"## {case.name}, {teacher.identity.precision}, batches of {case.batch_size}\n")
     before = _bare(teacher, case.batch_size, compiled)
-    words = ["precompute", "--teacher", case.choice.name, "--label-set", case.label_set]
+    words: list[object] = [
+        "precompute",
+        "--teacher",
+        case.choice.name,
+        "--label-set",
+        case.label_set,
+    ]
     words += ["--weights", case.choice.weights] if case.choice.weights else ["--random-weights"]
     words += ["--data", case.data, "--store", scratch / "store", "--limit", case.limit]
     words += ["--device", device, "--workers", workers, "--batch-size", case.batch_size, "--json"]

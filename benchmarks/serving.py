@@ -321,9 +321,9 @@ class _Bench:
         """A store is made; the commands that train a student and that serve the store."""
         images, out = data / "tiny-imagenet-h", self.scratch
         weights = data / "teachers/resnet18d-64px-tiny-imagenet-h.safetensors"
-        teacher = ["--teacher", "resnet18d", "--weights", weights]
+        teacher: list[object] = ["--teacher", "resnet18d", "--weights", weights]
         teacher += ["--label-set", images / "label_set.json", "--device", "cpu"]
-        distill = [sys.executable, "-m", "distill.cli.main"]
+        distill: list[object] = [sys.executable, "-m", "distill.cli.main"]
         words = [*distill, "precompute", *teacher, "--data", images, *limit]
         words += ["--store", out / "store", "--workers", len(self.servers)]
         subprocess.run([str(word) for word in words], check=True, capture_output=True)
@@ -345,7 +345,7 @@ class _Bench:
             _wait_for(port, "/v2/health/ready")
             url = f"http://127.0.0.1:{port}"
             figures["server"] = self.trained([*train, "--targets", url, "--out", out / "live"])
-        ratio = figures["server"] / figures["alone"]
+        ratio = figures["ratio"] = figures["server"] / figures["alone"]
         print("## A student (test_resnet at 64 pixels, two epochs)\n")
         print("| images/s alone | with a store | with a server that has the store | ratio |")
         print("| ---: | ---: | ---: | ---: |")
@@ -418,7 +418,9 @@ class _Bench:
         train, serve = self.commands(data, ["--limit", "4000"], port)
         serve += ["--grpc-port", grpc_port := _free_port()]
         train += ["--targets", f"http://127.0.0.1:{port}"]
-        alone, beside, resident = [], [], []
+        alone: list[float] = []
+        beside: list[float] = []
+        resident: list[float] = []
         with self.process([str(word) for word in serve]):
             _wait_for(port, "/v2/health/ready")
             for i in range(3):

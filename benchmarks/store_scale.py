@@ -88,7 +88,7 @@ def part_of_it(scratch: Path, rows: int) -> dict[str, float]:
     seconds = {}
     flush = os.fsync
     for name in ("flushed", "not flushed"):
-        os.fsync = flush if name == "flushed" else lambda number: None
+        os.fsync = flush if name == "flushed" else lambda fd: None
         path = scratch / name.replace(" ", "-")
         store = LogitStore.create(
             path, manifest, ids=ids, labels=labels, hierarchy=hierarchy.to_json()

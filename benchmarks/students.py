@@ -138,7 +138,7 @@ def _table(
     bench: Bench, best: dict[str, float], seeds: Sequence[int]
 ) -> dict[str, dict[str, list[float]]]:
     """Mean and deviation over the seeds, by kind of student."""
-    kinds = {
+    kinds: dict[str, tuple[Any, ...]] = {
         "single-label": ("single-label", 0.0, False),
         "multi-label (ASL)": ("multi-label", 0.0, False),
         "semantic": ("semantic", 0.0, False),

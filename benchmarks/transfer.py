@@ -10,10 +10,11 @@ ones. The teacher is a ResNet-18-D, trained on all of Tiny-ImageNet, so that wha
 classes' kin is no surprise: of KD the other three tasks are the fair test. Single-label students
 learn from that teacher trained further with one softmax on the data of pretraining, in its own
 answers; multi-label ones from the same answers as semantic ones. `distill transfer` chooses the
-learning rate of each cell on training images, and reports.
+learning rate of each cell on training images, and reports. Semantic students also of 4 and of 24
+epochs, on two of the tasks.
 
 A test_resnet of 64 pixels, twelve epochs from random weights, three seeds. Each student trains on
-one core, --jobs at a time: about five hours on two cores. With --out a benchmark that was stopped
+one core, --jobs at a time: about four hours on two cores. With --out a benchmark that was stopped
 goes on. --quick takes one seed, one epoch, 1,280 images and two starts. Prints a log in Markdown,
 and as its last line one JSON object.
 """
@@ -22,21 +23,23 @@ import argparse
 import csv
 import json
 import statistics
-import sys
 import tarfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from commands import RECIPE, answer_of, benchmark
 
-EPOCHS, SEEDS, TUNED_EPOCHS, RATES = 12, 3, 8, "1e-3,3e-3,1e-2"
+EPOCHS, SEEDS, TUNED_EPOCHS, RATES = 12, 3, 8, "3e-3,1e-2,3e-2"
+OTHER_EPOCHS = (4, 24)  # of pretraining, for the curve
 HELD_OUT = 5  # every fifth leaf class
 STUDENT, TEACHER = "test_resnet", "resnet18d"
 MACHINE = ("--device", "cpu", "--workers", 1)
+TASKS = ("40 new classes", "mosaics", "CIFAR-10", "clothes")
+CURVE_TASKS = ("40 new classes", "CIFAR-10")
 FIGURES = ("semantic_top1", "top1", "macro_map", "missing_tag_recovery")
 
 
@@ -48,6 +51,7 @@ class Kind:
     scheme: str
     taught: bool = False
     more: tuple[str, ...] = ()
+    epochs: int = EPOCHS
 
 
 def _both(name: str, scheme: str, *more: str) -> list[Kind]:
@@ -64,6 +68,14 @@ KINDS = [
     *_both("semantic, even", "semantic", "-o", "hierarchy_weights=even"),
     Kind("semantic + KD (MSE)", "semantic", True, ("-o", "divergence=mse")),
 ]
+# By epochs: those of KINDS, and others.
+CURVES = {
+    taught: [
+        Kind(f"semantic{' + KD' if taught else ''}, {n} epochs", "semantic", taught, epochs=n)
+        for n in OTHER_EPOCHS
+    ]
+    for taught in (False, True)
+}
 
 
 class Bench:
@@ -73,9 +85,12 @@ class Bench:
         self.shared, self.out, self.jobs = options.shared.resolve() / "data", out, options.jobs
         self.quick = options.quick
         self.limit = ("--limit", 1280) if options.quick else ()
-        self.epochs = 1 if options.quick else EPOCHS
         self.seeds = range(1 if options.quick else SEEDS)
-        self.kinds = KINDS[:2] if options.quick else KINDS
+        kinds, curve = KINDS, [kind for some in CURVES.values() for kind in some]
+        if options.quick:
+            kinds = [replace(kind, epochs=1) for kind in KINDS[:2]]
+            curve = [replace(CURVES[True][0], epochs=2)]
+        self.kinds, self.curve = kinds, curve
         self.tiny = self.shared / "tiny-imagenet-h"
         self.label_set = ("--label-set", self.tiny / "label_set.json")
         self.data, self.new_classes = out / "pretraining", out / "held-out"
@@ -128,14 +143,16 @@ class Bench:
             )
         return stores
 
-    def pretrain(self, stores: dict[bool, Path]) -> dict[str, list[dict[str, Any]]]:
+    def pretrain(
+        self, kinds: Sequence[Kind], stores: dict[bool, Path]
+    ) -> dict[str, list[dict[str, Any]]]:
         """Figures of each kind's runs, by seed."""
-        runs = [(kind, seed) for seed in self.seeds for kind in self.kinds]
+        runs = [(kind, seed) for seed in self.seeds for kind in kinds]
         with ThreadPoolExecutor(self.jobs) as pool:
-            judged = list(pool.map(lambda run: self._one(*run, stores), runs))
+            judged = list(pool.map(lambda run: self._one(run[0], run[1], stores), runs))
         return {
             kind.name: [f for (k, _), f in zip(runs, judged, strict=True) if k is kind]
-            for kind in self.kinds
+            for kind in kinds
         }
 
     def _one(self, kind: Kind, seed: int, stores: dict[bool, Path]) -> dict[str, Any]:
@@ -147,10 +164,10 @@ class Bench:
         store = stores[kind.scheme == "single-label"]
         targets = ("--targets", store, "--cache", self.out / "cache") if kind.taught else ()
         answer_of(
-            *("pretrain", "--config", RECIPE, "--student", STUDENT, "--epochs", self.epochs),
+            *("pretrain", "--config", RECIPE, "--student", STUDENT, "--epochs", kind.epochs),
             *("--scheme", kind.scheme, *kind.more, "--seed", seed, *targets, *self.limit),
             *("--data", self.data, *self.label_set, "--out", folder, *MACHINE),
-            *("-o", f"validate_every={self.epochs}"),
+            *("-o", f"validate_every={kind.epochs}"),
         )
         truth = ("--truth", self.tiny / "labels.csv")
         (judged,) = answer_of("evaluate", folder, "--data", self.data, *truth, *MACHINE).values()
@@ -166,20 +183,27 @@ class Bench:
         name = kind.name.replace(" ", "").replace(",", "-").replace("(", "-").replace(")", "")
         return self.out / f"{name}-{seed}"
 
-    def transfer(self) -> tuple[list[dict[str, Any]], float]:
-        """Cells of the table, and the seconds that making them took."""
-        begun, tasks = time.monotonic(), self.shared / "downstream"
+    def transfer(
+        self, kinds: Sequence[Kind], table: str, tasks: Sequence[str]
+    ) -> tuple[list[dict[str, Any]], float]:
+        """Cells of a table, and the seconds that making them took."""
+        begun, downstream = time.monotonic(), self.shared / "downstream"
         named: list[object] = [
-            f"{kind.name}={self.folder(kind, seed)}" for kind in self.kinds for seed in self.seeds
+            f"{kind.name}={self.folder(kind, seed)}" for kind in kinds for seed in self.seeds
         ]
-        data = {"40 new classes": self.new_classes, "mosaics": tasks / "mosaic-tags"}
-        if not self.quick:
+        if not self.quick and kinds is self.kinds:
             named.append("random=random")
-            data |= {"CIFAR-10": tasks / "cifar10-5k", "clothes": tasks / "clothing-96px"}
+        places = {
+            "40 new classes": self.new_classes,
+            "mosaics": downstream / "mosaic-tags",
+            "CIFAR-10": downstream / "cifar10-5k",
+            "clothes": downstream / "clothing-96px",
+        }
+        tags = ("--tags", f"mosaics={downstream / 'mosaic-tags/tags.csv'}")
         cells: list[dict[str, Any]] = answer_of(
             *("transfer", *named, "--student", STUDENT, "--jobs", self.jobs, "--device", "cpu"),
-            *(word for name, folder in data.items() for word in ("--data", f"{name}={folder}")),
-            *("--tags", f"mosaics={tasks / 'mosaic-tags/tags.csv'}", "--out", self.out / "table"),
+            *(word for task in tasks for word in ("--data", f"{task}={places[task]}")),
+            *(*(tags if "mosaics" in tasks else ()), "--out", self.out / table),
             *("--lr", "3e-3" if self.quick else RATES, "--seeds", len(self.seeds)),
             *("--epochs", 1 if self.quick else TUNED_EPOCHS),
             *("-o", "label_smoothing=0.1", "-o", "views.randaugment_ops=0", "-o", "views.cutout=0"),
@@ -191,13 +215,20 @@ def main() -> None:
     with benchmark("Which pretraining transfers", __doc__) as (options, out):
         bench = Bench(options, out)
         bench.split()
-        pretrained = bench.pretrain(bench.stores())
+        stores = bench.stores()
+        pretrained = bench.pretrain(bench.kinds, stores)
         _print_pretrained(pretrained)
-        cells, seconds = bench.transfer()
-    _print_cells(cells)
-    trained = sum(run["seconds"] for runs in pretrained.values() for run in runs)
-    print(f"Pretraining took {trained / 3600:.1f} core-hours, transfer {seconds / 3600:.1f} hours.")
-    print(json.dumps({"pretrained": pretrained, "transfer": cells}))
+        cells, seconds = bench.transfer(bench.kinds, "table", TASKS[: 2 if options.quick else None])
+        print("## After fine-tuning: top-1, of mosaics macro mAP\n")
+        _print_cells(cells)
+        trained = sum(run["seconds"] for runs in pretrained.values() for run in runs)
+        hours = f"{trained / 3600:.1f} core-hours, transfer {seconds / 3600:.1f} hours"
+        print(f"Pretraining took {hours}.\n", flush=True)
+        longer = bench.pretrain(bench.curve, stores)
+        curve, _ = bench.transfer(bench.curve, "curve", CURVE_TASKS[: 1 if options.quick else None])
+    print("## By epochs of pretraining\n")
+    _print_cells(curve)
+    print(json.dumps({"pretrained": pretrained | longer, "transfer": cells, "by epochs": curve}))
 
 
 def _print_pretrained(pretrained: dict[str, list[dict[str, Any]]]) -> None:
@@ -220,7 +251,6 @@ def _print_pretrained(pretrained: dict[str, list[dict[str, Any]]]) -> None:
 def _print_cells(cells: list[dict[str, Any]]) -> None:
     from distill.trainers.transfer import Cell, as_table
 
-    print("## After fine-tuning: top-1, of mosaics macro mAP\n")
     known = [{k: v for k, v in cell.items() if k != "mean"} for cell in cells]
     for line in as_table([Cell(**{**cell, "values": tuple(cell["values"])}) for cell in known]):
         print(line)
@@ -241,4 +271,4 @@ def _spread(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
