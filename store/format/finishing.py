@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from distill.errors import StoreError
+from distill.errors import StoreError, printable
 from distill.store.format.root import group_document
 from distill.store.places.objects import Objects
 
@@ -68,9 +68,8 @@ def _wait_for_turn(
         who = _who(said)
         if said != heard:
             if heard is None:
-                say(
-                    f"process {who.get('process')} on {who.get('host')} finishes the store: waiting"
-                )
+                named = f"process {who.get('process')} on {who.get('host')}"
+                say(f"{printable(named)} finishes the store: waiting for it")
             heard, since = said, time.monotonic()
         if time.monotonic() - since > SILENCE_S or _is_dead(who):
             objects.write(KEY, _word(turn, 0))
