@@ -2,7 +2,7 @@
 
     python deploy/audit.py OUT
 
-Looks at the packages of the running environment that an installation of distill brings. Ends with 1
+Looks at the packages of the running environment that the image has. Ends with 1
 where a licence is not known to go with Apache-2.0, or a vulnerability is known. A database that
 cannot be reached is said, and no error.
 """
@@ -11,7 +11,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, files, requires
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ FREE = re.compile(
 )
 # CUDA's libraries, which torch brings; they may be used, and passed on with it.
 NVIDIA = re.compile(r"\bnvidia\b")
+EXTRAS = ("arrow", "charts", "otel", "ray", "s3")  # of the image that container/Dockerfile makes
 KNOWN = {"distill-kd": "Apache-2.0", "cuda-toolkit": "NVIDIA"}  # that do not say it themselves
 
 
-def dependencies(name: str, found: set[str] | None = None) -> set[str]:
-    """Names of all packages that `name` needs here, extras left out."""
+def dependencies(name: str, extras: Sequence[str] = (), found: set[str] | None = None) -> set[str]:
+    """Names of all packages that `name` with these extras needs here."""
     found = set() if found is None else found
     try:
         needed = requires(name) or []
@@ -37,9 +38,10 @@ def dependencies(name: str, found: set[str] | None = None) -> set[str]:
     found.add(_normal(name))
     for text in needed:
         requirement = Requirement(text)
-        wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        marker = requirement.marker
+        wanted = marker is None or any(marker.evaluate({"extra": e}) for e in ("", *extras))
         if wanted and _normal(requirement.name) not in found:
-            dependencies(requirement.name, found)
+            dependencies(requirement.name, [*requirement.extras], found)
     return found
 
 
@@ -111,7 +113,7 @@ def vulnerabilities(names: set[str]) -> list[str]:
 def main() -> None:
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
-    names = dependencies("distill-kd")
+    names = dependencies("distill-kd", EXTRAS)
     print(f"{len(names)} packages")
     sizes(names)
     wrong = [*licences(names), *vulnerabilities(names)]

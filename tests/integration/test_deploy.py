@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,12 @@ def test_a_command_that_is_started_has_its_options(where: str, words: list[str])
 )
 def test_manifests_fit_the_schemas_of_kubernetes(path: Path, document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+def test_the_audit_looks_at_what_the_image_has() -> None:
+    dockerfile = (DEPLOY / "container/Dockerfile").read_text()
+    extras = re.findall(r"'\.\[(.*?)\]'", dockerfile)
+    assert extras == [",".join(runpy.run_path(str(DEPLOY / "audit.py"))["EXTRAS"])]
 
 
 def test_a_kustomization_names_all_files_beside_it() -> None:
