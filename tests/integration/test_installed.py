@@ -93,7 +93,7 @@ def test_the_steps_of_the_image_in_an_empty_environment(
     torch_alone, with_extras = steps
     environment = tmp_path / "environment"
     run(sys.executable, "-m", "venv", environment)
-    path = {"PATH": f"{environment}/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
+    path = {"PATH": f"{environment}/bin:/usr/bin:/bin", "OUT": str(tmp_path)}
 
     def step(command: str, **more: object) -> str:
         return run("sh", "-c", command, cwd=source, env=_environment(path), **more)
@@ -103,16 +103,17 @@ def test_the_steps_of_the_image_in_an_empty_environment(
     assert "pip install 'distill-kd[charts]'" in step("distill inspect x --plot y", code=2)
     assert "pip install 'distill-kd[s3]'" in step("distill data check --data s3://b/c", code=2)
     assert "epochs = 80" in step("distill settings --recipe imagenet21k-p")
-    assert "charts" not in step("cd / && OMP_NUM_THREADS=1 distill demo --out $HOME/demo")
+    assert "charts" not in step("cd / && OMP_NUM_THREADS=1 distill demo --out $OUT/demo")
     step(with_extras)
-    plot = "distill inspect $HOME/demo/store.zarr --plot $HOME/plots"
+    plot = "distill inspect $OUT/demo/store.zarr --plot $OUT/plots"
     assert "confidence.svg" in step(f"cd / && {plot}")
     _serve_until_healthy(source, _environment(path), tmp_path)
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:
-    pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    return {**pip, **more}
+    """This one, which may say where packages come from, without what says which Python runs."""
+    kept = {n: v for n, v in os.environ.items() if not n.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    return {**kept, **more}
 
 
 def _serve_until_healthy(source: Path, environment: dict[str, str], tmp_path: Path) -> None:
