@@ -4,11 +4,12 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,17 @@ def answer_of(*arguments: object) -> Any:
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout)
+
+
+def in_percent(shares: Iterable[float]) -> tuple[float, float]:
+    """Over the seeds, in %; the deviation of one is 0."""
+    values = [100 * share for share in shares]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def spread(shares: Iterable[float]) -> str:
+    """Mean ± deviation, in %."""
+    return "{:.2f} ± {:.2f}".format(*in_percent(shares))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from commands import RECIPE, answer_of, benchmark
+from commands import RECIPE, answer_of, benchmark, spread
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -330,11 +330,11 @@ def _measured(bench: Bench) -> dict[str, Any]:
     runs |= {f"teacher {name}": Run(str(store)) for name, store in stores.items() if store != best}
     found = bench.accuracies(runs)
     alone = statistics.mean(found["no teacher"])
-    print(f"Without a teacher {_spread(found['no teacher'])}.\n")
+    print(f"Without a teacher {spread(found['no teacher'])}.\n")
     print("## By encoding: semantic accuracy, %\n")
     print("| encoding | bytes a view | KL | squared error |\n| --- | ---: | ---: | ---: |")
     for encoding in encodings:
-        cells = " | ".join(_spread(found[f"{encoding}, {loss}"]) for loss in ("kl", "mse"))
+        cells = " | ".join(spread(found[f"{encoding}, {loss}"]) for loss in ("kl", "mse"))
         print(f"| {encoding} | {bench.bytes[encoding]:.0f} | {cells} |")
     print("\n## By teacher (KL)\n")
     print("| teacher | its own | student | gain |\n| --- | ---: | ---: | ---: |")
@@ -342,19 +342,14 @@ def _measured(bench: Bench) -> dict[str, Any]:
     for name in teachers:
         taught = found[f"teacher {name}" if stores[name] != best else f"{EXACT}, kl"]
         gain = 100 * (statistics.mean(taught) - alone)
-        print(f"| {name} | {100 * own[name]:.2f} | {_spread(taught)} | {gain:+.2f} |")
+        print(f"| {name} | {100 * own[name]:.2f} | {spread(taught)} | {gain:+.2f} |")
     print("\n## By distance\n\n| distance | answers | semantic accuracy |\n| --- | --- | ---: |")
     for name in (f"{EXACT}, {loss}" for loss in distances):
-        print(f"| {name.split(', ', 1)[1]} | almost exact | {_spread(found[name])} |")
+        print(f"| {name.split(', ', 1)[1]} | almost exact | {spread(found[name])} |")
     if "dense, kl, temperature 2" in found:
-        print(f"| kl, temperature 2 | dense | {_spread(found['dense, kl, temperature 2'])} |")
+        print(f"| kl, temperature 2 | dense | {spread(found['dense, kl, temperature 2'])} |")
     print(flush=True)
     return {"accuracy": found, "bytes_per_view": bench.bytes, "teachers": own}
-
-
-def _spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.2f} ± {100 * deviation:.2f}"
 
 
 if __name__ == "__main__":

@@ -14,19 +14,16 @@
 import argparse
 import json
 import re
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-TWELVE = 12  # epochs where a name says none
+from commands import in_percent
+from transfer import EPOCHS
+
+from distill.charts import require_charts
+
 Line = list[tuple[float, float, float]]  # x, mean, deviation
-
-
-def spread(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and deviation, in %."""
-    shares = [100 * value for value in values]
-    return statistics.mean(shares), statistics.stdev(shares) if len(shares) > 1 else 0.0
 
 
 def by_hierarchy(transfer: Mapping[str, Any]) -> dict[str, Line]:
@@ -36,7 +33,7 @@ def by_hierarchy(transfer: Mapping[str, Any]) -> dict[str, Line]:
         if "epochs" not in name:
             levels = zip(*(run["per_hierarchy"] for run in runs), strict=True)
             lines[name] = [
-                (float(k), *spread(share or 0 for share in s)) for k, s in enumerate(levels)
+                (float(k), *in_percent(share or 0 for share in s)) for k, s in enumerate(levels)
             ]
     return lines
 
@@ -50,8 +47,8 @@ def by_epochs(transfer: Mapping[str, Any]) -> dict[str, Line]:
     for cell in (*cells, *known):
         kind, _, epochs = cell["start"].partition(", ")
         if kind in ("semantic", "semantic + KD") and (not epochs or "epochs" in epochs):
-            x = int(re.sub(r"\D", "", epochs) or TWELVE)
-            lines.setdefault(f"{cell['task']}: {kind}", []).append((x, *spread(cell["values"])))
+            x = int(re.sub(r"\D", "", epochs) or EPOCHS)
+            lines.setdefault(f"{cell['task']}: {kind}", []).append((x, *in_percent(cell["values"])))
     return {name: sorted(line) for name, line in sorted(lines.items())}
 
 
@@ -60,7 +57,7 @@ def by_bytes(gain: Mapping[str, Any]) -> dict[str, Line]:
     lines: dict[str, Line] = {}
     for distance in ("kl", "mse"):
         lines[distance] = sorted(
-            (size, *spread(gain["accuracy"][f"{encoding}, {distance}"]))
+            (size, *in_percent(gain["accuracy"][f"{encoding}, {distance}"]))
             for encoding, size in gain["bytes_per_view"].items()
         )
     return lines
@@ -73,17 +70,15 @@ def by_teacher(gain: Mapping[str, Any]) -> dict[str, Line]:
     found = {
         name: accuracy.get(f"teacher {name}", accuracy[almost_exact]) for name in gain["teachers"]
     }
-    points = sorted((100 * gain["teachers"][name], *spread(v)) for name, v in found.items())
-    alone = spread(accuracy["no teacher"])
+    points = sorted((100 * gain["teachers"][name], *in_percent(v)) for name, v in found.items())
+    alone = in_percent(accuracy["no teacher"])
     ends = (points[0][0], points[-1][0])
     return {"with the teacher": points, "without one": [(x, *alone) for x in ends]}
 
 
 def draw(path: Path, lines: Mapping[str, Line], x: str, y: str) -> None:
     """Lines with deviations over the seeds."""
-    import matplotlib
-
-    matplotlib.use("agg")
+    require_charts(f"plot {path}")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")

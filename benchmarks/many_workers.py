@@ -17,19 +17,16 @@ import json
 import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import boto3
 import torch
 from store_read import (
     manifest_of_samples,
@@ -47,7 +44,7 @@ from distill.targets.tensors import encode
 from distill.teacher_server.precompute.options import Share
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from buckets import free_port
+from buckets import make_bucket, s3_server
 
 VIEWS, BLOCK_ROWS = 4, 64
 WORKERS, BLOCKS = 1000, 735  # 12 million images in blocks of 16,384
@@ -56,26 +53,16 @@ WRITES_PER_S, READS_PER_S = 3500, 5500
 KINDS = ("read", "list", "write", "delete")
 
 
-class Server:
-    """moto's, with the log of its requests."""
+class RequestLog:
+    """Of moto's server."""
 
-    def __init__(self, log: Path) -> None:
-        self.log, self.read = log, 0
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        with log.open("w") as said:
-            self.process = subprocess.Popen(words, stdout=said, stderr=said)
-        while True:
-            with suppress(OSError):
-                urllib.request.urlopen(self.url, timeout=1).close()
-                break
-            time.sleep(0.1)
+    def __init__(self, path: Path) -> None:
+        self.path, self.read = path, 0
 
     def requests(self) -> Counter[str]:
         """Since the last call, by kind; "lost" are conditional writes that came second."""
         time.sleep(0.2)
-        text = self.log.read_text()[self.read :]
+        text = self.path.read_text()[self.read :]
         self.read += len(text)
         found: Counter[str] = Counter()
         for method, path, status in re.findall(r'"(\w+) (\S+) HTTP/1.1[^"]*" (\d+)', text):
@@ -88,22 +75,14 @@ class Server:
 
 
 @contextmanager
-def served(scratch: Path) -> Iterator[Server]:
-    server = Server(scratch / "log")
-    os.environ |= {
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": "any",
-        "AWS_SECRET_ACCESS_KEY": "any",
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }
-    try:
-        with closing(boto3.client("s3", region_name="us-east-1")) as client:
-            client.create_bucket(Bucket="stores")
-        yield server
-    finally:
-        server.process.terminate()
-        server.process.wait()
+def served(scratch: Path) -> Iterator[RequestLog]:
+    """A server with a bucket, to which the environment leads."""
+    log = scratch / "log"
+    with s3_server(log) as url:
+        keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
+        os.environ |= {"AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1", **keys}
+        make_bucket(url, "stores")
+        yield RequestLog(log)
 
 
 def made(name: str, blocks: int) -> tuple[str, list[TargetRows]]:
@@ -161,24 +140,24 @@ def work(where: str, share: Share, answers: Sequence[TargetRows]) -> int:
     return written
 
 
-def told_apart(server: Server, blocks: int) -> dict[str, Counter[str]]:
+def told_apart(log: RequestLog, blocks: int) -> dict[str, Counter[str]]:
     """Requests of each thing that a worker does, by one that does it alone."""
     where, answers = made(f"alone-{blocks}", blocks)
     found: dict[str, Counter[str]] = {}
-    server.requests()
+    log.requests()
     store = start(where)
     store.pending_blocks()
-    found["start"] = server.requests()
+    found["start"] = log.requests()
     write(store, range(blocks - 1), answers)
-    found["block"] = per(server.requests(), blocks - 1)
+    found["block"] = per(log.requests(), blocks - 1)
     start(where).pending_blocks()
-    found["record at a start"] = per(server.requests() - found["start"], blocks - 1)
+    found["record at a start"] = per(log.requests() - found["start"], blocks - 1)
     end(store)
-    found["end"] = server.requests()
+    found["end"] = log.requests()
     write(store, [blocks - 1], answers)
-    server.requests()
+    log.requests()
     end(store)
-    found["block at the finish"] = per(server.requests() - found["end"], blocks)
+    found["block at the finish"] = per(log.requests() - found["end"], blocks)
     return found
 
 
@@ -194,17 +173,17 @@ def predicted(parts: dict[str, Counter[str]], workers: int, blocks: int) -> dict
 
 
 def measured(
-    server: Server, workers: int, blocks: int, *, shares: bool
+    log: RequestLog, workers: int, blocks: int, *, shares: bool
 ) -> tuple[Counter[str], int]:
     """Requests of workers side by side, and blocks written."""
     where, answers = made(f"{workers}-{blocks}-{shares}", blocks)
-    server.requests()
+    log.requests()
     each = [Share(index=i, count=workers) if shares else Share() for i in range(workers)]
     with ThreadPoolExecutor(workers) as pool:
         written = sum(pool.map(lambda share: work(where, share, answers), each))
-    found = server.requests()
+    found = log.requests()
     assert LogitStore.open(where).certificate
-    server.requests()
+    log.requests()
     return found, written
 
 
@@ -219,8 +198,8 @@ def main() -> None:
         end="",
     )
     print(f"{time.strftime('%Y-%m-%d')}, {processor()}; moto's S3 server\n")
-    with tempfile.TemporaryDirectory() as scratch, served(Path(scratch)) as server:
-        parts = told_apart(server, 16)
+    with tempfile.TemporaryDirectory() as scratch, served(Path(scratch)) as log:
+        parts = told_apart(log, 16)
         print("| requests of | " + " | ".join(KINDS) + " |\n| --- |" + " ---: |" * len(KINDS))
         for part, counts in parts.items():
             print(f"| {part} | " + " | ".join(f"{counts[kind]:.2f}" for kind in KINDS) + " |")
@@ -232,7 +211,7 @@ def main() -> None:
             cells = " | ".join(f"{sums[kind]:.0f}" for kind in KINDS)
             print(f"| {workers}, {blocks}: predicted | {cells} | | {blocks} |")
             for shares in (True, False):
-                found, written = measured(server, workers, blocks, shares=shares)
+                found, written = measured(log, workers, blocks, shares=shares)
                 cells = " | ".join(str(found[kind]) for kind in (*KINDS, "lost"))
                 how = "shares" if shares else "no shares"
                 print(f"| {workers}, {blocks}: {how} | {cells} | {written} |", flush=True)

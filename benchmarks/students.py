@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commands import RECIPE, answer_of, benchmark
+from commands import RECIPE, answer_of, benchmark, spread
 
 FIGURES = ("semantic_top1", "top1", "missing_tag_recovery")
 SWEEPS: dict[str, tuple[float, ...]] = {
@@ -158,7 +158,7 @@ def _table(
     table = {}
     for name, some in runs.items():
         columns = {figure: [found[run][figure] for run in some] for figure in FIGURES}
-        cells = " | ".join(_cell(values) for values in columns.values())
+        cells = " | ".join(spread(values) for values in columns.values())
         print(f"| {name} | {cells} |")
         table[name] = {figure: [round(v, 4) for v in values] for figure, values in columns.items()}
     print("\n## Semantic accuracy by hierarchy, mean over the seeds, %\n")
@@ -170,11 +170,6 @@ def _table(
         print(f"| {name} | " + " | ".join(f"{100 * share:.1f}" for share in shares) + " |")
     print(flush=True)
     return table
-
-
-def _cell(values: Sequence[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.2f} ± {100 * deviation:.2f}"
 
 
 if __name__ == "__main__":

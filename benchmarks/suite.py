@@ -23,6 +23,8 @@ from typing import Any
 
 from whole_path import processor
 
+from distill.charts import require_charts
+
 HERE = Path(__file__).resolve().parent
 RECORD = HERE / "results/suite.json"
 SLOWER = 0.75
@@ -116,9 +118,7 @@ def report(
 
 def draw(found: Mapping[str, Mapping[str, float]], recorded: Mapping[str, Any], path: Path) -> None:
     """Each ratio as a share of what was recorded."""
-    import matplotlib
-
-    matplotlib.use("agg")
+    require_charts(f"plot {path}")
     from matplotlib import pyplot
 
     shares = {

@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commands import RECIPE, answer_of, benchmark
+from commands import RECIPE, answer_of, benchmark, spread
 
 EPOCHS, SEEDS, TUNED_EPOCHS, RATES = 12, 3, 8, "3e-3,1e-2,3e-2"
 OTHER_EPOCHS = (4, 24)  # of pretraining, for the curve
@@ -236,7 +236,7 @@ def _print_pretrained(pretrained: dict[str, list[dict[str, Any]]]) -> None:
     print("| student | KD weight | semantic accuracy | fine top-1 | macro mAP | missing tags |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, runs in pretrained.items():
-        cells = " | ".join(_spread([run[figure] for run in runs]) for figure in FIGURES)
+        cells = " | ".join(spread([run[figure] for run in runs]) for figure in FIGURES)
         print(f"| {name} | {statistics.mean(run['kd_weight'] for run in runs):.3g} | {cells} |")
     print("\n## Semantic accuracy by hierarchy, mean over the seeds, %\n")
     levels = range(len(next(iter(pretrained.values()))[0]["per_hierarchy"]))
@@ -263,11 +263,6 @@ def _print_cells(cells: list[dict[str, Any]]) -> None:
         ]
         print(f"- {start}: " + ", ".join(chosen))
     print(flush=True)
-
-
-def _spread(values: Sequence[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.2f} ± {100 * deviation:.2f}"
 
 
 if __name__ == "__main__":

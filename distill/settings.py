@@ -8,7 +8,6 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -17,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from distill.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings")
-RECIPES = Path(str(resources.files("distill") / "recipes"))  # deploy/configs of the repository
+RECIPES = Path(__file__).parent / "recipes"  # deploy/configs of the repository
 
 
 def make_settings(
@@ -58,7 +57,7 @@ def read_toml(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read.
     """
-    if str(file) in recipe_names() and not file.exists():
+    if not file.exists() and str(file) in recipe_names():
         file = RECIPES / f"{file}.toml"
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))

@@ -373,8 +373,10 @@ class LogitStore:
         def nothing_to_finish() -> bool:
             return stopping() or self.certificate is not None or bool(self.pending_blocks())
 
-        if self.certificate is not None:
-            self._tidy(self._root())
+        root = self._root()
+        if root.certificate is not None:
+            self._tidy(root)
+            return dict(root.certificate)
         with sole_finisher(self.objects, nothing_to_finish, say) as ours:
             if ours:
                 self._finish(stopping)

@@ -1,5 +1,6 @@
 """A real S3 server process, buckets in it, and a proxy before it that throttles and hangs up."""
 
+import os
 import random
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import boto3
 
@@ -20,15 +22,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def s3_server() -> Iterator[str]:
-    """moto's server process; its URL."""
+def s3_server(log: Path | None = None) -> Iterator[str]:
+    """moto's server process; its URL. log: of its requests."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with (log or Path(os.devnull)).open("w") as said:
+        process = subprocess.Popen(words, stdout=said, stderr=said)
     try:
         for _ in range(300):
             try:

@@ -24,14 +24,14 @@ def settings(ctx: click.Context, names: tuple[str, ...], recipe: str | None, as_
 
     The list is a TOML file: save it, edit it, and pass it as --config.
     """
+    known = recipe_names()
     if bool(names) == bool(recipe):
         raise ConfigError(
             f"{'both' if recipe else 'neither'} COMMAND and --recipe found, expected one; "
-            f"recipes: {', '.join(recipe_names())}"
+            f"recipes: {', '.join(known)}"
         )
     if recipe:
-        if recipe not in recipe_names():
-            known = recipe_names()
+        if recipe not in known:
             guess = did_you_mean(recipe, known)
             raise ConfigError(f"--recipe {recipe!r} found{guess}, expected {', '.join(known)}")
         file = RECIPES / f"{recipe}.toml"

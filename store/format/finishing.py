@@ -116,9 +116,10 @@ def _is_dead(who: dict[str, Any]) -> bool:
         return False
     if process == os.getpid():
         return who.get("turn") not in _mine
-    with suppress(PermissionError, OverflowError):
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):  # another user's, or no number of a process
+        pass
     return False

@@ -104,7 +104,7 @@ def precompute_on_ray(
             crew.compute(store, pending, bad_images, tick)
     finally:
         crew.dismiss()
-    left = finish_if_complete(store, journal)
+    left = finish_if_complete(store, journal, stopping)
     return report_of(store, bad_images, crew.speed, crew.stages, crew.seconds, left)
 
 

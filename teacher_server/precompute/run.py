@@ -87,9 +87,9 @@ def precompute(
         share=share or Share(),
     )
     speed, stages = fill(pipeline, bad_images=bad_images, stopping=stopping)
-    complete = not store.pending_blocks()
-    left = finish_if_complete(store, journal, stopping)
-    if complete and left and not stopping():  # a power cut damaged them, of whatever share
+    left = store.pending_blocks()
+    if not left and (left := finish(store, journal, stopping)) and not stopping():
+        # A power cut damaged them; whose share they are, nobody may work on any more.
         everything = replace(pipeline, share=Share())
         speed, stages = fill(everything, bad_images=bad_images, stopping=stopping)
         left = finish_if_complete(store, journal, stopping)
@@ -218,9 +218,13 @@ def finish_if_complete(
     store: LogitStore, journal: Journal, stopping: Callable[[], bool] = lambda: False
 ) -> list[int]:
     """Certify the store when its last block is there, whoever wrote it; the blocks that are not."""
-    left = store.pending_blocks()
-    if left or store.certificate is not None:
-        return left
+    return store.pending_blocks() or finish(store, journal, stopping)
+
+
+def finish(store: LogitStore, journal: Journal, stopping: Callable[[], bool]) -> list[int]:
+    """Certify a store that has all blocks; those that it had to take back."""
+    if store.certificate is not None:
+        return []
     try:
         store.finish(stopping=stopping, say=lambda line: journal.note(line, "waits"))
     except IncompleteStoreError as error:

@@ -509,4 +509,4 @@ def test_command_tells_what_is_wrong_in_a_line(
         *serve, "--student", tmp_path
     )
     monkeypatch.setattr("distill.cli.inspect.pages.PATIENCE_S", 0.5)
-    assert "http://127.0.0.1:9" in fails(*serve, "--ask", "http://127.0.0.1:9")
+    assert "http://127.0.0.1:9" in fails(*serve, "--ask", "http://127.0.0.1:9", code=75)

@@ -175,11 +175,11 @@ def test_summary_tells_the_time_by_stage_and_the_next_command(
     distill: Callable[..., Any], precompute_command: Command, figures: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "store"
-    words = precompute_command(path, "--views", 2, "--workers", 1)
+    words = precompute_command(path, "--views", 8, "--workers", 1)  # enough to take a while
     ran = distill(*words)
     assert "computed now: 96 images in " in ran.out
     assert "images/s, batches of 16" in ran.out
-    assert "of which the device took: " in ran.out
+    assert "of which the device took: forward " in ran.out
     assert "bottleneck: " in ran.out
     assert ran.out.splitlines()[-1] == (
         f"next: distill pretrain --student resnet18 --data {figures} --targets {path} --out RUN"

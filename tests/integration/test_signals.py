@@ -130,6 +130,30 @@ def test_who_waits_in_native_code_ends_all_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_during_an_import_throws_nothing_into_it(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """Native code that an import runs, as torch's, answers an exception with abort()."""
+    (tmp_path / "native.py").write_text(
+        f"import os\ntry:\n    os.kill(os.getpid(), {number:d})\n"
+        "    sum(range(10**6))\nexcept BaseException:\n    os.abort()\n"
+    )
+    code = "from distill.cli.signals import end_on_signals as on; on(); import native"
+    end = subprocess.run(
+        [sys.executable, "-c", code, "precompute"],
+        env={**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert end.returncode == 75, end
+    assert end.stderr == (
+        f"distill: stopped by {number.name}; finished work is kept, to go on run it again: "
+        "distill precompute\n"
+    )
+
+
 def test_processes_of_a_killed_torchrun_end(train: Command, tmp_path: Path) -> None:
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     words = [sys.executable, *command, "--no-python", *train("--epochs", 5000)]
