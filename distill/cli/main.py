@@ -4,7 +4,6 @@ import errno
 import importlib
 import os
 import resource
-import shlex
 import sys
 import threading
 import traceback
@@ -13,7 +12,7 @@ from contextlib import suppress
 import click
 
 from distill.cli.options.command import Command, Flags, Group
-from distill.cli.signals import WORK_LEFT, end_on_signals, ignore_signals
+from distill.cli.signals import WORK_LEFT, end_on_signals, ignore_signals, stopped
 from distill.cli.streams import lost_output, make_streams_last
 from distill.errors import (
     PASSING,
@@ -29,7 +28,7 @@ from distill.errors import (
 COMMANDS = {
     "demo": ("demo", "the whole path on built-in figures, in a few minutes"),
     "prepare": ("curate.prepare", "raw ImageNet-21K → ImageNet-21K-P"),
-    "data": ("curate.data", "check a data set, split it into folds, reassess its labels"),
+    "data": ("curate.data", "check a data set, clean its tags, reassess its labels"),
     "hierarchy": ("curate.hierarchy", "build, show and import hierarchies"),
     "plan": ("teacher.plan", "estimate time, bytes and fidelity of a store"),
     "precompute": ("teacher.precompute", "run a teacher over a data set into a store"),
@@ -116,10 +115,7 @@ def run_command() -> None:
         if error := lost_output():
             _fail(terminal, f"standard output: {error.strerror}, expected to be written", 2)
     except (KeyboardInterrupt, click.Abort, _Stopped) as error:
-        command = shlex.join(["distill", *sys.argv[1:]])
-        by = f" by {error}" if str(error) else ""
-        message = f"stopped{by}; finished work is kept, to go on run it again: {command}"
-        _fail(terminal, message, WORK_LEFT)
+        _fail(terminal, stopped(str(error)), WORK_LEFT)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=terminal)
         sys.exit(2)

@@ -5,13 +5,18 @@ A command that a signal ends with work left exits with 75, whichever signal it w
 """
 
 import os
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from distill.errors import printable
+
 STDERR = 2
+IMPORTING = "<frozen importlib._bootstrap>"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WORK_LEFT = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 DEAF_S = 20.0  # of native code, such as a collective that waits for its peers
@@ -52,7 +57,14 @@ class Stopping:
 
 def end_on_signals() -> None:
     """Signals raise `Interrupted`, until a command handles them better."""
-    _handle(lambda number, frame: _raise(number))
+    _handle(_raise)
+
+
+def stopped(by: str) -> str:
+    """What a command says that a signal ended. by: the signal's name, empty for none."""
+    command = shlex.join(["distill", *sys.argv[1:]])
+    by = f" by {by}" if by else ""
+    return f"stopped{by}; finished work is kept, to go on run it again: {command}"
 
 
 def ignore_signals() -> None:
@@ -70,7 +82,7 @@ def finish_on_signal(command: str, work: str = "the current block") -> Iterator[
     def on_signal(number: int, frame: FrameType | None) -> None:
         heard.release()
         if stopping.heard or not stopping.working:
-            _raise(number)
+            _raise(number, frame)
         stopping.by = signal.Signals(number)
         _write(f"{command}: {stopping.by.name}: finishing {work}; once more to stop at once")
 
@@ -126,8 +138,15 @@ def _handle(
     return {number: signal.signal(number, handler) for number in handled}
 
 
-def _raise(number: int) -> None:
-    raise Interrupted(number)
+def _raise(number: int, frame: FrameType | None) -> None:
+    """Native code that an import runs cannot pass an exception on: it would abort."""
+    interrupted = Interrupted(number)
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORTING:
+            _write(f"distill: {printable(stopped(str(interrupted)))}")
+            os._exit(WORK_LEFT)
+        frame = frame.f_back
+    raise interrupted
 
 
 def _write(line: str) -> None:
