@@ -1,4 +1,4 @@
-"""Results as JSON or as lines, and a store in lines, as several commands print it."""
+"""Results as JSON or as lines, as several commands print them: of stores, and of lists."""
 
 import json
 from collections.abc import Mapping
@@ -80,3 +80,23 @@ def store_lines(summary: "StoreSummary") -> list[str]:
         size_line(summary),
         *([made] if made else []),
     ]
+
+
+def truth_lines(
+    missing: Mapping[str, float | None], suspect: Mapping[str, float | None]
+) -> list[str]:
+    """How right lists of missing and suspect tags are, as they were scored."""
+    ranking = suspect["average_precision"]
+    return [
+        f"missing tags against the truth: {missing['added']} added on {missing['images']} images, "
+        f"precision {_percent(missing['precision'])}, recall {_percent(missing['recall'])} of "
+        f"{missing['missing']}",
+        f"suspect tags against the truth: {suspect['images']} listed, precision "
+        f"{_percent(suspect['precision'])}, recall {_percent(suspect['recall'])} of "
+        f"{suspect['wrong']} wrong ones, average precision "
+        f"{'–' if ranking is None else f'{ranking:.3f}'}",
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"

@@ -178,6 +178,8 @@ def load_views(
         timeout=LOOK_EVERY_S if workers else 0,
         pin_memory=pin_memory,
         worker_init_fn=board.begin,
+        # As on Linux by default; not so in a process of `distill.process_pool`, nor in Python 3.14.
+        multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),  # or it would draw from the one that training draws from
     )
     coming_views = iter(loader)

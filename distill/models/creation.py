@@ -162,6 +162,11 @@ def gpus() -> list[str]:
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
 
 
+def devices_of(name: str) -> list[str]:
+    """All that work may be spread over: `auto` is every GPU, or the CPU; another name is itself."""
+    return (gpus() or ["cpu"]) if name == "auto" else [name]
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is the first GPU, or the CPU; `auto:N` is GPU N modulo their number, or the CPU.
 

@@ -1,5 +1,9 @@
-"""Missing and suspect tags as files, and how right they are where the true classes are known."""
+"""Missing and suspect tags as files, and how right they are where the true classes are known.
 
+Lists are of one store, or of several that have a part of the images each, as stores of folds have.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ from distill.data.sample_ids import find_rows
 from distill.data.source import ImageSource
 from distill.errors import StoreMismatchError
 from distill.files import write_csv
-from distill.teacher_server.inspect.findings import Findings, contradiction
+from distill.teacher_server.inspect.findings import Findings, Verdict, contradiction
 from distill.teacher_server.inspect.inspection import Inspection
 from distill.teacher_server.inspect.statistics import UNITS, RowState
 
@@ -22,6 +26,7 @@ from distill.teacher_server.inspect.statistics import UNITS, RowState
 class ListedImages:
     """The images that a store speaks of. places: [rows] of the store, in `source`."""
 
+    inspection: Inspection
     source: ImageSource
     places: NDArray[np.int64]
 
@@ -39,7 +44,7 @@ class ListedImages:
                 f"{source.location}: {absent} of the store's {len(places)} images are not there, "
                 "expected all of them; pass the --data and --split that it was computed from"
             )
-        return cls(source, places)
+        return cls(inspection, source, places)
 
     def sample(self, row: int) -> Sample:
         """One row's image."""
@@ -50,44 +55,60 @@ class ListedImages:
         return self.sample(row).key
 
 
-def write_missing(path: Path, inspection: Inspection, pictures: ListedImages) -> None:
+Scored = tuple[float, tuple[str, ...]]  # a line of a list, and how clear it is
+
+
+def write_missing(path: Path, *listed: ListedImages) -> None:
     """CSV: key, tag, wnid (the deepest class that is missing), the path to it, p of each class."""
-    tag_findings, labels = inspection.tags.missing, inspection.labels
-    synsets, name = inspection.hierarchy.synsets, inspection.tree.name
-    lines = []
-    for row, score, proposed in _rows(tag_findings):
+    _write(path, MISSING_COLUMNS, [line for images in listed for line in _missing(images)])
+
+
+def write_suspect(path: Path, *listed: ListedImages) -> None:
+    """CSV: key, tag, what the teacher sees instead and how surely, p of the tag's path, score."""
+    _write(path, SUSPECT_COLUMNS, [line for images in listed for line in _suspect(images)])
+
+
+def _write(path: Path, columns: Sequence[str], lines: list[Scored]) -> None:
+    """The clearest first."""
+    write_csv(path, columns, [line for _, line in sorted(lines, key=lambda each: -each[0])])
+
+
+def _missing(pictures: ListedImages) -> Iterator[Scored]:
+    inspection = pictures.inspection
+    labels, synsets = inspection.labels, inspection.hierarchy.synsets
+    name = inspection.tree.name
+    for row, score, proposed in _rows(inspection.tags.missing):
         tag = int(labels[row])
         added = inspection.tree.path(proposed)[len(inspection.tree.path(tag)) :]
         image = inspection.judged.images(np.array([row]))[0]
-        lines.append(
+        yield (
+            float(score),
             (
                 *(pictures.key(row), synsets[tag], name(tag), synsets[proposed], name(proposed)),
                 " > ".join(map(name, added)),
                 " > ".join(_prob(inspection, image, c) for c in added),
                 f"{score:.4f}",
-            )
+            ),
         )
-    write_csv(path, MISSING_COLUMNS, lines)
 
 
-def write_suspect(path: Path, inspection: Inspection, pictures: ListedImages) -> None:
-    """CSV: key, tag, what the teacher sees instead and how surely, p of the tag's path, score."""
-    tag_findings, labels = inspection.tags.suspect, inspection.labels
-    synsets, name = inspection.hierarchy.synsets, inspection.tree.name
-    lines = []
-    for row, score, seen in _rows(tag_findings):
+def _suspect(pictures: ListedImages) -> Iterator[Scored]:
+    inspection = pictures.inspection
+    labels, synsets = inspection.labels, inspection.hierarchy.synsets
+    name = inspection.tree.name
+    for row, score, seen in _rows(inspection.tags.suspect):
         tag = int(labels[row])
         image = inspection.judged.images(np.array([row]))[0]
         judged = inspection.tree.path(tag)[: inspection.hierarchy.num_hierarchies]
         probs = [f"{image['tag_prob'][k] / UNITS:.4f}" for k in range(len(judged))]
-        lines.append(
+        yield (
+            float(score),
             (
                 *(pictures.key(row), synsets[tag], name(tag)),
                 *(" > ".join(map(name, judged)), " > ".join(probs)),
                 *(synsets[seen], name(seen), _prob(inspection, image, seen), f"{score:.4f}"),
-            )
+            ),
         )
-    write_csv(path, SUSPECT_COLUMNS, lines)
 
 
 MISSING_COLUMNS = ("key", "tag", "tag_name", "wnid", "name", "path", "confidence", "score")
@@ -98,52 +119,53 @@ SUSPECT_COLUMNS = (
 
 
 def write_cleaned(
-    path: Path, inspection: Inspection, pictures: ListedImages, *, missing: bool, suspect: bool
+    path: Path, *listed: ListedImages, missing: bool, suspect: bool
 ) -> tuple[int, int, int]:
     """A sample list for `distill pretrain --samples`: suspect images out, missing tags filled in.
 
     Returns how many images it keeps, how many tags it fills in, how many images it leaves out.
     """
-    tag_findings = inspection.tags
-    wnid = np.full(len(inspection.labels), -1)
-    kept = np.ones(len(inspection.labels), np.bool_)
-    if missing:
-        wnid[tag_findings.missing.rows] = tag_findings.missing.proposed
-    if suspect:
-        kept[tag_findings.suspect.rows] = False
-    rows = np.flatnonzero(kept)
-    synsets = inspection.hierarchy.synsets
-    lines = (
-        (pictures.key(row), synsets[wnid[row]] if wnid[row] >= 0 else "") for row in map(int, rows)
-    )
+    lines, left_out = [], 0
+    for images in listed:
+        tags, synsets = images.inspection.tags, images.inspection.hierarchy.synsets
+        out = {*map(int, tags.suspect.rows)} if suspect else set()
+        new = dict(zip(map(int, tags.missing.rows), tags.missing.proposed, strict=True))
+        for row in range(len(tags.verdicts)):
+            if row not in out:
+                filled_in = missing and row in new
+                lines.append((images.key(row), synsets[new[row]] if filled_in else ""))
+        left_out += len(out)
     write_csv(path, ("key", "wnid"), lines)
-    return len(rows), int((wnid[rows] >= 0).sum()), int((~kept).sum())
+    return len(lines), sum(bool(wnid) for _, wnid in lines), left_out
 
 
 # -- against the truth ----------------------------------------------------------------------------
 
 
-def score_missing(inspection: Inspection, truth: NDArray[np.int64]) -> dict[str, float | None]:
-    """Precision and recall of single tags. truth: [rows], the true class of each image.
+def score_missing(
+    listed: Sequence[ListedImages], truth: NDArray[np.int64]
+) -> dict[str, float | None]:
+    """Precision and recall of single tags. truth: [images of the source], their true classes.
 
     A tag is missing where the true path goes on below a right tag, in hierarchies that have a
     softmax. Precision: share of added tags on the true path; recall: of missing ones, supplied.
     None of nothing.
     """
-    hierarchy, labels, tag_findings = (
-        inspection.hierarchy,
-        inspection.labels,
-        inspection.tags.missing,
-    )
-    proposed = labels.copy()
-    proposed[tag_findings.rows] = tag_findings.proposed
-    tagged, added, true = (hierarchy.label_table[c] for c in (labels, proposed, truth))
-    new = (tagged < 0) & (added >= 0)
-    right = new & (added == true)
-    sound = ((tagged < 0) | (tagged == true)).all(1, keepdims=True)
-    wanted = (tagged < 0) & (true >= 0) & sound & inspection.judged_rows[:, None]
+    parts = []
+    for images in listed:
+        inspection = images.inspection
+        labels, findings = inspection.labels, inspection.tags.missing
+        proposed = labels.copy()
+        proposed[findings.rows] = findings.proposed
+        table = inspection.hierarchy.label_table
+        tagged, added, true = (table[c] for c in (labels, proposed, truth[images.places]))
+        new = (tagged < 0) & (added >= 0)
+        sound = ((tagged < 0) | (tagged == true)).all(1, keepdims=True)
+        wanted = (tagged < 0) & (true >= 0) & sound & inspection.judged_rows[:, None]
+        parts.append((new, new & (added == true), wanted))
+    new, right, wanted = map(np.concatenate, zip(*parts, strict=True))
     return {
-        "images": len(tag_findings),
+        "images": sum(len(images.inspection.tags.missing) for images in listed),
         "added": int(new.sum()),
         "missing": int(wanted.sum()),
         "precision": _share(right, new),
@@ -151,32 +173,34 @@ def score_missing(inspection: Inspection, truth: NDArray[np.int64]) -> dict[str,
     }
 
 
-def score_suspect(inspection: Inspection, truth: NDArray[np.int64]) -> dict[str, float | None]:
+def score_suspect(
+    listed: Sequence[ListedImages], truth: NDArray[np.int64]
+) -> dict[str, float | None]:
     """Precision and recall of the list, average precision of all judged images by their score.
 
-    A tag is wrong where it is neither the true class nor one of its ancestors.
+    truth: [images of the source], their true classes. A tag is wrong where it is neither the true
+    class nor one of its ancestors.
     """
     from torchmetrics.functional.classification import binary_average_precision
 
-    labels, tag_findings, hierarchy = (
-        inspection.labels,
-        inspection.tags.suspect,
-        inspection.hierarchy,
-    )
-    tagged, true = hierarchy.label_table[labels], hierarchy.label_table[truth]
-    judged = inspection.judged_rows
-    wrong = ((tagged >= 0) & (tagged != true)).any(1) & judged
-    listed = np.zeros(len(labels), np.bool_)
-    listed[tag_findings.rows] = True
+    parts = []
+    for images in listed:
+        inspection = images.inspection
+        table, judged = inspection.hierarchy.label_table, inspection.judged_rows
+        tagged, true = table[inspection.labels], table[truth[images.places]]
+        wrong = ((tagged >= 0) & (tagged != true)).any(1)
+        found = inspection.tags.verdicts["verdict"] == Verdict.SUSPECT
+        parts.append((found[judged], wrong[judged], contradictions(inspection)[judged]))
+    found, wrong, scores = map(np.concatenate, zip(*parts, strict=True))
     ranking = None
     if wrong.any():
-        scores = torch.from_numpy(contradictions(inspection)[judged])
-        ranking = float(binary_average_precision(scores, torch.from_numpy(wrong[judged]).int()))
+        targets = torch.from_numpy(wrong).int()
+        ranking = float(binary_average_precision(torch.from_numpy(scores), targets))
     return {
-        "images": len(tag_findings),
+        "images": int(found.sum()),
         "wrong": int(wrong.sum()),
-        "precision": _share(listed & wrong, listed),
-        "recall": _share(listed & wrong, wrong),
+        "precision": _share(found & wrong, found),
+        "recall": _share(found & wrong, wrong),
         "average_precision": ranking,
     }
 

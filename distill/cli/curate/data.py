@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from distill.cli.curate.clean import clean
 from distill.cli.curate.data_check import check
 from distill.cli.curate.real_labels import real_labels
 from distill.cli.options import common
@@ -14,10 +15,11 @@ from distill.cli.output import print_result
 
 @click.group(cls=Group)
 def data() -> None:
-    """Check a data set, split it into folds, reassess its labels."""
+    """Check a data set, clean its tags, reassess its labels."""
 
 
 data.add_command(check)
+data.add_command(clean)
 data.add_command(real_labels)
 
 

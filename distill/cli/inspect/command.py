@@ -9,46 +9,14 @@ import click
 from distill.cli.inspect.pages import Serving, serving
 from distill.cli.options import common
 from distill.cli.options.command import FILE, PATH, command, option, setting
-from distill.cli.options.group import option_group
 from distill.cli.options.images import DataChoice, data_options
 from distill.cli.options.listening import Listening, listen_options
+from distill.cli.options.thresholds import thresholds
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from distill.cli.inspect.report import Report
     from distill.teacher_server.inspect.inspection import Inspection
     from distill.teacher_server.inspect.tag_lists import ListedImages
-
-
-thresholds = option_group(
-    "thresholds",
-    (
-        setting(
-            "--missing-above",
-            type=click.FloatRange(0, 1),
-            default=0.7,
-            help="Smallest probability of every class on the path of an added tag.",
-        ),
-        setting(
-            "--suspect-above",
-            type=click.FloatRange(0, min_open=True),
-            default=2.5,
-            help=(
-                "Smallest mean of ln(p of the teacher's class / p of the tag) over the "
-                "tag's levels."
-            ),
-        ),
-        setting(
-            "--sure-above",
-            type=click.FloatRange(0, 1),
-            default=0.3,
-            help="Smallest probability of the teacher's class where it contradicts a tag.",
-        ),
-    ),
-    dict,
-)
 
 
 @command(
@@ -181,7 +149,7 @@ def inspect(
             raise ConfigError(inspection.doubt)
         _write_lists(report, pictures, missing=missing, suspect=suspect, cleaned=cleaned)
         if truth:
-            report.against_truth(_truth(inspection, pictures, truth))
+            report.against_truth(pictures, truth)
     if plot:
         report.files("charts", draw_inspection(plot, inspection.summary.teacher, report.figures))
     if html:
@@ -227,12 +195,6 @@ def _pictures(inspection: "Inspection", data: DataChoice) -> "ListedImages":
     return ListedImages.of(inspection, data.open())
 
 
-def _truth(inspection: "Inspection", pictures: "ListedImages", truth: Path) -> "NDArray[np.int64]":
-    from distill.data.truth import read_truth
-
-    return read_truth(truth, pictures.source, inspection.hierarchy)[pictures.places]
-
-
 def _write_lists(
     report: "Report",
     pictures: "ListedImages",
@@ -243,15 +205,12 @@ def _write_lists(
 ) -> None:
     from distill.teacher_server.inspect.tag_lists import write_cleaned, write_missing, write_suspect
 
-    inspection = report.inspection
     if missing:
-        write_missing(missing, inspection, pictures)
+        write_missing(missing, pictures)
         report.files("missing tags", [missing])
     if suspect:
-        write_suspect(suspect, inspection, pictures)
+        write_suspect(suspect, pictures)
         report.files("suspect tags", [suspect])
     if cleaned:
-        counts = write_cleaned(
-            cleaned, inspection, pictures, missing=bool(missing), suspect=bool(suspect)
-        )
+        counts = write_cleaned(cleaned, pictures, missing=bool(missing), suspect=bool(suspect))
         report.cleaned(cleaned, *counts)

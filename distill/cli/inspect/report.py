@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill.cli.output import fidelity_line, size_line, state_line
+from distill.cli.output import fidelity_line, size_line, state_line, truth_lines
 from distill.data.sample_ids import sample_ids
+from distill.data.truth import read_truth
 from distill.teacher_server.inspect.agreement import agreement_of_store
 from distill.teacher_server.inspect.dense_rows import HierarchyAnswer, dense, in_words
 from distill.teacher_server.inspect.inspection import Inspection
 from distill.teacher_server.inspect.overview import QUANTILES, HierarchyFigures
 from distill.teacher_server.inspect.subtrees import SubtreeFigures
-from distill.teacher_server.inspect.tag_lists import score_missing, score_suspect
+from distill.teacher_server.inspect.tag_lists import ListedImages, score_missing, score_suspect
 
 WIDTH = 118  # of tables that go into a file
 
@@ -124,20 +123,12 @@ class Report:
         names = ["hierarchy", "P_k", "synset", "name", "p", "tag"]
         self._table = names, [line for each in predictions for line in _of_answer(each)]
 
-    def against_truth(self, truth: NDArray[np.int64]) -> None:
-        """How right the lists are. truth: [rows]."""
-        missing = score_missing(self.inspection, truth)
-        suspect = score_suspect(self.inspection, truth)
-        self._json["against_truth"] = {"missing": missing, "suspect": suspect}
-        self._after += [
-            f"missing tags against the truth: {missing['added']} added on {missing['images']} "
-            f"images, precision {_percent(missing['precision'])}, recall "
-            f"{_percent(missing['recall'])} of {missing['missing']}",
-            f"suspect tags against the truth: {suspect['images']} listed, precision "
-            f"{_percent(suspect['precision'])}, recall {_percent(suspect['recall'])} of "
-            f"{suspect['wrong']} wrong ones, average precision "
-            f"{_shown(suspect['average_precision'])}",
-        ]
+    def against_truth(self, pictures: ListedImages, truth: Path) -> None:
+        """How right the lists are."""
+        known = read_truth(truth, pictures.source, self.inspection.hierarchy)
+        scores = score_missing([pictures], known), score_suspect([pictures], known)
+        self._json["against_truth"] = dict(zip(("missing", "suspect"), scores, strict=True))
+        self._after += truth_lines(*scores)
 
     def files(self, kind: str, paths: Sequence[Path]) -> None:
         """What was written."""
@@ -216,7 +207,3 @@ def _shown(cell: Cell) -> str:
     if cell is None:
         return "–"
     return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"

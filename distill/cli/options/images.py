@@ -55,9 +55,9 @@ class DataChoice:
         from distill.data.source import has_split, split_names
 
         where = self.val_data or self.location
-        if self.val_data or has_split(where, "val", self._columns):
+        if self.val_data or has_split(where, "val", self.columns):
             return self._open(where, "val")
-        there = ", ".join(split_names(where, self._columns))
+        there = ", ".join(split_names(where, self.columns))
         to_stderr(
             f"data: nothing validates: splits found: {there}, none of them val; --val-data names "
             "images"
@@ -76,7 +76,7 @@ class DataChoice:
         """The splits that are there; "train" where all is one."""
         from distill.data.source import split_names
 
-        return split_names(self.location, self._columns)
+        return split_names(self.location, self.columns)
 
     def with_absolute_path(self) -> "DataChoice":
         """Return the choice with an absolute path, for processes that run in other folders."""
@@ -86,7 +86,8 @@ class DataChoice:
         )
 
     @property
-    def _columns(self) -> "Columns":
+    def columns(self) -> "Columns":
+        """The columns of a table that are not where they are looked for."""
         from distill.data.formats.tables import Columns
 
         return Columns(self.path_column, self.label_column)
@@ -96,7 +97,7 @@ class DataChoice:
     ) -> "ImageSource":
         from distill.data.source import open_source
 
-        source = open_source(location, split, indexes=tar_indexes(), columns=self._columns)
+        source = open_source(location, split, indexes=tar_indexes(), columns=self.columns)
         for line in source.describe():
             (say or to_stderr)(f"data: {line}")
         return source

@@ -81,6 +81,7 @@ def transfer(
     rates = _rates(lr)
     begun, named, tag_files = _pairs(starts), _pairs(data), _pairs(tags)
     from distill.files import sole_writer
+    from distill.models.creation import devices_of
     from distill.trainers.transfer import (
         Start,
         Task,
@@ -117,7 +118,7 @@ def transfer(
         recipes=recipes,
         digests=digests_of(all_starts, tasks, say),
     )
-    devices = _devices(device)
+    devices = devices_of(device)
     at_once = jobs or (len(devices) if devices != ["cpu"] else len(os.sched_getaffinity(0)))
     threads = max(1, len(os.sched_getaffinity(0)) // at_once)
     with (
@@ -199,9 +200,3 @@ def _require_once(
             raise ConfigError(f"{option} {name}=… found {len(values)} times, expected once")
         if known is not None and name not in known:
             raise ConfigError(f"{option} {name}=… found, expected a name of --data: {[*known]}")
-
-
-def _devices(device: str) -> list[str]:
-    from distill.models.creation import gpus
-
-    return (gpus() or ["cpu"]) if device == "auto" else [device]
