@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
+from fastapi import APIRouter
 from knowing_store import make_store
 from live import wait_until
 from PIL import Image
@@ -21,6 +22,7 @@ from distill.teacher_server.http.keys import ApiKeys
 from distill.teacher_server.inspect.findings import Rules
 from distill.teacher_server.inspect.inspection import open_inspection
 from distill.teacher_server.inspect.tag_lists import ListedImages
+from distill.teacher_server.pages.routes import pages_of
 from distill.teacher_server.pages.server import pages_server
 from distill.teacher_server.pages.site import Lazy, Site, StoreSnapshot
 
@@ -44,10 +46,12 @@ class Browsed:
 
 
 @contextmanager
-def pages(site: Site, keys: ApiKeys | None = None) -> Iterator[Browsed]:
+def pages(
+    site: Any, keys: ApiKeys | None = None, router: APIRouter | None = None
+) -> Iterator[Browsed]:
     """As `distill inspect --serve` serves them."""
     listener = Address(port=0).bound()
-    server = pages_server(site, keys, Address())
+    server = pages_server(site, router or pages_of(site), keys, Address())
     server.config.lifespan = "off"
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

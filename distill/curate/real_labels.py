@@ -46,7 +46,8 @@ class RaterAnswers:
 
 def read_raters(path: Path) -> RaterAnswers:
     """Published form, .npz: `tensor` [raters, questions, 3], 1 where a rater answer no, maybe, yes;
-    `info` [questions, 2], file name and label. Or CSV with rater, key, label and answer.
+    `info` [questions, 2], file name and label. Or CSV with rater, key, label and answer, of which
+    the last of a rater to a question counts.
 
     Raises:
         DataError: the file is of neither form, or holds no answers.
@@ -180,7 +181,7 @@ def _read_npz(path: Path) -> RaterAnswers:
 def _read_csv(path: Path) -> RaterAnswers:
     question_rows: dict[tuple[str, Label], int] = {}
     people: dict[str, int] = {}
-    answers: list[tuple[int, int, int]] = []
+    answers: dict[tuple[int, int], int] = {}  # the last of a rater to a question
     with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), 2):
             answer = row["answer"].strip().lower()
@@ -190,7 +191,8 @@ def _read_csv(path: Path) -> RaterAnswers:
                 (row["key"], _label(row["label"])), len(question_rows)
             )
             rater = people.setdefault(row["rater"], len(people))
-            answers.append((question, rater, ANSWERS.index(answer)))
-    columns = np.array(answers, np.int64).reshape(-1, 3).T
+            answers[question, rater] = ANSWERS.index(answer)
+    rows = [(*asked, answer) for asked, answer in answers.items()]
+    columns = np.array(rows, np.int64).reshape(-1, 3).T
     keys, labels = zip(*question_rows, strict=True) if question_rows else ((), ())
     return RaterAnswers(str(path), keys, labels, *columns)

@@ -18,14 +18,27 @@ from distill.data.source import ImageSource
 from distill.errors import DataError
 from distill.hierarchy.semantic import SemanticHierarchy
 
+SUSPECT = (
+    *("key", "tag", "tag_name", "path", "confidence"),
+    *("seen", "seen_name", "seen_confidence", "score"),
+)
+FINDINGS = (
+    *("key", "tag", "tag_name", "kind", "seen", "seen_name", "seen_confidence", "score"),
+    "confirmed",
+)
+
 
 @dataclass(frozen=True, eq=False)
 class SampleList:
-    """keys: to keep. wnids: their labels, empty where the data's own stays."""
+    """keys: to keep. wnids: their labels, empty where the data's own stays.
+
+    findings: it lists what is wrong with the images, not what to train on.
+    """
 
     location: str
     keys: tuple[str, ...]
     wnids: tuple[str, ...]
+    findings: bool = False
 
     @classmethod
     def read(cls, path: Path) -> "SampleList":
@@ -36,7 +49,8 @@ class SampleList:
         """
         try:
             text = path.read_text(encoding="utf-8-sig", errors="surrogatepass")
-            if "key" in next(csv.reader(io.StringIO(text)), ()):
+            header = next(csv.reader(io.StringIO(text)), [])
+            if "key" in header:
                 table = list(csv.DictReader(io.StringIO(text)))
                 keys = tuple(row["key"] or "" for row in table)
                 wnids = tuple((row.get("wnid") or "").strip() for row in table)
@@ -50,7 +64,7 @@ class SampleList:
             ) from error
         if not keys:
             raise DataError(f"{path}: no samples found; expected one key per line")
-        return cls(str(path), keys, wnids)
+        return cls(str(path), keys, wnids, tuple(header) in (SUSPECT, FINDINGS))
 
     def rows(self, source: ImageSource) -> NDArray[np.int64]:
         """[n]: where each key stands in `source`, in the order of the list.
@@ -77,8 +91,14 @@ class SampleList:
         """The rows to train on, ascending, and the labels [n] of all rows, the new ones included.
 
         Raises:
-            DataError: a key is not in the data, or appears twice; a wnid is not in the label set.
+            DataError: it lists findings about tags; a key is not in the data, or appears twice; a
+            wnid is not in the label set.
         """
+        if self.findings:
+            raise DataError(
+                f"{self.location}: lists what is wrong with images, expected images to train on; "
+                "pass what `distill inspect --cleaned` writes"
+            )
         rows, labels = self.rows(source), labels.copy()
         for row, wnid in zip(rows, self.wnids, strict=True):
             if wnid:

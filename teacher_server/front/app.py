@@ -35,7 +35,8 @@ from distill.teacher_server.front.middleware import PROBES, STATE, Middleware
 from distill.teacher_server.front.pages import site_of
 from distill.teacher_server.http.access import FOR_PROGRAMS
 from distill.teacher_server.http.keys import ApiKeys
-from distill.teacher_server.pages.routes import add_pages, error_page, wants_page
+from distill.teacher_server.pages.frame import add_pages, error_page, wants_page
+from distill.teacher_server.pages.routes import pages_of
 from distill.teacher_server.pages.site import Student
 from distill.teacher_server.serve.queue import InferResult
 from distill.teacher_server.serve.service import DEFAULT_OUTPUTS, Service
@@ -313,7 +314,7 @@ def make_app(
             return error_page(site, 400, text)
         return JSONResponse({"error": text}, 400)
 
-    add_pages(api, site)
+    add_pages(api, site, pages_of(site))
     _describe(api, with_keys=bool(keys))
     return Middleware(api, service, keys, root_path)
 

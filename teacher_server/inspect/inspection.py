@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,23 @@ class Inspection:
         image = self.judged.images(np.array([row]))[0]
         prob = float(image["top_prob"][self.hierarchy.levels[proposed]] / UNITS)
         return Proposal(Verdict(verdict).name.lower(), proposed, prob, score)
+
+    def question(self, row: int, proposal: Proposal) -> int:
+        """The class that decides whether a proposal is right: the one it adds, or the tag."""
+        return proposal.proposed if proposal.kind == "missing" else int(self.labels[row])
+
+    def confirmed(self, verdict: Callable[[int, int], str | None]) -> "Inspection":
+        """With those of its findings that people confirm. verdict: of a row and a class."""
+        verdicts = self.tags.verdicts.copy()
+        for kind, answer in ((self.tags.missing, "yes"), (self.tags.suspect, "no")):
+            for row in map(int, kind.rows):
+                proposal = self.proposal(row)
+                assert proposal
+                if verdict(row, self.question(row, proposal)) != answer:
+                    verdicts[row] = (Verdict.GOOD, 0, 0)
+        narrowed = replace(self)
+        narrowed.__dict__["tags"] = TagFindings(verdicts)
+        return narrowed
 
     def answers(self, row: int, view: int | None = None) -> TargetRows:
         """What the teacher says of one image: a row a view, or of one view. Reads a block a view.

@@ -4,7 +4,7 @@ Lists are of one store, or of several that have a part of the images each, as st
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distill.curate.rating_file import RatingFile
 from distill.data.formats.samples import Sample
 from distill.data.sample_ids import find_rows
+from distill.data.sample_list import SUSPECT
 from distill.data.source import ImageSource
 from distill.errors import StoreMismatchError
 from distill.files import write_csv
@@ -46,6 +48,15 @@ class ListedImages:
             )
         return cls(inspection, source, places)
 
+    def confirmed(self, ratings: RatingFile) -> "ListedImages":
+        """With those findings that raters confirm."""
+        synsets = self.inspection.hierarchy.synsets
+
+        def verdict(row: int, c: int) -> str | None:
+            return ratings.verdict(self.key(row), synsets[c])
+
+        return replace(self, inspection=self.inspection.confirmed(verdict))
+
     def sample(self, row: int) -> Sample:
         """One row's image."""
         return self.source.samples[int(self.places[row])]
@@ -65,7 +76,7 @@ def write_missing(path: Path, *listed: ListedImages) -> None:
 
 def write_suspect(path: Path, *listed: ListedImages) -> None:
     """CSV: key, tag, what the teacher sees instead and how surely, p of the tag's path, score."""
-    _write(path, SUSPECT_COLUMNS, [line for images in listed for line in _suspect(images)])
+    _write(path, SUSPECT, [line for images in listed for line in _suspect(images)])
 
 
 def _write(path: Path, columns: Sequence[str], lines: list[Scored]) -> None:
@@ -112,10 +123,6 @@ def _suspect(pictures: ListedImages) -> Iterator[Scored]:
 
 
 MISSING_COLUMNS = ("key", "tag", "tag_name", "wnid", "name", "path", "confidence", "score")
-SUSPECT_COLUMNS = (
-    *("key", "tag", "tag_name", "path", "confidence"),
-    *("seen", "seen_name", "seen_confidence", "score"),
-)
 
 
 def write_cleaned(

@@ -3,10 +3,32 @@
 from collections.abc import Callable
 from typing import Any
 
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+
 from distill.errors import DistillError
 from distill.teacher_server.inspect.gallery import KINDS, GalleryFilter, Kind
 from distill.teacher_server.pages.error import PageError
 from distill.teacher_server.pages.site import Site
+
+MOST_BODY_BYTES = 4096
+
+
+async def sent(request: Request) -> dict[str, str]:
+    """The fields of a small form.
+
+    Raises:
+        PageError: it is none, or too large.
+    """
+    announced = request.headers.get("content-length", "")
+    if not announced.isdecimal() or int(announced) > MOST_BODY_BYTES:
+        raise PageError(413, f"a form of {announced or 'unknown'} bytes found, expected a few")
+    try:
+        async with request.form(max_files=0, max_fields=20) as form:
+            return {name: value for name, value in form.items() if isinstance(value, str)}
+    except (MultiPartException, HTTPException) as error:
+        raise PageError(400, "not a form") from error
 
 
 def number(

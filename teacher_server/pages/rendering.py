@@ -21,6 +21,7 @@ from distill.teacher_server.pages.site import Lazy, Site, StoreSnapshot
 STATIC = {
     "style.css": "text/css",
     "charts.js": "text/javascript",
+    "rating.js": "text/javascript",
     "chart.umd.min.js": "text/javascript",  # Chart.js; static/VENDORED.md says which
 }
 # Pages hold no script, style or handler of their own. An image that was uploaded comes as data.

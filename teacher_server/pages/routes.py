@@ -6,31 +6,29 @@ of them is ever computed over the whole store. Images are decoded a few at a tim
 
 import asyncio
 import base64
-from collections.abc import Sequence
+import re
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Path, Query, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from distill.data.sample_ids import sample_ids
 from distill.errors import ConfigError, DistillError
-from distill.teacher_server.http.access import FOR_PROGRAMS
 from distill.teacher_server.inspect.dense_rows import dense, in_words
 from distill.teacher_server.inspect.gallery import KINDS, GalleryFilter
 from distill.teacher_server.pages.error import PageError
-from distill.teacher_server.pages.forms import class_named, number, wanted_by
+from distill.teacher_server.pages.findings import asked_about, keep_answer, listed
+from distill.teacher_server.pages.forms import class_named, number, sent, wanted_by
+from distill.teacher_server.pages.frame import asker, page_of
 from distill.teacher_server.pages.images import as_jpeg, image_of
 from distill.teacher_server.pages.rendering import (
-    STATIC,
     charts_of,
     class_url,
     page_headers,
-    render,
     shown_id,
-    static_text,
 )
 from distill.teacher_server.pages.site import LiveTeacher, Prediction, Site, StoreSnapshot
 from distill.teacher_server.pages.uploads import Upload, announced_bytes, received, uploaded
@@ -44,32 +42,6 @@ SampleId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
 Wnid = Annotated[str, Path(max_length=100)]
 Word = Annotated[str, Query(max_length=200)]
 FormNumber = Annotated[str, Query(max_length=20)]
-
-
-def add_pages(app: FastAPI, site: Site) -> None:
-    """Put the pages at / and below."""
-    app.include_router(pages_of(site))
-
-    @app.exception_handler(PageError)
-    async def failed(request: Request, error: PageError) -> HTMLResponse:
-        page = error_page(site, error.status, error.text, wait=error.wait, choices=error.choices)
-        if error.retry_after_s:
-            page.headers["retry-after"] = str(error.retry_after_s)
-        return page
-
-
-def error_page(
-    site: Site, status: int, text: str, *, wait: bool = False, choices: Sequence[int] = ()
-) -> HTMLResponse:
-    """What went wrong, for people."""
-    context = {"text": text, "wait": wait, "choices": choices, "title": "Error"}
-    return _page(site, "error.html", status=status, **context)
-
-
-def wants_page(request: Request) -> bool:
-    """Whether a person asks, who has no use for JSON."""
-    for_programs = request.url.path.startswith(FOR_PROGRAMS)
-    return not for_programs and "text/html" in request.headers.get("accept", "")
 
 
 def pages_of(site: Site) -> APIRouter:
@@ -92,7 +64,7 @@ def pages_of(site: Site) -> APIRouter:
         snapshot = look()
         failure = site.store.failure if site.store else ""
         reading = site.store is not None and snapshot is None and not failure
-        return _page(
+        return page_of(
             site,
             "overview.html",
             title="Overview",
@@ -117,6 +89,7 @@ def pages_of(site: Site) -> APIRouter:
 
     @router.get("/gallery")
     def gallery(
+        request: Request,
         tag: Word = "",
         kind: Word = "all",
         hierarchy: FormNumber = "",
@@ -132,7 +105,7 @@ def pages_of(site: Site) -> APIRouter:
             raise PageError(400, str(error)) from error
         form = {"tag": tag, "kind": kind, "hierarchy": hierarchy, "low": low, "high": high}
         more = urlencode({**form, "start": page.after})
-        return _page(
+        return page_of(
             site,
             "gallery.html",
             title="Gallery",
@@ -142,8 +115,42 @@ def pages_of(site: Site) -> APIRouter:
             wanted=wanted,
             page=page,
             more=more,
-            tiles=[_tile(snapshot, row) for row in page.rows],
+            filters=urlencode(form),
+            here=f"/gallery?{urlencode({**form, 'start': start})}",
+            tiles=[_tile(site, snapshot, row, asker(request)) for row in page.rows],
         )
+
+    @router.get("/gallery.csv")
+    def gallery_list(
+        tag: Word = "",
+        kind: Word = "all",
+        hierarchy: FormNumber = "",
+        low: FormNumber = "",
+        high: FormNumber = "",
+    ) -> StreamingResponse:
+        snapshot = required()
+        if snapshot.pictures is None:
+            raise PageError(404, snapshot.blind or "There are no images here.")
+        wanted = wanted_by(site, tag.strip(), kind, hierarchy, low, high)
+        name = f"{kind}-{tag.strip() or 'any'}.csv"
+        headers = {
+            **page_headers(),
+            "content-disposition": f"attachment; filename*=UTF-8''{quote(name)}",
+        }
+        lines = (line.encode("utf-8", "surrogatepass") for line in listed(site, snapshot, wanted))
+        return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
+
+    @router.post("/confirm")
+    async def confirm(request: Request) -> Response:
+        form, snapshot = await sent(request), required()
+        if not re.fullmatch("[0-9a-f]{32}", sample_id := form.get("id", "")):
+            raise PageError(400, "no sample found, expected one")
+
+        def keep() -> str:
+            row = _row_of(snapshot, sample_id)
+            return keep_answer(site, snapshot, row, asker(request), form)
+
+        return RedirectResponse(site.root + await asyncio.to_thread(keep), 303)
 
     @router.get("/sample")
     def find_sample(key: Annotated[str, Query(max_length=4096)] = "") -> Response:
@@ -156,12 +163,13 @@ def pages_of(site: Site) -> APIRouter:
         return RedirectResponse(f"{site.root}/sample/{shown}", 303)
 
     @router.get("/sample/{sample_id}")
-    def sample(sample_id: SampleId, view: FormNumber = "") -> HTMLResponse:
+    def sample(request: Request, sample_id: SampleId, view: FormNumber = "") -> HTMLResponse:
         snapshot = required()
         row = _row_of(snapshot, sample_id)
         views = snapshot.inspection.store.manifest.views.count
         chosen = number("view", view, None, int, 0, views - 1)
-        return _page(site, "sample.html", title="Sample", **_sample(site, snapshot, row, chosen))
+        shown = _sample(site, snapshot, row, chosen, asker(request))
+        return page_of(site, "sample.html", title="Sample", here=f"/sample/{sample_id}", **shown)
 
     @router.get("/image/{sample_id}")
     async def image(sample_id: SampleId, view: FormNumber = "", large: FormNumber = "") -> Response:
@@ -178,12 +186,12 @@ def pages_of(site: Site) -> APIRouter:
     @router.get("/ask")
     def ask_form() -> HTMLResponse:
         _require_live(site)
-        return _page(site, "ask.html", title="Ask the teacher", said=None)
+        return page_of(site, "ask.html", title="Ask the teacher", said=None)
 
     @router.post("/ask")
     async def ask(request: Request) -> Response:
         live = _require_live(site)
-        client = _client(request)
+        client = asker(request)
         try:
             body_bytes = announced_bytes(request, live.max_upload_bytes)
             with live.admitted(client, body_bytes) as receiving:
@@ -203,19 +211,7 @@ def pages_of(site: Site) -> APIRouter:
             raise PageError(503, str(error)) from error
         return await asyncio.to_thread(_predicted, site, picture, prediction)
 
-    @router.get("/static/{name}")
-    def static(name: Annotated[str, Path(max_length=40)]) -> Response:
-        if name not in STATIC:
-            raise PageError(404, "no such file")
-        headers = {**page_headers(), "cache-control": "private, max-age=31536000, immutable"}
-        return Response(static_text(name), media_type=STATIC[name], headers=headers)
-
     return router
-
-
-def _page(site: Site, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
-    html = render(template, site=site, **context)
-    return HTMLResponse(html, status, page_headers())
 
 
 def _not_there(site: Site) -> PageError:
@@ -243,8 +239,8 @@ def _tree(site: Site, look: StoreSnapshot | None, c: int | None) -> HTMLResponse
     examples = []
     if look and c is not None:
         rows = look.gallery.page(GalleryFilter(tag=c), images=EXAMPLES).rows
-        examples = [_tile(look, row) for row in rows]
-    return _page(
+        examples = [_tile(site, look, row, "") for row in rows]
+    return page_of(
         site,
         "tree.html",
         title="Classes" if c is None else tree.name(c),
@@ -257,8 +253,8 @@ def _tree(site: Site, look: StoreSnapshot | None, c: int | None) -> HTMLResponse
     )
 
 
-def _tile(look: StoreSnapshot, row: int) -> dict[str, Any]:
-    """One image of the gallery. proposal: what the teacher would change."""
+def _tile(site: Site, look: StoreSnapshot, row: int, rater: str) -> dict[str, Any]:
+    """One image of the gallery. proposal: what the teacher would change; asked: whether rightly."""
     inspection = look.inspection
     tag = int(inspection.labels[row])
     return {
@@ -266,10 +262,13 @@ def _tile(look: StoreSnapshot, row: int) -> dict[str, Any]:
         "key": look.pictures.key(row) if look.pictures else None,
         "tag": tag,
         "proposal": inspection.proposal(row),
+        "asked": asked_about(site, look, row, rater),
     }
 
 
-def _sample(site: Site, look: StoreSnapshot, row: int, view: int | None) -> dict[str, Any]:
+def _sample(
+    site: Site, look: StoreSnapshot, row: int, view: int | None, rater: str
+) -> dict[str, Any]:
     """Everything on a sample's page. view: the one whose answer is shown; None is their mean."""
     inspection = look.inspection
     manifest, hierarchy, tag = (
@@ -298,7 +297,7 @@ def _sample(site: Site, look: StoreSnapshot, row: int, view: int | None) -> dict
         except PageError as error:
             picture_error = error.text
     return {
-        **_tile(look, row),
+        **_tile(site, look, row, rater),
         "look": look,
         "row": row,
         "path": site.tree.path(tag) if tag >= 0 else [],
@@ -325,7 +324,7 @@ def _require_live(site: Site) -> LiveTeacher:
 
 def _predicted(site: Site, picture: Upload, prediction: Prediction) -> HTMLResponse:
     beside = None if picture.student is None else in_words(picture.student, site.hierarchy, tag=-1)
-    return _page(
+    return page_of(
         site,
         "ask.html",
         title="Ask the teacher",
@@ -333,8 +332,3 @@ def _predicted(site: Site, picture: Upload, prediction: Prediction) -> HTMLRespo
         beside=beside,
         shown=base64.b64encode(picture.jpeg).decode(),
     )
-
-
-def _client(request: Request) -> str:
-    state = request.scope.get("distill")
-    return str(getattr(state, "client", ""))

@@ -1,10 +1,11 @@
-"""`distill inspect --serve`: the pages alone, without a teacher in this process."""
+"""Pages alone, without a teacher in this process, as `distill inspect --serve` shows them."""
 
 import socket
 from contextlib import suppress
+from dataclasses import dataclass
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
@@ -13,8 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from distill.teacher_server.http.access import AccessDenied, authenticate, send_error
 from distill.teacher_server.http.keys import ApiKeys
 from distill.teacher_server.http.listener import Address, HttpServer
-from distill.teacher_server.pages.routes import add_pages, error_page
-from distill.teacher_server.pages.site import Site
+from distill.teacher_server.pages.frame import Framed, add_pages, error_page
+
+
+@dataclass(frozen=True)
+class Asker:
+    """client: the owner of the key that a request bears; empty where there are none."""
+
+    client: str
 
 
 class Guarded:
@@ -28,21 +35,24 @@ class Guarded:
         if scope["type"] == "http":
             headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
             try:
-                authenticate(scope["method"], scope["path"], headers, self.keys)
+                owner = authenticate(scope["method"], scope["path"], headers, self.keys)
             except AccessDenied as error:
                 await send_error(send, error.status, error.text, error.headers)
                 return
+            scope["distill"] = Asker(owner)
         await self.app(scope, receive, send)
 
 
-def pages_server(site: Site, keys: ApiKeys | None, address: Address) -> uvicorn.Server:
+def pages_server(
+    site: Framed, router: APIRouter, keys: ApiKeys | None, address: Address
+) -> uvicorn.Server:
     """To be run on a socket.
 
     Raises:
         ConfigError: the certificate and its key are none.
     """
     app = FastAPI(title="distill inspect", docs_url=None, redoc_url=None, openapi_url=None)
-    add_pages(app, site)
+    add_pages(app, site, router)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> HTMLResponse:
@@ -61,8 +71,12 @@ def pages_server(site: Site, keys: ApiKeys | None, address: Address) -> uvicorn.
 
 
 def serve_pages(
-    site: Site, keys: ApiKeys | None, address: Address, listener: socket.socket
+    site: Framed,
+    router: APIRouter,
+    keys: ApiKeys | None,
+    address: Address,
+    listener: socket.socket,
 ) -> None:
     """Until a signal comes."""
     with suppress(KeyboardInterrupt):
-        pages_server(site, keys, address).run([listener])
+        pages_server(site, router, keys, address).run([listener])

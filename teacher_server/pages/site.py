@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from distill.curate.rating_file import RatingFile
 from distill.data.views import Size
 from distill.errors import DistillError, StoreError
 from distill.hierarchy.semantic import SemanticHierarchy
@@ -182,6 +183,7 @@ class StoreSnapshot:
 class Site:
     """hierarchy: of everything shown. teacher: its name. store: None where there is none.
 
+    ratings: where people say which findings are right; None where they are not asked.
     root: path that a proxy puts before every page, without a slash at its end.
     """
 
@@ -190,11 +192,27 @@ class Site:
     store: Lazy[StoreSnapshot] | None = None
     student: Student | None = None
     live: LiveTeacher | None = None
+    ratings: RatingFile | None = None
     root: str = ""
     tree: ClassTree = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tree", ClassTree(self.hierarchy))
+
+    @property
+    def about(self) -> str:
+        """See `Framed`."""
+        return self.teacher
+
+    @property
+    def links(self) -> list[tuple[str, str]]:
+        """See `Framed`."""
+        return [
+            ("/", "Overview"),
+            ("/tree", "Classes"),
+            *([("/gallery", "Gallery")] if self.store else []),
+            *([("/ask", "Ask the teacher")] if self.live else []),
+        ]
 
     def close(self) -> None:
         """Read nothing any more."""

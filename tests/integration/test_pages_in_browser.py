@@ -13,10 +13,13 @@ from knowing_store import make_knowing
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from served_pages import HOSTILE, Browsed, make_hostile, pages, site_of
 
+from distill.curate.questions import Question, Rating
+from distill.curate.rating_file import RatingFile, open_ratings
 from distill.data.source import open_source
 from distill.store.logit_store import LogitStore
 from distill.teacher_server.inspect.findings import Rules
 from distill.teacher_server.inspect.inspection import open_inspection
+from distill.teacher_server.pages.rating import RatingSite, rating_pages_of
 from distill.teacher_server.pages.rendering import write_overview
 
 CHROMIUM = shutil.which("chromium")
@@ -242,3 +245,79 @@ def test_hostile_names_do_nothing(show: Callable[..., Page], tmp_path: Path) -> 
     write_overview(tmp_path / "o.html", open_inspection(store.location, rules=Rules()))
     page = show((tmp_path / "o.html").as_uri())
     assert page.locator("main script").count() == 0
+
+
+def test_a_rater_needs_nothing_but_the_keyboard(
+    show: Callable[..., Page], figures: Path, tmp_path: Path
+) -> None:
+    source = open_source(figures)
+    keys = [sample.key for sample in source.samples[:3]]
+    questions = [Question(key, (("a", "swan"), ("b", "goose"))) for key in keys]
+    with open_ratings(tmp_path / "answers.csv") as file:
+        rating = Rating(questions, file, enough=2)
+        site = RatingSite(
+            rating=rating, source=source, rows=[0, 1, 2], examples={"a": [1, 2, 3], "b": [4]}
+        )
+        with pages(site, router=rating_pages_of(site)) as browsed:
+            page = show(browsed.base + "/")
+            is_accessible(page)
+            page.keyboard.type("ann")
+            page.keyboard.press("Enter")
+            page.wait_for_url("**/rate?rater=ann")
+            is_accessible(page)
+            for answers in ("yn", "my"):
+                number = page.locator("input[name=number]").input_value()
+                for key in answers:
+                    page.keyboard.press(key)
+                page.keyboard.press("Enter")
+                page.wait_for_function(
+                    "before => document.querySelector('input[name=number]').value != before",
+                    arg=number,
+                )
+            page.keyboard.press("b")
+            page.wait_for_url("**number=1")
+            assert page.locator("input:checked").evaluate_all("all => all.map(x => x.value)") == [
+                "maybe",
+                "yes",
+            ]
+            page.keyboard.press("n")
+            page.keyboard.press("Tab")  # past the label that keeps its answer
+            page.keyboard.press("Enter")
+            page.wait_for_url("**/rate?rater=ann")
+            # As a browser without scripts has it: Tab, arrows and Space.
+            page.keyboard.press("Space")
+            page.keyboard.press("Tab")
+            page.keyboard.press("Space")
+            page.keyboard.press("ArrowDown")
+            page.keyboard.press("Tab")
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("heading", level=1)).to_have_text("Done")
+            phone = show(browsed.base + "/rate?rater=ann&number=0", width=360, scheme="dark")
+            fits(phone)
+            is_accessible(phone)
+    said = RatingFile(tmp_path / "answers.csv")
+    found = [[said.answers(key, label)["ann"] for label in "ab"] for key in keys]
+    assert found == [["yes", "no"], ["no", "yes"], ["yes", "maybe"]]
+
+
+def test_a_finding_is_confirmed_in_the_gallery(
+    show: Callable[..., Page], knowing: LogitStore, figures: Path, tmp_path: Path
+) -> None:
+    with (
+        open_ratings(tmp_path / "answers.csv") as file,
+        pages(site_of(knowing, figures, ratings=file)) as browsed,
+    ):
+        page = show(browsed.base + "/gallery?kind=missing")
+        page.get_by_role("button", name="yes").first.click()
+        expect(page.get_by_role("button", name="yes", pressed=True)).to_have_count(1)
+        is_accessible(page)
+        page.get_by_role("listitem").first.get_by_role("link").click()
+        page.get_by_role("button", name="no").click()
+        expect(page.get_by_role("button", name="no", pressed=True)).to_have_count(1)
+        is_accessible(page)
+        page.goto(browsed.base + "/gallery?kind=missing")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="All of them as CSV").click()
+        assert download.value.suggested_filename == "missing-any.csv"
+    rows = (tmp_path / "answers.csv").read_text().splitlines()
+    assert [row.rpartition(",")[2] for row in rows[1:]] == ["yes", "no"]

@@ -8,6 +8,7 @@ import click
 from distill.cli.options import common
 from distill.cli.options.command import FILE, PATH, Group, option
 from distill.cli.options.images import DataChoice, data_options
+from distill.cli.options.listening import Listening, listen_options
 from distill.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from distill.trainers.recipe import Scheme
 
 NAMES = "questions.csv", "agreed.csv"
+EXAMPLES = 4  # of a label; one of them may be the image in question
 
 
 @click.group("real-labels", cls=Group)
@@ -102,9 +104,7 @@ def propose(
         },
         f"{len(source)} images: {len(agreed)} agreed, {images} to rate, {each:.1f} labels each",
         f"{out / NAMES[0]}, {out / NAMES[1]}",
-        "next: let raters answer no, maybe or yes into a CSV with rater,key,label,answer; then "
-        f"distill data real-labels from-raters ANSWERS.csv --agreed {out / NAMES[1]} "
-        "--out real.json",
+        f"next: distill data real-labels rate {out} --data {data.location} --split {data.split}",
     )
 
 
@@ -125,6 +125,74 @@ def _label_set(
     raise ConfigError(
         f"{num_classes} classes found and nothing that names them, expected a hierarchy.json "
         "beside the model; pass --label-set"
+    )
+
+
+@real_labels.command(examples=["PROPOSED --data DATA --raters 3"])
+@click.argument("proposed", metavar="PROPOSED", type=PATH)
+@data_options(split="val", show_split=True)
+@option("--raters", type=click.IntRange(1), default=5, help="Raters that each question is put to.")
+@option("--answers", type=PATH, show_default="PROPOSED/answers.csv", help="CSV to add answers to.")
+@listen_options(port=8080)
+@common.as_json
+def rate(
+    proposed: Path,
+    data: DataChoice,
+    raters: int,
+    answers: Path | None,
+    listen: Listening,
+    as_json: bool,
+) -> None:
+    """Serve the questions in PROPOSED, which `propose` wrote, as web pages for raters.
+
+    An answer is on the disk before the next question is shown; the same command goes on where it
+    was stopped. Raters are told apart by their API keys, or by the name that they give.
+    """
+    from contextlib import closing
+    from functools import partial
+
+    from distill.curate.questions import Rating, read_questions
+    from distill.curate.rating_file import open_ratings
+    from distill.curate.real_labels import read_agreed
+    from distill.data.sample_ids import find_rows, sample_ids
+    from distill.errors import DataError
+    from distill.teacher_server.pages.rating import RatingSite, rating_pages_of
+    from distill.teacher_server.pages.server import serve_pages
+
+    questions = read_questions(proposed / NAMES[0])
+    source = data.open()
+    rows = find_rows(source.ids, sample_ids([question.key for question in questions]))
+    if (rows < 0).any():
+        key = questions[int((rows < 0).argmax())].key
+        raise DataError(
+            f"{proposed / NAMES[0]}: {int((rows < 0).sum())} questions are about images that are "
+            f"not in {source.location} (first: {key!r}); pass the --data and --split of `propose`"
+        )
+    agreed = read_agreed(proposed / NAMES[1]) if (proposed / NAMES[1]).exists() else {}
+    examples: dict[str, list[int]] = {}
+    keys = list(agreed)
+    for key, row in zip(keys, find_rows(source.ids, sample_ids(keys)), strict=True):
+        for label in map(str, agreed[key]):
+            if row >= 0 and len(known := examples.setdefault(label, [])) <= EXAMPLES:
+                known.append(int(row))
+    address, accepted, listener = listen.bound()
+    say = partial(click.echo, err=True)
+    with closing(listener), open_ratings(answers or proposed / "answers.csv", say) as ratings:
+        rating = Rating(questions, ratings, raters)
+        site = RatingSite(
+            rating=rating, source=source, rows=[int(row) for row in rows], examples=examples
+        )
+        scheme = "https" if listen.tls_certificate else "http"
+        listener.listen()  # from here on nobody is turned away
+        say(f"pages: {scheme}://{listen.host}:{listener.getsockname()[1]}/ (Ctrl-C ends them)")
+        serve_pages(site, rating_pages_of(site), accepted, address, listener)
+        _, complete, total = rating.progress("")
+    print_result(
+        as_json,
+        {"answers": str(ratings.path), "questions": total, "complete": complete},
+        f"{ratings.path}: {complete} of {total} questions have the answers of {raters} raters",
+        f"next: distill data real-labels from-raters {ratings.path} --agreed "
+        f"{proposed / NAMES[1]} --out real.json",
     )
 
 

@@ -54,6 +54,11 @@ if TYPE_CHECKING:
 @setting(
     "--truth", type=FILE, help="CSV with key and true_wnid, to score missing and suspect tags."
 )
+@setting(
+    "--ratings",
+    type=PATH,
+    help="Answers of people about findings, CSV: pages ask for them, lists take what they confirm.",
+)
 @thresholds
 @serving
 @listen_options(port=8080, setting=True)
@@ -79,6 +84,7 @@ def inspect(
     cleaned: Path | None,
     folds: tuple[str, ...],
     truth: Path | None,
+    ratings: Path | None,
     plot: Path | None,
     html: Path | None,
     as_csv: bool,
@@ -123,13 +129,19 @@ def inspect(
             "--missing, --suspect, --cleaned or --truth found without --data, expected the images "
             "of the store, whose keys it does not hold"
         )
+    if ratings and not data:
+        raise ConfigError(
+            "--ratings found without --data, expected the images whose keys the answers are of"
+        )
     if cleaned and not (missing or suspect):
         raise ConfigError(
             "--cleaned found without --missing and --suspect, expected one of them or both: they "
             "say what is filled in and what is left out"
         )
     if serving.wanted:
-        serving.run(lambda: opened(path, thresholds, folds, cache, shown=True), data, listen)
+        serving.run(
+            lambda: opened(path, thresholds, folds, cache, shown=True), data, ratings, listen
+        )
         return
     from distill.cli.inspect.report import Report
 
@@ -144,7 +156,7 @@ def inspect(
     else:
         report.overview()
     if data:
-        pictures = _pictures(inspection, data)
+        pictures = _pictures(inspection, data, ratings)
         if inspection.doubt and (missing or suspect or cleaned or truth):
             raise ConfigError(inspection.doubt)
         _write_lists(report, pictures, missing=missing, suspect=suspect, cleaned=cleaned)
@@ -189,10 +201,13 @@ def opened(
         return open_inspection(path, rules=rules, folds=folds, cache=cache, read_block=read_block)
 
 
-def _pictures(inspection: "Inspection", data: DataChoice) -> "ListedImages":
+def _pictures(inspection: "Inspection", data: DataChoice, ratings: Path | None) -> "ListedImages":
+    """With all findings, or those that people confirm."""
+    from distill.curate.rating_file import RatingFile
     from distill.teacher_server.inspect.tag_lists import ListedImages
 
-    return ListedImages.of(inspection, data.open())
+    pictures = ListedImages.of(inspection, data.open())
+    return pictures.confirmed(RatingFile(ratings)) if ratings else pictures
 
 
 def _write_lists(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +16,7 @@ from distill.errors import ConfigError
 PATIENCE_S = 20.0  # of somebody who looks at a page
 
 if TYPE_CHECKING:
+    from distill.curate.rating_file import RatingFile
     from distill.teacher_server.inspect.inspection import Inspection
     from distill.teacher_server.pages.site import Site, StoreSnapshot
 
@@ -40,27 +42,42 @@ class Serving:
             raise ConfigError(f"{useless[0]} found without --serve, expected it for pages alone")
 
     def run(
-        self, opened: Callable[[], "Inspection"], data: DataChoice | None, listen: Listening
+        self,
+        opened: Callable[[], "Inspection"],
+        data: DataChoice | None,
+        ratings: Path | None,
+        listen: Listening,
     ) -> None:
-        """Serve pages until a signal comes.
+        """Serve pages until a signal comes. ratings: a file of answers that they add to.
 
         Raises:
             DistillError: one of the parts is not to be had.
         """
-        from contextlib import closing
+        from contextlib import ExitStack, closing
+        from functools import partial
 
+        from distill.curate.rating_file import open_ratings
+        from distill.teacher_server.pages.routes import pages_of
         from distill.teacher_server.pages.server import serve_pages
 
         address, keys, listener = listen.bound()
-        with closing(listener):
-            site = self._site(opened, data)
+        with closing(listener), ExitStack() as stack:
+            said = ratings and stack.enter_context(
+                open_ratings(ratings, partial(click.echo, err=True))
+            )
+            site = self._site(opened, data, said or None)
             scheme = "https" if listen.tls_certificate else "http"
             port = listener.getsockname()[1]
             listener.listen()  # from here on nobody is turned away
             click.echo(f"pages: {scheme}://{listen.host}:{port}/ (Ctrl-C ends them)", err=True)
-            serve_pages(site, keys, address, listener)
+            serve_pages(site, pages_of(site), keys, address, listener)
 
-    def _site(self, opened: Callable[[], "Inspection"], data: DataChoice | None) -> "Site":
+    def _site(
+        self,
+        opened: Callable[[], "Inspection"],
+        data: DataChoice | None,
+        ratings: "RatingFile | None",
+    ) -> "Site":
         from distill.teacher_server.pages.remote import RemoteTeacher
         from distill.teacher_server.pages.site import Lazy, Site, StoreSnapshot
         from distill.trainers.models.prediction import StudentOpinion
@@ -84,6 +101,7 @@ class Serving:
             store=Lazy(again, value=first, stale=StoreSnapshot.may_grow),
             student=student or None,
             live=live,
+            ratings=ratings,
         )
 
 
