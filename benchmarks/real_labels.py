@@ -2,10 +2,12 @@
 
     python benchmarks/real_labels.py FOLDER
 
-FOLDER holds raters.npz, scores.npz and real.json of github.com/google-research/reassessed-imagenet.
+FOLDER holds raters.npz, scores.npz, golden.npz and real.json of
+github.com/google-research/reassessed-imagenet.
 From the raters' answers we compute scores with each way of counting "maybe", and compare them with
 the published scores and labels: of questions, and of images whose whole set of labels is the same.
-The second row is what `distill data real-labels from-raters` does.
+The second row is what `distill data real-labels from-raters` does. Then both scores against what
+the authors themselves see in 155 of the images.
 
 A minute, no GPU. Takes --quick, which is the same. Prints a table in Markdown, and as its last line
 one JSON object of the figures.
@@ -25,7 +27,9 @@ from distill.curate.real_labels import (
     THRESHOLD,
     YES,
     RaterAnswers,
+    against_gold,
     labels_by_key,
+    read_gold,
     read_labels,
     read_raters,
     scores,
@@ -70,21 +74,23 @@ def main() -> None:
     folder = parser.parse_args().folder
     answers = read_raters(folder / "raters.npz")
     real = read_labels(folder / "real.json")
-    with np.load(folder / "scores.npz") as found:
-        published = found["tensor"]
+    with np.load(folder / "scores.npz") as archive:
+        published = archive["tensor"]
     ways = {
         "an answer, and half a yes in the score (ours)": answers,
         "yes": counted(answers, YES),
         "no": counted(answers, NO),
         "left out": counted(answers, None),
     }
+    found = {way: scores(each) for way, each in ways.items()}
+    own = next(iter(found.values()))
     figures = {
         "the published scores themselves, above 0.8": compared(
             answers, published, published, real, 0.8
         ),
         **{
-            f"maybe is {way}": compared(answers, scores(each), published, real)
-            for way, each in ways.items()
+            f"maybe is {way}": compared(answers, scored, published, real)
+            for way, scored in found.items()
         },
     }
     print("# Reassessed labels of ImageNet-1K's validation images\n")
@@ -94,6 +100,17 @@ def main() -> None:
     for name, row in figures.items():
         shares = " | ".join(f"{100 * row[each]:.1f}" for each in ("questions", "images"))
         print(f"| {name} | {row['correlation']:.3f} | {shares} |")
+    print("\n## Against experts\n")
+    print("| scores | threshold | precision % | recall % | average precision |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    gold = read_gold(folder / "golden.npz")
+    for name, scored, threshold in (("published", published, 0.8), ("ours", own, THRESHOLD)):
+        curve = against_gold(answers, scored, gold)
+        precision, recall = curve.at(threshold)
+        row = {"precision": precision, "recall": recall, "average": curve.average_precision}
+        figures[f"experts, {name}"] = row
+        shares = f"{100 * precision:.1f} | {100 * recall:.1f} | {curve.average_precision:.3f}"
+        print(f"| {name} | {threshold} | {shares} |")
     print(
         json.dumps(
             {name: {k: round(v, 4) for k, v in row.items()} for name, row in figures.items()}

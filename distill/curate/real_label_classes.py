@@ -47,9 +47,23 @@ def classes_by_row(
     Raises:
         DataError: no image is known, or a label is no class.
     """
+    return [list(of_row or ()) for of_row in known_by_row(labels, source, hierarchy, num_classes)]
+
+
+def known_by_row(
+    labels: Mapping[str, Sequence[Label]],
+    source: ImageSource,
+    hierarchy: SemanticHierarchy | None,
+    num_classes: int,
+) -> list[Sequence[int] | None]:
+    """`classes_by_row`, but None for images that are not among the labels.
+
+    Raises:
+        DataError: no image is known, or a label is no class.
+    """
     keys = [sample.key for sample in source.samples]
-    classes = [labels.get(key, labels.get(key.rpartition("/")[2])) for key in keys]
-    if all(each is None for each in classes):
+    found = [labels.get(key, labels.get(key.rpartition("/")[2])) for key in keys]
+    if all(each is None for each in found):
         raise DataError(
             f"{source.location}: none of its {len(keys)} images is among the {len(labels)} that "
             f"the labels are of (first: {keys[0]!r}), expected keys of that data"
@@ -60,7 +74,10 @@ def classes_by_row(
     elif num_classes == IMAGENET_1K:
         synsets = flat_label_set("imagenet-1k")
     index = {synset: c for c, synset in enumerate(synsets)}
-    return [[_class_of(label, index, num_classes) for label in each or ()] for each in classes]
+    return [
+        None if each is None else [_class_of(label, index, num_classes) for label in each]
+        for each in found
+    ]
 
 
 def _class_of(label: Label, index: Mapping[str, int], num_classes: int) -> int:

@@ -91,7 +91,8 @@ def scores(answers: RaterAnswers, iterations: int = 100) -> NDArray[np.float64]:
         for a, weight in ((YES, 1.0), (MAYBE, 0.5))
         if a in posterior
     ]
-    scores[posterior.index.to_numpy()] = sum(shares) if shares else 0.0
+    # Rounding takes some a little above 1.
+    scores[posterior.index.to_numpy()] = np.clip(sum(shares), 0, 1) if shares else 0.0
     return scores
 
 
@@ -105,6 +106,87 @@ def labels_by_key(
         if score > threshold:
             labels.append(label)
     return dict(by_key)
+
+
+def read_gold(path: Path) -> dict[str, dict[Label, bool]]:
+    """What experts say: by key, which of the labels that they were asked about are there.
+
+    Answers of raters, as `read_raters` reads them, of whom most must say yes; or labels as
+    `read_labels` reads them, all of them there.
+
+    Raises:
+        DataError: the file is of none of these forms.
+    """
+    gold: dict[str, dict[Label, bool]] = defaultdict(dict)
+    if path.suffix == ".json":
+        return {key: dict.fromkeys(labels, True) for key, labels in read_labels(path).items()}
+    answers = read_raters(path)
+    counts = np.zeros((len(answers.keys), len(ANSWERS)))
+    np.add.at(counts, (answers.questions, answers.answers), 1)
+    most = counts[:, YES] > counts[:, NO] + counts[:, MAYBE]
+    for key, label, yes in zip(answers.keys, answers.labels, most, strict=True):
+        gold[key][label] = bool(yes)
+    return dict(gold)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GoldCurve:
+    """Scores of labels against what experts say of them.
+
+    thresholds: ascending. precision, recall: of labels that have at least that score, and last of
+    none, 1 and 0. labels: compared.
+    """
+
+    thresholds: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    average_precision: float
+    labels: int
+    images: int
+
+    def at(self, threshold: float) -> tuple[float, float]:
+        """Precision and recall of the labels whose score is above a threshold."""
+        place = int(np.searchsorted(self.thresholds, threshold, "right"))
+        return float(self.precision[place]), float(self.recall[place])
+
+
+def against_gold(
+    answers: RaterAnswers,
+    scored: NDArray[np.float64],
+    gold: Mapping[str, Mapping[Label, bool]],
+) -> GoldCurve:
+    """The precision–recall curve of scores, over labels that experts were asked about.
+
+    Raises:
+        DataError: raters and experts have no label in common.
+    """
+    import torch
+    from torchmetrics.functional.classification import (
+        binary_average_precision,
+        binary_precision_recall_curve,
+    )
+
+    pairs = zip(answers.keys, answers.labels, scored, strict=True)
+    both = [
+        (score, gold[key][label])
+        for key, label, score in pairs
+        if label in gold.get(key, {}) and not np.isnan(score)
+    ]
+    if not any(there for _, there in both):
+        raise DataError(
+            f"{answers.location}: none of its {len(answers.keys)} labels is one that the gold "
+            "standard says is there, expected answers about the same images"
+        )
+    scores_of, there = (torch.tensor(column) for column in zip(*both, strict=True))
+    precision, recall, thresholds = binary_precision_recall_curve(scores_of, there.int())
+    return GoldCurve(
+        thresholds=thresholds.double().numpy(),
+        precision=precision.double().numpy(),
+        recall=recall.double().numpy(),
+        average_precision=float(binary_average_precision(scores_of, there.int())),
+        labels=len(both),
+        images=len({key for key in answers.keys if key in gold}),
+    )
 
 
 def write_labels(path: Path, labels: Mapping[str, Sequence[Label]]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from small_images import write_folder
 from small_models import write_test_vit
 
+from distill.curate.proposals import ModelPredictions, Pool, in_questions
 from distill.curate.real_labels import (
     NO,
     YES,
@@ -240,3 +242,149 @@ def test_a_semantic_model_answers_below_the_ancestors_of_its_answer(
     assert json.loads(judged.out)[str(model)]["real_top1"] == 1.0
     command = ("data", "real-labels", "propose", model, "--out", tmp_path / "rate", *common)
     assert json.loads(distill(*command).out)["agreed"] == 3
+
+
+# -- the fewest models ----------------------------------------------------------------------------
+
+
+def predictions(random: np.random.Generator, name: str, rows: int = 40) -> ModelPredictions:
+    """Best first."""
+    classes = np.argsort(random.random((rows, 12)), 1)[:, :6]
+    values = -np.sort(-random.random((rows, 6)).astype(np.float32), 1)
+    return ModelPredictions(
+        model=name,
+        classes=classes,
+        scores=values * random.uniform(1, 9),
+        probs=values * random.random((rows, 1)).astype(np.float32),
+        seen=random.random(rows) > 0.05,
+    )
+
+
+def simply_proposed(
+    models: list[ModelPredictions], labels: np.ndarray, per_image: float
+) -> tuple[dict[int, set[int]], set[int]]:
+    """As the docstring of the module says it, one model, image and class at a time."""
+    votes: dict[tuple[int, int], int] = {}
+    count = int(per_image * len(labels))
+    for model in models:
+        cast = [(row, 0) for row in range(len(labels)) if model.seen[row]]
+        for values in (model.scores, model.probs):
+            ranked = sorted(
+                (-values[row, i], row, i)
+                for row in range(len(labels))
+                for i in range(values.shape[1])
+                if model.seen[row]
+            )
+            cast += [(row, i) for _, row, i in ranked[:count]]
+        for row, i in cast:
+            pair = row, int(model.classes[row, i])
+            votes[pair] = votes.get(pair, 0) + 1
+    agreed = {
+        row
+        for row, label in enumerate(labels)
+        if all(model.seen[row] and model.classes[row, 0] == label for model in models)
+    }
+    found: dict[int, set[int]] = {}
+    for row, label in enumerate(labels):
+        kept = {c for (r, c), times in votes.items() if r == row and times > 1}
+        kept |= {int(label)} if label >= 0 else set()
+        if row in agreed:
+            kept = {int(label)}
+        if kept:
+            found[row] = kept
+    return found, agreed
+
+
+def test_pool_is_what_its_definition_says(random: np.random.Generator) -> None:
+    models = [predictions(random, name) for name in "abc"]
+    labels = np.where(random.random(40) < 0.8, models[0].classes[:, 0], -1)
+    for model in models[1:]:  # often of one mind
+        model.classes[:30, 0] = models[0].classes[:30, 0]
+    pool = Pool.of(models, labels, per_image=1.5)
+    for chosen in ("abc", "b", "ac"):
+        proposals = pool.only(tuple(chosen)).proposals()
+        some = [model for model in models if model.model in chosen]
+        expected, agreed = simply_proposed(some, labels, 1.5)
+        assert {*proposals.agreed} == agreed
+        found = {row: {*classes} for row, classes in proposals.by_row.items()}
+        assert found == {row: each for row, each in expected.items() if row not in agreed}
+
+
+def test_fewest_models_that_find_enough_of_what_experts_see(random: np.random.Generator) -> None:
+    models = [predictions(random, name) for name in "abcd"]
+    labels = models[0].classes[:, 0].copy()
+    pool = Pool.of(models, labels, per_image=2)
+    gold = {row: random.choice(12, 2, replace=False).tolist() for row in range(0, 40, 2)}
+    figures = {}
+    for size in range(1, 5):
+        for chosen in combinations("abcd", size):
+            found, _ = simply_proposed([m for m in models if m.model in chosen], labels, 2)
+            hits = sum(c in found.get(row, ()) for row, classes in gold.items() for c in classes)
+            proposed = sum(len(found.get(row, ())) for row in gold)
+            figures[chosen] = hits / 40, hits / proposed
+    most = figures["a", "b", "c", "d"][0]
+    for recall in (most, most * 0.8, most * 0.5, 0.0):
+        best = pool.smallest(gold, recall)
+        fit = [chosen for chosen in figures if figures[chosen][0] >= recall]
+        fewest = min(map(len, fit))
+        expected = max((c for c in fit if len(c) == fewest), key=lambda c: figures[c][1])
+        assert best.models == expected
+        assert (best.recall, best.precision) == pytest.approx(figures[expected])
+    with pytest.raises(DataError, match="add models"):
+        pool.smallest(gold, 1.0)
+
+
+def test_questions_keep_what_wordnet_has_together() -> None:
+    dogs = ["n02085620", "n02113799", "n02099601", "n02106662", "n02108915"]
+    cars = ["n02814533", "n03100240", "n04285008", "n03977966", "n02701002"]
+    synsets = [synset for pair in zip(dogs, cars, strict=True) for synset in pair]
+    hierarchy = SemanticHierarchy.from_chains(synsets, {})
+    parts = in_questions(range(10), hierarchy)
+    assert [len(part) for part in parts] == [5, 5]
+    assert [{synsets[c] for c in part} for part in parts] in (
+        [{*dogs}, {*cars}],
+        [{*cars}, {*dogs}],
+    )
+
+
+def test_what_experts_see_chooses_models_and_judges_labels(
+    tmp_path: Path,
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+) -> None:
+    hierarchy = SemanticHierarchy.from_chains([f"c{i}" for i in range(8)], {})
+    tags = [hierarchy.synsets[c] for c in (0, 5)]
+    write_folder(tmp_path / "data" / "val", tuple(tags), images=2)
+    models = [
+        constant_model(tmp_path / name, hierarchy, order)
+        for name, order in (("a", [0, 6, 7]), ("b", [1, 2, 3]), ("c", [2, 1, 3]))
+    ]
+    keys = [f"{tag}_{i}" for tag in tags for i in range(2)]
+    experts = [[rater, key, "c1", "yes"] for rater in range(3) for key in keys]
+    experts += [[rater, key, "c6", "no"] for rater in range(3) for key in keys]
+    gold = write_csv(tmp_path / "gold.csv", experts)
+    command = ("data", "real-labels", "propose", *models, "--data", tmp_path / "data", *MACHINE)
+    common = ("--per-image", 2, "--out", tmp_path / "rate", "--gold", gold)
+    report = json.loads(distill(*command, *common, "--json").out)
+    assert report["models"] == ["b"]
+    # Of each image: its tag, and the two classes of b, one of them right.
+    assert report["gold"] == {"recall": 1.0, "precision": pytest.approx(1 / 3)}
+    assert report["unreadable"] == 0
+    write_labels(tmp_path / "gold.json", {key: ["c7", "c3"] for key in keys})
+    more = ("--gold", tmp_path / "gold.json")
+    assert "add models, or raise --per-image" in fails(*command, *common, *more)
+    answers = [[0, key, "c1", "yes"] for key in keys] + [[0, keys[0], "c6", "yes"]]
+    rated = write_csv(tmp_path / "answers.csv", answers)
+    decide = ("data", "real-labels", "from-raters", rated, "--out", tmp_path / "real.json")
+    judged = json.loads(distill(*decide, "--gold", gold, "--json").out)["gold"]
+    assert judged["labels"] == 5
+    assert judged["recall"] == 1
+    assert judged["precision"] == pytest.approx(4 / 5)
+    ran = distill(*decide, "--gold", gold, "--curve", tmp_path / "curve.csv")
+    assert "precision 80.0%, recall 100.0% above 0.5" in ran.out
+    assert (tmp_path / "curve.csv").read_text().startswith("threshold,precision,recall\n")
+    assert "--curve found without --gold" in fails(*decide, "--curve", tmp_path / "curve.csv")
+    write_labels(tmp_path / "gold.json", {"elsewhere": ["c1"]})
+    assert "expected answers about the same images" in fails(
+        *decide, "--gold", tmp_path / "gold.json"
+    )

@@ -1,12 +1,12 @@
 """`distill data real-labels`: several right labels for an image, from models and raters."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from distill.cli.options import common
-from distill.cli.options.command import FILE, PATH, Group, option
+from distill.cli.options.command import FILE, PATH, Group, option, setting
 from distill.cli.options.images import DataChoice, data_options
 from distill.cli.options.listening import Listening, listen_options
 from distill.cli.output import print_result
@@ -35,6 +35,17 @@ def real_labels() -> None:
     default=3,
     help="Mean number of confident predictions per image that count for a model.",
 )
+@setting(
+    "--gold",
+    type=FILE,
+    help="What experts see in some of the images: propose by the fewest models that find it.",
+)
+@setting(
+    "--recall",
+    type=click.FloatRange(0, 1),
+    default=0.97,
+    help="Smallest share of --gold that the chosen models must propose.",
+)
 @option("--out", required=True, type=PATH, help="Folder for the CSV files.")
 @common.limit
 @common.machine
@@ -45,6 +56,8 @@ def propose(
     label_set: str | None,
     scheme: "Scheme | None",
     per_image: float,
+    gold: Path | None,
+    recall: float,
     out: Path,
     limit: int | None,
     device: str,
@@ -56,8 +69,9 @@ def propose(
     MODELS are given as for `distill evaluate`. questions.csv has one row per image and label to
     rate; agreed.csv lists the images for which all models confirm the tag.
     """
-    from distill.curate.proposals import in_questions
-    from distill.curate.proposals import propose as pool_predictions
+    from distill.curate.proposals import Pool, in_questions
+    from distill.curate.real_label_classes import known_by_row
+    from distill.curate.real_labels import read_gold
     from distill.data.source import label_indices
     from distill.files import write_csv
     from distill.models.creation import pick_device
@@ -76,7 +90,18 @@ def propose(
         )
         for model in opened
     ]
-    proposals = pool_predictions(predictions, labels, per_image=per_image)
+    pool, chosen = Pool.of(predictions, labels, per_image=per_image), None
+    unreadable = int((pool.top == -2).all(1).sum())
+    if gold:
+        seen = {
+            key: [label for label, there in known.items() if there]
+            for key, known in read_gold(gold).items()
+        }
+        by_row = known_by_row(seen, source, hierarchy, hierarchy.num_classes)
+        experts = {row: classes for row, classes in enumerate(by_row) if classes is not None}
+        chosen = pool.smallest(experts, recall)
+        pool = pool.only(chosen.models)
+    proposals = pool.proposals()
 
     def key(row: int) -> str:
         return source.samples[row].key
@@ -87,7 +112,7 @@ def propose(
     questions = [
         [key(row), *name(c), number, ";".join(proposed[c])]
         for row, proposed in proposals.by_row.items()
-        for number, part in enumerate(in_questions(list(proposed)))
+        for number, part in enumerate(in_questions(list(proposed), hierarchy))
         for c in part
     ]
     agreed = [[key(row), *name(c)] for row, c in proposals.agreed.items()]
@@ -101,8 +126,21 @@ def propose(
             "to_rate": images,
             "agreed": len(agreed),
             "labels": len(questions),
+            "unreadable": unreadable,
+            "models": list(pool.models),
+            "gold": chosen and {"recall": chosen.recall, "precision": chosen.precision},
         },
-        f"{len(source)} images: {len(agreed)} agreed, {images} to rate, {each:.1f} labels each",
+        *(
+            [
+                f"{len(chosen.models)} of {len(models)} models suffice: "
+                f"{', '.join(chosen.models)}; "
+                f"recall {chosen.recall:.1%}, precision {chosen.precision:.1%} of what {gold} sees"
+            ]
+            if chosen
+            else []
+        ),
+        f"{len(source)} images: {len(agreed)} agreed, {images} to rate, {each:.1f} labels each, "
+        f"{unreadable} cannot be read",
         f"{out / NAMES[0]}, {out / NAMES[1]}",
         f"next: distill data real-labels rate {out} --data {data.location} --split {data.split}",
     )
@@ -209,6 +247,10 @@ def rate(
     help="Accept labels above this probability.",
 )
 @option("--scores", type=PATH, help="Also write all probabilities to this CSV.")
+@option("--gold", type=FILE, help="What experts see, to judge the labels by.")
+@option(
+    "--curve", type=PATH, help="With --gold, write precision and recall by threshold to this CSV."
+)
 @common.as_json
 def from_raters(
     raters: Path,
@@ -216,16 +258,29 @@ def from_raters(
     agreed: Path | None,
     threshold: float,
     scores: Path | None,
+    gold: Path | None,
+    curve: Path | None,
     as_json: bool,
 ) -> None:
     """Aggregate the answers in RATERS by Dawid–Skene and write the accepted labels.
 
     RATERS is the published raters.npz, or a CSV with rater, key, label and answer (no, maybe, yes).
     """
-    from distill.curate.real_labels import labels_by_key, read_agreed, read_raters, write_labels
+    from distill.curate.real_labels import (
+        against_gold,
+        labels_by_key,
+        read_agreed,
+        read_gold,
+        read_raters,
+        write_labels,
+    )
     from distill.curate.real_labels import scores as weigh
+    from distill.errors import ConfigError
     from distill.files import write_csv
 
+    if curve and not gold:
+        raise ConfigError("--curve found without --gold, expected both; pass what experts see")
+    known = read_gold(gold) if gold else None
     answers = read_raters(raters)
     scored = weigh(answers)
     labels = labels_by_key(answers, scored, threshold)
@@ -237,16 +292,38 @@ def from_raters(
     if scores:
         rows = zip(answers.keys, answers.labels, (f"{s:.6f}" for s in scored), strict=True)
         write_csv(scores, ["key", "label", "score"], list(rows))
+    document: dict[str, Any] = {
+        "images_rated": rated,
+        "questions": len(answers.keys),
+        "labels": kept,
+        "without_label": none,
+        "images": len(labels),
+    }
+    judged = []
+    if known is not None:
+        found = against_gold(answers, scored, known)
+        precision, recall = found.at(threshold)
+        if curve:
+            points = zip(found.thresholds, found.precision, found.recall, strict=False)
+            rows_of_curve = [[f"{value:.6f}" for value in point] for point in points]
+            write_csv(curve, ["threshold", "precision", "recall"], rows_of_curve)
+        document["gold"] = {
+            "images": found.images,
+            "labels": found.labels,
+            "precision": precision,
+            "recall": recall,
+            "average_precision": found.average_precision,
+        }
+        judged.append(
+            f"against {gold}: {found.labels} labels of {found.images} images, precision "
+            f"{precision:.1%}, recall {recall:.1%} above {threshold:g}, average precision "
+            f"{found.average_precision:.3f}"
+        )
     print_result(
         as_json,
-        {
-            "images_rated": rated,
-            "questions": len(answers.keys),
-            "labels": kept,
-            "without_label": none,
-            "images": len(labels),
-        },
+        document,
         f"{out}: {len(labels)} images; of {rated} that {answers.raters.max() + 1} raters saw, "
         f"{kept} of {len(answers.keys)} proposed labels are right, and {none} images have none",
+        *judged,
         f"next: distill evaluate MODEL --data DATA --labels {out}",
     )
