@@ -7,13 +7,17 @@ github.com/google-research/reassessed-imagenet.
 From the raters' answers we compute scores with each way of counting "maybe", and compare them with
 the published scores and labels: of questions, and of images whose whole set of labels is the same.
 The second row is what `distill data real-labels from-raters` does. Then both scores against what
-the authors themselves see in 155 of the images.
+the authors themselves see in 155 of the images. With ILSVRC's own labels beside them, as
+labels.txt (a wnid a line, in the order of the images), also which classes are ambiguous, and with
+timm's results-imagenet.csv and results-imagenet-real.csv how accuracy by labels and by reassessed
+ones go together, below and above 80%.
 
 A minute, no GPU. Takes --quick, which is the same. Prints a table in Markdown, and as its last line
 one JSON object of the figures.
 """
 
 import argparse
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +38,8 @@ from distill.curate.real_labels import (
     read_raters,
     scores,
 )
+from distill.curate.real_study import StudiedLabels, classes_of, fitted
+from distill.hierarchy.hypernyms import flat_label_set, label_names
 
 
 def counted(answers: RaterAnswers, maybe: int | None) -> RaterAnswers:
@@ -65,6 +71,48 @@ def compared(
         "questions": float(((scored > threshold) == np.array(right)).mean()),
         "images": float(np.mean([{*labels} == {*real[key]} for key, labels in mine.items()])),
     }
+
+
+def _classes(folder: Path, real: dict[str, list[str | int]]) -> dict[str, dict[str, float]]:
+    """What an oracle is left with that knows all labels of an image."""
+    if not (folder / "labels.txt").exists():
+        return {}
+    classes = flat_label_set("imagenet-1k")
+    index, names = {wnid: c for c, wnid in enumerate(classes)}, label_names("imagenet-1k")
+    tags = np.array([index[wnid] for wnid in (folder / "labels.txt").read_text().split()])
+    labels = StudiedLabels(tags=tags, real=[frozenset(map(int, each)) for each in real.values()])
+    found = classes_of(labels)
+    below = {f"below {t}": float(sum(each.oracle < t for each in found)) for t in (0.8, 0.9, 0.95)}
+    print("\n## The most ambiguous classes\n")
+    print("| class | oracle % | together with |\n| --- | ---: | --- |")
+    for each in found[:10]:
+        beside = ", ".join(f"{names[classes[c]]} {100 * share:.0f}%" for c, share in each.together)
+        print(f"| {names[classes[each.c]]} | {100 * each.oracle:.1f} | {beside} |")
+    print("\nClasses whose oracle is " + ", ".join(f"{t}: {n:.0f}" for t, n in below.items()))
+    return {"oracle": {names[classes[found[0].c]]: found[0].oracle, **below}}
+
+
+def _progress(folder: Path) -> dict[str, dict[str, float]]:
+    """Of timm's models."""
+    if not (folder / "results-imagenet-real.csv").exists():
+        return {}
+    accuracy = []
+    for name in ("results-imagenet.csv", "results-imagenet-real.csv"):
+        with (folder / name).open() as file:
+            rows = csv.DictReader(file)
+            accuracy.append({(r["model"], r["img_size"]): float(r["top1"]) / 100 for r in rows})
+    points = [(accuracy[0][key], accuracy[1][key]) for key in accuracy[0] if key in accuracy[1]]
+    groups = {
+        "below 80%": [point for point in points if point[0] < 0.8],
+        "above": [point for point in points if point[0] >= 0.8],
+    }
+    lines = {name: fitted(some) for name, some in groups.items()}
+    print("\n## ReaL accuracy by accuracy, timm's models\n")
+    print("| accuracy | models | slope |\n| --- | ---: | ---: |")
+    for name, line in lines.items():
+        print(f"| {name} | {line.models} | {line.slope:.3f} ± {line.error:.3f} |")
+    print()
+    return {f"slope {name}": {"slope": line.slope} for name, line in lines.items()}
 
 
 def main() -> None:
@@ -111,6 +159,7 @@ def main() -> None:
         figures[f"experts, {name}"] = row
         shares = f"{100 * precision:.1f} | {100 * recall:.1f} | {curve.average_precision:.3f}"
         print(f"| {name} | {threshold} | {shares} |")
+    figures |= _classes(folder, real) | _progress(folder)
     print(
         json.dumps(
             {name: {k: round(v, 4) for k, v in row.items()} for name, row in figures.items()}

@@ -130,6 +130,33 @@ def draw_curves(
         axes.legend(loc="lower right", fontsize=8)
 
 
+def draw_study(
+    folder: Path,
+    points: Mapping[str, tuple[float, float]],
+    by_class: Mapping[str, Sequence[float]],
+) -> None:
+    """Figures 4 and 6 of Beyer et al. 2020 (arXiv 2006.07159).
+
+    points: accuracy by labels and by reassessed ones, by model. by_class: accuracies of classes,
+    the most ambiguous first.
+    """
+    with _drawn(folder / "accuracy.svg") as axes:
+        for name, (x, y) in points.items():
+            axes.plot([x], [y], "o", label=name)
+        axes.set_xlabel("accuracy by labels")
+        axes.set_ylabel("by reassessed labels")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    with _drawn(folder / "classes.svg") as axes:
+        for name, values in by_class.items():
+            style = {"color": "black", "zorder": 3} if name == "oracle" else {"alpha": 0.6}
+            axes.plot(range(1, len(values) + 1), values, label=name, **style)
+        axes.set_xlabel("classes, the most ambiguous first")
+        axes.set_ylabel("accuracy by labels")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize=8)
+
+
 @contextmanager
 def _drawn(path: Path) -> Iterator[Any]:
     """Axes to draw on, written to `path` in the end."""

@@ -388,3 +388,53 @@ def test_what_experts_see_chooses_models_and_judges_labels(
     assert "expected answers about the same images" in fails(
         *decide, "--gold", tmp_path / "gold.json"
     )
+
+
+def test_a_study_of_models_and_their_files(
+    tmp_path: Path,
+    distill,  # type: ignore[no-untyped-def]
+    fails,  # type: ignore[no-untyped-def]
+) -> None:
+    hierarchy = SemanticHierarchy.from_chains([f"c{i}" for i in range(8)], {})
+    tags = [hierarchy.synsets[c] for c in (0, 5)]
+    write_folder(tmp_path / "data" / "val", tuple(tags), images=2)
+    hierarchy.save(tmp_path / "labels.json")
+    models = [
+        constant_model(tmp_path / name, hierarchy, order)
+        for name, order in (("a", [0, 5, 7]), ("b", [1, 5, 3]))
+    ]
+    keys = [f"{tag}_{i}" for tag in tags for i in range(2)]
+    real = dict(zip(keys, (["c0"], ["c0", "c5"], ["c5"], []), strict=True))
+    write_labels(tmp_path / "real.json", real)
+    command = ("data", "real-labels", "study", *models, "--data", tmp_path / "data", *MACHINE)
+    common = ("--labels", tmp_path / "real.json", "--out", tmp_path / "study")
+    ran = distill(*command, *common, "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert (found["images"], found["discarded"], found["mistakes"]) == (4, 1, 1)
+    assert found["models"]["a"]["accuracy"] == 0.5
+    assert found["models"]["a"]["real_accuracy"] == pytest.approx(2 / 3)
+    assert found["models"]["b"]["further"][:2] == [0.0, 1.0]
+    assert found["progress"] is None
+    assert [each["label"] for each in found["classes"]] == ["c0", "c5"]
+    assert found["classes"][0]["oracle"] == 0.75
+    questions = [*csv.DictReader((tmp_path / "study/questions.csv").read_text().splitlines())]
+    assert {(row["label"], row["proposed_by"]) for row in questions} == {
+        ("c0", "a"),
+        ("c1", "b"),
+        ("c5", ""),
+    }
+    files = [tmp_path / "study" / f"{name}.csv" for name in "ab"]
+    words = ("data", "real-labels", "study", *files, "--data", tmp_path / "data", *common[:2])
+    more = ("--label-set", tmp_path / "labels.json", "--out", tmp_path / "again")
+    again = distill(*words, *more, "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["models"] == found["models"]
+    for name in ("models.csv", "classes.csv", "questions.csv"):
+        content = (tmp_path / "study" / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == content
+    shown = distill(*command, *common).out
+    assert "1 without a reassessed label" in shown
+    assert "no model is right about 1 images" in shown
+    assert "at least 3 of different" in fails(*command, *common, "--earlier", 1)
+    assert "two models are called a" in fails(*command[:4], models[0], *command[5:], *common)

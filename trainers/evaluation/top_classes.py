@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.curate.proposals import ModelPredictions
+from distill.curate.real_label_classes import IMAGENET_1K
 from distill.data.source import ImageSource
 from distill.errors import ConfigError
-from distill.hierarchy.semantic import SemanticHierarchy
+from distill.hierarchy.hypernyms import flat_label_set
+from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.trainers.evaluation.evaluate import exclusive_classes, run_evaluation
 from distill.trainers.models.meaning import LogitsMeaning
 from distill.trainers.models.trained import TrainedModel
@@ -54,6 +56,26 @@ def predict_top_classes(
         scores=top.scores,
         probs=top.probs,
         seen=top.seen,
+    )
+
+
+def label_set_of(
+    named: str | None, trained_on: SemanticHierarchy | None, num_classes: int
+) -> SemanticHierarchy:
+    """The label set that is named, or the model's; 1,000 classes without names are ImageNet-1K's.
+
+    Raises:
+        ConfigError: nothing says which classes the model has.
+    """
+    if named:
+        return resolve(named)
+    if trained_on:
+        return trained_on
+    if num_classes == IMAGENET_1K:
+        return SemanticHierarchy.from_chains(flat_label_set("imagenet-1k"), {}, name="imagenet-1k")
+    raise ConfigError(
+        f"{num_classes} classes found and nothing that names them, expected a hierarchy.json "
+        "beside the model; pass --label-set"
     )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from distill.cli.curate.real_study import study
 from distill.cli.options import common
 from distill.cli.options.command import FILE, PATH, Group, option, setting
 from distill.cli.options.images import DataChoice, data_options
@@ -12,7 +13,6 @@ from distill.cli.options.listening import Listening, listen_options
 from distill.cli.output import print_result
 
 if TYPE_CHECKING:
-    from distill.hierarchy.semantic import SemanticHierarchy
     from distill.trainers.recipe import Scheme
 
 NAMES = "questions.csv", "agreed.csv"
@@ -22,6 +22,9 @@ EXAMPLES = 4  # of a label; one of them may be the image in question
 @click.group("real-labels", cls=Group)
 def real_labels() -> None:
     """Reassess labels: models propose, raters answer (arXiv 2006.07159)."""
+
+
+real_labels.add_command(study)
 
 
 @real_labels.command(examples=["RUN timm:resnet50 --data DATA --out PROPOSED"])
@@ -75,12 +78,12 @@ def propose(
     from distill.data.source import label_indices
     from distill.files import write_csv
     from distill.models.creation import pick_device
-    from distill.trainers.evaluation.top_classes import predict_top_classes
+    from distill.trainers.evaluation.top_classes import label_set_of, predict_top_classes
     from distill.trainers.models.trained import open_trained
     from distill.trainers.process_group import Machine
 
     opened = [open_trained(model) for model in models]
-    hierarchy = _label_set(label_set, opened[0].hierarchy, opened[0].num_classes)
+    hierarchy = label_set_of(label_set, opened[0].hierarchy, opened[0].num_classes)
     source = data.open().limited(limit)
     labels = label_indices(source, hierarchy)
     machine = Machine(device=pick_device(device), workers=workers)
@@ -143,26 +146,6 @@ def propose(
         f"{unreadable} cannot be read",
         f"{out / NAMES[0]}, {out / NAMES[1]}",
         f"next: distill data real-labels rate {out} --data {data.location} --split {data.split}",
-    )
-
-
-def _label_set(
-    named: str | None, trained_on: "SemanticHierarchy | None", num_classes: int
-) -> "SemanticHierarchy":
-    """Resolve the option, or take the model's; 1,000 classes without names are ImageNet-1K's."""
-    from distill.errors import ConfigError
-    from distill.hierarchy.hypernyms import flat_label_set
-    from distill.hierarchy.semantic import SemanticHierarchy, resolve
-
-    if named:
-        return resolve(named)
-    if trained_on:
-        return trained_on
-    if num_classes == 1000:
-        return SemanticHierarchy.from_chains(flat_label_set("imagenet-1k"), {}, name="imagenet-1k")
-    raise ConfigError(
-        f"{num_classes} classes found and nothing that names them, expected a hierarchy.json "
-        "beside the model; pass --label-set"
     )
 
 
