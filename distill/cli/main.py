@@ -37,6 +37,7 @@ COMMANDS = {
     "api-key": ("teacher.serve", "make an API key for a server"),
     "pretrain": ("student.pretrain", "train a student on labels and a teacher's targets"),
     "finetune": ("student.finetune", "train a student for another task"),
+    "detect": ("student.detect", "train a detector on a backbone, pretrained against random"),
     "transfer": ("student.transfer", "fine-tune runs on tasks and tabulate their accuracy"),
     "evaluate": ("student.evaluate", "measure trained models on labelled images"),
     "export": ("student.export", "export a trained model for timm and ONNX"),

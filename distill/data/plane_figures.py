@@ -71,8 +71,8 @@ def write_figures(folder: Path, figures: FigureSet) -> None:
 def render_figure(wnid: str, pixels: int, random: Random) -> Image.Image:
     """One figure of that class, pixels × pixels, RGB."""
     side = pixels * SUPERSAMPLING
-    paper, ink = _two_colours(random)
-    image = _background(side, paper, random)
+    paper, ink = two_colours(random)
+    image = background(side, paper, random)
     angle, scale = random.uniform(-0.4, 0.4), random.uniform(0.3, 0.45) * side
     centre = side * (0.5 + random.uniform(-0.05, 0.05, 2))
     turn = np.array([[cos(angle), sin(angle)], [-sin(angle), cos(angle)]])
@@ -91,14 +91,18 @@ def render_figure(wnid: str, pixels: int, random: Random) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(small) + noise, 0, 255).astype(np.uint8))
 
 
-def _two_colours(random: Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def two_colours(
+    random: Random, paper: tuple[int, ...] | None = None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """That can be told apart; the first as given, where it is."""
     while True:
-        paper, ink = random.integers(0, 256, (2, 3))
-        if abs(paper - ink).sum() > 200:
-            return tuple(paper.tolist()), tuple(ink.tolist())
+        first, ink = random.integers(0, 256, (2, 3))
+        first = first if paper is None else np.array(paper)
+        if abs(first - ink).sum() > 200:
+            return tuple(first.tolist()), tuple(ink.tolist())
 
 
-def _background(side: int, paper: tuple[int, ...], random: Random) -> Image.Image:
+def background(side: int, paper: tuple[int, ...], random: Random) -> Image.Image:
     """Paper that grows lighter or darker in one direction."""
     across = np.linspace(-1, 1, side)
     angle, strength = random.uniform(0, 2 * pi), random.uniform(0, 40)

@@ -8,7 +8,7 @@ from distill.cli.curate.clean import clean
 from distill.cli.curate.data_check import check
 from distill.cli.curate.real_labels import real_labels
 from distill.cli.options import common
-from distill.cli.options.command import PATH, Group, option
+from distill.cli.options.command import PATH, Group, option, setting
 from distill.cli.options.images import DataChoice, data_options
 from distill.cli.output import print_result
 
@@ -48,3 +48,30 @@ def folds(data: DataChoice, folds: int, out: Path, as_json: bool) -> None:
     lines = (f"fold {i}: {size} of {len(source)} held out" for i, size in enumerate(sizes))
     print_result(as_json, {"images": len(source), "held_out": sizes}, *lines)
     click.echo(f"lists: {out}/train-N.csv, {out}/held-out-N.csv")
+
+
+@data.command(examples=["--out SCENES"])
+@option("--out", required=True, type=PATH, help="Folder for images and annotations.")
+@option("--train", type=click.IntRange(1), default=4000, help="Training images.")
+@option("--val", type=click.IntRange(1), default=500, help="Validation images.")
+@option("--pixels", type=click.IntRange(32, 2048), default=128, help="Pixels per side.")
+@setting("--seed", type=click.IntRange(0), default=0, help="Random seed.")
+@common.processes
+@common.as_json
+def scenes(
+    out: Path, train: int, val: int, pixels: int, seed: int, workers: int, as_json: bool
+) -> None:
+    """Render scenes of plane figures with boxes and masks in COCO's form, for `distill detect`."""
+    from distill.data.scenes import SceneSet, write_scenes
+    from distill.errors import ConfigError
+
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: other files found, expected a new folder; choose another --out")
+    write_scenes(out, SceneSet(train=train, val=val, pixels=pixels, seed=seed), workers)
+    print_result(
+        as_json,
+        {"train": train, "val": val, "folder": str(out)},
+        f"{out}: {train} + {val} images of {pixels} pixels",
+        f"next: distill detect --student resnet10t --init random --data {out} "
+        f"--image-size {pixels} --out DETECTOR",
+    )
