@@ -114,7 +114,11 @@ def students(
                 continue
             logits = model(pixels[rows].float() / 255)
             loss = semantic_softmax_loss(
-                logits=logits, labels=labels[rows], hierarchy=hierarchy, label_smoothing=0.2
+                logits=logits,
+                labels=labels[rows],
+                hierarchy=hierarchy,
+                label_smoothing=0.2,
+                weights="paper",
             )
             distance = semantic_kd_loss(
                 student_logits=logits,

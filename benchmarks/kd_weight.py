@@ -180,7 +180,15 @@ class Bench:
         answer_of(
             *("pretrain", *size.words, "--seed", run.seed, "--data", size.data, *targets),
             *("--scheme", run.scheme, "--divergence", run.divergence),
-            *("--label-set", size.label_set, "--out", folder, *machine),
+            *(
+                "-o",
+                "hierarchy_weights=paper",
+                "--label-set",
+                size.label_set,
+                "--out",
+                folder,
+                *machine,
+            ),
             *(*self.limit, *self.epochs),
         )
         truth = ("--truth", size.data / "labels.csv")

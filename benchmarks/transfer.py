@@ -40,6 +40,7 @@ STUDENT, TEACHER = "test_resnet", "resnet18d"
 MACHINE = ("--device", "cpu", "--workers", 1)
 TASKS = ("40 new classes", "mosaics", "CIFAR-10", "clothes")
 CURVE_TASKS = ("40 new classes", "CIFAR-10")
+PAPER = ("-o", "hierarchy_weights=paper")
 FIGURES = ("semantic_top1", "top1", "macro_map", "missing_tag_recovery")
 
 
@@ -61,17 +62,17 @@ def _both(name: str, scheme: str, *more: str) -> list[Kind]:
 
 
 KINDS = [
-    *_both("semantic", "semantic"),
+    *_both("semantic", "semantic", *PAPER),
     *_both("single-label", "single-label"),
     *_both("multi-label", "multi-label"),
     *_both("semantic, roots", "semantic", "-o", "hierarchy_weights=sqrt"),
     *_both("semantic, even", "semantic", "-o", "hierarchy_weights=even"),
-    Kind("semantic + KD (MSE)", "semantic", True, ("-o", "divergence=mse")),
+    Kind("semantic + KD (MSE)", "semantic", True, (*PAPER, "-o", "divergence=mse")),
 ]
 # By epochs: those of KINDS, and others.
 CURVES = {
     taught: [
-        Kind(f"semantic{' + KD' if taught else ''}, {n} epochs", "semantic", taught, epochs=n)
+        Kind(f"semantic{' + KD' if taught else ''}, {n} epochs", "semantic", taught, PAPER, n)
         for n in OTHER_EPOCHS
     ]
     for taught in (False, True)

@@ -21,12 +21,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Defaults are those of Ridnik et al. 2021 (arXiv 2104.10972), appendix B, but for batch_size.
+    """Defaults are those of Ridnik et al. 2021 (arXiv 2104.10972), appendix B, but for batch_size,
+    hierarchy_weights and divergence (docs/decisions.md, 83 and 86).
 
     student: timm model name. image_size: pixels a side.
     scheme: what labels train. multi_label_loss: asymmetric, binary cross-entropy or focal.
-    hierarchy_weights: W_k of semantic softmax: eq. 4, which favours deep hierarchies, or its
-    square roots, or all 1.
+    hierarchy_weights: W_k of semantic softmax: all 1 (even); eq. 4 (paper), which favours deep
+    hierarchies; or its square roots (sqrt).
     kd_weight: of the KD term, which the paper does not tell; "auto" is one at which the teacher
     pulls at a new student as hard as `distill.trainers.training.balance` says.
     batch_size: images a step, on all devices together. accumulate: parts of a device's share of it
@@ -50,7 +51,7 @@ class Recipe:
     image_size: int = 224
     scheme: Scheme = "semantic"
     multi_label_loss: MultiLabelLoss = "asl"
-    hierarchy_weights: HierarchyWeights = "paper"
+    hierarchy_weights: HierarchyWeights = "even"
     kd_weight: float | Literal["auto"] = "auto"
     divergence: Divergence = "kl"
     epochs: int = 80

@@ -131,7 +131,7 @@ class Targets:
         divergence: Divergence = "kl",
         kd_weight: float | Literal["auto"] = "auto",
         label_smoothing: float = 0.2,
-        hierarchy_weights: HierarchyWeights = "paper",
+        hierarchy_weights: HierarchyWeights = "even",
         multi_label_loss: MultiLabelLoss = "asl",
     ) -> Criterion:
         """The loss of `distill pretrain`; arguments are as in its recipe.

@@ -25,13 +25,13 @@ def semantic_softmax_loss(
     labels: Int[Tensor, " batch"],
     hierarchy: SemanticHierarchy,
     label_smoothing: float = 0.0,
-    weights: HierarchyWeights = "paper",
+    weights: HierarchyWeights = "even",
 ) -> Float[Tensor, ""]:
     """Σ_k W_k · cross-entropy (nats) of hierarchy k's own softmax, mean over the whole batch.
 
     An image adds nothing at a hierarchy where its label says nothing; a negative label says nothing
-    anywhere. Ridnik et al. 2021 (arXiv 2104.10972), eq. 4. weights: W_k of the paper, their square
-    roots, or 1.
+    anywhere. Ridnik et al. 2021 (arXiv 2104.10972), eq. 4. weights: W_k = 1 (even), those of the
+    paper, or their square roots (sqrt).
 
     Raises:
         ValueError: batch sizes differ, or the logits are of another label set.

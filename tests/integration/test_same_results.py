@@ -39,12 +39,13 @@ MACHINE = {
     "pillow": PIL.__version__,
 }
 TAUGHT = ("--targets", "STORE", "--kd-weight")
+SEMANTIC = ("--scheme", "semantic", "-o", "hierarchy_weights=paper")
 RUNS: dict[str, tuple[str, ...]] = {
-    "semantic with kd": ("--scheme", "semantic", *TAUGHT, "100", "-o", "divergence=mse"),
-    "semantic without kd": ("--scheme", "semantic"),
+    "semantic with kd": (*SEMANTIC, *TAUGHT, "100", "-o", "divergence=mse"),
+    "semantic without kd": SEMANTIC,
     "single-label with kd": ("--scheme", "single-label", *TAUGHT, "300", "-o", "divergence=mse"),
     "multi-label with kd": ("--scheme", "multi-label", *TAUGHT, "10"),
-    "semantic with kl": ("--scheme", "semantic", *TAUGHT, "100"),
+    "semantic with kl": (*SEMANTIC, *TAUGHT, "100"),
 }
 
 

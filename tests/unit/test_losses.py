@@ -48,7 +48,11 @@ def test_semantic_softmax_equals_the_reference(
     hierarchy, r = reference
     logits = r["student_logits"].clone().requires_grad_()
     loss = semantic_softmax_loss(
-        logits=logits, labels=r["labels"], hierarchy=hierarchy, label_smoothing=smoothing
+        logits=logits,
+        labels=r["labels"],
+        hierarchy=hierarchy,
+        label_smoothing=smoothing,
+        weights="paper",
     )
     loss.backward()
     torch.testing.assert_close(loss, r[f"semantic_softmax_loss_ls{smoothing}"], rtol=1e-5, atol=0)
