@@ -15,8 +15,9 @@ number that was found for KL, on these images (benchmarks/kd_weight.py), and sui
 chance. The ResNet-18-D has seen the 100,000 images of Tiny-ImageNet, the other teachers 20,000.
 Hierarchies are weighted as in the paper. Judged by semantic accuracy on validation images. The loop
 is one of its own, of the parts that `distill` gives such loops. Each student trains on one core,
---jobs at a time: an hour and a quarter on two. With --out a benchmark that was stopped goes on. --quick takes 1,280 images, two epochs and
-few students. Prints a log in Markdown, and as its last line one JSON object.
+--jobs at a time: an hour and a quarter on two. With --out a benchmark that was stopped goes on.
+--quick takes 1,280 images, two epochs and few students. Prints a log in Markdown, and as its last
+line one JSON object.
 """
 
 import argparse
