@@ -136,7 +136,7 @@ def _load(
     name = ALIASES.get(choice.name, choice.name)
     require_known_model(name, "teacher")
     if choice.weights and choice.random_weights:
-        raise ConfigError("--weights and --random-weights found; expected one of them")
+        raise ConfigError("--weights and --random-weights found, expected one of them")
     path = find_weights(choice.weights) if choice.weights else None
     card = ModelCard.read(path) if path else None
     _require_same_model(choice, name, card, path)

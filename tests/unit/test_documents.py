@@ -75,7 +75,9 @@ def resolves(name: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("writer", "written"), [("api", "api"), ("command", "commands")])
+@pytest.mark.parametrize(
+    ("writer", "written"), [("api", "api"), ("command", "commands"), ("error", "errors")]
+)
 def test_a_reference_is_written_from_the_code(writer: str, written: str) -> None:
     module = runpy.run_path(str(ROOT / f"docs/{writer}_reference.py"))
     page = (ROOT / f"docs/{written}.md").read_text(encoding="utf-8")
