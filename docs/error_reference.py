@@ -23,9 +23,9 @@ def reference() -> str:
     """The whole page."""
     found: dict[str, set[str]] = {}
     for path in _modules():
-        for kind, text in _raised(ast.parse(path.read_text())):
-            found.setdefault(kind, set()).add(text)
-    kinds = {name: kind for name in vars(errors) if (kind := _kind(name))}
+        for name, text in _raised(ast.parse(path.read_text())):
+            found.setdefault(name, set()).add(text)
+    kinds = {name: kind for name in vars(errors) if (kind := _kind(name)) is not None}
     lines = [HEAD]
     for name, kind in kinds.items():
         if name not in found:
