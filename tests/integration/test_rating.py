@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -259,26 +260,28 @@ def test_the_command_goes_on_after_a_kill(proposed: Path, tmp_path: Path) -> Non
     words = ["data", "real-labels", "rate", proposed, "--data", tmp_path / "data"]
     command = [sys.executable, "-m", "distill.cli.main", *map(str, words), "--port", "0"]
 
-    def begun() -> tuple["subprocess.Popen[str]", Browsed]:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert process.stderr
-        while not (line := process.stderr.readline()).startswith("pages: "):
-            assert line, "it ended"
-        return process, Browsed(line.split()[1].rstrip("/"), {})
+    @contextmanager
+    def begun() -> Iterator[tuple["subprocess.Popen[str]", Browsed]]:
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, text=True, **pipes) as process:
+            try:
+                assert process.stderr
+                while not (line := process.stderr.readline()).startswith("pages: "):
+                    assert line, "it ended"
+                yield process, Browsed(line.split()[1].rstrip("/"), {})
+            finally:
+                process.kill()
 
-    process, browsed = begun()
-    page = browsed.text("/rate?rater=ann")
-    labels = page.count("<fieldset>")
-    said = {f"answer{i}": "maybe" for i in range(labels)}
-    assert post(browsed, "/rate", {"rater": "ann", "number": "0", **said}).status == 303
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    process, browsed = begun()
-    assert 'name="number" value="1"' in browsed.text("/rate?rater=ann")
-    process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=60)
+    with begun() as (process, browsed):
+        page = browsed.text("/rate?rater=ann")
+        said = {f"answer{i}": "maybe" for i in range(page.count("<fieldset>"))}
+        assert post(browsed, "/rate", {"rater": "ann", "number": "0", **said}).status == 303
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    with begun() as (process, browsed):
+        assert 'name="number" value="1"' in browsed.text("/rate?rater=ann")
+        process.send_signal(signal.SIGTERM)
+        told = process.communicate(timeout=60)
     assert process.returncode == 0, told
     assert "0 of 3 questions have the answers of 5 raters\nnext: distill data" in told[0]
 
