@@ -316,9 +316,12 @@ def test_a_detector_learns_to_find_what_it_was_shown(
 ) -> None:
     (tmp_path / "few").mkdir()
     (tmp_path / "few/train").symlink_to(scenes / "train")
-    text = (scenes / "train.json").read_text()
+    document = json.loads((scenes / "train.json").read_text())
+    document["categories"] = [{"id": 1, "name": "figure"}]
+    for annotation in document["annotations"]:
+        annotation["category_id"] = 1
     for split in ("train", "val"):
-        (tmp_path / f"few/{split}.json").write_text(text)
+        (tmp_path / f"few/{split}.json").write_text(json.dumps(document))
     ran = distill(
         *("detect", "--student", "test_resnet", "--init", "random", "--data", tmp_path / "few"),
         *("--channels", 32, "--batch-size", 4, "--image-size", 128, "--workers", 0, "--json"),
