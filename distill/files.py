@@ -44,6 +44,8 @@ def write_all_atomically(files: Iterable[tuple[Path, bytes | memoryview]]) -> No
     with ExitStack() as stack:
         written = []
         for path, content in files:
+            if not path.name:
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             make_folder(path.parent)
             number, partial = stack.enter_context(_written_beside(path, content))
             written.append((number, partial, path))

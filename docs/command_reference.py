@@ -19,7 +19,9 @@ HIDDEN = ("help", "version", "quiet", "verbose", "config", "set")
 
 def reference() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *_of(click.Context(distill, info_name="distill"))])
+    return "\n".join(
+        [HEAD, *_of(click.Context(distill, info_name="distill", **distill.context_settings))]
+    )
 
 
 def _of(context: click.Context) -> Iterator[str]:

@@ -143,7 +143,7 @@ class Pool:
         gold: by row, the classes that experts see.
 
         Raises:
-            DataError: all models together have less.
+            DataError: all models together have less, or experts see nothing.
         """
         of_gold = np.flatnonzero(np.isin(self.rows, list(gold)))
         rows, classes = self.rows[of_gold], self.classes[of_gold]
@@ -152,7 +152,9 @@ class Pool:
         total = sum(len({*labels}) for labels in gold.values())
         votes = self.votes[of_gold].astype(np.float64)
         other = (self.top != self.labels[:, None])[rows].astype(np.float64)
-        best = Subset(models=(), precision=0.0, recall=0.0)
+        best: Subset | None = None
+        if not total:
+            raise DataError("the gold standard has no label of these images, expected some")
         for size in range(1, len(self.models) + 1):
             subsets = combinations(range(len(self.models)), size)
             while some := list(islice(subsets, SUBSETS_AT_ONCE)):
@@ -162,18 +164,19 @@ class Pool:
                 # Where all agree with the tag, nothing else is asked.
                 proposed = ((votes @ member >= TWICE) & (other @ member > 0)) | tag
                 hits = truth @ proposed
-                found, right = hits / max(1, total), hits / np.maximum(1, proposed.sum(0))
+                found, right = hits / total, hits / np.maximum(1, proposed.sum(0))
                 fit = np.flatnonzero(found >= recall).tolist() if size < len(self.models) else [0]
                 for column in fit:
-                    if right[column] > best.precision:
+                    if best is None or right[column] > best.precision:
                         models = tuple(self.models[m] for m in some[column])
                         best = Subset(
                             models=models,
                             precision=float(right[column]),
                             recall=float(found[column]),
                         )
-            if best.models:
+            if best:
                 break
+        assert best
         if best.recall < recall:
             raise DataError(
                 f"all {len(self.models)} models together propose {best.recall:.1%} of the labels "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.curate.proposals import PER_QUESTION
 from distill.curate.rating_file import RatingFile
 from distill.data.sample_ids import sample_ids
 from distill.errors import DataError, first_line
@@ -33,15 +34,22 @@ def read_questions(path: Path) -> list[Question]:
     try:
         with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
             for row in csv.DictReader(file):
+                if not (row["key"] and row["label"] and row["question"]):
+                    raise ValueError(f"an empty field in {','.join(filter(None, row.values()))!r}")
                 labels = found.setdefault((row["key"], row["question"]), [])
                 labels.append((row["label"], row.get("name") or row["label"]))
-    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(
             f"{path}: cannot be read as questions ({first_line(error)}), expected CSV with key, "
             "label and question, as `distill data real-labels propose` writes it"
         ) from error
     if not found:
         raise DataError(f"{path}: no question found, expected at least one")
+    if (most := max(map(len, found.values()))) > PER_QUESTION:
+        raise DataError(
+            f"{path}: a question of {most} labels found, expected at most {PER_QUESTION}; give "
+            "them several numbers in the column question"
+        )
     ids = sample_ids([key for key, _ in found])
     questions = [Question(key, tuple(labels)) for (key, _), labels in found.items()]
     return [questions[i] for i in np.lexsort((ids[:, 1], ids[:, 0]))]

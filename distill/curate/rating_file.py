@@ -25,7 +25,7 @@ class RatingFile:
     """The answers in one file. Safe to use from several threads."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._seen = path, _identity(path)
         self._lock = threading.Lock()
         self._answers: dict[tuple[str, str], dict[str, str]] = {}
         content = path.read_bytes()
@@ -59,10 +59,17 @@ class RatingFile:
 
         Raises:
             OSError: they cannot be written, and none of them counts.
+            DataError: the file is gone, or somebody else wrote to it.
         """
         rows = [(rater, key, label, answer) for label, answer in answers.items()]
         with self._lock:
+            if _identity(self.path) != self._seen:
+                raise DataError(
+                    f"{self.path}: changed or removed by something else, expected nobody else to "
+                    "write there; put it back and start again: no answer is taken until then"
+                )
             _append(self.path, "".join(map(_row, rows)))
+            self._seen = _identity(self.path)
             for row in rows:
                 self._count(*row)
 
@@ -90,16 +97,29 @@ def open_ratings(
         DataError: it holds something else.
         InUseError: another process adds to it.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: no plain file found, expected one; choose another")
     make_folder(path.parent)
     with sole_writer(path.parent, name=f".{path.name}.lock", cure=CURE, say=say):
         if not path.exists():
             _append(path, _row(COLUMNS))
             flush_folder(path.parent)
-        ratings, content = RatingFile(path), path.read_bytes()
+        RatingFile(path)  # before it is mended: it may be something else
+        content = path.read_bytes()
         if torn := content[content.rfind(b"\n") + 1 :]:
             say(f"{path}: its last row is torn and was taken away: {torn!r}")
             os.truncate(path, len(content) - len(torn))
-        yield ratings
+        yield RatingFile(path)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Which file it is, and how long; None where it is gone."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size
 
 
 def _append(path: Path, text: str) -> None:

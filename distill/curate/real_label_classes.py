@@ -81,7 +81,8 @@ def known_by_row(
 
 
 def _class_of(label: Label, index: Mapping[str, int], num_classes: int) -> int:
-    c = label if isinstance(label, int) else index.get(label, -1)
+    named = index.get(str(label))  # a class whose name is a number goes by its name
+    c = named if named is not None else label if isinstance(label, int) else -1
     if not 0 <= c < num_classes:
         raise DataError(
             f"reassessed label {label!r} found, expected a class of the model ({num_classes}): an "

@@ -108,25 +108,40 @@ def labels_by_key(
     return dict(by_key)
 
 
-def read_gold(path: Path) -> dict[str, dict[Label, bool]]:
-    """What experts say: by key, which of the labels that they were asked about are there.
+@dataclass(frozen=True, eq=False)
+class Gold:
+    """What experts see in an image. asked: the labels that they were asked about; None for all."""
 
-    Answers of raters, as `read_raters` reads them, of whom most must say yes; or labels as
-    `read_labels` reads them, all of them there.
+    there: frozenset[Label]
+    asked: frozenset[Label] | None = None
+
+    def says(self, label: Label) -> bool | None:
+        """Whether a label is there; None where they were not asked."""
+        return label in self.there if self.asked is None or label in self.asked else None
+
+
+def read_gold(path: Path) -> dict[str, Gold]:
+    """What experts see, by key.
+
+    Answers of raters, as `read_raters` reads them, of whom most must say yes; or all labels that
+    are there, as `read_labels` reads them.
 
     Raises:
         DataError: the file is of none of these forms.
     """
-    gold: dict[str, dict[Label, bool]] = defaultdict(dict)
     if path.suffix == ".json":
-        return {key: dict.fromkeys(labels, True) for key, labels in read_labels(path).items()}
+        return {key: Gold(frozenset(labels)) for key, labels in read_labels(path).items()}
     answers = read_raters(path)
     counts = np.zeros((len(answers.keys), len(ANSWERS)))
     np.add.at(counts, (answers.questions, answers.answers), 1)
     most = counts[:, YES] > counts[:, NO] + counts[:, MAYBE]
+    there: dict[str, set[Label]] = defaultdict(set)
+    asked: dict[str, set[Label]] = defaultdict(set)
     for key, label, yes in zip(answers.keys, answers.labels, most, strict=True):
-        gold[key][label] = bool(yes)
-    return dict(gold)
+        asked[key].add(label)
+        if yes:
+            there[key].add(label)
+    return {key: Gold(frozenset(there[key]), frozenset(asked[key])) for key in asked}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,9 +168,11 @@ class GoldCurve:
 def against_gold(
     answers: RaterAnswers,
     scored: NDArray[np.float64],
-    gold: Mapping[str, Mapping[Label, bool]],
+    gold: Mapping[str, Gold],
 ) -> GoldCurve:
     """The precision–recall curve of scores, over labels that experts were asked about.
+
+    What experts see in an image that was rated, but no rater was asked about, has a score of 0.
 
     Raises:
         DataError: raters and experts have no label in common.
@@ -166,12 +183,14 @@ def against_gold(
         binary_precision_recall_curve,
     )
 
-    pairs = zip(answers.keys, answers.labels, scored, strict=True)
-    both = [
-        (score, gold[key][label])
-        for key, label, score in pairs
-        if label in gold.get(key, {}) and not np.isnan(score)
-    ]
+    both: list[tuple[float, bool]] = []
+    left = {key: {*gold[key].there} for key in answers.keys if key in gold}
+    for key, label, score in zip(answers.keys, answers.labels, scored, strict=True):
+        says = gold[key].says(label) if key in gold else None
+        if says is not None and not np.isnan(score):
+            both.append((float(score), says))
+            left[key].discard(label)
+    both += [(0.0, True) for labels in left.values() for _ in labels] if both else []
     if not any(there for _, there in both):
         raise DataError(
             f"{answers.location}: none of its {len(answers.keys)} labels is one that the gold "
@@ -226,7 +245,9 @@ def read_agreed(path: Path) -> dict[str, list[Label]]:
     try:
         with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
             for row in csv.DictReader(file):
-                by_key[row["key"]].append(_label(row["label"] or ""))
+                if not (row["key"] and row["label"]):
+                    raise ValueError("a row without key or label")
+                by_key[row["key"]].append(_label(row["label"]))
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise DataError(
             f"{path}: cannot be read ({first_line(error)}), expected CSV with key and label"
@@ -241,7 +262,7 @@ def _labels(labels: Any) -> list[Label]:
 
 
 def _label(text: str) -> Label:
-    return int(text) if text.isascii() and text.isdecimal() else text
+    return int(text) if text.isascii() and text.isdecimal() and str(int(text)) == text else text
 
 
 def _read_npz(path: Path) -> RaterAnswers:
@@ -266,6 +287,8 @@ def _read_csv(path: Path) -> RaterAnswers:
     answers: dict[tuple[int, int], int] = {}  # the last of a rater to a question
     with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), 2):
+            if not all(row[column] for column in ("rater", "key", "label", "answer")):
+                raise ValueError(f"line {number} has an empty field")
             answer = row["answer"].strip().lower()
             if answer not in ANSWERS:
                 raise ValueError(f"line {number} has answer {answer!r}, expected no, maybe or yes")

@@ -22,6 +22,7 @@ from distill.errors import ConfigError, DataError, first_line
 from distill.hierarchy.semantic import SemanticHierarchy
 
 PREDICTIONS = 3  # of a model for an image, that are looked at
+ROUNDING = 1e-9  # of slopes
 FEWEST = 3  # models that a line can be fitted through, and have an error
 
 
@@ -120,12 +121,15 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class SlopeTest:
-    """Lines of earlier and of later models. z, p: that they are as steep, by a two-sided Z-test."""
+    """Lines of earlier and of later models. z, p: that they are as steep, by a two-sided Z-test.
+
+    None of lines without any error, which are as steep or are not.
+    """
 
     earlier: Line
     later: Line
-    z: float
-    p: float
+    z: float | None
+    p: float | None
 
 
 def progress_of(earlier: Sequence[ModelFigures], later: Sequence[ModelFigures]) -> SlopeTest:
@@ -136,8 +140,9 @@ def progress_of(earlier: Sequence[ModelFigures], later: Sequence[ModelFigures]) 
     """
     lines = [fitted([(m.accuracy, m.real_accuracy) for m in models]) for models in (earlier, later)]
     error = math.hypot(*(line.error for line in lines))
-    z = (lines[0].slope - lines[1].slope) / error if error else math.inf
-    return SlopeTest(earlier=lines[0], later=lines[1], z=z, p=math.erfc(abs(z) / math.sqrt(2)))
+    z = (lines[0].slope - lines[1].slope) / error if error > ROUNDING else None
+    p = None if z is None else math.erfc(abs(z) / math.sqrt(2))
+    return SlopeTest(earlier=lines[0], later=lines[1], z=z, p=p)
 
 
 def fitted(points: Sequence[tuple[float, float]]) -> Line:
@@ -239,9 +244,9 @@ def read_predictions(
     try:
         with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
             rows = csv.reader(file)
-            if next(rows, ["nothing"])[0] != "key":
-                raise ValueError("no column key")
-            for key, *words in rows:
+            if (header := next(rows, []))[:1] != ["key"] or len(header) < 2:
+                raise ValueError(f"columns {','.join(header)[:100]}")
+            for key, *words in filter(None, rows):
                 found = [_class_of(word, index) for word in words[:PREDICTIONS]]
                 keys.append(key)
                 classes.append(found + [-1] * (PREDICTIONS - len(found)))
@@ -251,6 +256,9 @@ def read_predictions(
             f"{path}: cannot be read as predictions ({first_line(error)}), expected CSV with key "
             f"and then classes of {hierarchy.name}, the most probable first"
         ) from error
+    if len({*keys}) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"{path}: {twice!r} appears twice, expected a line for each image")
     table, there = np.full((len(source), PREDICTIONS), -1), rows_of >= 0
     table[rows_of[there]] = np.array(classes, np.int64).reshape(-1, PREDICTIONS)[there]
     absent = np.setdiff1d(np.arange(len(source)), rows_of)

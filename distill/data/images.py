@@ -83,11 +83,13 @@ def decode_image(
     formats: tuple[str, ...] = FORMATS,
     max_pixels: int = MAX_IMAGE_PIXELS,
     enough: int | None = None,
+    upright: bool = True,
 ) -> Image.Image:
     """`read_image` for bytes that are at hand. Of an animation, the first picture.
 
     enough: pixels a side that will do. A JPEG is then decoded at a half, a quarter or an eighth of
     its size, where that is as large: a large photograph takes a fraction of the time.
+    upright: turned as a camera wrote that it should be; else as the pixels are stored.
     """
     if not len(content):
         raise DataError("not an image: 0 bytes found")
@@ -102,7 +104,7 @@ def decode_image(
                 )
             if enough:
                 image.draft(None, (enough, enough))
-            return _upright(_in_rgb(image), _orientation(image))
+            return _upright(_in_rgb(image), _orientation(image) if upright else None)
     except DataError:
         raise
     except MemoryError as error:

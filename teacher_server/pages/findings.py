@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from distill.curate.real_labels import ANSWERS
 from distill.data.sample_list import FINDINGS
+from distill.errors import DataError
 from distill.teacher_server.inspect.gallery import GalleryFilter
 from distill.teacher_server.pages.error import PageError
 from distill.teacher_server.pages.frame import HERE
@@ -63,6 +64,8 @@ def keep_answer(
     except OSError as error:
         text = f"the answer could not be kept ({error.strerror}); free the disk, send it again"
         raise PageError(503, text) from error
+    except DataError as error:
+        raise PageError(503, str(error)) from error
     return back
 
 

@@ -22,6 +22,7 @@ from distill.trainers.detection.coco import DetectionDataset, mask_of, open_scen
 from distill.trainers.detection.detector import KINDS, make_detector
 from distill.trainers.detection.train import DetectionRecipe
 from distill.trainers.recipe import Recipe
+from distill.trainers.training.finetune import start_name
 
 SMALL = ("--channels", 16, "--batch-size", 2, "--image-size", 64, "--workers", 0)
 
@@ -160,10 +161,49 @@ def test_images_of_another_size_and_classes_of_another_split(tmp_path: Path) -> 
     write(tmp_path, coco())
     Image.new("RGB", (41, 30)).save(tmp_path / "0.png")
     found = open_scenes(tmp_path, "train", masks=False)
-    with pytest.raises(DataError, match="41×30 pixels found"):
-        DetectionDataset(found, masks=False, crowds=True)[0, False]
+    wrong = DetectionDataset(found, masks=False, crowds=True)[0, False]
+    assert isinstance(wrong, DataError)
+    assert "0.png: 41×30 pixels found, annotated are 40×30" in str(wrong)
     with pytest.raises(DataError, match="not those of the training images"):
         open_scenes(tmp_path, "train", ("cat", "dog"), masks=False)
+
+
+def test_an_image_is_turned_as_its_annotations_are(tmp_path: Path) -> None:
+    write(tmp_path, coco())
+    stored = Image.fromarray(np.arange(40 * 30, dtype=np.uint16).astype(np.uint8).reshape(40, 30))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    stored.convert("RGB").save(tmp_path / "0.png", exif=turned)  # upright it is 40 × 30
+    upright = open_scenes(tmp_path, "train", masks=False)
+    as_stored = coco(
+        images=[
+            {"id": i, "file_name": f"{i}.png", "width": 30 + 10 * i, "height": 40 - 10 * i}
+            for i in range(2)
+        ]
+    )
+    (tmp_path / "train.json").write_text(json.dumps(as_stored))
+    for scenes, size in (
+        (upright, (30, 40)),
+        (open_scenes(tmp_path, "train", masks=False), (40, 30)),
+    ):
+        item = DetectionDataset(scenes, masks=False, crowds=True)[0, False]
+        assert not isinstance(item, DataError)
+        assert tuple(item[0].shape[1:]) == size
+
+
+def test_fields_that_mean_something_else_are_told(tmp_path: Path) -> None:
+    text = {"image_id": 0, "category_id": 9, "bbox": [1, 1, 5, 5], "iscrowd": "0"}
+    half = coco(images=[{"id": 0.5, "file_name": "0.png", "width": 40, "height": 30}])
+    endless = json.dumps(coco()).replace('"id": 0', '"id": Infinity')
+    for document in (coco(text), half, endless):
+        with pytest.raises(DataError, match="cannot be read as COCO"):
+            open_scenes(write(tmp_path, document), "train", masks=False)
+    crowds = coco(annotations=[{**text, "iscrowd": 1}])
+    with pytest.raises(DataError, match="no object found"):
+        open_scenes(write(tmp_path, crowds), "train", masks=False)
+    few = {**text, "iscrowd": 0, "segmentation": [[1, 1, 60, 60]], "area": float("nan")}
+    found = open_scenes(write(tmp_path, coco(few)), "train", masks=False)
+    assert found.skipped == {"with a polygon of fewer than three corners": 1}
 
 
 def test_cocos_own_layout(tmp_path: Path) -> None:
@@ -308,6 +348,28 @@ def test_errors_are_one_line(
     assert "no such weight file" in fails(*words, "--init", tmp_path / "none")
     assert "train.json or one annotations" in fails(*words, "--data", tmp_path)
     assert "expected a new folder" in fails("data", "scenes", "--out", scenes)
+    (tmp_path / "bad").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "bad" / split).mkdir()
+        for path in (scenes / split).iterdir():
+            (tmp_path / "bad" / split / path.name).write_bytes(b"no image")
+        (tmp_path / f"bad/{split}.json").write_text((scenes / f"{split}.json").read_text())
+    for workers in (0, 1):
+        said = fails(*words, "--data", tmp_path / "bad", "--workers", workers)
+        assert ".jpg: not an image" in said
+        assert "Traceback" not in said
+
+
+def test_starts_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("run.1", "random"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "run.1")
+    assert [start_name(init) for init in (".", "../run.1", "../w.safetensors", "random")] == [
+        *("run.1", "run.1", "w", "random")
+    ]
+    for init in ("../random", "/"):
+        with pytest.raises(ConfigError, match="expected one of its own"):
+            start_name(init)
 
 
 @pytest.mark.slow

@@ -117,6 +117,32 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: str) ->
     assert path.read_text() == content
 
 
+def test_a_file_that_something_else_changes_takes_no_answer(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with open_ratings(path) as file:
+        file.add("ann", "a", {"n1": "yes"})
+        with path.open("a") as other:
+            other.write("bob,a,n1,no")  # and no end of the line, as an editor may leave it
+        for change in (lambda: None, path.unlink):
+            change()
+            with pytest.raises(DataError, match="changed or removed by something else"):
+                file.add("ann", "b", {"n1": "yes"})
+        assert not path.exists()
+
+
+def test_a_link_to_a_file_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(tmp_path / "a.csv")
+    with (
+        open_ratings(tmp_path / "a.csv"),
+        pytest.raises(InUseError),
+        open_ratings(tmp_path / "link.csv"),
+    ):
+        pass
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="no plain file"), open_ratings(tmp_path / "pipe"):
+        pass
+
+
 def test_an_answer_that_cannot_be_written_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +192,9 @@ def test_questions_go_to_enough_raters_and_no_more(tmp_path: Path) -> None:
 def test_questions_are_of_parts_of_an_image(proposed: Path, tmp_path: Path) -> None:
     questions = read_questions(proposed / "questions.csv")
     assert sorted((q.key, len(q.labels)) for q in questions) == [("a", 2), ("b", 1), ("b", 1)]
-    for content in ("", "key,label\na,b\n", "key,label,question\n"):
+    many = "key,label,question\n" + "".join(f"a,n{i},0\n" for i in range(9))
+    odd = ("", "key,label\na,b\n", "key,label,question\n", "key,label,question\na,,0\n", many)
+    for content in odd:
         (tmp_path / "q.csv").write_text(content)
         with pytest.raises(DataError, match="expected"):
             read_questions(tmp_path / "q.csv")

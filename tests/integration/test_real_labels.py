@@ -424,7 +424,7 @@ def test_a_study_of_models_and_their_files(
         ("c1", "b"),
         ("c5", ""),
     }
-    files = [tmp_path / "study" / f"{name}.csv" for name in "ab"]
+    files = [tmp_path / "study/predictions" / f"{name}.csv" for name in "ab"]
     words = ("data", "real-labels", "study", *files, "--data", tmp_path / "data", *common[:2])
     more = ("--label-set", tmp_path / "labels.json", "--out", tmp_path / "again")
     again = distill(*words, *more, "--json")
@@ -438,3 +438,58 @@ def test_a_study_of_models_and_their_files(
     assert "no model is right about 1 images" in shown
     assert "at least 3 of different" in fails(*command, *common, "--earlier", 1)
     assert "two models are called a" in fails(*command[:4], models[0], *command[5:], *common)
+
+
+def test_classes_that_are_called_by_numbers_go_by_their_names(
+    tmp_path: Path,
+    distill,  # type: ignore[no-untyped-def]
+) -> None:
+    names = ("10", "2", "0")
+    write_folder(tmp_path / "data" / "val", names, images=2)
+    (tmp_path / "labels.json").write_text(json.dumps({"parents": dict.fromkeys(names)}))
+    keys = [(f"{name}/{name}_{i}", name) for name in names for i in range(2)]
+    predictions = "key,first\n" + "".join(f"{key},{name}\n" for key, name in keys)
+    (tmp_path / "right.csv").write_text(predictions)
+    answers = write_csv(tmp_path / "answers.csv", [[0, key, name, "yes"] for key, name in keys])
+    decided = ("data", "real-labels", "from-raters", answers, "--out", tmp_path / "real.json")
+    assert distill(*decided).code == 0
+    words = ("data", "real-labels", "study", tmp_path / "right.csv", "--data", tmp_path / "data")
+    more = ("--label-set", tmp_path / "labels.json", "--labels", tmp_path / "real.json")
+    found = json.loads(distill(*words, *more, "--out", tmp_path / "study", "--json").out)
+    assert found["models"]["right"]["accuracy"] == found["models"]["right"]["real_accuracy"] == 1
+
+
+def test_labels_that_experts_do_not_list_are_not_there(tmp_path: Path, distill) -> None:  # type: ignore[no-untyped-def]
+    rows = [[r, "a", f"n{i}", "yes"] for i in range(3) for r in range(3)]
+    answers = write_csv(tmp_path / "answers.csv", rows)
+    write_labels(tmp_path / "gold.json", {"a": ["n0", "n9"], "other": ["n1"]})
+    ran = distill(
+        *("data", "real-labels", "from-raters", answers, "--out", tmp_path / "real.json"),
+        *("--gold", tmp_path / "gold.json", "--json"),
+    )
+    judged = json.loads(ran.out)["gold"]
+    assert judged["precision"] == pytest.approx(1 / 3)
+    assert judged["recall"] == 0.5  # nobody was asked about n9
+
+
+def test_odd_rows_and_places_are_one_line(
+    tmp_path: Path,
+    fails,  # type: ignore[no-untyped-def]
+    hierarchy: SemanticHierarchy,
+) -> None:
+    decide = ("data", "real-labels", "from-raters", tmp_path / "a.csv", "--out")
+    for row in (",,,yes", "1,a,,yes", "1"):
+        (tmp_path / "a.csv").write_text(f"rater,key,label,answer\n{row}\n")
+        assert "line 2 has an empty field" in fails(*decide, tmp_path / "real.json")
+    (tmp_path / "a.csv").write_text("rater,key,label,answer\n1,a,n1,yes\n")
+    assert "Is a directory" in fails(*decide, ".")
+    write_csv(tmp_path / "agreed.csv", [["a", "", "x"]], "key,label,name")
+    agreed = ("--agreed", tmp_path / "agreed.csv")
+    assert "a row without key or label" in fails(*decide, tmp_path / "real.json", *agreed)
+    write_folder(tmp_path / "data" / "val", (hierarchy.synsets[0],))
+    models = []
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        models.append(constant_model(tmp_path / folder / "run", hierarchy, [0]))
+    propose = ("data", "real-labels", "propose", *models, "--data", tmp_path / "data", *MACHINE)
+    assert "expected different names" in fails(*propose, "--out", tmp_path / "out")

@@ -132,6 +132,13 @@ def test_lines_are_those_of_scipy(random: np.random.Generator) -> None:
     assert found.p == pytest.approx(2 * norm.sf(abs(z)))
 
 
+def test_lines_without_an_error_are_compared_by_nothing() -> None:
+    lines = [[_model(x, x) for x in xs] for xs in ((0.2, 0.5, 0.9), (0.3, 0.4, 0.8))]
+    found = progress_of(*lines)
+    assert (found.z, found.p) == (None, None)
+    assert found.earlier.slope == pytest.approx(found.later.slope)
+
+
 def test_too_little_is_said() -> None:
     with pytest.raises(ConfigError, match="at least 3 of different"):
         fitted([(0.1, 0.2), (0.2, 0.3)])
@@ -153,8 +160,11 @@ def test_predictions_as_a_file(tmp_path: Path) -> None:
     assert read_predictions(path, source, hierarchy).tolist() == [[1, -1, 0], [2, -1, -1]]
     for content, said in (
         (f"key,x\n{keys[0]},1\n", "lacks 1 of the 2 images"),
-        ("", "no column key"),
-        ("name,x\n", "no column key"),
+        ("", "cannot be read as predictions"),
+        ("\nkey,x\n", "cannot be read as predictions"),
+        ("key\n", "cannot be read as predictions"),
+        ("name,x\n", "columns name,x"),
+        (f"key,x\n{keys[0]},1\n{keys[0]},1\n", "appears twice"),
         (f"key,x\n{keys[0]},9\n", "class 9"),
         (f"key,x\n{keys[0]},dog\n", "expected CSV with key"),
     ):

@@ -8,13 +8,14 @@ their split. What has no extent is left out and counted.
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -93,11 +94,10 @@ def open_scenes(
     except DataError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{path}: cannot be read as COCO's annotations ({type(error).__name__}: "
-            f"{first_line(error)}), expected images, annotations and categories"
-        ) from error
-    if not any(scene.things for scene in found.scenes):
+        raise _unreadable(path, error) from error
+    except OverflowError as error:
+        raise _unreadable(path, error) from error
+    if not any(not thing.crowd for scene in found.scenes for thing in scene.things):
         raise DataError(f"{path}: no object found, expected some to train or judge by")
     if classes is not None and tuple(classes) != found.classes:
         other = next((c for c in found.classes if c not in classes), "another order")
@@ -106,6 +106,13 @@ def open_scenes(
             "same, in the same order"
         )
     return found
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: cannot be read as COCO's annotations ({type(error).__name__}: "
+        f"{first_line(error)}), expected images, annotations and categories"
+    )
 
 
 def _annotations(folder: Path, split: str) -> Path:
@@ -124,18 +131,18 @@ def _annotations(folder: Path, split: str) -> Path:
 
 
 def _read(document: Any, folder: Path, split: str, path: Path, *, masks: bool) -> Scenes:
-    categories = sorted(document["categories"], key=lambda each: int(each["id"]))
-    label_of = {int(each["id"]): i for i, each in enumerate(categories, 1)}
+    categories = sorted(document["categories"], key=lambda each: _whole(each["id"]))
+    label_of = {_whole(each["id"]): i for i, each in enumerate(categories, 1)}
     classes = tuple(str(each["name"]) for each in categories)
     if len(label_of) < len(categories) or len({*classes}) < len(classes):
         raise DataError(f"{path}: two categories of one id or name found, expected different ones")
-    images = {int(each["id"]): each for each in document["images"]}
+    images = {_whole(each["id"]): each for each in document["images"]}
     if len(images) < len(document["images"]):
         raise DataError(f"{path}: two images of one id found, expected different ones")
     things: dict[int, list[Thing]] = {number: [] for number in images}
     skipped: Counter[str] = Counter()
     for i, each in enumerate(document["annotations"]):
-        if int(each["image_id"]) not in images or int(each["category_id"]) not in label_of:
+        if _whole(each["image_id"]) not in images or _whole(each["category_id"]) not in label_of:
             raise DataError(
                 f"{path}: annotation {i} is of image {each['image_id']!r} and category "
                 f"{each['category_id']!r}, expected ones that the file lists"
@@ -166,6 +173,9 @@ def _thing(each: Any, label_of: Mapping[int, int], width: int, height: int) -> "
     x, y, w, h = (float(value) for value in each["bbox"])
     if not all(map(math.isfinite, (x, y, w, h))):
         return "with a box that is no number"
+    polygons = each.get("segmentation")
+    if isinstance(polygons, list) and any(len(p) < 6 or len(p) % 2 for p in polygons):
+        return "with a polygon of fewer than three corners"
     box = max(0.0, x), max(0.0, y), min(float(width), x + w), min(float(height), y + h)
     if box[2] - box[0] < SMALLEST or box[3] - box[1] < SMALLEST:
         return "with a box of no extent in the image"
@@ -173,9 +183,16 @@ def _thing(each: Any, label_of: Mapping[int, int], width: int, height: int) -> "
         box=box,
         label=label_of[int(each["category_id"])],
         shape=each.get("segmentation"),
-        area=float(each.get("area", w * h)),
-        crowd=bool(each.get("iscrowd", 0)),
+        area=area if math.isfinite(area := float(each.get("area", w * h))) else w * h,
+        crowd=bool(_whole(each.get("iscrowd", 0))),
     )
+
+
+def _whole(number: Any) -> int:
+    """A number that is whole; text is none."""
+    if isinstance(number, str) or int(number) != number:
+        raise ValueError(f"{number!r} where a whole number was expected")
+    return int(number)
 
 
 def _find(folder: Path, split: str, path: Path, names: Sequence[str]) -> dict[str, Path]:
@@ -197,7 +214,11 @@ def _find(folder: Path, split: str, path: Path, names: Sequence[str]) -> dict[st
     return found
 
 
-class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+Item = tuple[Tensor, dict[str, Tensor]]
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+class DetectionDataset(Dataset[Item | DataError]):
     """Images [3, H, W] in [0, 1] with boxes, labels, and masks where they are asked for.
 
     Item (row, flip). Crowds are told as such for judging, and left out for training.
@@ -209,15 +230,15 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def __len__(self) -> int:
         return len(self.scenes.scenes)
 
-    def __getitem__(self, item: tuple[int, bool]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __getitem__(self, item: tuple[int, bool]) -> "Item | DataError":
         row, flip = item
-        scene = self.scenes.scenes[row]
-        image = decode_image(scene.path.read_bytes())
-        if (image.height, image.width) != scene.size:
-            raise DataError(
-                f"{scene.path}: {image.width}×{image.height} pixels found, annotated are "
-                f"{scene.size[1]}×{scene.size[0]}; expected the image that was annotated"
-            )
+        try:
+            return self._item(self.scenes.scenes[row], flip=flip)
+        except DataError as error:  # in a process of a loader its text would be another's traceback
+            return DataError(f"{self.scenes.scenes[row].path}: {error}; repair it, or leave it out")
+
+    def _item(self, scene: Scene, *, flip: bool) -> Item:
+        image = _annotated(scene)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         things = [thing for thing in scene.things if self.crowds or not thing.crowd]
         target = {
@@ -265,8 +286,37 @@ def mask_of(shape: Any, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.ui
     return plane
 
 
-def collated(
-    items: Sequence[tuple[Tensor, dict[str, Tensor]]],
-) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Images of any sizes side by side."""
-    return [image for image, _ in items], [target for _, target in items]
+def _annotated(scene: Scene) -> Image.Image:
+    """The image as it was annotated: upright, or as its pixels are stored, by its size.
+
+    Raises:
+        DataError: it has neither size.
+    """
+    content = scene.path.read_bytes()
+    for upright in (True, False):
+        image = decode_image(content, upright=upright)
+        if (image.height, image.width) == scene.size:
+            return image
+    raise DataError(
+        f"{image.width}×{image.height} pixels found, annotated are {scene.size[1]}×{scene.size[0]}"
+    )
+
+
+def collated(items: Sequence[Item | DataError]) -> Batch | DataError:
+    """Images of any sizes side by side; or the first error."""
+    good = [item for item in items if not isinstance(item, DataError)]
+    if len(good) < len(items):
+        return next(item for item in items if isinstance(item, DataError))
+    return [image for image, _ in good], [target for _, target in good]
+
+
+def whole(batches: Iterable[Batch | DataError]) -> Iterator[Batch]:
+    """Those without an error.
+
+    Raises:
+        DataError: an image or a mask cannot be read.
+    """
+    for batch in batches:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch

@@ -26,11 +26,11 @@ from distill.errors import ConfigError, NotFiniteError
 from distill.files import write_atomically
 from distill.models.torch_files import load_torch_file
 from distill.progress import progress
-from distill.trainers.detection.coco import DetectionDataset, Scenes, collated
+from distill.trainers.detection.coco import DetectionDataset, Scenes, collated, whole
 from distill.trainers.detection.detector import Kind, make_detector
 from distill.trainers.models.student import create_student, student_input
 from distill.trainers.recipe import Recipe
-from distill.trainers.training.finetune import RANDOM, Crossing, crossing
+from distill.trainers.training.finetune import RANDOM, Crossing, crossing, start_name
 
 SHARES, MOST_S = (3, 9), (60_000, 20_000)  # of the last iterations, at a tenth and a hundredth
 RECORD, CHECKPOINT, WEIGHTS = "run.json", "checkpoint.pt", "detector.safetensors"
@@ -117,7 +117,7 @@ def train_detector(
     saved_at, stopped = time.monotonic(), False
     model.train()
     with progress("detect", recipe.iterations, "iterations", done=done) as tick:
-        for images, targets in loader:
+        for images, targets in whole(loader):
             if stopped := stop():
                 break
             torch.manual_seed((recipe.seed << 32) + done)  # detectors draw what they learn from
@@ -220,7 +220,7 @@ def judge(
         multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),
     )
-    for images, targets in loader:
+    for images, targets in whole(loader):
         found = [
             {name: each.cpu() for name, each in one.items()}
             for one in model([image.to(device) for image in images])
@@ -258,9 +258,10 @@ class _Run:
     ) -> "_Run":
         about = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
         for scenes in (training, validation):
+            about.update(json.dumps(scenes.classes).encode())
             for scene in scenes.scenes:
-                named = [scene.path.name, scene.size, [(t.box, t.label) for t in scene.things]]
-                about.update(json.dumps(named).encode())
+                things = [(t.box, t.label, t.crowd, t.area, t.shape) for t in scene.things]
+                about.update(json.dumps([str(scene.path), scene.size, things]).encode())
         return cls(out=out, identity=about.hexdigest(), recipe=recipe)
 
     def resume(
@@ -320,7 +321,7 @@ def starts_of(recipes: Mapping[str, DetectionRecipe], longer: float) -> dict[str
     Raises:
         ConfigError: fewer than two, or two of one name.
     """
-    names = [Path(init).stem for init in recipes]
+    names = [start_name(init) for init in recipes]
     if len({*names}) < max(2, len(names)):
         raise ConfigError(
             f"{', '.join(names) or 'nothing'} found in --compare, expected two or more starts of "

@@ -172,7 +172,7 @@ def compare(
     catch up. Ends early where a run was stopped.
     """
     reports: dict[str, TrainReport] = {}
-    names = [Path(init).stem for init in inits]
+    names = [start_name(init) for init in inits]
     absent = [i for i in inits if i not in (RANDOM, PRETRAINED) and not Path(i).exists()]
     if absent:
         raise ConfigError(
@@ -191,6 +191,23 @@ def compare(
         if reports[name].stopped:
             break
     return reports
+
+
+def start_name(init: str) -> str:
+    """What the folder of a start is called: its own word, or a run's folder, or a file's stem.
+
+    Raises:
+        ConfigError: a run or a file has a name that means something else, or none.
+    """
+    if init in (RANDOM, PRETRAINED):
+        return init
+    path = Path(init).resolve()
+    name = path.name if path.is_dir() else path.stem
+    if name in ("", RANDOM, PRETRAINED):
+        raise ConfigError(
+            f"{init} found in --compare, whose name is {name!r}, expected one of its own; rename it"
+        )
+    return name
 
 
 def crossing(

@@ -76,6 +76,7 @@ def propose(
     from distill.curate.real_label_classes import known_by_row
     from distill.curate.real_labels import read_gold
     from distill.data.source import label_indices
+    from distill.errors import ConfigError
     from distill.files import write_csv
     from distill.models.creation import pick_device
     from distill.trainers.evaluation.top_classes import label_set_of, predict_top_classes
@@ -86,6 +87,9 @@ def propose(
     hierarchy = label_set_of(label_set, opened[0].hierarchy, opened[0].num_classes)
     source = data.open().limited(limit)
     labels = label_indices(source, hierarchy)
+    if len({model.name for model in opened}) < len(opened):
+        names = ", ".join(model.name for model in opened)
+        raise ConfigError(f"models {names} found, expected different names; rename their folders")
     machine = Machine(device=pick_device(device), workers=workers)
     predictions = [
         predict_top_classes(
@@ -96,10 +100,7 @@ def propose(
     pool, chosen = Pool.of(predictions, labels, per_image=per_image), None
     unreadable = int((pool.top == -2).all(1).sum())
     if gold:
-        seen = {
-            key: [label for label, there in known.items() if there]
-            for key, known in read_gold(gold).items()
-        }
+        seen = {key: [*known.there] for key, known in read_gold(gold).items()}
         by_row = known_by_row(seen, source, hierarchy, hierarchy.num_classes)
         experts = {row: classes for row, classes in enumerate(by_row) if classes is not None}
         chosen = pool.smallest(experts, recall)

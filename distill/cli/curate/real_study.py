@@ -84,6 +84,7 @@ def study(
         progress_of,
     )
     from distill.data.source import label_indices
+    from distill.errors import ConfigError, first_line
     from distill.files import write_csv
 
     source = data.open().limited(limit)
@@ -102,8 +103,14 @@ def study(
     rows = list(figures.values())
     half = len(rows) // 2 if earlier is None else earlier
     progress = None
+    why_not = f"fewer than {2 * FEWEST} models"
     if earlier is not None or half >= FEWEST:
-        progress = progress_of(rows[:half], rows[half:])
+        try:
+            progress = progress_of(rows[:half], rows[half:])
+        except ConfigError as error:
+            if earlier is not None:
+                raise
+            why_not = first_line(error)
     classes, left = classes_of(studied), mistakes(predicted, studied)
     by_model = [accuracy_by_class(each, studied, classes) for each in predicted.values()]
     write_csv(
@@ -173,9 +180,11 @@ def study(
     if progress:
         lines.append(
             f"slope of reassessed accuracy: {progress.earlier.slope:.2f} of the {half} earlier "
-            f"models, {progress.later.slope:.2f} of the {len(rows) - half} later; equal with "
-            f"p = {progress.p:.2g}"
+            f"models, {progress.later.slope:.2f} of the {len(rows) - half} later; "
+            + ("without any error" if progress.p is None else f"equal with p = {progress.p:.2g}")
         )
+    else:
+        lines.append(f"slopes of earlier and later models are not compared: {why_not}")
     lines += [
         f"{document['ambiguous']} of {len(classes)} classes leave an oracle below 90%: "
         + ", ".join(f"{name(synsets[each.c])} {each.oracle:.0%}" for each in classes[:SHOWN]),
@@ -224,8 +233,12 @@ def _predictions(
     machine = Machine(device=pick_device(device), workers=workers)
     for model in models:
         name = Path(model).stem if model not in opened else opened[model].name
-        if name in found:
-            raise ConfigError(f"two models are called {name}, expected names of their own")
+        if name in found or "/" in name:
+            raise ConfigError(
+                f"two models are called {name}, expected names of their own; rename their files"
+                if name in found
+                else f"a model is called {name!r}, expected a name of a file"
+            )
         if model not in opened:
             found[name] = read_predictions(Path(model), source, hierarchy)
             continue
@@ -239,7 +252,7 @@ def _predictions(
         )
         found[name] = np.where(said.seen[:, None], said.classes[:, :PREDICTIONS], -1)
         write_csv(
-            out / f"{name.replace('/', '_')}.csv",
+            out / "predictions" / f"{name}.csv",
             ["key", *(f"prediction{k}" for k in range(found[name].shape[1]))],
             [
                 [sample.key, *(hierarchy.synsets[c] if c >= 0 else "" for c in row)]

@@ -211,9 +211,17 @@ def detect(
             "crossing": met and asdict(met),
         },
         *(_last(f"{name}: ", report) for name, report in reports.items()),
-        "random weights do not reach the other within their iterations"
-        if met is None
-        else f"random weights reach the other at iteration {met.epoch:.0f}, AP {met.accuracy:.1%}",
+        *([] if "random" in reports else ["no start has random weights, so none is overtaken"]),
+        *(
+            ["random weights do not reach the other within their iterations"]
+            if met is None and "random" in reports
+            else []
+        ),
+        *(
+            [f"random weights reach the other at iteration {met.epoch:.0f}, AP {met.accuracy:.1%}"]
+            if met
+            else []
+        ),
         f"plot: {out / 'comparison.png'}",
     )
 
