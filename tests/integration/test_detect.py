@@ -1,6 +1,7 @@
 """`distill detect`: annotations of any kind, detectors on backbones, runs that go on."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -286,7 +287,8 @@ def test_a_run_goes_on_to_the_same_detector(
     assert [each["iteration"] for each in report["history"]] == [2, 4]
     parts = [*map(str, words[:-1]), str(tmp_path / "parts"), "--validate-every", "2"]
     command = [sys.executable, "-m", "distill.cli.main", *parts]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    alike = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums of other threads round otherwise
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=alike)
     while not (tmp_path / "parts/checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
