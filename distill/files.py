@@ -136,9 +136,14 @@ def _naming(path: Path) -> Iterator[None]:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table, in UTF-8; names of files that are none survive as they do in `sample_id`."""
+    write_atomically(path, csv_text([header, *rows]).encode("utf-8", "surrogatepass"))
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Lines of a table."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_atomically(path, text.getvalue().encode("utf-8", "surrogatepass"))
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 @contextmanager

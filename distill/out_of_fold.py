@@ -75,6 +75,7 @@ class FoldWork:
 
 def judge_folds(
     works: Sequence[FoldWork],
+    source: ImageSource,
     *,
     jobs: int,
     stop: Callable[[], bool],
@@ -82,13 +83,15 @@ def judge_folds(
 ) -> bool:
     """Train and ask the teachers of all folds, `jobs` at a time; whether all are done.
 
+    source: all images, as each process opens them again.
+
     Raises:
         ConfigError: a fold is of no image, or a folder holds another run.
         StoreMismatchError: a folder holds another store.
         DataError: a label is none of the hierarchy's, too many images cannot be read, or a process
         was killed.
     """
-    source, done = works[0].source(), 0
+    done = 0
     counts = np.bincount(fold_of(source.ids, len(works)), minlength=len(works))
     if not counts.all():
         raise ConfigError(

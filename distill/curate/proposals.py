@@ -93,13 +93,9 @@ class Pool:
         """per_image: how many of a model's most confident predictions count, by logit and by
         probability, on average over images.
         """
-        count, classes = (
-            int(per_image * len(labels)),
-            1
-            + max(
-                int(labels.max(initial=0)), *(int(model.classes.max(initial=0)) for model in models)
-            ),
-        )
+        count = int(per_image * len(labels))
+        named = (labels, *(model.classes for model in models))
+        classes = 1 + max(int(each.max(initial=0)) for each in named)
         places, votes = [np.flatnonzero(labels >= 0) * classes + labels[labels >= 0]], []
         for model in models:
             cast = model.votes(count)
@@ -145,16 +141,16 @@ class Pool:
         Raises:
             DataError: all models together have less, or experts see nothing.
         """
+        total = sum(len({*labels}) for labels in gold.values())
+        if not total:
+            raise DataError("the gold standard has no label of these images, expected some")
         of_gold = np.flatnonzero(np.isin(self.rows, list(gold)))
         rows, classes = self.rows[of_gold], self.classes[of_gold]
         tag = (classes == self.labels[rows])[:, None]
         truth = np.array([c in gold[r] for r, c in zip(rows, classes, strict=True)], np.float64)
-        total = sum(len({*labels}) for labels in gold.values())
         votes = self.votes[of_gold].astype(np.float64)
         other = (self.top != self.labels[:, None])[rows].astype(np.float64)
         best: Subset | None = None
-        if not total:
-            raise DataError("the gold standard has no label of these images, expected some")
         for size in range(1, len(self.models) + 1):
             subsets = combinations(range(len(self.models)), size)
             while some := list(islice(subsets, SUBSETS_AT_ONCE)):

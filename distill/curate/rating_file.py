@@ -15,7 +15,7 @@ from pathlib import Path
 
 from distill.curate.real_labels import ANSWERS
 from distill.errors import DataError, first_line
-from distill.files import flush_folder, make_folder, sole_writer
+from distill.files import csv_text, flush_folder, make_folder, sole_writer
 
 COLUMNS = ("rater", "key", "label", "answer")
 CURE = "stop it, or choose another file"
@@ -29,7 +29,15 @@ class RatingFile:
         self._lock = threading.Lock()
         self._answers: dict[tuple[str, str], dict[str, str]] = {}
         content = path.read_bytes()
-        self._read(content[: content.rfind(b"\n") + 1])
+        self._whole = content.rfind(b"\n") + 1
+        self._read(content[: self._whole])
+
+    def mend(self, say: Callable[[str], None]) -> None:
+        """Take away what a power cut left of a row, so that the next one begins a line."""
+        if torn := self.path.read_bytes()[self._whole :]:
+            say(f"{self.path}: its last row is torn and was taken away: {torn!r}")
+            os.truncate(self.path, self._whole)
+            self._seen = _identity(self.path)
 
     def _read(self, whole: bytes) -> None:
         """The lines that are whole: a power cut, or another process at work, may leave half of one.
@@ -68,7 +76,7 @@ class RatingFile:
                     f"{self.path}: changed or removed by something else, expected nobody else to "
                     "write there; put it back and start again: no answer is taken until then"
                 )
-            _append(self.path, "".join(map(_row, rows)))
+            _append(self.path, csv_text(rows))
             self._seen = _identity(self.path)
             for row in rows:
                 self._count(*row)
@@ -103,14 +111,11 @@ def open_ratings(
     make_folder(path.parent)
     with sole_writer(path.parent, name=f".{path.name}.lock", cure=CURE, say=say):
         if not path.exists():
-            _append(path, _row(COLUMNS))
+            _append(path, csv_text([COLUMNS]))
             flush_folder(path.parent)
-        RatingFile(path)  # before it is mended: it may be something else
-        content = path.read_bytes()
-        if torn := content[content.rfind(b"\n") + 1 :]:
-            say(f"{path}: its last row is torn and was taken away: {torn!r}")
-            os.truncate(path, len(content) - len(torn))
-        yield RatingFile(path)
+        ratings = RatingFile(path)
+        ratings.mend(say)
+        yield ratings
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
@@ -139,9 +144,3 @@ def _append(path: Path, text: str) -> None:
             raise
     finally:
         os.close(number)
-
-
-def _row(values: tuple[str, ...]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue()

@@ -4,7 +4,6 @@ Every drawn class is a WordNet noun. Colour, size, rotation, place, background a
 share of the training images is tagged with an ancestor of the true class; labels.csv keeps both.
 """
 
-import csv
 import io
 import tarfile
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from distill.files import write_atomically
+from distill.files import write_atomically, write_csv
 from distill.hierarchy.semantic import SemanticHierarchy
 
 Points = NDArray[np.float64]  # [n, 2], about the origin, at most about 1 away from it
@@ -61,11 +60,7 @@ def write_figures(folder: Path, figures: FigureSet) -> None:
                 _add(tar, f"{key}.wnid", tagged.encode())
                 rows.append((split, key, wnid, tagged))
         write_atomically(folder / f"{split}-000000.tar", buffer.getvalue())
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["split", "key", "true_wnid", "tagged_wnid"])
-    writer.writerows(rows)
-    write_atomically(folder / "labels.csv", table.getvalue().encode())
+    write_csv(folder / "labels.csv", ["split", "key", "true_wnid", "tagged_wnid"], rows)
 
 
 def render_figure(wnid: str, pixels: int, random: Random) -> Image.Image:
@@ -86,8 +81,13 @@ def render_figure(wnid: str, pixels: int, random: Random) -> Image.Image:
             draw.polygon(placed, fill=fill)
         else:
             draw.line([*placed, *placed[:2]], fill=ink, width=round(side * 0.03), joint="curve")
+    return finished(image, pixels, 10, random)
+
+
+def finished(image: Image.Image, pixels: int, most_noise: float, random: Random) -> Image.Image:
+    """What was drawn larger, at its size and with noise."""
     small = image.resize((pixels, pixels), Image.Resampling.BOX)
-    noise = random.normal(0, random.uniform(0, 10), (pixels, pixels, 3))
+    noise = random.normal(0, random.uniform(0, most_noise), (pixels, pixels, 3))
     return Image.fromarray(np.clip(np.asarray(small) + noise, 0, 255).astype(np.uint8))
 
 

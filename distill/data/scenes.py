@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from distill.data.plane_figures import HIERARCHY, OUTLINES, background, two_colours
+from distill.data.plane_figures import HIERARCHY, OUTLINES, background, finished, two_colours
 from distill.files import write_all_atomically, write_atomically
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.process_pool import map_in_processes
@@ -108,10 +108,7 @@ def render_scene(
                 "iscrowd": 0,
             }
         )
-    picture = image.resize((pixels, pixels), Image.Resampling.BOX)
-    noise = random.normal(0, random.uniform(0, 8), (pixels, pixels, 3))
-    noisy = np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8)
-    return Image.fromarray(noisy), figures
+    return finished(image, pixels, 8, random), figures
 
 
 def _placed(side: int, random: np.random.Generator) -> Iterator[tuple[np.ndarray, int]]:

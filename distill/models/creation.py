@@ -162,7 +162,7 @@ def gpus() -> list[str]:
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
 
 
-def devices_of(name: str) -> list[str]:
+def devices_named(name: str) -> list[str]:
     """All that work may be spread over: `auto` is every GPU, or the CPU; another name is itself."""
     return (gpus() or ["cpu"]) if name == "auto" else [name]
 

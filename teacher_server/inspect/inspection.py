@@ -180,12 +180,13 @@ class Inspection:
 
     def confirmed(self, verdict: Callable[[int, int], str | None]) -> "Inspection":
         """With those of its findings that people confirm. verdict: of a row and a class."""
-        verdicts = self.tags.verdicts.copy()
-        for kind, answer in ((self.tags.missing, "yes"), (self.tags.suspect, "no")):
-            for row in map(int, kind.rows):
-                proposal = self.proposal(row)
-                assert proposal
-                if verdict(row, self.question(row, proposal)) != answer:
+        verdicts, tags = self.tags.verdicts.copy(), self.tags
+        for found, classes, answer in (
+            (tags.missing, tags.missing.proposed, "yes"),
+            (tags.suspect, self.labels[tags.suspect.rows], "no"),
+        ):
+            for row, c in zip(map(int, found.rows), map(int, classes), strict=True):
+                if verdict(row, c) != answer:
                     verdicts[row] = (Verdict.GOOD, 0, 0)
         narrowed = replace(self)
         narrowed.__dict__["tags"] = TagFindings(verdicts)

@@ -1,6 +1,9 @@
 """The error of a page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from distill.errors import DataError
 
 
 class PageError(Exception):
@@ -21,3 +24,19 @@ class PageError(Exception):
         super().__init__(text)
         self.status, self.text, self.wait, self.choices = status, text, wait, choices
         self.retry_after_s = retry_after_s
+
+
+@contextmanager
+def keeping() -> Iterator[None]:
+    """Around keeping what a rater says.
+
+    Raises:
+        PageError: 503, it is not kept.
+    """
+    try:
+        yield
+    except OSError as error:
+        text = f"the answer could not be kept ({error.strerror}); free the disk, send it again"
+        raise PageError(503, text) from error
+    except DataError as error:
+        raise PageError(503, str(error)) from error

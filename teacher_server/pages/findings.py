@@ -5,17 +5,16 @@ An answer is one of a rater about a label of an image, in the same file as those
 whether the tag is right.
 """
 
-import csv
-import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from distill.curate.real_labels import ANSWERS
 from distill.data.sample_list import FINDINGS
-from distill.errors import DataError
+from distill.files import csv_text
 from distill.teacher_server.inspect.gallery import GalleryFilter
-from distill.teacher_server.pages.error import PageError
+from distill.teacher_server.inspect.inspection import Proposal
+from distill.teacher_server.pages.error import PageError, keeping
 from distill.teacher_server.pages.frame import HERE
 from distill.teacher_server.pages.site import Site, StoreSnapshot
 
@@ -33,9 +32,10 @@ class Asked:
     given: str
 
 
-def asked_about(site: Site, look: StoreSnapshot, row: int, rater: str) -> Asked | None:
+def asked_about(
+    site: Site, look: StoreSnapshot, row: int, proposal: Proposal | None, rater: str
+) -> Asked | None:
     """What people are asked about an image; None where there is no finding, or nobody is asked."""
-    proposal = look.inspection.proposal(row)
     if site.ratings is None or look.pictures is None or proposal is None:
         return None
     c = look.inspection.question(row, proposal)
@@ -52,30 +52,26 @@ def keep_answer(
     Raises:
         PageError: it is of another finding, or cannot be kept.
     """
-    asked, answer, back = asked_about(site, look, row, rater), form.get("answer"), form.get("next")
+    asked = asked_about(site, look, row, look.inspection.proposal(row), rater)
+    answer, back = form.get("answer"), form.get("next")
     if asked is None or asked.label != form.get("label"):
         raise PageError(409, "The finding is another one by now; look at it again.")
     if answer not in ANSWERS or not BACK.fullmatch(back or ""):
         raise PageError(400, "expected an answer: yes, maybe or no")
     assert site.ratings
     assert back
-    try:
+    with keeping():
         site.ratings.add(rater or HERE, asked.key, {asked.label: answer})
-    except OSError as error:
-        text = f"the answer could not be kept ({error.strerror}); free the disk, send it again"
-        raise PageError(503, text) from error
-    except DataError as error:
-        raise PageError(503, str(error)) from error
     return back
 
 
 def listed(site: Site, look: StoreSnapshot, wanted: GalleryFilter) -> Iterator[str]:
     """CSV of all images of a gallery, some lines at a time."""
-    yield _lines([FINDINGS])
+    yield csv_text([FINDINGS])
     start: int | None = 0
     while start is not None:
         page = look.gallery.page(wanted, start, ROWS_AT_ONCE)
-        yield _lines([_row(site, look, row) for row in page.rows])
+        yield csv_text([_row(site, look, row) for row in page.rows])
         start = page.after
 
 
@@ -91,9 +87,3 @@ def _row(site: Site, look: StoreSnapshot, row: int) -> tuple[str, ...]:
     seen = synsets[proposal.proposed], site.tree.name(proposal.proposed)
     figures = f"{proposal.prob:.4f}", f"{proposal.score:.4f}"
     return (key, *tagged, proposal.kind, *seen, *figures, verdict)
-
-
-def _lines(rows: list[tuple[str, ...]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -18,8 +18,8 @@ from distill.curate.questions import Rating
 from distill.curate.real_labels import ANSWERS
 from distill.data.images import read_image
 from distill.data.source import ImageSource
-from distill.errors import DataError, DistillError
-from distill.teacher_server.pages.error import PageError
+from distill.errors import DistillError
+from distill.teacher_server.pages.error import PageError, keeping
 from distill.teacher_server.pages.forms import sent
 from distill.teacher_server.pages.frame import asker, page_of
 from distill.teacher_server.pages.images import as_jpeg
@@ -113,13 +113,8 @@ def rating_pages_of(site: RatingSite) -> APIRouter:
         said = {label: form.get(f"answer{i}", "") for i, label in enumerate(labels)}
         if not {*said.values()} <= {*ANSWERS}:
             raise PageError(400, "an answer is missing, expected yes, maybe or no for each label")
-        try:
+        with keeping():
             rating.answer(number, name, said)
-        except OSError as error:
-            text = f"the answer could not be kept ({error.strerror}); free the disk, send it again"
-            raise PageError(503, text) from error
-        except DataError as error:
-            raise PageError(503, str(error)) from error
         return _to(site, name)
 
     @router.get("/image/{row}")

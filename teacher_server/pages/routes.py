@@ -256,13 +256,13 @@ def _tree(site: Site, look: StoreSnapshot | None, c: int | None) -> HTMLResponse
 def _tile(site: Site, look: StoreSnapshot, row: int, rater: str) -> dict[str, Any]:
     """One image of the gallery. proposal: what the teacher would change; asked: whether rightly."""
     inspection = look.inspection
-    tag = int(inspection.labels[row])
+    tag, proposal = int(inspection.labels[row]), inspection.proposal(row)
     return {
         "id": shown_id(inspection.store.sample_ids[row]),
         "key": look.pictures.key(row) if look.pictures else None,
         "tag": tag,
-        "proposal": inspection.proposal(row),
-        "asked": asked_about(site, look, row, rater),
+        "proposal": proposal,
+        "asked": asked_about(site, look, row, proposal, rater),
     }
 
 

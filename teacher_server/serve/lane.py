@@ -17,7 +17,7 @@ import torch
 
 from distill.errors import TeacherError, TeacherUnavailableError, first_line
 from distill.events import Journal
-from distill.models.creation import gpus
+from distill.models.creation import devices_named
 from distill.targets.rows import TargetRows
 from distill.teacher_server.serve.device import IN_FLIGHT, Answers, Buffers, Device
 from distill.teacher_server.serve.queue import BatchTiming, InferResult, JobPart, WorkQueue, settle
@@ -31,7 +31,7 @@ WARM_UPS = 2  # of each shape; the last one is timed
 
 def devices_of(named: Sequence[str]) -> list[str]:
     """One device a lane: those named, or all GPUs, or the CPU once a core."""
-    named = named or gpus() or ["cpu"]
+    named = named or devices_named("auto")
     cores = torch.get_num_threads()
     return [each for name in named for each in [name] * (cores if name == "cpu" else 1)]
 

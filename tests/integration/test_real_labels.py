@@ -43,6 +43,14 @@ def constant_model(folder: Path, hierarchy: SemanticHierarchy, order: list[int])
     return folder
 
 
+def tagged_images(folder: Path) -> tuple[SemanticHierarchy, list[str]]:
+    """Eight classes, and two images of each of the two that are tags."""
+    hierarchy = SemanticHierarchy.from_chains([f"c{i}" for i in range(8)], {})
+    tags = [hierarchy.synsets[c] for c in (0, 5)]
+    write_folder(folder / "data" / "val", tuple(tags), images=2)
+    return hierarchy, tags
+
+
 def crowd(random: np.random.Generator, truth: np.ndarray, error: list[float]) -> RaterAnswers:
     """Each rater answers every question and is wrong with its own probability."""
     raters, questions = np.meshgrid(np.arange(len(error)), np.arange(len(truth)), indexing="ij")
@@ -142,9 +150,7 @@ def test_from_proposals_over_raters_to_accuracy(
     fails,  # type: ignore[no-untyped-def]
 ) -> None:
     """Two models that answer classes 0 1 2 and 1 0 3; images tagged 0 and 5."""
-    hierarchy = SemanticHierarchy.from_chains([f"c{i}" for i in range(8)], {})
-    tags = [hierarchy.synsets[c] for c in (0, 5)]
-    write_folder(tmp_path / "data" / "val", tuple(tags), images=2)
+    hierarchy, tags = tagged_images(tmp_path)
     models = [
         constant_model(tmp_path / name, hierarchy, order)
         for name, order in (("a", [0, 1, 2]), ("b", [1, 0, 3]))
@@ -352,9 +358,7 @@ def test_what_experts_see_chooses_models_and_judges_labels(
     distill,  # type: ignore[no-untyped-def]
     fails,  # type: ignore[no-untyped-def]
 ) -> None:
-    hierarchy = SemanticHierarchy.from_chains([f"c{i}" for i in range(8)], {})
-    tags = [hierarchy.synsets[c] for c in (0, 5)]
-    write_folder(tmp_path / "data" / "val", tuple(tags), images=2)
+    hierarchy, tags = tagged_images(tmp_path)
     models = [
         constant_model(tmp_path / name, hierarchy, order)
         for name, order in (("a", [0, 6, 7]), ("b", [1, 2, 3]), ("c", [2, 1, 3]))
@@ -395,9 +399,7 @@ def test_a_study_of_models_and_their_files(
     distill,  # type: ignore[no-untyped-def]
     fails,  # type: ignore[no-untyped-def]
 ) -> None:
-    hierarchy = SemanticHierarchy.from_chains([f"c{i}" for i in range(8)], {})
-    tags = [hierarchy.synsets[c] for c in (0, 5)]
-    write_folder(tmp_path / "data" / "val", tuple(tags), images=2)
+    hierarchy, tags = tagged_images(tmp_path)
     hierarchy.save(tmp_path / "labels.json")
     models = [
         constant_model(tmp_path / name, hierarchy, order)

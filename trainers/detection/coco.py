@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ from distill.data.images import decode_image
 from distill.data.splits import split_of
 from distill.errors import DataError, first_line
 
+# What hostile JSON provokes.
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(RecursionError, OverflowError),
+)
 SMALLEST = 0.5  # side of a box in pixels
 
 
@@ -64,9 +69,7 @@ class Scenes:
             return self
         chosen = np.random.default_rng(seed).permutation(len(self.scenes))[:limit]
         scenes = tuple(self.scenes[i] for i in sorted(chosen))
-        return Scenes(
-            location=self.location, classes=self.classes, scenes=scenes, skipped=self.skipped
-        )
+        return replace(self, scenes=scenes)
 
     def describe(self) -> str:
         """In words."""
@@ -91,12 +94,11 @@ def open_scenes(
     try:
         document = json.loads(path.read_bytes())
         found = _read(document, folder, split, path, masks=masks)
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _unreadable(path, error) from error
-    except OverflowError as error:
-        raise _unreadable(path, error) from error
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path}: cannot be read as COCO's annotations ({type(error).__name__}: "
+            f"{first_line(error)}), expected images, annotations and categories"
+        ) from error
     if not any(not thing.crowd for scene in found.scenes for thing in scene.things):
         raise DataError(f"{path}: no object found, expected some to train or judge by")
     if classes is not None and tuple(classes) != found.classes:
@@ -106,13 +108,6 @@ def open_scenes(
             "same, in the same order"
         )
     return found
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path}: cannot be read as COCO's annotations ({type(error).__name__}: "
-        f"{first_line(error)}), expected images, annotations and categories"
-    )
 
 
 def _annotations(folder: Path, split: str) -> Path:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from distill.charts import draw_curves
 from distill.data.order import SampleOrder
 from distill.errors import ConfigError, NotFiniteError
 from distill.files import write_atomically
@@ -30,7 +29,7 @@ from distill.trainers.detection.coco import DetectionDataset, Scenes, collated, 
 from distill.trainers.detection.detector import Kind, make_detector
 from distill.trainers.models.student import create_student, student_input
 from distill.trainers.recipe import Recipe
-from distill.trainers.training.finetune import RANDOM, Crossing, crossing, start_name
+from distill.trainers.training.finetune import RANDOM, start_names
 
 SHARES, MOST_S = (3, 9), (60_000, 20_000)  # of the last iterations, at a tenth and a hundredth
 RECORD, CHECKPOINT, WEIGHTS = "run.json", "checkpoint.pt", "detector.safetensors"
@@ -113,7 +112,8 @@ def train_detector(
     )
     run = _Run.opened(out, recipe, training, validation)
     done, history = run.resume(model, optimizer, device)
-    loader = _loader(recipe, training, first=done, workers=workers)
+    dataset = DetectionDataset(training, masks=recipe.masks, crowds=False)
+    loader = _loader(dataset, _Batches(recipe, len(dataset), done), workers)
     saved_at, stopped = time.monotonic(), False
     model.train()
     with progress("detect", recipe.iterations, "iterations", done=done) as tick:
@@ -187,11 +187,11 @@ class _Batches(Sampler[list[tuple[int, bool]]]):
 
 
 def _loader(
-    recipe: DetectionRecipe, scenes: Scenes, *, first: int, workers: int
+    dataset: DetectionDataset, batches: Iterable[list[tuple[int, bool]]], workers: int
 ) -> DataLoader[Any]:
     return DataLoader(
-        DetectionDataset(scenes, masks=recipe.masks, crowds=False),
-        batch_sampler=_Batches(recipe, len(scenes.scenes), first),
+        dataset,
+        batch_sampler=batches,
         collate_fn=collated,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
@@ -212,15 +212,8 @@ def judge(
     training = model.training
     model.eval()
     dataset = DetectionDataset(scenes, masks=masks, crowds=True)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=[[(row, False)] for row in range(len(dataset))],
-        collate_fn=collated,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-        generator=torch.Generator(),
-    )
-    for images, targets in whole(loader):
+    one_by_one = [[(row, False)] for row in range(len(dataset))]
+    for images, targets in whole(_loader(dataset, one_by_one, workers)):
         found = [
             {name: each.cpu() for name, each in one.items()}
             for one in model([image.to(device) for image in images])
@@ -321,34 +314,9 @@ def starts_of(recipes: Mapping[str, DetectionRecipe], longer: float) -> dict[str
     Raises:
         ConfigError: fewer than two, or two of one name.
     """
-    names = [start_name(init) for init in recipes]
-    if len({*names}) < max(2, len(names)):
-        raise ConfigError(
-            f"{', '.join(names) or 'nothing'} found in --compare, expected two or more starts of "
-            "other names, such as RUN,random"
-        )
     return {
         name: replace(
             recipe, iterations=round(recipe.iterations * (longer if init == RANDOM else 1))
         )
-        for name, (init, recipe) in zip(names, recipes.items(), strict=True)
+        for name, (init, recipe) in zip(start_names([*recipes]), recipes.items(), strict=True)
     }
-
-
-def draw_starts(path: Path, reports: Mapping[str, DetectionReport]) -> Crossing | None:
-    """The curves of AP, and where random weights reach the first other start."""
-    curves = {
-        name: [(float(r["iteration"]), float(r["validation"]["ap"] or 0)) for r in report.history]
-        for name, report in reports.items()
-    }
-    others = [name for name in curves if name != RANDOM]
-    met = crossing(curves[others[0]], curves[RANDOM]) if others and RANDOM in curves else None
-    draw_curves(
-        path,
-        curves,
-        x="iteration",
-        y="AP of boxes on validation images",
-        title="Was pretraining worth it?",
-        mark=(met.epoch, met.accuracy, f"iteration {met.epoch:.0f}") if met else None,
-    )
-    return met

@@ -172,25 +172,34 @@ def compare(
     catch up. Ends early where a run was stopped.
     """
     reports: dict[str, TrainReport] = {}
-    names = [start_name(init) for init in inits]
     absent = [i for i in inits if i not in (RANDOM, PRETRAINED) and not Path(i).exists()]
     if absent:
         raise ConfigError(
             f"{absent[0]} found in --compare, but no such file; expected pretrained, random, a "
             "weight file or a run's folder"
         )
-    if len({*names}) < max(2, len(names)):
-        raise ConfigError(
-            f"{', '.join(names)} found in --compare, expected two or more starts of other names, "
-            "such as pretrained,random"
-        )
-    for init, name in zip(inits, names, strict=True):
+    for init, name in zip(inits, start_names(inits), strict=True):
         epochs = round(recipe.epochs * (longer if init == RANDOM else 1))
         start = replace(recipe, init=init, epochs=epochs)
         reports[name] = run(start, out / name)
         if reports[name].stopped:
             break
     return reports
+
+
+def start_names(inits: Sequence[str]) -> list[str]:
+    """`start_name` of each start of a comparison.
+
+    Raises:
+        ConfigError: fewer than two, or two of one name.
+    """
+    names = [start_name(init) for init in inits]
+    if len({*names}) < max(2, len(names)):
+        raise ConfigError(
+            f"{', '.join(names)} found in --compare, expected two or more starts of other names, "
+            "such as pretrained,random"
+        )
+    return names
 
 
 def start_name(init: str) -> str:
@@ -233,11 +242,20 @@ def crossing(
 
 
 def draw_comparison(
-    path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]], figure: str
+    path: Path,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    figure: str,
+    *,
+    x: str = "epoch",
+    y: str = "",
+    decimals: int = 1,
 ) -> Crossing | None:
-    """The curves, and where random weights reach the first other start."""
+    """The curves, and where random weights reach the first other start.
+
+    x: what histories count by, and is shown with so many decimals. y: what the figure is called.
+    """
     curves = {
-        name: [(float(r["epoch"]), float(r["validation"][figure])) for r in history]
+        name: [(float(r[x]), float(r["validation"][figure] or 0)) for r in history]
         for name, history in histories.items()
     }
     starts = [name for name in curves if name != RANDOM]
@@ -245,10 +263,10 @@ def draw_comparison(
     draw_curves(
         path,
         curves,
-        x="epoch",
-        y=f"{figure.replace('_', ' ')} on validation images",
+        x=x,
+        y=f"{y or figure.replace('_', ' ')} on validation images",
         title="Was pretraining worth it?",
-        mark=(met.epoch, met.accuracy, f"epoch {met.epoch:.1f}") if met else None,
+        mark=(met.epoch, met.accuracy, f"{x} {met.epoch:.{decimals}f}") if met else None,
     )
     return met
 

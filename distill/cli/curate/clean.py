@@ -1,7 +1,5 @@
 """`distill data clean`: tags of a data set, judged by teachers that never saw the image."""
 
-import os
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,12 +30,7 @@ LISTS = "suspect.csv", "missing.csv", "cleaned.csv"
 @common.label_set()
 @option("--folds", type=click.IntRange(2, 1000), default=10, help="Number of folds.")
 @setting("--truth", type=FILE, help="CSV with key and true_wnid, to score the lists.")
-@setting(
-    "--max-bad-fraction",
-    type=click.FloatRange(0, 1),
-    default=0.001,
-    help="Largest tolerated share of unreadable images.",
-)
+@common.max_bad_fraction
 @thresholds
 @run_folder
 @setting(
@@ -75,7 +68,6 @@ def clean(
     from distill.data.truth import read_truth
     from distill.files import sole_writer
     from distill.hierarchy.semantic import resolve
-    from distill.models.creation import devices_of
     from distill.out_of_fold import FoldWork, judge_folds, judged_images
     from distill.teacher_server.inspect.findings import Rules
     from distill.teacher_server.inspect.tag_lists import (
@@ -89,32 +81,33 @@ def clean(
     rules, hierarchy = Rules(**thresholds), resolve(label_set)
     source = data.open().limited(limit)
     known = read_truth(truth, source, hierarchy) if truth else None
-    devices = devices_of(device)
-    cores = len(os.sched_getaffinity(0))
-    at_once = min(folds, jobs or (len(devices) if devices != ["cpu"] else cores))
-    work = FoldWork(
-        fold=0,
-        folds=folds,
-        location=data.location,
-        split=data.split,
-        columns=data.columns,
-        limit=limit,
-        hierarchy=hierarchy,
-        recipe=recipe,
-        out=str(out),
-        devices=tuple(devices),
-        threads=max(1, cores // at_once),
-        workers=workers // at_once,
-        max_bad_fraction=max_bad_fraction,
-    )
-    works = [replace(work, fold=fold) for fold in range(folds)]
+    devices, most = common.spread(jobs, device)
+    at_once = min(folds, most)
+    works = [
+        FoldWork(
+            fold=fold,
+            folds=folds,
+            location=data.location,
+            split=data.split,
+            columns=data.columns,
+            limit=limit,
+            hierarchy=hierarchy,
+            recipe=recipe,
+            out=str(out),
+            devices=tuple(devices),
+            threads=max(1, common.CORES // at_once),
+            workers=workers // at_once,
+            max_bad_fraction=max_bad_fraction,
+        )
+        for fold in range(folds)
+    ]
     say = partial(click.echo, err=True)
     say(f"model: {recipe.student} at {recipe.image_size} pixels, {at_once} folds at a time")
     with (
         finish_on_signal("clean", "the step of each fold under way") as stop,
         sole_writer(out, cure="wait for it, stop it, or choose another --out", say=say),
     ):
-        if not judge_folds(works, jobs=at_once, stop=stop, say=say):
+        if not judge_folds(works, source, jobs=at_once, stop=stop, say=say):
             stop.end()
     listed = list(judged_images(works, source, rules))
     suspect, missing, cleaned = (out / name for name in LISTS)

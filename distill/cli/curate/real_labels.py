@@ -204,9 +204,7 @@ def rate(
         site = RatingSite(
             rating=rating, source=source, rows=[int(row) for row in rows], examples=examples
         )
-        scheme = "https" if listen.tls_certificate else "http"
-        listener.listen()  # from here on nobody is turned away
-        say(f"pages: {scheme}://{listen.host}:{listener.getsockname()[1]}/ (Ctrl-C ends them)")
+        listen.announce_pages(listener)
         serve_pages(site, rating_pages_of(site), accepted, address, listener)
         _, complete, total = rating.progress("")
     print_result(

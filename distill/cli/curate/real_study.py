@@ -210,11 +210,11 @@ def _predictions(
     """
     import numpy as np
 
+    from distill.curate.real_label_classes import IMAGENET_1K
     from distill.curate.real_study import PREDICTIONS, read_predictions
     from distill.data.source import label_indices
     from distill.errors import ConfigError
     from distill.files import write_csv
-    from distill.hierarchy.semantic import resolve
     from distill.models.creation import pick_device
     from distill.trainers.evaluation.top_classes import label_set_of, predict_top_classes
     from distill.trainers.models.trained import open_trained
@@ -222,12 +222,8 @@ def _predictions(
 
     opened = {model: open_trained(model) for model in models if not model.endswith(".csv")}
     first = next(iter(opened.values()), None)
-    hierarchy = (
-        label_set_of(label_set, first.hierarchy, first.num_classes)
-        if first
-        else resolve(label_set)
-        if label_set
-        else label_set_of(None, None, 1000)
+    hierarchy = label_set_of(
+        label_set, first.hierarchy if first else None, first.num_classes if first else IMAGENET_1K
     )
     labels, found = label_indices(source, hierarchy), {}
     machine = Machine(device=pick_device(device), workers=workers)

@@ -66,10 +66,7 @@ class Serving:
                 open_ratings(ratings, partial(click.echo, err=True))
             )
             site = self._site(opened, data, said or None)
-            scheme = "https" if listen.tls_certificate else "http"
-            port = listener.getsockname()[1]
-            listener.listen()  # from here on nobody is turned away
-            click.echo(f"pages: {scheme}://{listen.host}:{port}/ (Ctrl-C ends them)", err=True)
+            listen.announce_pages(listener)
             serve_pages(site, pages_of(site), keys, address, listener)
 
     def _site(

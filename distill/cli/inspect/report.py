@@ -1,7 +1,5 @@
 """What `distill inspect` prints: tables for people, JSON and CSV for scripts."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +14,7 @@ from rich.text import Text
 from distill.cli.output import fidelity_line, size_line, state_line, truth_lines
 from distill.data.sample_ids import sample_ids
 from distill.data.truth import read_truth
+from distill.files import csv_text
 from distill.teacher_server.inspect.agreement import agreement_of_store
 from distill.teacher_server.inspect.dense_rows import HierarchyAnswer, dense, in_words
 from distill.teacher_server.inspect.inspection import Inspection
@@ -151,10 +150,8 @@ class Report:
         if form == "json":
             click.echo(json.dumps(self._json))
         elif form == "csv":
-            text = io.StringIO()
             names, rows = self._table
-            csv.writer(text, lineterminator="\n").writerows([names, *rows])
-            click.echo(text.getvalue(), nl=False)
+            click.echo(csv_text([names, *rows]), nl=False)
         else:
             self._print()
 

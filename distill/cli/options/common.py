@@ -31,6 +31,12 @@ limit: Decorator = option(
     "--limit", type=click.IntRange(1), help="Use only N images, a fair and repeatable choice."
 )
 as_json: Decorator = option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+max_bad_fraction: Decorator = setting(
+    "--max-bad-fraction",
+    type=click.FloatRange(0, 1),
+    default=0.001,
+    help="Largest tolerated share of unreadable images.",
+)
 processes: Decorator = option(
     "--workers",
     type=click.IntRange(0),
@@ -65,6 +71,14 @@ def machine(command: Callable[..., Any]) -> Callable[..., Any]:
         "--device", default="auto", callback=device_name, help="auto, cpu, cuda or cuda:N."
     )
     return device(workers(command))
+
+
+def spread(jobs: int | None, device: str) -> tuple[list[str], int]:
+    """The devices that units of work are spread over, and how many of them at a time."""
+    from distill.models.creation import devices_named
+
+    devices = devices_named(device)
+    return devices, jobs or (len(devices) if devices != ["cpu"] else CORES)
 
 
 def format_bytes(count: int) -> str:

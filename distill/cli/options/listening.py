@@ -46,6 +46,12 @@ class Listening:
         address.require_safe(keys)
         return address, keys, address.bound()
 
+    def announce_pages(self, listener: "socket.socket") -> None:
+        """Let browsers in, and say where the pages are."""
+        listener.listen()  # from here on nobody is turned away
+        scheme, port = "https" if self.tls_certificate else "http", listener.getsockname()[1]
+        click.echo(f"pages: {scheme}://{self.host}:{port}/ (Ctrl-C ends them)", err=True)
+
 
 def listen_options(
     port: int, *, setting: bool = False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from distill.cli.options import common
 from distill.cli.options.checks import known_models, output_folder
 from distill.cli.options.command import PATH, NumberOrAuto, extra_settings, option, setting
 from distill.cli.options.group import Command, option_group
@@ -195,12 +196,7 @@ run_options = option_group(
             default=0,
             help="Students of the last epochs to keep, beside the best one.",
         ),
-        setting(
-            "--max-bad-fraction",
-            type=click.FloatRange(0, 1),
-            default=0.001,
-            help="Largest tolerated share of unreadable images.",
-        ),
+        common.max_bad_fraction,
         setting("--compile", "compiled", is_flag=True, help="Use torch.compile."),
         setting(
             "--wandb",

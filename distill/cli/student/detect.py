@@ -140,10 +140,10 @@ def detect(
     from distill.trainers.detection.coco import open_scenes
     from distill.trainers.detection.train import (
         DetectionRecipe,
-        draw_starts,
         starts_of,
         train_detector,
     )
+    from distill.trainers.training.finetune import draw_comparison
 
     with optional("detect", "average precision"):
         import faster_coco_eval  # noqa: F401
@@ -203,7 +203,14 @@ def detect(
         document = {**asdict(report), "detector": str(report.detector)}
         print_result(as_json, document, _last("", report), f"detector: {report.detector}")
         return
-    met = draw_starts(out / "comparison.png", reports)
+    met = draw_comparison(
+        out / "comparison.png",
+        {name: report.history for name, report in reports.items()},
+        "ap",
+        x="iteration",
+        y="AP of boxes",
+        decimals=0,
+    )
     print_result(
         as_json,
         {

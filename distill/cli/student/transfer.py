@@ -1,7 +1,6 @@
 """`distill transfer`: how well pretrained students learn other tasks."""
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -81,7 +80,6 @@ def transfer(
     rates = _rates(lr)
     begun, named, tag_files = _pairs(starts), _pairs(data), _pairs(tags)
     from distill.files import sole_writer
-    from distill.models.creation import devices_of
     from distill.trainers.transfer import (
         Start,
         Task,
@@ -118,9 +116,8 @@ def transfer(
         recipes=recipes,
         digests=digests_of(all_starts, tasks, say),
     )
-    devices = devices_of(device)
-    at_once = jobs or (len(devices) if devices != ["cpu"] else len(os.sched_getaffinity(0)))
-    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+    devices, at_once = common.spread(jobs, device)
+    threads = max(1, common.CORES // at_once)
     with (
         finish_on_signal("transfer", "the trials under way") as stop,
         sole_writer(out, cure="wait for it, stop it, or choose another --out", say=say),

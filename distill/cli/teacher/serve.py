@@ -49,12 +49,7 @@ if TYPE_CHECKING:
     help="Images per block of a new store.",
     show_default="4096 to 16384, by the number of images",
 )
-@setting(
-    "--max-bad-fraction",
-    type=click.FloatRange(0, 1),
-    default=0.001,
-    help="Largest tolerated share of unreadable images.",
-)
+@common.max_bad_fraction
 @view_options
 @setting(
     "--max-batch-size",
