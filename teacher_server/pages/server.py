@@ -1,6 +1,7 @@
 """Pages alone, without a teacher in this process, as `distill inspect --serve` shows them."""
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -76,7 +77,10 @@ def serve_pages(
     keys: ApiKeys | None,
     address: Address,
     listener: socket.socket,
+    announce: Callable[[], None],
 ) -> None:
-    """Until a signal comes."""
+    """Until a signal comes, be it right after the announcement."""
+    server = pages_server(site, router, keys, address)
     with suppress(KeyboardInterrupt):
-        pages_server(site, router, keys, address).run([listener])
+        announce()
+        server.run([listener])

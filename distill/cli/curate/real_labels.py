@@ -204,8 +204,8 @@ def rate(
         site = RatingSite(
             rating=rating, source=source, rows=[int(row) for row in rows], examples=examples
         )
-        listen.announce_pages(listener)
-        serve_pages(site, rating_pages_of(site), accepted, address, listener)
+        announce = partial(listen.announce_pages, listener)
+        serve_pages(site, rating_pages_of(site), accepted, address, listener, announce)
         _, complete, total = rating.progress("")
     print_result(
         as_json,

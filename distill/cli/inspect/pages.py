@@ -66,8 +66,8 @@ class Serving:
                 open_ratings(ratings, partial(click.echo, err=True))
             )
             site = self._site(opened, data, said or None)
-            listen.announce_pages(listener)
-            serve_pages(site, pages_of(site), keys, address, listener)
+            announce = partial(listen.announce_pages, listener)
+            serve_pages(site, pages_of(site), keys, address, listener, announce)
 
     def _site(
         self,
