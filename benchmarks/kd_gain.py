@@ -25,7 +25,7 @@ import json
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,12 @@ import distill
 from distill.data.source import open_source
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_logits
+from distill.losses.distances import relation
 from distill.losses.semantic import confidence_of
 from distill.targets.tensors import SparseTargets, densify
 
 PULL, BATCH, LR = 3.0, 128, 3e-3
+PULLS = (1.0, 10.0)  # of DIST beside
 EXACT = "entries=64,steps=4095"
 ENCODINGS = ("small", "standard", "fine", "dense", EXACT)
 # Distance of one hierarchy's logits [B, n] from probabilities [B, n], by row. labels: [B], or -1.
@@ -97,10 +99,15 @@ def dkd(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     return between + 8 * within if logits.shape[1] > 2 else between
 
 
-def dist(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+def published_dist(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     """1 − correlation, between classes of an image and between images of a class."""
     own = logits.softmax(1)
     return (1 - _correlation(own, teacher)) + (1 - _correlation(own.T, teacher.T)).mean()
+
+
+def dist(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """As `distill` has it, bounded for answers that hardly deviate from equal ones."""
+    return relation(logits.softmax(1), teacher)
 
 
 DISTANCES: dict[str, Distance] = {
@@ -111,7 +118,9 @@ DISTANCES: dict[str, Distance] = {
     "kl, standardised": standardised,
     "dkd": dkd,
     "dist": dist,
+    "dist, as published": published_dist,
 }
+COLUMNS = {"KL": "kl", "squared error": "mse", "DIST": "dist"}
 
 
 def _log(probs: Tensor) -> Tensor:
@@ -134,6 +143,7 @@ class Run:
     store: str | None
     distance: str = "kl"
     seed: int = 0
+    pull: float = PULL
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,7 @@ def trained(work: Work) -> float:
         loader.sampler.set_epoch(epoch)
         for batch in loader:
             if weight is None:
-                weight = _weight(distance, batch, hierarchy)
+                weight = work.run.pull * _balance(distance, batch, hierarchy)
             pixels = (batch["pixels"].float() / 255).contiguous(memory_format=torch.channels_last)
             logits = student(pixels)
             loss = _labels_loss(logits, batch, hierarchy)
@@ -222,7 +232,7 @@ def _kd(
     return torch.stack(each).sum(0).mean()
 
 
-def _weight(distance: Distance, batch: dict[str, Any], hierarchy: SemanticHierarchy) -> float:
+def _balance(distance: Distance, batch: dict[str, Any], hierarchy: SemanticHierarchy) -> float:
     shape = len(batch["label"]), hierarchy.num_classes
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
     losses = (
@@ -230,7 +240,7 @@ def _weight(distance: Distance, batch: dict[str, Any], hierarchy: SemanticHierar
         _kd(distance, logits, batch, hierarchy),
     )
     by_labels, by_teacher = (torch.autograd.grad(loss, logits)[0].norm() for loss in losses)
-    return float(PULL * by_labels / by_teacher)
+    return float(by_labels / by_teacher)
 
 
 class Bench:
@@ -306,7 +316,7 @@ class Bench:
         some_store = self.out / "store-resnet18d"
         works = {
             (name, seed): Work(
-                run=Run(run.store, run.distance, seed),
+                run=replace(run, seed=seed),
                 store=run.store or str(some_store),
                 data=str(self.data),
                 out=str(self.out / "runs" / f"{name}-{seed}".replace(" ", "")),
@@ -335,19 +345,21 @@ def _measured(bench: Bench) -> dict[str, Any]:
     runs = {"no teacher": Run(None)}
     for encoding in encodings:
         store = str(bench.encoded(best, encoding))
-        runs |= {f"{encoding}, {loss}": Run(store, loss) for loss in ("kl", "mse")}
+        runs |= {f"{encoding}, {loss}": Run(store, loss) for loss in COLUMNS.values()}
     runs |= {f"{EXACT}, {loss}": Run(str(best), loss) for loss in distances}
     if not bench.quick:
         dense = str(bench.encoded(best, "dense"))
         runs["dense, kl, temperature 2"] = Run(dense, "kl, temperature 2")
+        for pull in PULLS:
+            runs[f"{EXACT}, dist, pull {pull:g}"] = Run(str(best), "dist", pull=pull)
     runs |= {f"teacher {name}": Run(str(store)) for name, store in stores.items() if store != best}
     found = bench.accuracies(runs)
     alone = statistics.mean(found["no teacher"])
     print(f"Without a teacher {spread(found['no teacher'])}.\n")
     print("## By encoding: semantic accuracy, %\n")
-    print("| encoding | bytes a view | KL | squared error |\n| --- | ---: | ---: | ---: |")
+    print(f"| encoding | bytes a view | {' | '.join(COLUMNS)} |\n| --- |" + " ---: |" * 4)
     for encoding in encodings:
-        cells = " | ".join(spread(found[f"{encoding}, {loss}"]) for loss in ("kl", "mse"))
+        cells = " | ".join(spread(found[f"{encoding}, {loss}"]) for loss in COLUMNS.values())
         print(f"| {encoding} | {bench.bytes[encoding]:.0f} | {cells} |")
     print("\n## By teacher (KL)\n")
     print("| teacher | its own | student | gain |\n| --- | ---: | ---: | ---: |")
@@ -357,10 +369,11 @@ def _measured(bench: Bench) -> dict[str, Any]:
         gain = 100 * (statistics.mean(taught) - alone)
         print(f"| {name} | {100 * own[name]:.2f} | {spread(taught)} | {gain:+.2f} |")
     print("\n## By distance\n\n| distance | answers | semantic accuracy |\n| --- | --- | ---: |")
-    for name in (f"{EXACT}, {loss}" for loss in distances):
-        print(f"| {name.split(', ', 1)[1]} | almost exact | {spread(found[name])} |")
-    if "dense, kl, temperature 2" in found:
-        print(f"| kl, temperature 2 | dense | {spread(found['dense, kl, temperature 2'])} |")
+    for name, accuracies in found.items():
+        answers, _, distance = name.partition(", ")
+        if answers == EXACT or distance not in ("", *COLUMNS.values()):
+            answers = "almost exact" if answers == EXACT else answers
+            print(f"| {distance} | {answers} | {spread(accuracies)} |")
     print(flush=True)
     return {"accuracy": found, "bytes_per_view": bench.bytes, "teachers": own}
 

@@ -32,7 +32,7 @@ from distill.data.source import ImageSource, open_source
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.losses.names import Divergence
 from distill.trainers.recipe import Recipe, Scheme
-from distill.trainers.training.balance import PULL, fresh_pulls, weight_of
+from distill.trainers.training.balance import fresh_pulls, weight_of
 from distill.trainers.training.objectives import objective_of
 
 PULLS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -216,7 +216,7 @@ def _weights(
             student="", scheme=scheme, divergence=divergence, label_smoothing=label_smoothing
         )
         objective = objective_of(recipe, targets.hierarchy, np.zeros(0, np.int64))
-        weights[scheme, divergence] = weight_of(*fresh_pulls(objective, labels, answers)) / PULL
+        weights[scheme, divergence] = weight_of(*fresh_pulls(objective, labels, answers))
     return weights
 
 

@@ -30,6 +30,8 @@ class Recipe:
     hierarchies; or its square roots (sqrt).
     kd_weight: of the KD term, which the paper does not tell; "auto" is one at which the teacher
     pulls at a new student as hard as `distill.trainers.training.balance` says.
+    divergence: the distance to the teacher, in nats (kl), squared (mse, the paper's), or by how
+    both rank classes and images (dist, of semantic students).
     batch_size: images a step, on all devices together. accumulate: parts of a device's share of it
     that are computed one after the other. drop_last: leave what fills no batch out of each epoch.
     optimizer: as timm names it; adamw is Adam with decoupled weight decay. optimizer_args: more of
@@ -86,6 +88,11 @@ class Recipe:
                 raise ConfigError(
                     f"{name} {getattr(self, name)!r} found, expected {', '.join(choices)}"
                 )
+        if self.divergence == "dist" and self.scheme != "semantic":
+            raise ConfigError(
+                f"divergence dist found with scheme {self.scheme}, expected mse or kl; only the "
+                "softmaxes of semantic students learn by it"
+            )
         for name in ("epochs", "batch_size", "accumulate", "lr", "image_size"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} {getattr(self, name)} found, expected more than 0")

@@ -73,6 +73,7 @@ class Criterion(nn.Module):
             if recipe.kd_weight != "auto"
             else automatic_weight(
                 self._objective,
+                divergence,
                 shared.answers,
                 shared.source,
                 np.arange(len(shared.source)),

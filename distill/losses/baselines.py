@@ -122,6 +122,7 @@ def single_label_kd_loss(
     if targets.answers == "flat":
         return _flat_kd_loss(student_logits, targets, hierarchy, divergence)
     require_softmax(targets)
+    _require_pointwise(divergence)
     confidence = confidence_of(targets, labels, hierarchy, student_logits)
     sums = confidence.sum(1, keepdim=True)
     share = confidence / sums.clamp(min=1e-12)
@@ -144,6 +145,7 @@ def _flat_kd_loss(
     hierarchy: SemanticHierarchy,
     divergence: Divergence,
 ) -> Float[Tensor, ""]:
+    _require_pointwise(divergence)
     seen = confidence_of(targets, None, hierarchy, student_logits).any(1)
     log_probs = student_logits.float().log_softmax(1)
     tensors = hierarchy.tensors(log_probs.device)
@@ -186,11 +188,9 @@ def multi_label_kd_loss(
             "targets of answers 'flat' found, expected softmaxes by hierarchy, or sigmoids; "
             "single_label_kd_loss learns from one softmax"
         )
-    if divergence not in get_args(Divergence) or kind not in get_args(MultiLabelLoss):
-        raise ValueError(
-            f"divergence {divergence!r} and kind {kind!r} found, expected one of "
-            f"{get_args(Divergence)} and one of {get_args(MultiLabelLoss)}"
-        )
+    _require_pointwise(divergence)
+    if kind not in get_args(MultiLabelLoss):
+        raise ValueError(f"kind {kind!r} found, expected one of {get_args(MultiLabelLoss)}")
     seen = confidence_of(targets, None, hierarchy, student_logits).any(1)
     logits = torch.cat(hierarchy_logits(student_logits, hierarchy), 1)
     present = _presence(targets, hierarchy)
@@ -201,6 +201,12 @@ def multi_label_kd_loss(
         no = _each(logits, torch.zeros_like(logits), kind)
         distance = present * yes + (1 - present) * no
     return torch.where(seen, distance.sum(1), 0.0).sum() / max(1, len(student_logits))
+
+
+def _require_pointwise(divergence: Divergence) -> None:
+    """That nothing relates the images of a batch; semantic students alone learn from that."""
+    if divergence not in ("mse", "kl"):
+        raise ValueError(f"divergence {divergence!r} found, expected 'mse' or 'kl'")
 
 
 def _presence(

@@ -1,19 +1,27 @@
 """Distances between student and teacher, per hierarchy.
 
 Everything is a sum over the members of each hierarchy, [batch, hierarchies], of values that the
-student has for each of them. Sparse targets stand for an evenly spread tail; nothing of the size
-[batch, classes] is built for them here that the student does not have anyway.
+student has for each of them. Sparse targets stand for an evenly spread tail; of all distances only
+`relations` builds anything of the size [batch, classes] for them.
 """
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import segment_sums
-from distill.targets.tensors import DenseTargets, SparseTargets, TeacherTargets, even_tail
+from distill.targets.tensors import (
+    DenseTargets,
+    SparseTargets,
+    TeacherTargets,
+    densify,
+    even_tail,
+)
+
+FLOOR = 0.1
 
 Members = Float[Tensor, "batch members"]
 PerHierarchy = Float[Tensor, "batch hierarchies"]
@@ -70,6 +78,48 @@ def teacher_product(
 def negative_entropy(targets: TeacherTargets, hierarchy: SemanticHierarchy) -> PerHierarchy:
     """ΣT·log T, in nats."""
     return _over_teacher(targets, hierarchy, lambda prob: torch.special.xlogy(prob, prob))
+
+
+def relations(
+    *, student: Members, targets: TeacherTargets, hierarchy: SemanticHierarchy
+) -> PerHierarchy:
+    """`relation` of each hierarchy, within the images that the teacher saw."""
+    sizes = hierarchy.classes_per_hierarchy
+    dense = targets.probs if isinstance(targets, DenseTargets) else densify(targets, hierarchy)
+    parts = zip(student.split(sizes, 1), dense.float().split(sizes, 1), strict=True)
+    return torch.stack([relation(own, said, targets.valid) for own, said in parts], 1)
+
+
+def relation(
+    student: Float[Tensor, "batch classes"],
+    teacher: Float[Tensor, "batch classes"],
+    seen: Bool[Tensor, " batch"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """How far student and teacher are from ranking alike, twice 0 to 2.
+
+    1 − Pearson's correlation of S and T over the classes of an image, and the mean over classes of
+    1 − that over the images of the batch, of those that were seen. Both kinds of relation of DIST
+    (Huang et al. 2022, arXiv 2205.10536, eq. 9 and 10), weighted alike, without a temperature; but
+    a deviation of less than FLOOR / n from n equal probabilities counts as one of that size, or
+    students that know nothing would get gradients without bound, and noise be as good as an answer.
+    """
+    n = student.shape[1]
+    images: int | Tensor = len(student)
+    of_classes = _correlation(student - 1 / n, teacher - 1 / n, 1, floor=n**0.5 * FLOOR / n)
+    if seen is not None:
+        student, teacher = (torch.where(seen[:, None], each, 0) for each in (student, teacher))
+        images = seen.sum().clamp(min=1)
+    own, said = (each - each.sum(0) / images for each in (student, teacher))
+    if seen is not None:
+        own, said = (torch.where(seen[:, None], each, 0) for each in (own, said))
+    of_images = _correlation(own, said, 0, floor=images**0.5 * FLOOR / n)
+    return (1 - of_classes) + (1 - of_images).mean()
+
+
+def _correlation(a: Tensor, b: Tensor, dim: int, floor: float | Tensor) -> Tensor:
+    """Pearson's, of what has a mean of 0; norms below the floor count as the floor."""
+    norms = [each.square().sum(dim).clamp(min=floor**2).sqrt() for each in (a, b)]
+    return (a * b).sum(dim) / (norms[0] * norms[1])
 
 
 def _over_teacher(

@@ -2,6 +2,6 @@
 
 from typing import Literal
 
-Divergence = Literal["mse", "kl"]
+Divergence = Literal["mse", "kl", "dist"]
 HierarchyWeights = Literal["paper", "sqrt", "even"]
 MultiLabelLoss = Literal["asl", "bce", "focal"]

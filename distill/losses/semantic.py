@@ -4,7 +4,7 @@ Pure functions over [batch, classes] logits; softmaxes and sums in float32 whate
 Teacher and student are keyword arguments throughout, so that they cannot be swapped.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_log_probs, hierarchy_probs, top_mass
-from distill.losses.distances import negative_entropy, squared_error, teacher_product
+from distill.losses.distances import negative_entropy, relations, squared_error, teacher_product
 from distill.losses.names import Divergence, HierarchyWeights
 from distill.targets.tensors import DenseTargets, TeacherTargets
 
@@ -92,19 +92,22 @@ def semantic_kd_loss(
     """Confidence-weighted distance between student and teacher.
 
     Σ_k P_k · d(T_k, S_k) with d the squared error summed over the classes of hierarchy k
-    (dimensionless), or KL(T‖S) in nats; then the mean over the batch, or its sum as in the authors'
-    code. Without `labels` P_k is the teacher's alone. Rows that the teacher did not see add
-    nothing. Ridnik et al. 2021 (arXiv 2104.10972), eq. 5, 7 and appendix F.
+    (dimensionless), KL(T‖S) in nats, or how they are related within images and within the batch
+    ("dist", `distill.losses.distances.relation`); then the mean over the batch, or its sum as in
+    the authors' code. Without `labels` P_k is the teacher's alone. Rows that the teacher did not
+    see add nothing. Ridnik et al. 2021 (arXiv 2104.10972), eq. 5, 7 and appendix F.
 
     With sparse targets the squared error is exact but for the cross-term of student and tail, and
-    KL is that of the even-tailed teacher. No [batch, classes] teacher tensor is built for them.
+    the others are those of the even-tailed teacher. No [batch, classes] teacher tensor is built for
+    them but for "dist".
 
     Raises:
         ValueError: batch sizes differ, or the targets are of another hierarchy or another kind.
     """
     require_softmax(targets)
-    if divergence not in ("mse", "kl"):
-        raise ValueError(f"divergence {divergence!r} found, expected 'mse' or 'kl'")
+    if divergence not in get_args(Divergence):
+        choices = ", ".join(get_args(Divergence))
+        raise ValueError(f"divergence {divergence!r} found, expected one of {choices}")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction {reduction!r} found, expected 'mean' or 'sum'")
     confidence = confidence_of(targets, labels, hierarchy, student_logits)
@@ -114,6 +117,10 @@ def semantic_kd_loss(
             targets=targets,
             hierarchy=hierarchy,
             student_sums=torch.ones_like(confidence),
+        )
+    elif divergence == "dist":
+        distance = relations(
+            student=hierarchy_probs(student_logits, hierarchy), targets=targets, hierarchy=hierarchy
         )
     else:
         log_probs = torch.cat(hierarchy_log_probs(student_logits, hierarchy), 1)

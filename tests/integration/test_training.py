@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
@@ -60,8 +61,13 @@ def torchrun() -> Iterator[Callable[..., "Popen[str]"]]:
         process.communicate()
 
 
-@pytest.mark.parametrize("divergence", ["mse", "kl"])
-@pytest.mark.parametrize("scheme", ["single-label", "multi-label", "semantic"])
+@pytest.mark.parametrize(
+    ("scheme", "divergence"),
+    [
+        *product(("single-label", "multi-label", "semantic"), ("mse", "kl")),
+        ("semantic", "dist"),
+    ],
+)
 def test_every_scheme_comes_closer_to_the_teacher_of_a_store_or_in_the_process(
     scheme: str,
     divergence: str,
@@ -299,6 +305,10 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_the_setting_that_differs(
     for words, key in (
         (["-o", "views.cutout=0.25"], "recipe.views.cutout is 0.5, this run has 0.25"),
         (["--scheme", "single-label"], "recipe.scheme is"),
+        (
+            ["--scheme", "single-label", "--divergence", "dist"],
+            "divergence dist found with scheme single-label, expected mse or kl",
+        ),
         (["-o", "ema_decay=0.5"], "recipe.ema_decay is 0.0, this run has 0.5"),
     ):
         assert key in fails(*train("run", *common, *words))

@@ -126,7 +126,7 @@ def test_semantic_softmax_equals_one_image_at_a_time(name: str, weights: Any) ->
     torch.testing.assert_close(logits.grad, plain.grad, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("divergence", ["mse", "kl"])
+@pytest.mark.parametrize("divergence", ["mse", "kl", "dist"])
 @pytest.mark.parametrize("entries", [2, 8, 1024])
 def test_sparse_kd_equals_one_image_at_a_time_on_the_decoded_teacher(
     hierarchy: SemanticHierarchy, divergence: Any, entries: int
@@ -165,7 +165,7 @@ def test_empty_slots_may_name_any_class(hierarchy: SemanticHierarchy) -> None:
     renamed = SparseTargets(**{**vars(targets), "index": targets.index.masked_fill(empty, 0)})
     logits = torch.randn(3, 29)
     torch.testing.assert_close(densify(renamed, hierarchy), densify(targets, hierarchy))
-    for divergence in ("mse", "kl"):
+    for divergence in ("mse", "kl", "dist"):
         losses = [
             semantic_kd_loss(
                 student_logits=logits,
@@ -179,9 +179,10 @@ def test_empty_slots_may_name_any_class(hierarchy: SemanticHierarchy) -> None:
         torch.testing.assert_close(losses[0], losses[1])
 
 
+@pytest.mark.parametrize("divergence", ["mse", "kl", "dist"])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_rows_the_teacher_did_not_see_add_nothing(
-    hierarchy: SemanticHierarchy, sparse: bool
+    hierarchy: SemanticHierarchy, sparse: bool, divergence: Any
 ) -> None:
     torch.manual_seed(0)
     teacher, logits = torch.randn(4, 29), torch.randn(4, 29)
@@ -198,11 +199,35 @@ def test_rows_the_teacher_did_not_see_add_nothing(
             targets=targets,
             labels=labels[rows],
             hierarchy=hierarchy,
+            divergence=divergence,
             reduction="sum",
         )
 
     valid = torch.tensor([True, True, False, False])
     torch.testing.assert_close(loss(slice(0, 4), valid), loss(slice(0, 2), None))
+
+
+@pytest.mark.parametrize("images", [1, 16])
+def test_relations_pull_at_a_student_that_knows_nothing_within_bounds(images: int) -> None:
+    """Where Pearson's correlation has a gradient without bound, and noise would count."""
+    wide = SemanticHierarchy.bundled("imagenet21k-p-fall11")
+    torch.manual_seed(0)
+    targets = dense_targets(6 * torch.randn(images, wide.num_classes), wide)
+    pulls = {}
+    for spread in (0.0, 1e-6, 0.1, 1.0):
+        logits = (spread * torch.randn(images, wide.num_classes)).requires_grad_()
+        loss = semantic_kd_loss(
+            student_logits=logits,
+            targets=targets,
+            labels=None,
+            hierarchy=wide,
+            divergence="dist",
+            reduction="sum",
+        )
+        (gradient,) = torch.autograd.grad(loss, logits)
+        pulls[spread] = float(gradient.norm(dim=1).mean())
+    assert 0 < pulls[1.0] < pulls[0.1] < 1.1 * pulls[0.0] < 20 * pulls[1.0]
+    assert pulls[1e-6] == pytest.approx(pulls[0.0], rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -277,7 +302,7 @@ def test_callers_bugs_are_value_errors_also_without_shape_checks(
     other = SemanticHierarchy.from_chains([f"c{i}" for i in range(29)], {})
     with pytest.raises(ValueError, match="targets of 4 hierarchies found, expected 1"):
         kd_loss(student_logits=logits[:3], targets=targets, labels=None, hierarchy=other)
-    with pytest.raises(ValueError, match="expected 'mse' or 'kl'"):
+    with pytest.raises(ValueError, match="expected one of mse, kl, dist"):
         kd_loss(
             student_logits=logits[:3],
             targets=targets,

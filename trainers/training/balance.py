@@ -18,16 +18,20 @@ from distill.data.loader import in_batches, load_views
 from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
 from distill.errors import DataError
+from distill.losses.names import Divergence
 from distill.targets.protocol import TrainingTargets
 from distill.targets.tensors import TeacherTargets
 from distill.trainers.training.objectives import Objective
 
-PULL = 3.0  # found by benchmarks/kd_weight.py
+# Found by benchmarks/kd_weight.py and, for DIST, by benchmarks/kd_gain.py: its gradient falls with
+# the spread of the logits, and 30 times at none is 3.5 times at a standard deviation of 1.
+PULL: dict[Divergence, float] = {"kl": 3.0, "mse": 3.0, "dist": 30.0}
 IMAGES, AT_ONCE = 128, 64
 
 
 def automatic_weight(
     objective: Objective,
+    divergence: Divergence,
     targets: TrainingTargets,
     source: ImageSource,
     rows: NDArray[np.int64],
@@ -54,13 +58,13 @@ def automatic_weight(
             f"{targets.location}: none of {len(rows[:IMAGES])} images has an answer, expected some "
             "to measure the teacher's weight by; pass --kd-weight, or repair the store"
         )
-    return weight
+    return PULL[divergence] * weight
 
 
 def weight_of(by_labels: Float[Tensor, " images"], by_teacher: Float[Tensor, " images"]) -> float:
-    """The weight by pulls by image, 0 where nothing is to be had; 0 without any answer."""
+    """At which both pull alike, by pulls by image, 0 where nothing is to be had; 0 without any."""
     of_teacher = _root_mean_square(by_teacher)
-    return PULL * (_root_mean_square(by_labels) or 1.0) / of_teacher if of_teacher else 0.0
+    return (_root_mean_square(by_labels) or 1.0) / of_teacher if of_teacher else 0.0
 
 
 def _root_mean_square(pulls: Tensor) -> float:
@@ -88,7 +92,7 @@ def _answered(
 def fresh_pulls(
     objective: Objective, labels: Tensor, targets: TeacherTargets
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Norms of the gradients at logits of 0, by image: of the labels' loss, of the teacher's."""
+    """Norms of a fresh student's gradients, by image: of the labels' loss, of the teacher's."""
     classes = objective.hierarchy.num_classes
     logits = torch.zeros(len(labels), classes, device=labels.device, requires_grad=True)
     losses = (

@@ -326,11 +326,13 @@ def _kd_weight(
         return recipe.kd_weight
     assert images.targets
     rows = np.flatnonzero(images.kept)
-    weight = automatic_weight(objective, images.targets, images.source, rows, images.policy)
+    weight = automatic_weight(
+        objective, recipe.divergence, images.targets, images.source, rows, images.policy
+    )
     weight = float(world.sum(torch.tensor(weight, dtype=torch.float64))) / world.size
     say(
-        f"KD weight: {weight:.4g}, at which the teacher pulls {PULL:g} times as hard as the labels "
-        "at a student that knows nothing"
+        f"KD weight: {weight:.4g}, at which the teacher pulls {PULL[recipe.divergence]:g} times as "
+        "hard as the labels at a student that knows nothing"
     )
     return weight
 

@@ -2,8 +2,8 @@
 
 Each image is mixed with the one that stands opposite in its batch, as timm's Mixup does, and its
 loss is the mixture of both losses. Where both weigh alike, its gradient is that of the mixed
-target, exactly, for squared error as for divergence, sparse or dense, and nothing is looked up that
-the batch does not have anyway. A teacher that saw the mixed image might say something else
+target, exactly, for squared error as for KL, sparse or dense, and nothing is looked up that the
+batch does not have anyway. A teacher that saw the mixed image might say something else
 (docs/training.md).
 """
 

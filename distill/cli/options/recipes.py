@@ -123,7 +123,7 @@ recipe_options = option_group(
             show_default="auto",
             help="Weight of the KD term; auto suits the number of classes.",
         ),
-        setting("--divergence", show_default="kl", help="KD distance: kl or mse."),
+        setting("--divergence", show_default="kl", help="KD distance: kl, mse or dist."),
         option("--epochs", type=int, show_default="80", help="Epochs."),
         option(
             "--batch-size", type=int, show_default="128", help="Images per step, over all devices."

@@ -235,7 +235,7 @@ def _lines(report: "PrecomputeReport", data: str, store: str) -> list[str]:
         )
         lines += report.stages.lines()
     lines.append(fidelity_line(done))
-    if warning := fidelity_warning(done.fidelity, "mse"):
+    if warning := fidelity_warning(done.fidelity, "kl"):
         lines.append(f"warning: {warning}")
     lines += report.agreement.lines() if report.agreement else []
     lines += [f"bad images: {count}: {kind}" for kind, count in sorted(report.bad.items())]
