@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from distill.data.formats.samples import ROW
-from distill.data.plane_figures import FigureSet, write_figures
+from distill.data.rendered.plane_figures import FigureSet, write_figures
 from distill.data.source import ImageSource, open_source
 
 WORKERS = 2

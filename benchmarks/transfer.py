@@ -67,7 +67,15 @@ KINDS = [
     *_both("multi-label", "multi-label"),
     *_both("semantic, roots", "semantic", "-o", "hierarchy_weights=sqrt"),
     *_both("semantic, even", "semantic", "-o", "hierarchy_weights=even"),
-    Kind("semantic + KD (MSE)", "semantic", True, (*PAPER, "-o", "divergence=mse")),
+    *(
+        Kind(
+            f"semantic + KD ({name})",
+            "semantic",
+            True,
+            (*PAPER, "-o", f"divergence={name.lower()}"),
+        )
+        for name in ("MSE", "DIST")
+    ),
 ]
 # By epochs: those of KINDS, and others.
 CURVES = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data.plane_figures import FigureSet, write_figures
+from distill.data.rendered.plane_figures import FigureSet, write_figures
 from distill.hierarchy.semantic import SemanticHierarchy
 
 ROOT = Path(__file__).resolve().parents[1]

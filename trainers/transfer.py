@@ -58,11 +58,19 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """data: with splits train and val. tags: of images that have any number of them."""
+    """data: with splits train and val. tags: of images that have any number of them.
+
+    frames: of each clip, where the data are clips.
+    """
 
     name: str
     data: str
     tags: str | None = None
+    frames: int = 0
+
+    def open(self, split: str) -> ImageSource:
+        """Its images or clips of that split."""
+        return open_source(self.data, split, indexes=tar_indexes(), frames=self.frames)
 
     def labelling(self, source: ImageSource) -> tuple[TagFile | None, SemanticHierarchy]:
         """Its tags, and its classes: those of the tags, else of the training images."""
@@ -345,13 +353,13 @@ def run_trial(unit: PlacedTrial) -> tuple[str, float | None]:
 def _figure(unit: PlacedTrial) -> float | None:
     trial, task = unit.trial, unit.trial.task
     folder = Path(unit.out) / trial.key
-    source = open_source(task.data, "train", indexes=tar_indexes())
+    source = task.open("train")
     tags, classes = task.labelling(source)
     if trial.judging:
         judge = np.arange(len(source)) % JUDGING == 0
         training, validation = (source.select(np.flatnonzero(part)) for part in (~judge, judge))
     else:
-        training, validation = source, open_source(task.data, "val", indexes=tar_indexes())
+        training, validation = source, task.open("val")
     folder.mkdir(parents=True, exist_ok=True)
     report = finetune(
         recipe=replace(trial.recipe, scheme="multi-label" if tags else "single-label"),
@@ -389,12 +397,12 @@ def digests_of(
     runs = {run for start in starts for run in start.runs if run != RANDOM}
     found = {run: sha256(find_weights(run).read_bytes()).hexdigest() for run in sorted(runs)}
     for task in tasks:
-        source = open_source(task.data, "train", indexes=tar_indexes())
+        source = task.open("train")
         if not has_split(task.data, "val"):
             raise DataError(
                 f"{task.data}: no split val found, expected images to judge {task.name} by"
             )
-        judged = open_source(task.data, "val", indexes=tar_indexes())
+        judged = task.open("val")
         about, (tags, classes) = sha256(), task.labelling(source)
         for images in (source, judged):
             for line in images.describe():

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from distill.api.shared import SharedTargets
-from distill.data.images import decode_image, read_all
-from distill.data.views import Size, draw_view, render_views
+from distill.data.drawn import read_views
+from distill.data.views import Size
 from distill.errors import ConfigError, DataError, DataUnavailableError, first_line
 from distill.targets.tensors import DenseTargets, SparseTargets, TeacherTargets
 
@@ -27,7 +27,8 @@ CALLS = 100  # of a transform, to see whether it is random
 class TargetDataset(Dataset[Sample]):
     """Item `row`: the view of the epoch that the teacher saw, and what it said of it.
 
-    A dictionary: pixels, uint8 [3, height, width], or what `transform` makes of them; label, a
+    A dictionary: pixels, uint8 [3, height, width], or what `transform` makes of them, of a clip
+    those of its frames one after another, [3 · frames, height, width]; label, a
     class index, -1 for none; row and view, which image and which view of it; identity, of whose
     answers; targets, these, a batch of one (where a teacher in this process is asked by the loss,
     teacher_pixels instead).
@@ -79,16 +80,16 @@ class TargetDataset(Dataset[Sample]):
         for row in some:
             if not 0 <= row < len(self):
                 raise IndexError(f"row {row} found, expected 0 to {len(self) - 1}")
-        for row, read in zip(some, read_all([source.samples[r] for r in some]), strict=True):
+        reads = read_views(source, shared.policy, [(row, (drawn,)) for row in some])
+        for row, read in zip(some, reads, strict=True):
             try:
-                image = decode_image(read())
+                views = read()
             except DataUnavailableError:
                 raise
             except DataError as error:
                 shared.note_unreadable(row, str(error))
                 continue
-            params = [draw_view(shared.policy, source.ids[row], drawn)]
-            rendered.append([render_views(image, shared.policy, params, s)[0] for s in sizes])
+            rendered.append([views.pixels(each)[0] for each in sizes])
             readable.append(row)
         seen = [torch.stack(each) for each in zip(*(views[1:] for views in rendered), strict=True)]
         answers: TeacherTargets | None = None
@@ -100,7 +101,7 @@ class TargetDataset(Dataset[Sample]):
         for row, (pixels, *for_teacher), said in zip(readable, rendered, own, strict=True):
             samples.append(
                 {
-                    "pixels": self.transform(pixels) if self.transform else pixels,
+                    "pixels": self._transformed(pixels),
                     "label": int(shared.labels[row]),
                     "row": row,
                     "view": view,
@@ -110,6 +111,11 @@ class TargetDataset(Dataset[Sample]):
             )
         samples.together, samples.apart = answers, [sample.get("targets") for sample in samples]
         return samples
+
+    def _transformed(self, pixels: Tensor) -> Tensor:
+        if not self.transform:
+            return pixels
+        return torch.cat([self.transform(frame) for frame in pixels.split(3)])
 
 
 class Samples(list[Sample]):

@@ -52,7 +52,8 @@ def open_targets(
             timm:NAME for a teacher in this process, on `device`.
         data: the images, as `distill precompute --data` takes them; split: which of them.
         label_set: of timm:NAME; a store and a server bring theirs.
-        views: how images are augmented, where the targets do not say it.
+        views: how images are augmented, where the targets do not say it; with `frames`, data are
+            clips.
         cache, cache_gib, read: where decoded views are kept, at most so many GiB, and whether at
             all; as of `distill pretrain`.
         api_key: of the server; DISTILL_API_KEY by default.
@@ -87,16 +88,19 @@ def open_targets(
     if isinstance(data, ImageSource):
         source = data
     else:
-        source = open_source(data, split, indexes=tar_indexes())
+        shown = answers.policy or views or ViewPolicy()
+        source = open_source(data, split, indexes=tar_indexes(), frames=shown.frames)
     for line in source.describe():
         say(f"data: {line}")
     labels = label_indices(source, answers.hierarchy)
     check_targets(answers, source, labels, say)
+    policy = answers.policy or views or ViewPolicy(frames=source.frames)
+    source.require_frames(policy.frames)
     shared = SharedTargets(
         answers,
         source,
         labels,
-        policy=answers.policy or views or ViewPolicy(),
+        policy=policy,
         max_bad_fraction=max_bad_fraction,
     )
     return Targets(shared)

@@ -106,7 +106,7 @@ class SharedTargets:
         return self.answers.view(epoch), self.answers.drawn_view(epoch)
 
     def fetch(
-        self, ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self, ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch channels _ _"]] = ()
     ) -> TeacherTargets:
         """See `distill.targets.tensors.TargetSource`."""
         return self.answers.fetch(ids, view, pixels)

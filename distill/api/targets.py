@@ -155,7 +155,7 @@ class Targets:
         self,
         images: ArrayLike | Sequence[str],
         views: int | ArrayLike | None = None,
-        pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = (),
+        pixels: Sequence[UInt8[Tensor, "batch channels _ _"]] = (),
     ) -> TeacherTargets:
         """The teacher's answers, in that order.
 

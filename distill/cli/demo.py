@@ -42,7 +42,7 @@ def demo(out: Path, as_json: bool) -> None:
 
 
 def _walk(out: Path) -> None:
-    from distill.data.plane_figures import HIERARCHY, OUTLINES, FigureSet, write_figures
+    from distill.data.rendered.plane_figures import HIERARCHY, OUTLINES, FigureSet, write_figures
     from distill.errors import ConfigError
 
     data, store = out / "figures", out / "store.zarr"

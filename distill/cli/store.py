@@ -54,7 +54,9 @@ def info(location: str, as_json: bool) -> None:
 @store.command(examples=["STORE", "STORE --teacher tresnet_l --weights FILE --data DATA"])
 @location
 @teacher_options(required=False)
-@data_options(required=False, help="Images that the store was made from; needs --teacher.")
+@data_options(
+    required=False, help="Images that the store was made from; needs --teacher.", clips=True
+)
 @option("--sample", type=click.IntRange(1), default=256, help="Images per block.", section="Input")
 @common.machine
 @common.as_json
@@ -124,7 +126,7 @@ def verify(
 @location
 @option("--from", "replica", help="Another copy of the store, to take bad blocks from.")
 @teacher_options(required=False)
-@data_options(required=False, help="Images that the store was made from.")
+@data_options(required=False, help="Images that the store was made from.", clips=True)
 @option(
     "--batch-size", type=click.IntRange(1), help="Views per batch.", show_default="as in the store"
 )

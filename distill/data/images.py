@@ -40,8 +40,8 @@ UPRIGHT = {
 }
 
 
-def read_bytes(sample: Sample) -> bytes:
-    """The encoded image.
+def read_bytes(sample: Sample, at_most: int = MAX_IMAGE_BYTES) -> bytes:
+    """The encoded image, or video.
 
     Raises:
         DataError: the bytes are missing or too many. The message is the reason: what kind of
@@ -50,7 +50,7 @@ def read_bytes(sample: Sample) -> bytes:
     """
     path = sample.path
     try:
-        return place_of(path).read(path, sample.offset, sample.size, at_most=MAX_IMAGE_BYTES)
+        return place_of(path).read(path, sample.offset, sample.size, at_most=at_most)
     except AbsentError as error:
         # It was there when it was listed; where its whole folder went, that is no fault of its own.
         if not is_remote(path) and is_gone(os.path.dirname(path)):  # noqa: PTH120
@@ -108,10 +108,7 @@ def decode_image(
     except DataError:
         raise
     except MemoryError as error:
-        raise DataUnavailableError(
-            "out of memory while decoding an image, expected room for it; lower --workers or "
-            "--batch-size, then run the same command again"
-        ) from error
+        raise out_of_memory("an image") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"too many pixels: {first_line(error)}") from error
     except UnidentifiedImageError as error:
@@ -119,6 +116,14 @@ def decode_image(
         raise DataError(f"not an image: {known}") from error
     except Exception as error:  # decoders raise whatever hostile bytes provoke
         raise DataError(f"undecodable image: {first_line(error)}") from error
+
+
+def out_of_memory(thing: str) -> DataUnavailableError:
+    """What to raise where there is no room to decode it."""
+    return DataUnavailableError(
+        f"out of memory while decoding {thing}, expected room for it; lower --workers or "
+        "--batch-size, then run the same command again"
+    )
 
 
 def squish(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distill.data.images import decode_image, read_all
+from distill.data.drawn import DrawnViews, read_views
 from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
-from distill.data.views import Size, draw_view, render_views, view_proof
+from distill.data.views import Size
 from distill.errors import (
     DataError,
     DataUnavailableError,
@@ -71,12 +71,12 @@ def in_batches(
 class ViewBatch:
     """Pixels of the images that could be decoded, and the reasons of those that could not.
 
-    pixels: for each size that was asked for. proofs: of each view, at the first size. trouble: why
-    an image could not be read that may be good.
+    pixels: for each size that was asked for; channels are those of all frames. proofs: of each
+    view, at the first size. trouble: why an image could not be read that may be good.
     """
 
     rows: list[int]
-    pixels: tuple[UInt8[Tensor, "images views 3 _ _"], ...]
+    pixels: tuple[UInt8[Tensor, "images views channels _ _"], ...]
     bad: dict[int, str]
     proofs: dict[int, list[str]]
     read_s: float  # seconds of a worker: reading and decoding
@@ -91,7 +91,7 @@ class ViewBatch:
 @dataclass(frozen=True, eq=False)
 class _Item:
     request: ViewRequest
-    pixels: list[Tensor]  # [views, 3, height, width], one a size; none of a bad image
+    pixels: list[Tensor]  # [views, channels, height, width], one a size; none of a bad image
     reason: str
     passing: bool  # the reason is no fault of the image
     proofs: list[str]
@@ -107,29 +107,27 @@ class _Views(Dataset[_Item]):
 
     def __getitems__(self, requests: list[ViewRequest]) -> list[_Item]:
         """A batch; torch asks for it so. A bucket answers slowly, but many requests at once."""
-        samples = [self.source.samples[request.row] for request in requests]
-        self.board.write(f"reads {samples[0].key!r} and {len(samples) - 1} more")
-        contents = read_all(samples)
+        keys = [self.source.samples[request.row].key for request in requests]
+        self.board.write(f"reads {keys[0]!r} and {len(keys) - 1} more")
+        wanted = [(request.row, request.views) for request in requests]
         items = []
-        for sample, request, read in zip(samples, requests, contents, strict=True):
-            self.board.write(f"reads or decodes {sample.key!r}")
+        reads = read_views(self.source, self.policy, wanted)
+        for key, request, read in zip(keys, requests, reads, strict=True):
+            self.board.write(f"reads or decodes {key!r}")
             items.append(self._item(request, read))
         return items
 
-    def _item(self, request: ViewRequest, read: Callable[[], bytes]) -> _Item:
+    def _item(self, request: ViewRequest, read: Callable[[], DrawnViews]) -> _Item:
         started = time.perf_counter()
         try:
-            image = decode_image(read())
+            drawn = read()
         except DataError as error:
             passing = isinstance(error, DataUnavailableError)
             return _Item(request, [], str(error), passing, [], time.perf_counter() - started, 0.0)
         decoded = time.perf_counter()
-        sample_id = self.source.ids[request.row]
-        drawn = [draw_view(self.policy, sample_id, view) for view in request.views]
-        pixels = [render_views(image, self.policy, drawn, size) for size in self.sizes]
+        pixels = [drawn.pixels(size) for size in self.sizes]
         rendered = time.perf_counter()
-        proved = drawn if request.prove else []
-        proofs = [view_proof(image, params, self.sizes[0]) for params in proved]
+        proofs = drawn.proofs(self.sizes[0]) if request.prove else []
         spent = decoded - started, rendered - decoded
         return _Item(request, pixels, "", False, proofs, *spent)
 
@@ -158,21 +156,24 @@ def load_views(
     As many batches are in flight as shared memory holds; where it is small, fewer than usual.
 
     Raises:
+        StoreMismatchError: views of images are asked for of clips, or the other way round.
         DataError: a process that decodes was killed, or cannot hand over what it decoded.
         DataUnavailableError: images cannot be read now that may be good, or none comes at all.
     """
+    source.require_frames(policy.frames)
+    channels = 3 * max(1, source.frames)
     if isinstance(batches, Sized):
         workers = min(workers, len(batches))
     coming = iter(batches)
     first = list(islice(coming, 1))
-    workers, ahead = _that_fit(workers, first, sizes)
+    workers, ahead = _that_fit(workers, first, sizes, channels)
     board = _Board(workers)
     # Of more processes than CPUs: reading waits, so they may be of use.
     warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     loader = DataLoader(
         _Views(source, policy, sizes, board),
         batch_sampler=_Batches(chain(first, coming)),
-        collate_fn=_Collate(sizes),
+        collate_fn=_Collate(sizes, channels),
         num_workers=workers,
         prefetch_factor=ahead,
         timeout=LOOK_EVERY_S if workers else 0,
@@ -199,13 +200,13 @@ def load_views(
 
 
 def _that_fit(
-    workers: int, first: Sequence[Sequence[ViewRequest]], sizes: Sequence[Size]
+    workers: int, first: Sequence[Sequence[ViewRequest]], sizes: Sequence[Size], channels: int
 ) -> tuple[int, int | None]:
     """How many processes, and batches ahead for each, this machine has room for."""
     if not workers or not first:
         return workers, None
     views = sum(len(request.views) for request in first[0])
-    batch = views * sum(3 * height * width for height, width in sizes)
+    batch = views * channels * sum(height * width for height, width in sizes)
     together = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     wanted, ahead = workers, AHEAD
     with suppress(OSError):
@@ -301,6 +302,7 @@ class _Board:
 @dataclass(frozen=True)
 class _Collate:
     sizes: Sequence[Size]
+    channels: int
 
     def __call__(self, items: list[_Item]) -> ViewBatch:
         good = [item for item in items if item.pixels]
@@ -310,7 +312,7 @@ class _Collate:
             pixels=tuple(
                 torch.stack([item.pixels[i] for item in good])
                 if good
-                else torch.empty(0, views, 3, *size, dtype=torch.uint8)
+                else torch.empty(0, views, self.channels, *size, dtype=torch.uint8)
                 for i, size in enumerate(self.sizes)
             ),
             bad={item.request.row: item.reason for item in items if not item.pixels},

@@ -1,4 +1,4 @@
-"""Labelled images behind one `ImageSource`, whatever form they lie in.
+"""Labelled images or clips behind one `ImageSource`, whatever form they lie in.
 
 `distill.data.layout` recognises form and split, `distill.data.formats` lists each form; here labels
 become class indices. Every form becomes the same table of keys, labels and places of bytes,
@@ -14,15 +14,16 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.data.clips import require_decoder
 from distill.data.formats.arrow import list_arrow
 from distill.data.formats.folders import list_folders
-from distill.data.formats.samples import IMAGE_SUFFIXES, SampleTable
+from distill.data.formats.samples import IMAGE_SUFFIXES, VIDEO_SUFFIXES, SampleTable
 from distill.data.formats.tables import USUAL, Columns, columns_of_manifest, list_manifest
 from distill.data.formats.tars import WNID_IN_NAME, list_tars
 from distill.data.layout import CONTAINERS, Layout, find_layout, listed_splits, splits_there
 from distill.data.sample_ids import SampleIds, ascending, sample_ids
 from distill.data.splits import canonical
-from distill.errors import DataError, printable
+from distill.errors import DataError, StoreMismatchError, printable
 from distill.hierarchy.semantic import SemanticHierarchy
 
 SPLITS = ("train", "val", "test")
@@ -37,7 +38,8 @@ UNLABELLED = ("unlabelled", "unlabeled", "unsup", "unsupervised")
 class ImageSource:
     """The samples of one split, in ascending order of sample id.
 
-    layout: where they lie, and what beside. notes: what else a user should know of them.
+    layout: where they lie, and what beside. notes: what else a user should know of them. frames: of
+    each clip that a view shows; 0 of images.
     """
 
     location: str
@@ -45,9 +47,22 @@ class ImageSource:
     ids: SampleIds  # [n, 2], ascending
     layout: Layout
     notes: tuple[str, ...] = ()
+    frames: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def require_frames(self, frames: int) -> None:
+        """That views of so many frames can be drawn of it, 0 for those of images.
+
+        Raises:
+            StoreMismatchError: they cannot.
+        """
+        if frames != self.frames:
+            raise StoreMismatchError(
+                f"{self.location}: {_shown(self.frames)} found, expected {_shown(frames)}, which "
+                f"the views are of; {f'pass --frames {frames}' if frames else 'leave out --frames'}"
+            )
 
     def limited(self, limit: int | None) -> "ImageSource":
         """The `limit` smallest ids: a fair and repeatable choice from the whole."""
@@ -61,7 +76,7 @@ class ImageSource:
 
     def describe(self) -> list[str]:
         """What the data was taken for, in a few lines."""
-        known = self.layout
+        known, things = self.layout, "clips" if self.frames else "images"
         labels = [str(label) for label in self.samples.labels if label is not None]
         without = np.array([label is None for label in self.samples.labels], np.bool_)
         unlabelled = int(without[self.samples.rows["label"]].sum())
@@ -69,16 +84,18 @@ class ImageSource:
         classes = f"{_count(labels, 'label')} ({', '.join(labels[:SHOWN])}{more})"
         form = known.form if labels or known.form != "class folders" else "files"
         lines = [
-            f"{known.split or 'no splits, all taken'}: {_count(self, 'image')}, "
+            f"{known.split or 'no splits, all taken'}: {_count(self, things[:-1])}, "
             f"{classes if labels else 'no labels'}; {form} in {known.root}"
         ]
         if labels and unlabelled:
-            lines.append(f"without a label: {unlabelled} images")
+            lines.append(f"without a label: {unlabelled} {things}")
         mine = canonical(known.split or "")
         if others := {name: of for name, of in known.splits.items() if of != mine}:
             lines.append(f"other splits there: {listed_splits(others)}")
         if known.skipped.total:
             lines.append(f"skipped: {known.skipped}")
+        if self.frames:
+            lines.append(f"each view is of {self.frames} frames, from equal parts of its clip")
         return [printable(line) for line in (*lines, *self.notes)]
 
 
@@ -88,6 +105,7 @@ def open_source(
     *,
     indexes: Path | None = None,
     columns: Columns = USUAL,
+    frames: int = 0,
 ) -> ImageSource:
     """Recognise what `location` holds, a path or s3://…, and list one split of it.
 
@@ -96,22 +114,29 @@ def open_source(
     one folder per class, or of images without labels; or a folder that holds such a folder named
     after the split. Data without splits is one split, whichever is asked for.
 
-    indexes: folder to keep the indexes of tars in, so that each is listed once.
+    indexes: folder to keep the indexes of tars in, so that each is listed once. frames: take clips
+    instead of images, and show so many frames of each: videos, or folders of images below those of
+    the classes; in folders or tables.
 
     Raises:
+        ConfigError: what decodes videos is not installed.
         DataError: nothing is there, nothing of a known form, no such split, names that contradict
         each other, or a key that appears twice.
         DataUnavailableError: the disk or the network does not answer now.
     """
     path = _path_of(location)
     layout = find_layout(path, split, columns)
-    samples, notes = _without_labels(_listed(layout, indexes, columns), layout.root)
-    if not len(samples):
+    if frames and layout.form not in ("class folders", "table"):
         raise DataError(
-            f"{layout.root}: no images found{_instead(layout)}; expected class folders with "
-            f"{' '.join(IMAGE_SUFFIXES)} files, or WebDataset tars of key.jpg with key.wnid or "
-            "key.cls"
+            f"{layout.root}: {layout.form} found with --frames, expected clips: class folders of "
+            "videos or of folders of frames, or a table of paths"
         )
+    listed = _listed(layout, indexes, columns, clips=frames > 0)
+    if frames:
+        require_decoder(listed)
+    samples, notes = _without_labels(listed, layout.root)
+    if not len(samples):
+        raise DataError(_nothing_in(layout, clips=frames > 0))
     if layout.form in ("table", "Hugging Face data set") and {*samples.labels} == {None}:
         there = columns_of_manifest(path)[:12] if layout.form == "table" else []
         among = f" among {', '.join(there)}" if there else ""
@@ -126,7 +151,7 @@ def open_source(
             f"{layout.root}: the key {one.key!r} appears twice, in {one.path} and {other.path}; "
             "expected every sample's key once"
         )
-    return ImageSource(path, samples.select(order), ids, layout, notes)
+    return ImageSource(path, samples.select(order), ids, layout, notes, frames)
 
 
 def has_split(location: str | Path, split: str, columns: Columns = USUAL) -> bool:
@@ -221,12 +246,16 @@ def _count(things: Sized, name: str) -> str:
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
+def _shown(frames: int) -> str:
+    return f"clips of {frames} frames" if frames else "images"
+
+
 def _path_of(location: str | Path) -> str:
     text = str(location)
     return text if text.endswith("://") else text.rstrip("/") or "/"
 
 
-def _listed(layout: Layout, indexes: Path | None, columns: Columns) -> SampleTable:
+def _listed(layout: Layout, indexes: Path | None, columns: Columns, *, clips: bool) -> SampleTable:
     skipped = layout.skipped
     if layout.form == "table":
         return SampleTable.of(list_manifest(layout.root, layout.files, columns, skipped))
@@ -234,7 +263,7 @@ def _listed(layout: Layout, indexes: Path | None, columns: Columns) -> SampleTab
         return list_tars(layout.files, indexes, skipped)
     if layout.form == "Hugging Face data set":
         return list_arrow(layout.root, columns, layout.split)
-    return SampleTable.of(list_folders(layout.root, skipped))
+    return SampleTable.of(list_folders(layout.root, skipped, clips=clips))
 
 
 def _without_labels(samples: SampleTable, root: str) -> tuple[SampleTable, tuple[str, ...]]:
@@ -252,5 +281,15 @@ def _without_labels(samples: SampleTable, root: str) -> tuple[SampleTable, tuple
     return replace(samples, labels=tuple(labels)), tuple(notes)
 
 
-def _instead(layout: Layout) -> str:
-    return f", only {layout.skipped}" if layout.skipped.total else ""
+def _nothing_in(layout: Layout, *, clips: bool) -> str:
+    instead = f", only {layout.skipped}" if layout.skipped.total else ""
+    if clips:
+        return (
+            f"{layout.root}: no clips found{instead}; expected class folders with "
+            f"{' '.join(VIDEO_SUFFIXES)} files, or with a folder of frames for each clip"
+        )
+    return (
+        f"{layout.root}: no images found{instead}; expected class folders with "
+        f"{' '.join(IMAGE_SUFFIXES)} files, or WebDataset tars of key.jpg with key.wnid or "
+        "key.cls"
+    )

@@ -7,6 +7,7 @@ from typing import Any
 from distill.errors import ConfigError
 
 POLICIES = ("plain", "augmented")
+MOST_FRAMES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,8 @@ class ViewPolicy:
     cutout: side of the grey square, as a share of the image's side.
     crop_scale: smallest share of the image's area that a view shows, of an aspect ratio of 3/4 to
     4/3 beside the image's own (random resized crops); 1 shows all of it, as the paper does.
+    frames: of each clip, one from each of so many equal parts of it, `augmented` anywhere in its
+    part and `plain` from the middle; all get the same transforms. 0 is for images.
     """
 
     name: str = "augmented"
@@ -27,6 +30,7 @@ class ViewPolicy:
     randaugment_magnitude: float = 9.0
     cutout: float = 0.5
     crop_scale: float = 1.0
+    frames: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in POLICIES:
@@ -43,6 +47,8 @@ class ViewPolicy:
             raise ConfigError(f"cutout {self.cutout} found, expected 0 to 1")
         if not 0 < self.crop_scale <= 1:
             raise ConfigError(f"crop_scale {self.crop_scale} found, expected above 0 to 1")
+        if not 0 <= self.frames <= MOST_FRAMES:
+            raise ConfigError(f"frames {self.frames} found, expected 0 to {MOST_FRAMES}")
         settings = ("randaugment_ops", "randaugment_magnitude", "cutout", "crop_scale")
         changed = [name for name in settings if getattr(self, name) != getattr(ViewPolicy, name)]
         if self.name == "plain" and changed:
@@ -53,8 +59,10 @@ class ViewPolicy:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return a document for a manifest; without crops as before there were any."""
+        """Return a document for a manifest; without crops and frames as before there were any."""
         document = asdict(self)
+        if not self.frames:
+            del document["frames"]
         if self.crop_scale == 1:
             del document["crop_scale"]
         return document
@@ -74,6 +82,7 @@ class ViewPolicy:
                 randaugment_magnitude=float(document["randaugment_magnitude"]),
                 cutout=float(document["cutout"]),
                 crop_scale=float(document.get("crop_scale", 1.0)),
+                frames=int(document.get("frames", 0)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(

@@ -6,7 +6,7 @@ another resolution than the teacher saw.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,19 +29,21 @@ Size = tuple[int, int]  # height, width
 class ViewParams:
     """What is done to one view. crop: left, top, right, bottom; cutout: centre x, centre y, side.
 
-    All relative to the image, None for none.
+    All relative to the image, None for none. frames: when those of a clip are shown, as shares of
+    its time; none of an image.
     """
 
     crop: tuple[float, float, float, float] | None = None
     flip: bool = False
     operations: tuple[tuple[str, float], ...] = ()
     cutout: tuple[float, float, float] | None = None
+    frames: tuple[float, ...] = ()
 
 
 def draw_view(policy: ViewPolicy, sample_id: NDArray[np.uint64], view: int) -> ViewParams:
     """The parameters of one view; the same on every machine, in any order, in any process."""
     if policy.name == "plain":
-        return ViewParams()
+        return ViewParams(frames=_parts(policy.frames, lambda: 0.5))
     uniform = _uniforms(policy.seed, sample_id, view)
     operations = []
     for _ in range(policy.randaugment_ops):
@@ -51,7 +53,20 @@ def draw_view(policy: ViewPolicy, sample_id: NDArray[np.uint64], view: int) -> V
     flip = uniform() < 0.5
     cutout = (uniform(), uniform(), policy.cutout) if policy.cutout else None
     crop = _crop(policy.crop_scale, uniform) if policy.crop_scale < 1 else None
-    return ViewParams(crop=crop, flip=flip, operations=tuple(operations), cutout=cutout)
+    return ViewParams(
+        crop=crop,
+        flip=flip,
+        operations=tuple(operations),
+        cutout=cutout,
+        frames=_parts(policy.frames, uniform),
+    )
+
+
+def _parts(frames: int, within: Callable[[], float]) -> tuple[float, ...]:
+    """One moment of each of so many equal parts, as "Temporal Segment Networks" (Wang et al. 2016,
+    arXiv 1608.00859) draw them.
+    """
+    return tuple((i + within()) / frames for i in range(frames))
 
 
 def _crop(smallest: float, uniform: Callable[[], float]) -> tuple[float, float, float, float]:
@@ -110,14 +125,6 @@ def view_steps(
 def render_view(image: Image.Image, params: ViewParams, size: Size) -> Pixels:
     """uint8 [3, height, width]: `render_pixels` as a tensor, channels first."""
     return torch.from_numpy(render_pixels(image, params, size)).permute(2, 0, 1).contiguous()
-
-
-def render_views(
-    image: Image.Image, policy: ViewPolicy, drawn: Sequence[ViewParams], size: Size
-) -> UInt8[Tensor, "views 3 height width"]:
-    """`render_view` of each, resized once for all that can."""
-    small = resized(image, policy, size)
-    return torch.stack([render_view(small, params, size) for params in drawn])
 
 
 def render_pixels(image: Image.Image, params: ViewParams, size: Size) -> NDArray[np.uint8]:

@@ -43,19 +43,20 @@ class ModelInput:
         return f"{self.size[0]}×{self.size[1]}, mean {mean}, std {std}"
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] → float32, on the pixels' device."""
-        scale, shift = _constants(self, pixels.device)
+        """uint8 [B, 3, H, W] → float32, on the pixels' device; or [B, 3·frames, H, W] of clips."""
+        scale, shift = _constants(self, pixels.device, pixels.shape[1] // 3)
         return pixels.float() / scale - shift
 
 
 @lru_cache(maxsize=64)
-def _constants(model_input: ModelInput, device: torch.device) -> tuple[Tensor, Tensor]:
-    """[3, 1, 1] scale and shift. Kept: a copy to a GPU waits for all that is queued there."""
+def _constants(model_input: ModelInput, device: torch.device, frames: int) -> tuple[Tensor, Tensor]:
+    """[3·frames, 1, 1] scale, shift. Kept: a copy to a GPU waits for all that is queued there."""
     pairs = zip(model_input.mean, model_input.std, strict=True)
     with torch.inference_mode(False):
         scale = torch.tensor([255 * s for s in model_input.std], dtype=torch.float32)
         shift = torch.tensor([m / s for m, s in pairs], dtype=torch.float32)
-        return scale[:, None, None].to(device), shift[:, None, None].to(device)
+        each = (values.repeat(frames)[:, None, None] for values in (scale, shift))
+        return next(each).to(device), next(each).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,10 @@ class TrainingTargets(TargetSource, Protocol):
         ...
 
     def announce(
-        self, sample_ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self,
+        sample_ids: SampleIds,
+        view: View,
+        pixels: Sequence[UInt8[Tensor, "batch channels _ _"]] = (),
     ) -> None:
         """A `fetch` of these is coming: work may begin."""
         ...

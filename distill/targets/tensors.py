@@ -154,7 +154,10 @@ class TargetSource(Protocol):
     """Where a student's targets come from: a store, a live server, a teacher in the process."""
 
     def fetch(
-        self, sample_ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self,
+        sample_ids: SampleIds,
+        view: View,
+        pixels: Sequence[UInt8[Tensor, "batch channels _ _"]] = (),
     ) -> TeacherTargets:
         """Targets of those samples' `view`, in that order, on any device.
 

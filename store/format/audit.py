@@ -16,7 +16,7 @@ LEAST_ROWS, SHARE = 1024, 0.001  # of a store that are audited
 DECIMALS = 3
 # By loss: p99 above which users are told, and an encoding that is below (benchmarks/kd_gain.py).
 MOST_DEG = {"mse": 6.0, "kl": 20.0}
-MENDS = {"mse": "fine", "kl": "standard"}
+MENDS = {"mse": "fine", "kl": "dense"}
 STUDENTS = {"fresh": "that knows nothing", "middle": "half-way", "near": "near the teacher"}
 
 # An angle is named by loss and student, as mse_fresh; this one is what the teacher's own precision

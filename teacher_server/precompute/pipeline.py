@@ -88,6 +88,7 @@ class Pipeline:
             self.teacher,
             self.store.manifest.encoding,
             views=rows * self.store.manifest.views.count,
+            frames=self.source.frames,
             batch_size=self.options.batch_size,
             compiled=self.options.compiled,
             earlier=earlier,

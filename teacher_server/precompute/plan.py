@@ -110,7 +110,7 @@ def make_plan(
         DataError: no image of the pilot can be read.
         ConfigError: no rows or no views are asked for.
     """
-    rows = rows or len(source)
+    rows, policy = rows or len(source), replace(policy, frames=source.frames)
     of_block = block_rows_for(rows, block_rows)
     pilot = source.limited(min(pilot_images or of_block, of_block))
     if min(len(pilot), rows, *views) < 1:
@@ -123,6 +123,7 @@ def make_plan(
         teacher,
         spec,
         views=rows * max(views),
+        frames=source.frames,
         batch_size=batch_size,
         compiled=compiled,
         earlier=None,

@@ -73,6 +73,11 @@ def open_samples(
     opened = None
     if store and has_store(store):
         opened = LogitStore.open(store)
+        if source and ViewPolicy.from_json(opened.manifest.views.policy).frames:
+            raise ConfigError(
+                f"{store}: answers for clips found with --data, expected those for images; leave "
+                "--data out, then a complete store answers alone"
+            )
         dataset = None
         if source:
             labels = label_indices(source, teacher.hierarchy)

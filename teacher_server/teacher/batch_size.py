@@ -42,6 +42,7 @@ def choose_speed(
     spec: EncodingSpec,
     *,
     views: int,
+    frames: int,
     batch_size: int | None,
     compiled: bool | None,
     earlier: Mapping[str, Any] | None,
@@ -49,32 +50,35 @@ def choose_speed(
 ) -> Throughput:
     """What to run `views` views with. batch_size, compiled: None is to be found out.
 
-    earlier: `Throughput.to_json` of a block that is finished already.
+    frames: of each view, 0 of images. earlier: `Throughput.to_json` of a block that is finished
+    already.
     """
     requested = bool(compiled)
     if earlier:
         batch_size = batch_size or int(earlier["batch_size"])
         compiled = bool(earlier["compiled"]) if compiled is None else compiled
-    untuned = min(UNTUNED.get(teacher.device.type, 16), max(1, views))
+    untuned = min(_for_clips(UNTUNED.get(teacher.device.type, 16), frames), max(1, views))
     speed = Throughput(batch_size=batch_size or untuned)
     if views >= TUNED_FROM and batch_size is None:
-        speed = _best_batch(teacher, spec, views)
+        speed = _best_batch(teacher, spec, views, frames)
     if compiled:
-        speed = _compiled_if_possible(teacher, spec, speed, requested=requested, journal=journal)
+        speed = _compiled_if_possible(
+            teacher, spec, speed, frames, requested=requested, journal=journal
+        )
     elif views >= TUNED_FROM and compiled is None:
-        speed = _compiled_if_faster(teacher, spec, speed, views, journal)
+        speed = _compiled_if_faster(teacher, spec, speed, views, frames, journal)
     journal.event("speed chosen", **asdict(speed))
     return speed
 
 
-def measure(forward: Forward, batch_size: int) -> float:
-    """Views a second of random pixels, after some that are not counted.
+def measure(forward: Forward, batch_size: int, frames: int = 0) -> float:
+    """Views a second of random pixels, after some that are not counted. frames: of each view.
 
     Raises:
         TeacherError: not even one view fits into memory.
     """
     pixels = [
-        torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8)
+        torch.randint(0, 256, (batch_size, 3 * max(1, frames), *size), dtype=torch.uint8)
         for size in forward.teacher.sizes
     ]
     for _ in range(2):
@@ -86,14 +90,18 @@ def measure(forward: Forward, batch_size: int) -> float:
     return forward.lanes * batch_size / seconds
 
 
-def _best_batch(teacher: Teacher, spec: EncodingSpec, views: int) -> Throughput:
+def _for_clips(batch_size: int, frames: int) -> int:
+    return max(1, batch_size // max(1, frames))
+
+
+def _best_batch(teacher: Teacher, spec: EncodingSpec, views: int, frames: int) -> Throughput:
     """Twice as large as long as it is worth it, and as it takes a small share of the run."""
-    best = Throughput(batch_size=SMALLEST)
+    best = Throughput(batch_size=_for_clips(SMALLEST, frames))
     started = time.perf_counter()
     batch_size = best.batch_size
-    while batch_size <= min(LARGEST, views):
+    while batch_size <= min(_for_clips(LARGEST, frames), views):
         with Forward(teacher, spec, batch_size=batch_size) as forward:
-            rate = measure(forward, batch_size)
+            rate = measure(forward, batch_size, frames)
             if forward.batch_size < batch_size:  # memory ran out
                 break
         if rate < WORTH * (best.views_per_s or 0):
@@ -106,26 +114,37 @@ def _best_batch(teacher: Teacher, spec: EncodingSpec, views: int) -> Throughput:
 
 
 def _compiled_if_faster(
-    teacher: Teacher, spec: EncodingSpec, eager: Throughput, views: int, journal: Journal
+    teacher: Teacher,
+    spec: EncodingSpec,
+    eager: Throughput,
+    views: int,
+    frames: int,
+    journal: Journal,
 ) -> Throughput:
     size = eager.batch_size
     rate = eager.views_per_s
     if rate is None:
         with Forward(teacher, spec, batch_size=size) as forward:
-            rate = measure(forward, size)
+            rate = measure(forward, size, frames)
     if views / rate < COMPILE_PAYS_S:
         return eager
-    compiled = _compiled_if_possible(teacher, spec, eager, requested=False, journal=journal)
+    compiled = _compiled_if_possible(teacher, spec, eager, frames, requested=False, journal=journal)
     return compiled if (compiled.views_per_s or 0) >= WORTH * rate else eager
 
 
 def _compiled_if_possible(
-    teacher: Teacher, spec: EncodingSpec, eager: Throughput, *, requested: bool, journal: Journal
+    teacher: Teacher,
+    spec: EncodingSpec,
+    eager: Throughput,
+    frames: int,
+    *,
+    requested: bool,
+    journal: Journal,
 ) -> Throughput:
     size = eager.batch_size
     try:
         with Forward(teacher, spec, batch_size=size, compiled=True) as forward:
-            rate = measure(forward, size)
+            rate = measure(forward, size, frames)
     except Exception as error:  # compilers raise whatever is wrong with them
         if requested:
             raise ConfigError(

@@ -93,7 +93,7 @@ class Forward:
 
     def launch(
         self,
-        pixels: Sequence[UInt8[Tensor, "views 3 _ _"]],
+        pixels: Sequence[UInt8[Tensor, "views channels _ _"]],
         *,
         exact: int = 0,
         dense: bool = False,

@@ -18,6 +18,7 @@ from distill.hierarchy.flat_heads import FlatHead, RawHead, TagHead
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_probs, top_mass
 from distill.models.card import ModelInput
+from distill.models.frames import logits_of
 from distill.store.format.manifest import TeacherIdentity
 from distill.targets.encoding import Answers
 from distill.targets.tensors import DenseTargets, raw_targets
@@ -46,12 +47,12 @@ class Member:
         """What the head's probabilities are."""
         return self.head.answers if isinstance(self.head, RawHead) else "softmax"
 
-    def logits(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch own"]:
-        """float32 logits of the model's own classes, on the pixels' device."""
-        images = self.input.normalise(pixels).contiguous(memory_format=torch.channels_last)
+    def logits(
+        self, pixels: UInt8[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch own"]:
+        """float32 logits of the model's own classes, on the pixels' device; `logits_of` clips."""
         with self._autocast(pixels.device):
-            answer: Tensor = self.model(images)
-        return answer.float()
+            return logits_of(self.model, self.input.normalise(pixels)).float()
 
     def probs_and_reach(
         self, logits: Float[Tensor, "batch own"], hierarchy: SemanticHierarchy
@@ -91,7 +92,7 @@ class Teacher:
 
     @torch.inference_mode()
     def logits(
-        self, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]]
+        self, pixels: Sequence[UInt8[Tensor, "batch channels _ _"]]
     ) -> tuple[Float[Tensor, "batch _"], ...]:
         """Each member's own logits. pixels: on the device, one tensor for each of `sizes`."""
         of_size = dict(zip(self.sizes, pixels, strict=True))
@@ -120,11 +121,13 @@ class Teacher:
         confidence = targets.confidence.masked_fill(~finite[:, None], float("nan"))
         return replace(targets, confidence=confidence)
 
-    def targets(self, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]]) -> DenseTargets:
+    def targets(self, pixels: Sequence[UInt8[Tensor, "batch channels _ _"]]) -> DenseTargets:
         """`answer` to `logits`, from pixels anywhere."""
         return self.answer(self.logits([each.to(self.device) for each in pixels]))
 
-    def reference(self, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]]) -> DenseTargets | None:
+    def reference(
+        self, pixels: Sequence[UInt8[Tensor, "batch channels _ _"]]
+    ) -> DenseTargets | None:
         """`targets` in float32; None where those are."""
         if all(member.precision == "float32" for member in self.members):
             return None

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from distill.data.scenes import SceneSet, render_scene, write_scenes
+from distill.data.rendered.scenes import SceneSet, render_scene, write_scenes
 from distill.errors import ConfigError, DataError
 from distill.models.card import ModelInput
 from distill.models.creation import create_model

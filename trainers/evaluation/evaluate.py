@@ -4,6 +4,7 @@ Images are squished, as they were in training; for timm's own weights prepared a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from distill.data.view_policy import PLAIN, ViewPolicy
 from distill.errors import ConfigError, DataError, NotFiniteError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.models.card import ModelInput
+from distill.models.frames import logits_of
 from distill.trainers.evaluation.meters import (
     Meter,
     MissingTagsMeter,
@@ -64,6 +66,7 @@ def run_evaluation(
     training, bad = model.training, 0
     finite = torch.ones((), dtype=torch.bool, device=machine.device)
     model.eval()
+    policy = replace(policy, frames=source.frames)
     rows = range(machine.world.rank, len(source), machine.world.size)
     requests = in_batches(rows, (0,), batch_size)
     for batch in load_views(
@@ -80,8 +83,7 @@ def run_evaluation(
         bad += len(batch.bad)
         if batch.rows:
             pixels = batch.pixels[0][:, 0].to(machine.device, non_blocking=True)
-            inputs = model_input.normalise(pixels).contiguous(memory_format=torch.channels_last)
-            logits = model(inputs).float()
+            logits = logits_of(model, model_input.normalise(pixels)).float()
             finite &= logits.isfinite().all()
             for meter in meters:
                 meter.update(logits=logits, rows=batch.rows)

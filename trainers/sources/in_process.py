@@ -46,7 +46,7 @@ class DenseTeacher(Protocol):
     def device(self) -> torch.device: ...
 
     def logits(
-        self, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]]
+        self, pixels: Sequence[UInt8[Tensor, "batch channels _ _"]]
     ) -> tuple[Float[Tensor, "batch _"], ...]:
         """Those of each of its models. pixels: in each of `sizes`."""
         ...
@@ -95,12 +95,18 @@ class InProcessTargets:
         return SampleOrder(rows, seed)
 
     def announce(
-        self, sample_ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self,
+        sample_ids: SampleIds,
+        view: View,
+        pixels: Sequence[UInt8[Tensor, "batch channels _ _"]] = (),
     ) -> None:
         """The device has the student to compute."""
 
     def fetch(
-        self, sample_ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self,
+        sample_ids: SampleIds,
+        view: View,
+        pixels: Sequence[UInt8[Tensor, "batch channels _ _"]] = (),
     ) -> DenseTargets:
         """See `distill.targets.tensors.TargetSource`.
 

@@ -14,7 +14,7 @@ from distill.data.sample_ids import SampleIds, samples_digest
 from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
-from distill.errors import StoreMismatchError
+from distill.errors import ConfigError, StoreMismatchError
 from distill.per_process import per_process
 from distill.targets.protocol import ReplayProofs
 from distill.targets.tensors import SparseTargets, View
@@ -57,6 +57,11 @@ class ServerTargets:
 
     def require_dataset(self, source: ImageSource, labels: NDArray[np.int64]) -> None:
         """See `distill.targets.protocol`."""
+        if source.frames and not self._samples:
+            raise ConfigError(
+                f"{self.location}: found with clips, expected images, which a teacher server "
+                "answers for; precompute a store of the clips"
+            )
         digest = samples_digest(source.ids, labels)
         if self._samples and self._samples["dataset"]["digest"] != digest:
             theirs = self._samples["dataset"]
@@ -96,7 +101,10 @@ class ServerTargets:
         """The server knows what to do."""
 
     def announce(
-        self, sample_ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self,
+        sample_ids: SampleIds,
+        view: View,
+        pixels: Sequence[UInt8[Tensor, "batch channels _ _"]] = (),
     ) -> None:
         """Ask now, for a `fetch` that is coming."""
         key = sample_ids.tobytes(), np.asarray(view).tobytes()
@@ -104,7 +112,10 @@ class ServerTargets:
             self._announced[key] = self._threads.submit(self._ask, sample_ids, view, pixels)
 
     def fetch(
-        self, sample_ids: SampleIds, view: View, pixels: Sequence[UInt8[Tensor, "batch 3 _ _"]] = ()
+        self,
+        sample_ids: SampleIds,
+        view: View,
+        pixels: Sequence[UInt8[Tensor, "batch channels _ _"]] = (),
     ) -> SparseTargets:
         """See `distill.targets.tensors.TargetSource`."""
         key = sample_ids.tobytes(), np.asarray(view).tobytes()

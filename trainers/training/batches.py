@@ -72,7 +72,7 @@ class TrainingSet:
         """How many images of each epoch are not learned from: they fill no batch."""
         return max(0, len(self) - self.steps_per_epoch(recipe, world) * recipe.batch_size)
 
-    def pixels_for_teacher(self, batch: ViewBatch) -> list[UInt8[Tensor, "batch 3 _ _"]]:
+    def pixels_for_teacher(self, batch: ViewBatch) -> list[UInt8[Tensor, "batch channels _ _"]]:
         """At each size that the targets need."""
         wanted = self.targets is not None and self.targets.sizes
         return [pixels[:, 0] for pixels in batch.pixels[1:]] if wanted else []

@@ -32,6 +32,7 @@ from distill.errors import (
     first_line,
 )
 from distill.models.creation import check_input
+from distill.models.frames import logits_of
 from distill.progress import progress
 from distill.targets.tensors import to_device
 from distill.trainers.evaluation.evaluate import Stopped, Validate
@@ -260,7 +261,7 @@ def train(
                         model_input.normalise(pixels), mixup=recipe.mixup, cutmix=recipe.cutmix
                     )
                     with _autocast(recipe, device):
-                        logits = parallel(inputs.contiguous(memory_format=torch.channels_last))
+                        logits = logits_of(parallel, inputs)
                     answers, untaught = None, 0
                     if targets:
                         answers = targets.fetch(

@@ -66,6 +66,9 @@ def match_targets(
             recipe = replace(recipe, views=targets.policy)
         if recipe.kd_weight and (line := fidelity_warning(targets.fidelity, recipe.divergence)):
             say(f"{targets.location}: {line}")
+    if recipe.views.frames:
+        source.require_frames(recipe.views.frames)
+    recipe = replace(recipe, views=replace(recipe.views, frames=source.frames))
     kept = np.ones(len(source), np.bool_)
     if samples:
         rows, labels = samples.applied(source, labels, hierarchy)
@@ -143,6 +146,8 @@ def check_targets(
     Raises:
         StoreMismatchError: they are not, or it draws others.
     """
+    if targets.policy:
+        source.require_frames(targets.policy.frames)
     targets.require_dataset(source, labels)
     if not targets.policy:
         return

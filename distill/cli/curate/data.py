@@ -62,7 +62,7 @@ def scenes(
     out: Path, train: int, val: int, pixels: int, seed: int, workers: int, as_json: bool
 ) -> None:
     """Render scenes of plane figures with boxes and masks in COCO's form, for `distill detect`."""
-    from distill.data.scenes import SceneSet, write_scenes
+    from distill.data.rendered.scenes import SceneSet, write_scenes
     from distill.errors import ConfigError
 
     if out.exists() and any(out.iterdir()):

@@ -14,6 +14,7 @@ import click
 from distill.cli.options.checks import existing_location
 from distill.cli.options.command import option, setting
 from distill.cli.options.group import Command, option_group
+from distill.data.view_policy import MOST_FRAMES
 from distill.files import tar_indexes
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class DataChoice:
     val_data: str | None = None
     path_column: str | None = None
     label_column: str | None = None
+    frames: int = 0
 
     def open(
         self, split: str | None = None, say: Callable[[str], None] | None = None
@@ -97,7 +99,9 @@ class DataChoice:
     ) -> "ImageSource":
         from distill.data.source import open_source
 
-        source = open_source(location, split, indexes=tar_indexes(), columns=self.columns)
+        source = open_source(
+            location, split, indexes=tar_indexes(), columns=self.columns, frames=self.frames
+        )
         for line in source.describe():
             (say or to_stderr)(f"data: {line}")
         return source
@@ -110,10 +114,12 @@ def data_options(
     split: str | None = "train",
     show_split: bool = False,
     validation: bool = False,
+    clips: bool = False,
 ) -> Callable[[Command], Command]:
     """--data and what goes with it; the command gets a `DataChoice`, or None without one.
 
     split: the default; None offers no choice. show_split: in --help. validation: --val-data too.
+    clips: --frames too.
     """
     options = [
         option("--data", "data_location", required=required, callback=existing_location, help=help),
@@ -126,11 +132,22 @@ def data_options(
     if validation:
         text = "Validation images, if --data has no split val."
         options.append(option("--val-data", callback=existing_location, help=text))
+    if clips:
+        text = "Take clips, videos or folders of frames, and show so many frames of each."
+        options.append(
+            setting(
+                "--frames", type=click.IntRange(1, MOST_FRAMES), help=text, show_default="images"
+            )
+        )
     return option_group("data", options, _choice)
 
 
-def _choice(data_location: str | None, **given: Any) -> DataChoice | None:
-    return DataChoice(location=data_location, **given) if data_location else None
+def _choice(
+    data_location: str | None, frames: int | None = None, **given: Any
+) -> DataChoice | None:
+    if not data_location:
+        return None
+    return DataChoice(location=data_location, frames=frames or 0, **given)
 
 
 def to_stderr(line: str) -> None:

@@ -35,7 +35,7 @@ SHARES = (
     ]
 )
 @click.argument("models", nargs=-1, required=True)
-@data_options(required=False, split="val", show_split=True, validation=True)
+@data_options(required=False, split="val", show_split=True, validation=True, clips=True)
 @common.label_set("that of the model")
 @common.scheme
 @option(

@@ -45,7 +45,7 @@ EPOCHS = 40
     scheme="single-label, with --tags multi-label",
 )
 @recipe_options
-@data_options(split=None, validation=True)
+@data_options(split=None, validation=True, clips=True)
 @option(
     "--tags",
     type=FILE,

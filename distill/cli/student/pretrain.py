@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 )
 @adapt("--limit", "--val-data")
 @recipe_options
-@data_options(split=None, validation=True)
+@data_options(split=None, validation=True, clips=True)
 @run_folder
 @target_options
 @common.label_set("that of the targets", setting=True)

@@ -15,6 +15,7 @@ from distill.cli.options.checks import device_name, known_models, output_folder
 from distill.cli.options.command import PATH, command, extra_settings, option, setting
 from distill.cli.options.recipes import recipe_settings
 from distill.cli.signals import finish_on_signal
+from distill.data.view_policy import MOST_FRAMES
 
 RATES = "3e-4,1e-3,3e-3"
 EPOCHS = 40
@@ -42,6 +43,12 @@ EPOCHS = 40
     multiple=True,
     help="Tags of a task's images, as --tags of finetune.",
 )
+@setting(
+    "--frames",
+    metavar="NAME=N",
+    multiple=True,
+    help="Frames of a task's clips, as --frames of finetune.",
+)
 @option("--student", callback=known_models, help="timm model of a start NAME=random.")
 @option("--lr", metavar="X,X", default=RATES, help="Learning rates to choose from.")
 @option("--epochs", type=click.IntRange(1), default=EPOCHS, help="Epochs of each trial.")
@@ -60,6 +67,7 @@ def transfer(
     starts: Sequence[str],
     data: Sequence[str],
     tags: Sequence[str],
+    frames: Sequence[str],
     student: str | None,
     lr: str,
     epochs: int,
@@ -78,7 +86,7 @@ def transfer(
     given = {"epochs": epochs, "batch_size": batch_size, **extra_settings()}
     _require_free(given)
     rates = _rates(lr)
-    begun, named, tag_files = _pairs(starts), _pairs(data), _pairs(tags)
+    begun, named, tag_files, clips = (_pairs(each) for each in (starts, data, tags, frames))
     from distill.files import sole_writer
     from distill.trainers.transfer import (
         Start,
@@ -93,12 +101,14 @@ def transfer(
     _require_runs(begun, seeds)
     _require_once(named, "--data")
     _require_once(tag_files, "--tags", named)
+    _require_once(clips, "--frames", named)
     all_starts = tuple(Start(name=name, runs=runs) for name, runs in begun.items())
     tasks = tuple(
         Task(
             name=name,
             data=where if "://" in where else str(Path(where).absolute()),
             tags=str(Path(tag_files[name][0]).absolute()) if name in tag_files else None,
+            frames=_frames(clips[name][0]) if name in clips else 0,
         )
         for name, (where,) in named.items()
     )
@@ -150,6 +160,14 @@ def _rates(text: str) -> tuple[float, ...]:
     if not rates or not all(0 < rate < float("inf") for rate in rates):
         raise ConfigError(f"--lr {text!r} found, expected learning rates such as {RATES}")
     return rates
+
+
+def _frames(text: str) -> int:
+    from distill.errors import ConfigError
+
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_FRAMES:
+        raise ConfigError(f"--frames {text!r} found, expected 1 to {MOST_FRAMES}")
+    return int(text)
 
 
 def _pairs(words: Sequence[str]) -> dict[str, tuple[str, ...]]:

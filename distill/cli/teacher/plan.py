@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     ]
 )
 @teacher_options()
-@data_options()
+@data_options(clips=True)
 @option(
     "--rows",
     type=click.IntRange(1, 10**11),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     ]
 )
 @teacher_options()
-@data_options()
+@data_options(clips=True)
 @option("--store", required=True, help="Store to fill: a folder, or s3://bucket/prefix.")
 @option("--views", type=click.IntRange(1, 1024), default=1, help="Views per image.")
 @setting("--first-view", type=click.IntRange(0, 2**31), default=0, help="Number of the first view.")
@@ -129,7 +129,7 @@ def precompute(
     Kubernetes set the shard, or --shard-index and --num-shards do.
     """
     from contextlib import nullcontext
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from distill.cli.launcher import share_of_work
     from distill.cli.signals import finish_on_signal
@@ -168,7 +168,7 @@ def precompute(
             raise ConfigError(f"{not_in}: holds all images of the data, so none is left to compute")
     source = source.limited(limit)
     settings = PrecomputeOptions(
-        policy=policy,
+        policy=replace(policy, frames=source.frames),
         views=views,
         first_view=first_view,
         encoding=encoding,

@@ -16,6 +16,9 @@ from distill.data.sample_ids import normal_key
 # Of files that are images.
 IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif")
 IMAGE_SUFFIXES += (".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+VIDEO_SUFFIXES: tuple[str, ...] = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg")
+VIDEO_SUFFIXES += (".ts", ".mts", ".3gp", ".flv", ".wmv", ".ogv")
+FOLDER = "/"  # in place of a suffix: the frames of a clip lie in it
 ROW = np.dtype(
     [
         ("key_start", np.int64),

@@ -8,6 +8,8 @@ EXAMPLES = 3  # of each reason
 
 HIDDEN = "hidden or of the system"
 SUFFIX = "not images by their suffix"
+VIDEO = "videos; --frames takes clips"
+BESIDE_CLIPS = "no videos by their suffix, and no frames in a folder of their clip"
 TABLE = "tables; pass one of them as --data to read its labels"
 LOOSE = "loose images beside class folders"
 SPECIAL_MEMBER = "links and special members of tars"

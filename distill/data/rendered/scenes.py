@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from distill.data.plane_figures import HIERARCHY, OUTLINES, background, finished, two_colours
+from distill.data.rendered.plane_figures import (
+    HIERARCHY,
+    OUTLINES,
+    background,
+    finished,
+    two_colours,
+)
 from distill.files import write_all_atomically, write_atomically
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.process_pool import map_in_processes
