@@ -55,8 +55,8 @@ def by_epochs(transfer: Mapping[str, Any]) -> dict[str, Line]:
 def by_bytes(gain: Mapping[str, Any]) -> dict[str, Line]:
     """Of each distance."""
     lines: dict[str, Line] = {}
-    for distance in ("kl", "mse"):
-        lines[distance] = sorted(
+    for distance in ("kl", "mse", "dist"):
+        lines[f"KD, {distance}"] = sorted(
             (size, *in_percent(gain["accuracy"][f"{encoding}, {distance}"]))
             for encoding, size in gain["bytes_per_view"].items()
         )
@@ -84,7 +84,7 @@ def draw(path: Path, lines: Mapping[str, Line], x: str, y: str) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     for name, line in lines.items():
         xs, means, deviations = zip(*line, strict=True)
-        style = "-" if "KD" in name or "teacher" in name or name == "kl" else "--"
+        style = "-" if "KD" in name or "teacher" in name else "--"
         axes.errorbar(xs, means, deviations, label=name, marker=".", capsize=2, linestyle=style)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
