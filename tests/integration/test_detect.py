@@ -302,6 +302,21 @@ def test_a_run_goes_on_to_the_same_detector(
     assert "the run begins anew" in fails(*parts)
 
 
+def test_a_signal_to_all_processes_ends_a_run_after_an_iteration(
+    words: list[object], tmp_path: Path
+) -> None:
+    """As Ctrl-C, timeout and Slurm send it: to those that decode as well."""
+    more = ("--iterations", 100_000, "--validate-every", 2, "--workers", 1)
+    command = [sys.executable, "-m", "distill.cli.main", *map(str, (*words, *more))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "out/checkpoint.pt").exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert "distill: stopped by SIGTERM; finished work is kept" in said.splitlines()[-1]
+
+
 def test_pretrained_against_random(
     words: list[object], teacher_weights: Path, tmp_path: Path, distill: Callable[..., Any]
 ) -> None:

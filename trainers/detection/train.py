@@ -24,6 +24,7 @@ from distill.data.order import SampleOrder
 from distill.errors import ConfigError, NotFiniteError
 from distill.files import write_atomically
 from distill.models.torch_files import load_torch_file
+from distill.process_pool import leave_signals_to_the_parent
 from distill.progress import progress
 from distill.trainers.detection.coco import DetectionDataset, Scenes, collated, whole
 from distill.trainers.detection.detector import Kind, make_detector
@@ -195,6 +196,7 @@ def _loader(
         collate_fn=collated,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
+        worker_init_fn=lambda worker: leave_signals_to_the_parent(),
         generator=torch.Generator(),
     )
 
