@@ -8,7 +8,8 @@ From the raters' answers we compute scores with each way of counting "maybe", an
 the published scores and labels: of questions, and of images whose whole set of labels is the same.
 The second row is what `distill data real-labels from-raters` does. Then both scores against what
 the authors themselves see in 155 of the images. With ILSVRC's own labels beside them, as
-labels.txt (a wnid a line, in the order of the images), also which classes are ambiguous, and with
+labels.txt (a wnid a line, in the order of the images), also what they change as one more rater
+(`--tags`), and which classes are ambiguous, and with
 timm's results-imagenet.csv and results-imagenet-real.csv how accuracy by labels and by reassessed
 ones go together, below and above 80%.
 
@@ -37,6 +38,7 @@ from distill.curate.real_labels import (
     read_labels,
     read_raters,
     scores,
+    with_tags_of_animals,
 )
 from distill.curate.real_study import StudiedLabels, classes_of, fitted
 from distill.hierarchy.hypernyms import flat_label_set, label_names
@@ -132,6 +134,13 @@ def main() -> None:
     }
     found = {way: scores(each) for way, each in ways.items()}
     own = next(iter(found.values()))
+    tags = folder / "labels.txt"
+    if tags.exists():
+        classes = flat_label_set("imagenet-1k")
+        index = {wnid: c for c, wnid in enumerate(classes)}
+        given = dict(zip(real, tags.read_text().split(), strict=True))
+        with_tags = with_tags_of_animals(answers, {key: [index[w]] for key, w in given.items()})
+        found["an answer, and tags say of animals what they are (--tags)"] = scores(with_tags)
     figures = {
         "the published scores themselves, above 0.8": compared(
             answers, published, published, real, 0.8

@@ -11,7 +11,8 @@ import json
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from distill.errors import DataError, first_line, optional
 from distill.files import write_atomically
+from distill.hierarchy.hypernyms import ancestors, flat_label_set
 
 Label = str | int
 FORMAT = "distill-real-labels/1"
@@ -27,6 +29,7 @@ ANSWERS = ("no", "maybe", "yes")
 NO, MAYBE, YES = range(3)
 THRESHOLD = 0.5
 IMAGENET_VAL = "ILSVRC2012_val_{:08d}"
+ANIMAL = "n00015388"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +97,46 @@ def scores(answers: RaterAnswers, iterations: int = 100) -> NDArray[np.float64]:
     # Rounding takes some a little above 1.
     scores[posterior.index.to_numpy()] = np.clip(sum(shares), 0, 1) if shares else 0.0
     return scores
+
+
+def with_tags_of_animals(
+    answers: RaterAnswers, tags: Mapping[str, Sequence[Label]]
+) -> RaterAnswers:
+    """One more rater, the tags: of images that are tagged as animals, which animals they are.
+
+    Whoever collected an image of an animal knew better than raters do what kind it is; so Beyer et
+    al. count ImageNet's label as an answer. Labels are synsets, or indices of ImageNet-1K.
+
+    Raises:
+        DataError: the raters were asked nothing about a tagged animal.
+    """
+    known = {key: {*labels} for key, labels in tags.items() if any(map(_is_animal, labels))}
+    asked = [
+        (question, YES if label in known[key] else NO)
+        for question, (key, label) in enumerate(zip(answers.keys, answers.labels, strict=True))
+        if key in known and _is_animal(label)
+    ]
+    if not asked:
+        raise DataError(
+            f"{answers.location}: no question about an animal in an image that is tagged as one, "
+            "expected tags of these images: synsets, or indices of ImageNet-1K"
+        )
+    questions, said = np.array(asked, np.int64).T
+    rater = int(answers.raters.max()) + 1
+    return replace(
+        answers,
+        questions=np.concatenate([answers.questions, questions]),
+        raters=np.concatenate([answers.raters, np.full(len(questions), rater)]),
+        answers=np.concatenate([answers.answers, said]),
+    )
+
+
+@cache
+def _is_animal(label: Label) -> bool:
+    classes = flat_label_set("imagenet-1k")
+    if isinstance(label, int):
+        label = classes[label] if 0 <= label < len(classes) else ""
+    return ANIMAL in (label, *ancestors(label))
 
 
 def labels_by_key(

@@ -202,6 +202,37 @@ def test_from_proposals_over_raters_to_accuracy(
     assert "reassessed label 'n1' found" in fails(*judge, "--labels", tmp_path / "other.json")
 
 
+def test_tags_say_of_animals_what_raters_cannot_tell(
+    tmp_path: Path, distill, fails  # type: ignore[no-untyped-def]
+) -> None:
+    """Of animals alone, in images that are tagged as one: two say yes, two no, one maybe."""
+    tabby, tiger_cat, desk, desktop = 281, 282, "n03179701", "n03180011"
+    votes = ("yes", "yes", "no", "no", "maybe")
+    rows = ["rater,key,label,answer"]
+    for i in range(20):
+        for label in (tabby, tiger_cat) if i % 2 else (desk, desktop):
+            rows += [f"r{r},image{i},{label},{vote}" for r, vote in enumerate(votes)]
+    (tmp_path / "answers.csv").write_text("\n".join(rows))
+    tags = [f"image{i},{tabby if i % 2 else desk}" for i in range(20)]
+    (tmp_path / "tags.csv").write_text("\n".join(["key,label", *tags]))
+    words = ("data", "real-labels", "from-raters", tmp_path / "answers.csv")
+    words += ("--out", tmp_path / "real.json")
+    assert distill(*words).code == 0
+    without = read_labels(tmp_path / "real.json")
+    ran = distill(*words, "--tags", tmp_path / "tags.csv")
+    assert ran.code == 0, ran.err
+    assert "that 5 raters saw" in ran.out
+    decided = read_labels(tmp_path / "real.json")
+    for i in range(20):
+        if i % 2:
+            assert decided[f"image{i}"] == [tabby]
+        else:
+            assert decided[f"image{i}"] in (without[f"image{i}"], [], [desk, desktop])
+    (tmp_path / "tags.csv").write_text(f"key,label\nimage0,{desk}\n")
+    said = fails(*words, "--tags", tmp_path / "tags.csv")
+    assert "no question about an animal in an image that is tagged as one" in said
+
+
 def test_agreed_images_keep_their_label(tmp_path: Path, distill) -> None:  # type: ignore[no-untyped-def]
     write_csv(tmp_path / "answers.csv", [[1, "a", 3, "yes"], [2, "a", 3, "yes"], [1, "b", 4, "no"]])
     write_csv(tmp_path / "agreed.csv", [["c", 9, "x"]], "key,label,name")

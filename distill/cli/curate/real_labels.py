@@ -223,6 +223,11 @@ def rate(
 @option("--out", required=True, type=PATH, help="JSON file to write.")
 @option("--agreed", type=FILE, help="CSV with key and label of images that needed no rating.")
 @option(
+    "--tags",
+    type=FILE,
+    help="CSV with key and label that images were collected by: one more answer about animals.",
+)
+@option(
     "--threshold",
     type=click.FloatRange(0, 1),
     default=0.5,
@@ -238,6 +243,7 @@ def from_raters(
     raters: Path,
     out: Path,
     agreed: Path | None,
+    tags: Path | None,
     threshold: float,
     scores: Path | None,
     gold: Path | None,
@@ -254,6 +260,7 @@ def from_raters(
         read_agreed,
         read_gold,
         read_raters,
+        with_tags_of_animals,
         write_labels,
     )
     from distill.curate.real_labels import scores as weigh
@@ -264,6 +271,9 @@ def from_raters(
         raise ConfigError("--curve found without --gold, expected both; pass what experts see")
     known = read_gold(gold) if gold else None
     answers = read_raters(raters)
+    people = answers.raters.max() + 1
+    if tags:
+        answers = with_tags_of_animals(answers, read_agreed(tags))
     scored = weigh(answers)
     labels = labels_by_key(answers, scored, threshold)
     rated, kept = len(labels), sum(map(len, labels.values()))
@@ -304,7 +314,7 @@ def from_raters(
     print_result(
         as_json,
         document,
-        f"{out}: {len(labels)} images; of {rated} that {answers.raters.max() + 1} raters saw, "
+        f"{out}: {len(labels)} images; of {rated} that {people} raters saw, "
         f"{kept} of {len(answers.keys)} proposed labels are right, and {none} images have none",
         *judged,
         f"next: distill evaluate MODEL --data DATA --labels {out}",
