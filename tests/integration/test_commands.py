@@ -35,7 +35,7 @@ def test_demo_walks_the_whole_path_and_resumes(
 ) -> None:
     """The real demo with fewer and smaller figures and one epoch each."""
     from distill.cli import demo
-    from distill.data import plane_figures
+    from distill.data.rendered import plane_figures
 
     small = partial(plane_figures.FigureSet, train=128, val=32, pixels=32)
     monkeypatch.setattr(plane_figures, "FigureSet", small)

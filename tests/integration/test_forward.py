@@ -259,7 +259,8 @@ def test_errors_of_a_device_are_told_apart(
 
 def choose(teacher: Teacher, spec: EncodingSpec, **given: Any) -> tuple[Throughput, list[Event]]:
     events: list[Event] = []
-    asked: dict[str, Any] = {"views": 10**6, "batch_size": None, "compiled": False, "earlier": None}
+    asked: dict[str, Any] = {"views": 10**6, "frames": 0, "batch_size": None, "compiled": False}
+    asked |= {"earlier": None}
     speed = choose_speed(teacher, spec, **{**asked, **given}, journal=Journal(events.append))
     return speed, events
 
@@ -271,6 +272,8 @@ def test_batch_size_is_measured_for_long_runs_alone(teacher: Teacher, spec: Enco
     assert events[-1]["event"] == "speed chosen"
     short, _ = choose(teacher, spec, views=100)
     assert short == Throughput(batch_size=16)
+    clips, _ = choose(teacher, spec, views=100, frames=4)
+    assert clips == Throughput(batch_size=4)
     fixed, _ = choose(teacher, spec, batch_size=24)
     assert fixed == Throughput(batch_size=24)
 

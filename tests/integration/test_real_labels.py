@@ -203,7 +203,9 @@ def test_from_proposals_over_raters_to_accuracy(
 
 
 def test_tags_say_of_animals_what_raters_cannot_tell(
-    tmp_path: Path, distill, fails  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    distill,
+    fails,  # type: ignore[no-untyped-def]
 ) -> None:
     """Of animals alone, in images that are tagged as one: two say yes, two no, one maybe."""
     tabby, tiger_cat, desk, desktop = 281, 282, "n03179701", "n03180011"
