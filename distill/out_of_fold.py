@@ -39,7 +39,7 @@ from distill.trainers.training.pretrain import pretrain
 class FoldWork:
     """Everything that a process needs to train and ask the teacher of one fold.
 
-    location, split, columns, limit: of the images. devices: one for each process at work.
+    location, split, columns, frames, limit: of the images. devices: one for each process at work.
     threads, workers: of this process. max_bad_fraction: of images that cannot be read.
     """
 
@@ -48,6 +48,7 @@ class FoldWork:
     location: str
     split: str
     columns: Columns
+    frames: int
     limit: int | None
     hierarchy: SemanticHierarchy
     recipe: Recipe
@@ -69,7 +70,13 @@ class FoldWork:
 
     def source(self) -> ImageSource:
         """All images."""
-        source = open_source(self.location, self.split, indexes=tar_indexes(), columns=self.columns)
+        source = open_source(
+            self.location,
+            self.split,
+            indexes=tar_indexes(),
+            columns=self.columns,
+            frames=self.frames,
+        )
         return source.limited(self.limit)
 
 

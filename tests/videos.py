@@ -11,16 +11,23 @@ from PIL import Image
 from distill.data.rendered.plane_figures import render_figure
 
 CODECS = {".mp4": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4"}
+CODECS |= {".ts": "libx264", ".mpg": "mpeg2video", ".mov": "libx265", ".flv": "flv"}
 WNIDS = ("n13878634", "n13873502", "n13882008")  # square, circle, star
 
 
 def write_video(
-    path: Path, frames: Sequence[Image.Image], *, shown_ms: Sequence[int] = (), gop: int = 12
+    path: Path,
+    frames: Sequence[Image.Image],
+    *,
+    shown_ms: Sequence[int] = (),
+    gop: int = 12,
+    codec: str = "",
+    **options: str,
 ) -> Path:
-    """shown_ms: when each frame is; 25 a second without."""
+    """shown_ms: when each frame is; 25 a second without. options: of the codec."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(CODECS[path.suffix], rate=25)
+        stream = container.add_stream(codec or CODECS[path.suffix], rate=25, options=options)
         stream.width, stream.height = frames[0].size
         stream.pix_fmt, stream.gop_size, stream.bit_rate = "yuv420p", gop, 4_000_000
         if shown_ms:
@@ -65,5 +72,5 @@ def write_clips(root: Path, each: int = 6) -> Path:
                     for number, frame in enumerate(frames):
                         frame.save(clip / f"frame{number}.png")
                 else:
-                    write_video(clip.with_suffix(list(CODECS)[i % len(CODECS)]), frames)
+                    write_video(clip.with_suffix(list(CODECS)[i % 4]), frames)
     return root

@@ -195,7 +195,7 @@ def merge(locations: tuple[str, ...], out: str, as_json: bool) -> None:
 @option("--views", help="View numbers to keep, as in 1 or 0-3.", show_default="all")
 @option("--keys", type=FILE, help="File with one sample key per line.")
 @option("--exclude", type=FILE, help="File with one key per line of samples to leave out.")
-@data_options(required=False, help="Images to keep: those that DATA has.")
+@data_options(required=False, help="Images to keep: those that DATA has.", clips=True)
 @option("--class", "classes", multiple=True, help="wnid of a class to keep with its descendants.")
 @common.limit
 @common.as_json

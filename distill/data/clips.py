@@ -7,19 +7,21 @@ a variable rate does no harm.
 
 import io
 import re
+import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from PIL import Image
+from PIL.Image import Transpose
 
 from distill.data.formats.folders import split_image_name
 from distill.data.formats.samples import VIDEO_SUFFIXES, Sample, SampleTable
 from distill.data.images import (
     MAX_IMAGE_BYTES,
-    MAX_IMAGE_PIXELS,
     decode_image,
     out_of_memory,
     read_bytes,
@@ -29,11 +31,24 @@ from distill.storage.locations import place_of
 
 MAX_CLIP_BYTES = 2**30
 MAX_PACKETS = 1_000_000
-WHOLE = 0.95  # of the time that a file says it lasts
-MAX_DECODED_PIXELS = 10**10  # on the way to the frames of one clip: 80 s of full HD
+MAX_FRAME_PIXELS = 36_000_000  # 8K
+SHORT, SHORT_S = 0.05, 0.1  # by which a file may end before it says it does: a share, or seconds
+MAX_DECODED_PIXELS = 10**10  # of one clip: 160 s of full HD, 64 minutes of 340 × 256
+MOST_SIDE = 1024  # of a frame that is kept
 # What may be opened; FFmpeg's playlists, image sequences and devices would open other files.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,gif"
 DIGITS = re.compile(r"(\d+)")
+# What shows a picture as a display matrix says: where its x axis leads to, and its y axis.
+UPRIGHT: dict[tuple[float, ...], Transpose | None] = {
+    (1, 0, 0, 1): None,
+    (0, 1, -1, 0): Transpose.ROTATE_270,
+    (-1, 0, 0, -1): Transpose.ROTATE_180,
+    (0, -1, 1, 0): Transpose.ROTATE_90,
+    (-1, 0, 0, 1): Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Transpose.TRANSVERSE,
+}
 
 
 def require_decoder(samples: SampleTable) -> None:
@@ -89,6 +104,26 @@ def _of_folder(folder: str, at: Sequence[float]) -> list[Image.Image]:
 
 
 def _of_video(content: bytes, at: Sequence[float]) -> list[Image.Image]:
+    """From the first frame on: decoders disagree about what a seek leads to, and about times."""
+    expected = _times_of_packets(content)
+    wanted = _shown(expected, at)
+    times, pictures = _decoded(content, {*wanted})
+    if times != expected:  # what is shown is what counts
+        wanted = _shown(times, at)
+        _, pictures = _decoded(content, {*wanted})
+    return [pictures[i] for i in wanted]
+
+
+def _shown(times: Sequence[int], at: Sequence[float]) -> list[int]:
+    """Which frames are shown at those parts of the time; times: when each begins, ascending."""
+    _require_moving(len(times))
+    length = times[-1] - times[0] + median(later - earlier for earlier, later in pairwise(times))
+    return [bisect_right(times, times[0] + share * length) - 1 for share in at]
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[tuple[Any, Any]]:
+    """The container, and its stream of moving pictures."""
     import av
 
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
@@ -97,74 +132,89 @@ def _of_video(content: bytes, at: Sequence[float]) -> list[Image.Image]:
         streams = [each for each in container.streams.video if not each.disposition & cover]
         if not streams:
             raise DataError("no moving picture: no stream of video found")
-        stream = streams[0]
-        if stream.codec_context is None:
+        if streams[0].codec_context is None:
             raise DataError("undecodable video: of an unknown codec")
+        yield container, streams[0]
+
+
+def _times_of_packets(content: bytes) -> list[int]:
+    """When frames should be shown, in the stream's own units; without that, by number."""
+    times: list[int] = []
+    found, discarded, ended = 0, 0, 0.0  # frames; seconds, of all streams
+    with _opened(content) as (container, stream):
+        for packet in container.demux():
+            if packet.dts is None and packet.pts is None:  # the end
+                continue
+            if packet.pts is not None:
+                last = (packet.pts + (packet.duration or 0)) * packet.time_base
+                ended = max(ended, float(last))
+            if packet.stream_index != stream.index:
+                continue
+            found += 1
+            if packet.is_corrupt or found > MAX_PACKETS:
+                raise DataError(f"undecodable video: damaged after {found - 1} frames")
+            discarded += packet.is_discard
+            if packet.size and not packet.is_discard and packet.pts is not None:
+                times.append(packet.pts)
+        # An edit list leaves frames out; AVI counts those that were never written.
+        if found < stream.frames and not discarded and "mp4" in container.format.name:
+            raise DataError(f"cut off: {found} of {stream.frames} frames found")
+        length = (container.duration or 0) / 1e6
+    if ended < length - max(SHORT * length, SHORT_S):
+        raise DataError(f"cut off: {ended:.1f} s of {length:.1f} s found")
+    return sorted(times)
+
+
+def _decoded(content: bytes, wanted: Container[int]) -> tuple[list[int], dict[int, Image.Image]]:
+    """When each frame is shown, and those that are wanted, by number."""
+    times: list[int | None] = []
+    pictures: dict[int, Image.Image] = {}
+    pixels = 0
+    with _opened(content) as (container, stream):
         stream.codec_context.thread_count = 1  # processes decode side by side
         stream.codec_context.options = {"err_detect": "explode"}  # nothing is made up for damage
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > MAX_IMAGE_PIXELS:
-            raise DataError(
-                f"too many pixels: {width}×{height} found, expected at most {MAX_IMAGE_PIXELS}"
-            )
-        times, keys = _times(container, stream)
-        gap = median(later - earlier for earlier, later in pairwise(times))
-        length = times[-1] - times[0] + gap
-        shown = [times[bisect_right(times, times[0] + share * length) - 1] for share in at]
-        pictures = _decoded(container, stream, keys, sorted({*shown}))
-        return [pictures[time] for time in shown]
-
-
-def _times(container: Any, stream: Any) -> tuple[list[int], list[int]]:
-    """When each frame is shown, in the stream's own units, ascending; and when the key frames."""
-    times: list[int] = []
-    keys: list[int] = []
-    ended = 0.0  # seconds, of all streams
-    for packet in container.demux():
-        if packet.pts is None or not packet.size or packet.is_discard:
-            continue
-        ended = max(ended, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if packet.stream_index != stream.index:
-            continue
-        if packet.is_corrupt or len(times) == MAX_PACKETS:
-            raise DataError(f"undecodable video: damaged after {len(times)} frames")
-        times.append(packet.pts)
-        if packet.is_keyframe:
-            keys.append(packet.pts)
-    if len(times) < stream.frames:
-        raise DataError(f"cut off: {len(times)} of {stream.frames} frames found")
-    _require_moving(len(times))
-    start, length = (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6
-    if ended - start < WHOLE * length:
-        raise DataError(f"cut off: {ended - start:.1f} s of {length:.1f} s found")
-    return sorted(times), sorted(keys)
-
-
-def _decoded(
-    container: Any, stream: Any, keys: Sequence[int], wanted: Sequence[int]
-) -> dict[int, Image.Image]:
-    """The frames of those times, ascending; each is looked for from the key frame before it."""
-    found: dict[int, Image.Image] = {}
-    frames: Iterator[Any] = iter(())
-    frame, pixels = None, 0
-    for time in wanted:
-        key = keys[max(0, bisect_right(keys, time) - 1)] if keys else None
-        if frame is None or (key is not None and frame.pts < key):
-            container.seek(key or 0, stream=stream)
-            frames, frame = container.decode(stream), None
-        while frame is None or frame.pts < time:
-            frame = next(frames, None)
-            if frame is None:
-                raise DataError("undecodable video: it ends before its last frames")
-            pixels += frame.width * frame.height
-            if frame.pts is None or pixels > MAX_DECODED_PIXELS:
+        for number, frame in enumerate(container.decode(stream)):
+            size = frame.width * frame.height
+            pixels += size
+            if size > MAX_FRAME_PIXELS:
                 raise DataError(
-                    f"too long to decode: {pixels:.0e} pixels before a frame was found, expected "
-                    "key frames in between"
+                    f"too many pixels: {frame.width}×{frame.height} found, expected at most "
+                    f"{MAX_FRAME_PIXELS} in a frame"
                 )
-        picture = frame.to_image()
-        found[time] = picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
-    return found
+            if pixels > MAX_DECODED_PIXELS:
+                raise DataError(
+                    f"too long: more than {MAX_DECODED_PIXELS:.0e} pixels found, expected a clip; "
+                    "cut it into shorter ones"
+                )
+            if frame.is_corrupt:
+                raise DataError(f"undecodable video: damaged after {number} frames")
+            times.append(frame.pts)
+            if number in wanted:
+                pictures[number] = _upright(frame)
+    known = [time for time in times if time is not None]
+    ascending = all(earlier < later for earlier, later in pairwise(known))
+    return known if ascending and len(known) == len(times) else [*range(len(times))], pictures
+
+
+def _upright(frame: Any) -> Image.Image:
+    """A frame as it is to be shown, of at most `MOST_SIDE` pixels a side: many are held at once."""
+    from av.video.reformatter import Interpolation, VideoReformatter
+
+    # Bit by bit the same on every processor; and without threads: garbage that has some would hang
+    # a process that is forked later, as those that decode are.
+    exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+    rgb = VideoReformatter().reformat(frame, format="rgb24", interpolation=exact, threads=1)
+    picture = Image.fromarray(rgb.to_ndarray())
+    picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.BILINEAR)
+    turns = [bytes(each) for each in frame.side_data if each.type.name == "DISPLAYMATRIX"]
+    if not turns:
+        return picture
+    across, down = struct.unpack("=2i", turns[0][:8]), struct.unpack("=2i", turns[0][12:20])
+    turn = tuple(value / 2**16 for value in (*across, *down))
+    if turn not in UPRIGHT:
+        raise DataError("undecodable video: turned by something else than quarters")
+    how = UPRIGHT[turn]
+    return picture if how is None else picture.transpose(how)
 
 
 def _require_moving(frames: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.data.clips import read_clip
 from distill.data.formats.samples import Sample
-from distill.data.images import decode_image, read_all
+from distill.data.images import decode_image, read_all, read_image
 from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size, ViewParams, draw_view, render_view, resized, view_proof
@@ -63,6 +63,12 @@ def read_views(
         return [partial(_of_clip, sample, policy, drawn) for sample, drawn in clips]
     images = zip(read_all(samples), params, strict=True)
     return [partial(_of_image, read, policy, drawn) for read, drawn in images]
+
+
+def read_picture(source: ImageSource, row: int) -> Image.Image:
+    """An image as it is; of a clip the frame in its middle. Raises as `read_views` does."""
+    sample = source.samples[row]
+    return read_clip(sample, [0.5])[0] if source.frames else read_image(sample)
 
 
 def _of_image(

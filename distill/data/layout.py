@@ -35,6 +35,7 @@ Form = Literal["class folders", "WebDataset tars", "Hugging Face data set", "tab
 UNFINISHED = "prepare-unfinished.jsonl"
 # Folders that hold all images of a data set are called so, classes hardly ever.
 CONTAINERS = {"images", "image", "imgs", "img", "jpegimages", "jpegs", "photos", "data"}
+CONTAINERS |= {"videos", "video", "clips"}
 MAX_WRAPPERS = 4
 MAX_TARS = 1_000_000
 FOLDERS_LOOKED_INTO = 20

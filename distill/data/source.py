@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from distill.data.clips import require_decoder
 from distill.data.formats.arrow import list_arrow
-from distill.data.formats.folders import list_folders
+from distill.data.formats.folders import list_folders, split_video_name
 from distill.data.formats.samples import IMAGE_SUFFIXES, VIDEO_SUFFIXES, SampleTable
 from distill.data.formats.tables import USUAL, Columns, columns_of_manifest, list_manifest
 from distill.data.formats.tars import WNID_IN_NAME, list_tars
 from distill.data.layout import CONTAINERS, Layout, find_layout, listed_splits, splits_there
 from distill.data.sample_ids import SampleIds, ascending, sample_ids
 from distill.data.splits import canonical
+from distill.data.view_policy import ViewPolicy
 from distill.errors import DataError, StoreMismatchError, printable
 from distill.hierarchy.semantic import SemanticHierarchy
 
@@ -119,11 +120,12 @@ def open_source(
     the classes; in folders or tables.
 
     Raises:
-        ConfigError: what decodes videos is not installed.
+        ConfigError: what decodes videos is not installed, or frames are too many.
         DataError: nothing is there, nothing of a known form, no such split, names that contradict
         each other, or a key that appears twice.
         DataUnavailableError: the disk or the network does not answer now.
     """
+    frames = ViewPolicy(frames=frames).frames
     path = _path_of(location)
     layout = find_layout(path, split, columns)
     if frames and layout.form not in ("class folders", "table"):
@@ -134,6 +136,10 @@ def open_source(
     listed = _listed(layout, indexes, columns, clips=frames > 0)
     if frames:
         require_decoder(listed)
+    elif layout.form == "table" and len(listed) and split_video_name(listed[0].path):
+        raise DataError(
+            f"{layout.root}: {listed[0].path} found, a video, expected images; --frames takes clips"
+        )
     samples, notes = _without_labels(listed, layout.root)
     if not len(samples):
         raise DataError(_nothing_in(layout, clips=frames > 0))

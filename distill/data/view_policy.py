@@ -47,7 +47,7 @@ class ViewPolicy:
             raise ConfigError(f"cutout {self.cutout} found, expected 0 to 1")
         if not 0 < self.crop_scale <= 1:
             raise ConfigError(f"crop_scale {self.crop_scale} found, expected above 0 to 1")
-        if not 0 <= self.frames <= MOST_FRAMES:
+        if type(self.frames) is not int or not 0 <= self.frames <= MOST_FRAMES:
             raise ConfigError(f"frames {self.frames} found, expected 0 to {MOST_FRAMES}")
         settings = ("randaugment_ops", "randaugment_magnitude", "cutout", "crop_scale")
         changed = [name for name in settings if getattr(self, name) != getattr(ViewPolicy, name)]

@@ -2,34 +2,34 @@
 
 import io
 
+import torch
 from PIL import Image
 
-from distill.data.images import read_image, squish
+from distill.data.drawn import read_picture, read_views
 from distill.data.view_policy import ViewPolicy
-from distill.data.views import draw_view, render_pixels
 from distill.errors import DistillError
 from distill.teacher_server.pages.error import PageError
 from distill.teacher_server.pages.site import StoreSnapshot
 
 
 def image_of(look: StoreSnapshot, row: int, view: int | None) -> Image.Image:
-    """The image itself, or one of its views as the teacher saw it.
+    """The image itself, or one of its views as the teacher saw it; frames side by side.
 
     Raises:
         PageError: 404, it is not to be had.
     """
     if look.pictures is None:
         raise PageError(404, look.blind or "There are no images here.")
+    source, place = look.pictures.source, int(look.pictures.places[row])
     try:
-        image = read_image(look.pictures.sample(row))
         if view is None:
-            return image
-        store = look.inspection.store
-        manifest, sample_id = store.manifest, store.sample_ids[row]
+            return read_picture(source, place)
+        manifest = look.inspection.store.manifest
         policy = ViewPolicy.from_json(manifest.views.policy)
-        params = draw_view(policy, sample_id, manifest.views.drawn[view])
-        size = manifest.teacher.input_size
-        return Image.fromarray(render_pixels(squish(image, size), params, size))
+        source.require_frames(policy.frames)
+        (read,) = read_views(source, policy, [(place, (manifest.views.drawn[view],))])
+        (pixels,) = read().pixels(manifest.teacher.input_size)
+        return Image.fromarray(torch.cat([*pixels.split(3)], 2).permute(1, 2, 0).numpy())
     except DistillError as error:
         raise PageError(404, str(error)) from error
 

@@ -16,6 +16,12 @@ from distill.data.source import open_source
 from distill.data.view_policy import ViewPolicy
 from distill.models.card import ModelInput
 from distill.models.frames import logits_of
+from distill.teacher_server.inspect.findings import Rules
+from distill.teacher_server.inspect.inspection import open_inspection
+from distill.teacher_server.inspect.tag_lists import ListedImages
+from distill.teacher_server.pages.error import PageError
+from distill.teacher_server.pages.images import image_of
+from distill.teacher_server.pages.site import StoreSnapshot
 
 Command = Callable[..., list[str]]
 
@@ -130,6 +136,30 @@ def test_teachers_of_clips_are_asked_again(
     assert "asked again; 0 differ" in ran.out + ran.err
 
 
+def test_clips_are_listed_split_and_shown(
+    clips: Path, clip_store: Path, precompute_command: Command, distill: Any, tmp_path: Path
+) -> None:
+    """What else reads images, for people and for lists."""
+    frames = ("--data", clips, "--frames", 3)
+    plain = tmp_path / "plain"
+    words = precompute_command(plain, "--view-policy", "plain", "--frames", 3, data=clips)
+    computed = distill(*words)
+    assert f"--data {clips} --targets {plain} --out RUN --frames 3" in computed.out
+    listed = distill("inspect", plain, *frames, "--missing", tmp_path / "missing.csv")
+    assert listed.code == 0, listed.err
+    kept = distill("store", "subset", clip_store, *frames, "--out", tmp_path / "kept")
+    assert kept.code == 0, kept.err
+    folds = distill("data", "folds", *frames, "--folds", 3, "--out", tmp_path / "folds", "--json")
+    assert json.loads(folds.out)["images"] == 18
+    inspection = open_inspection(str(clip_store), rules=Rules())
+    look = StoreSnapshot(inspection, ListedImages.of(inspection, open_source(clips, frames=3)))
+    assert image_of(look, 0, None).size == (48, 48)
+    assert image_of(look, 0, 1).size == (3 * 32, 32)
+    other = StoreSnapshot(inspection, ListedImages.of(inspection, open_source(clips, frames=2)))
+    with pytest.raises(PageError, match="clips of 2 frames found"):
+        image_of(other, 0, 1)
+
+
 def test_students_learn_clips(clips: Path, distill: Any, tmp_path: Path) -> None:
     ran = distill(*finetune(clips, tmp_path / "run", "--frames", 2))
     assert ran.code == 0, ran.err
@@ -178,7 +208,9 @@ def test_clips_and_images_are_not_taken_for_each_other(
         assert found in fails(*finetune(data, tmp_path / "run", "--frames", 2))
     videos = tmp_path / "videos"
     write_video(videos / WNIDS[0] / "a.mp4", greys(2))
-    assert "only 1 videos; --frames takes clips" in fails(*finetune(videos, tmp_path / "run"))
+    assert "only 1 videos, which commands with --frames take" in fails(
+        *finetune(videos, tmp_path / "run")
+    )
     assert "--frames" in fails(*finetune(clips, tmp_path / "run", "--frames", 0))
     monkeypatch.setitem(sys.modules, "av", None)
     needed = fails(*finetune(clips, tmp_path / "run", "--frames", 2))

@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from videos import greys, write_video
 
 from distill.data.clips import read_clip
@@ -34,6 +35,55 @@ def test_frames_are_those_of_their_time(suffix: str, gop: int, tmp_path: Path) -
     assert shades(path, 0.99, 0.0, 0.5) == [29, 0, 15]
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        (".avi", "mpeg4", {"bf": "2"}),
+        (".avi", "libx264", {"bf": "2"}),
+        (".ts", "libx264", {"bf": "2"}),
+        (".ts", "mpeg2video", {}),
+        (".mpg", "mpeg2video", {"bf": "2"}),
+        (".mp4", "libx264", {"x264-params": "open-gop=1:bframes=3:keyint=15:scenecut=0"}),
+        (".mp4", "libx264", {"x264-params": "intra-refresh=1:keyint=15"}),
+        (".mov", "libx265", {"x265-params": "log-level=none:keyint=15"}),
+        (".flv", "flv", {}),
+    ],
+)
+def test_frames_are_those_that_decoders_show(
+    suffix: str, codec: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    """Whichever others are asked for: frames in another order, key frames that are none."""
+    frames = [_stripes(i) for i in range(60)]
+    path = write_video(tmp_path / f"clip{suffix}", frames, codec=codec, gop=6, **options)
+    with av.open(str(path)) as container:
+        shown = [frame.to_image() for frame in container.decode(video=0)]
+    at = [(i + 0.5) / len(shown) for i in range(len(shown))]
+    sample = Sample(key="x", label=None, place=str(path.parent), name=path.name)
+    together = read_clip(sample, at)
+    found = [_nearest(each, shown) for each in together]
+    assert max(abs(i - each) for i, each in enumerate(found)) <= (suffix == ".mpg")
+    for i in (7, 31, 52):
+        (alone,) = read_clip(sample, [at[i]])
+        assert alone.tobytes() == together[i].tobytes()
+
+
+def test_trimmed_videos_begin_where_they_were_cut(tmp_path: Path) -> None:
+    """What `ffmpeg -ss … -c copy` leaves out is still in the file."""
+    whole = write_video(tmp_path / "whole.mp4", greys(COUNT), gop=30)
+    with av.open(str(whole)) as old, av.open(str(tmp_path / "cut.mp4"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.pts is not None and packet.dts is not None:
+                before = round(10 / 25 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = (
+                    packet.pts - before,
+                    packet.dts - before,
+                    stream,
+                )
+                new.mux(packet)
+    assert shades(tmp_path / "cut.mp4", 0.0, 0.5, 0.99) == pytest.approx([10, 20, 29], abs=1)
+
+
 def test_a_variable_rate_is_shown_by_time(tmp_path: Path) -> None:
     shown = [40 * i for i in range(15)] + [600 + 400 * i for i in range(15)]
     path = write_video(tmp_path / "clip.mkv", greys(COUNT), shown_ms=shown)
@@ -52,20 +102,39 @@ def test_folders_of_frames_are_counted_as_people_count(tmp_path: Path) -> None:
     assert [round(float(np.asarray(frame).mean()) / 8) for frame in frames] == list(range(12))
 
 
-def test_videos_of_a_phone_are_set_upright(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("matrix", "size", "lands"),
+    [
+        ((0, 1, -1, 0), (48, 64), (43, 4)),
+        ((-1, 0, 0, -1), (64, 48), (59, 43)),
+        ((0, -1, 1, 0), (48, 64), (4, 59)),
+        ((-1, 0, 0, 1), (64, 48), (59, 4)),
+        ((1, 0, 0, -1), (64, 48), (4, 43)),
+        ((0, 1, 1, 0), (48, 64), (4, 4)),
+    ],
+)
+def test_videos_of_a_phone_are_set_upright(
+    matrix: tuple[int, ...], size: tuple[int, int], lands: tuple[int, int], tmp_path: Path
+) -> None:
+    """A white corner, at the top left in the file."""
     corner = greys(1)[0]
     corner.paste((255, 255, 255), (0, 0, 16, 16))
     path = write_video(tmp_path / "clip.mp4", [corner] * 10)
     content = bytearray(path.read_bytes())
     upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
     at = content.index(upright, content.index(b"tkhd"))
-    content[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    a, b, c, d = (value << 16 for value in matrix)
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
-    (frame,) = read_clip(Sample(key="x", label=None, place=str(tmp_path), name="clip.mp4"), [0.5])
-    assert frame.size == (48, 64)
-    assert [frame.getpixel(at)[0] > 128 for at in ((4, 4), (43, 4), (4, 59), (43, 59))] == [  # type: ignore[index]
-        *(False, True, False, False)
-    ]
+    sample = Sample(key="x", label=None, place=str(tmp_path), name="clip.mp4")
+    (frame,) = read_clip(sample, [0.5])
+    assert frame.size == size
+    places = [(x, y) for x in (4, size[0] - 5) for y in (4, size[1] - 5)]
+    assert [place for place in places if np.asarray(frame)[place[1], place[0], 0] > 128] == [lands]
+    content[at : at + 36] = struct.pack(">9i", 50000, 30000, 0, -30000, 50000, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="turned by something else than quarters"):
+        read_clip(sample, [0.5])
 
 
 def test_what_is_no_whole_clip_says_why(tmp_path: Path) -> None:
@@ -137,6 +206,34 @@ def test_frames_are_drawn_from_equal_parts() -> None:
     assert "frames" not in ViewPolicy().to_json()
     with pytest.raises(ConfigError, match="frames 257 found, expected 0 to 256"):
         ViewPolicy(frames=257)
+
+
+def test_large_frames_are_reduced_and_huge_ones_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "clip.mp4", greys(4, (2048, 512)))
+    sample = Sample(key="x", label=None, place=str(tmp_path), name="clip.mp4")
+    assert read_clip(sample, [0.5])[0].size == (1024, 256)
+    for bound, found in (
+        ("MAX_FRAME_PIXELS", "too many pixels"),
+        ("MAX_DECODED_PIXELS", "too long"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"distill.data.clips.{bound}", 2048 * 512 - 1)
+            with pytest.raises(DataError, match=found):
+                read_clip(sample, [0.5])
+    assert path.exists()
+
+
+def _stripes(i: int) -> Image.Image:
+    """Noise that moves, so that each frame is unlike the others."""
+    noise = np.random.default_rng(1).integers(0, 100, (48, 64, 3))
+    return Image.fromarray((np.roll(noise, 5 * i, 1) + 2 * i).astype(np.uint8))
+
+
+def _nearest(frame: Image.Image, shown: list[Image.Image]) -> int:
+    apart = [np.abs(np.asarray(frame, float) - np.asarray(each, float)).mean() for each in shown]
+    return int(np.argmin(apart))
 
 
 def _write_sound(path: Path, *, cover: bool) -> None:

@@ -26,7 +26,7 @@ LISTS = "suspect.csv", "missing.csv", "cleaned.csv"
 )
 @adapt("--limit", "--kd-weight", "--divergence")
 @recipe_options
-@data_options(split="train")
+@data_options(split="train", clips=True)
 @common.label_set()
 @option("--folds", type=click.IntRange(2, 1000), default=10, help="Number of folds.")
 @setting("--truth", type=FILE, help="CSV with key and true_wnid, to score the lists.")
@@ -90,6 +90,7 @@ def clean(
             location=data.location,
             split=data.split,
             columns=data.columns,
+            frames=data.frames,
             limit=limit,
             hierarchy=hierarchy,
             recipe=recipe,

@@ -24,7 +24,7 @@ data.add_command(real_labels)
 
 
 @data.command(examples=["--data DATA --folds 5 --out FOLDS"])
-@data_options(show_split=True)
+@data_options(show_split=True, clips=True)
 @option("--folds", type=click.IntRange(2, 1000), default=10, help="Number of folds.")
 @option("--out", required=True, type=PATH, help="Folder for the lists.")
 @common.as_json
@@ -45,9 +45,9 @@ def folds(data: DataChoice, folds: int, out: Path, as_json: bool) -> None:
             taken = [[key] for key, take in zip(keys, chosen, strict=True) if take]
             write_csv(out / f"{name}-{number}.csv", ["key"], taken)
     sizes = [int((fold == number).sum()) for number in range(folds)]
-    lines = (f"fold {i}: {size} of {len(source)} held out" for i, size in enumerate(sizes))
+    lines = [f"fold {i}: {size} of {len(source)} held out" for i, size in enumerate(sizes)]
+    lines.append(f"lists: {out}/train-N.csv, {out}/held-out-N.csv")
     print_result(as_json, {"images": len(source), "held_out": sizes}, *lines)
-    click.echo(f"lists: {out}/train-N.csv, {out}/held-out-N.csv")
 
 
 @data.command(examples=["--out SCENES"])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @option("--by-class", is_flag=True, help="Print one line per class.")
 @option("--by-subtree", metavar="SYNSET", help="Print this class and its children.")
 @option("--sample", metavar="KEY", help="Print the teacher's predictions for this image.")
-@data_options(required=False, help="Images that STORE was made from.")
+@data_options(required=False, help="Images that STORE was made from.", clips=True)
 @option(
     "--missing", type=PATH, help="Write tags to add: CSV with key, tag, wnid, path, confidence."
 )

@@ -239,9 +239,11 @@ def _lines(report: "PrecomputeReport", data: str, store: str) -> list[str]:
         lines.append(f"warning: {warning}")
     lines += report.agreement.lines() if report.agreement else []
     lines += [f"bad images: {count}: {kind}" for kind, count in sorted(report.bad.items())]
+    frames = f" --frames {done.view_policy['frames']}" if done.view_policy.get("frames") else ""
     if done.complete:
         lines.append(
             f"next: distill pretrain --student resnet18 --data {data} --targets {store} --out RUN"
+            + frames
         )
     else:
         lines.append(

@@ -8,7 +8,7 @@ EXAMPLES = 3  # of each reason
 
 HIDDEN = "hidden or of the system"
 SUFFIX = "not images by their suffix"
-VIDEO = "videos; --frames takes clips"
+VIDEO = "videos, which commands with --frames take"
 BESIDE_CLIPS = "no videos by their suffix, and no frames in a folder of their clip"
 TABLE = "tables; pass one of them as --data to read its labels"
 LOOSE = "loose images beside class folders"
