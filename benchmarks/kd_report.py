@@ -97,7 +97,7 @@ def draw(path: Path, lines: Mapping[str, Line], x: str, y: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     transfer, gain = (
         json.loads((options.results / f"{name}.md").read_text().strip().splitlines()[-1])

@@ -59,6 +59,9 @@ PARTS = (
     Part("kd_weight", shared=True),
     Part("kd_gain", shared=True),
     Part("transfer", shared=True),
+    Part("kd_report"),
+    Part("long_schedules", shared=True),
+    Part("detection", shared=True),
     Part("rehearsal"),
     Part("many_workers"),
 )
