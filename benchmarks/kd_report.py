@@ -30,7 +30,7 @@ def by_hierarchy(transfer: Mapping[str, Any]) -> dict[str, Line]:
     """Of each pretraining of twelve epochs."""
     lines: dict[str, Line] = {}
     for name, runs in transfer["pretrained"].items():
-        if "epochs" not in name:
+        if "epochs" not in name and "clamped" not in name:
             levels = zip(*(run["per_hierarchy"] for run in runs), strict=True)
             lines[name] = [
                 (float(k), *in_percent(share or 0 for share in s)) for k, s in enumerate(levels)
