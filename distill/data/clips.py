@@ -97,7 +97,7 @@ def _of_folder(folder: str, at: Sequence[float]) -> list[Image.Image]:
     _require_moving(len(names))
     chosen = [names[int(share * len(names))] for share in at]
     pictures = {
-        name: decode_image(place.read(f"{folder}/{name}", 0, -1, at_most=MAX_IMAGE_BYTES))
+        name: _reduced(decode_image(place.read(f"{folder}/{name}", 0, -1, at_most=MAX_IMAGE_BYTES)))
         for name in dict.fromkeys(chosen)
     }
     return [pictures[name] for name in chosen]
@@ -139,7 +139,7 @@ def _opened(content: bytes) -> Iterator[tuple[Any, Any]]:
 
 def _times_of_packets(content: bytes) -> list[int]:
     """When frames should be shown, in the stream's own units; without that, by number."""
-    times: list[int] = []
+    times: list[int | None] = []
     found, discarded, ended = 0, 0, 0.0  # frames; seconds, of all streams
     with _opened(content) as (container, stream):
         for packet in container.demux():
@@ -154,7 +154,7 @@ def _times_of_packets(content: bytes) -> list[int]:
             if packet.is_corrupt or found > MAX_PACKETS:
                 raise DataError(f"undecodable video: damaged after {found - 1} frames")
             discarded += packet.is_discard
-            if packet.size and not packet.is_discard and packet.pts is not None:
+            if packet.size and not packet.is_discard:
                 times.append(packet.pts)
         # An edit list leaves frames out; AVI counts those that were never written.
         if found < stream.frames and not discarded and "mp4" in container.format.name:
@@ -162,7 +162,13 @@ def _times_of_packets(content: bytes) -> list[int]:
         length = (container.duration or 0) / 1e6
     if ended < length - max(SHORT * length, SHORT_S):
         raise DataError(f"cut off: {ended:.1f} s of {length:.1f} s found")
-    return sorted(times)
+    return _known(sorted(time for time in times if time is not None), len(times))
+
+
+def _known(times: list[int], frames: int) -> list[int]:
+    """Times that ascend and that all frames have; else the frames' numbers."""
+    ascending = all(earlier <= later for earlier, later in pairwise(times))
+    return times if ascending and len(times) == frames else [*range(frames)]
 
 
 def _decoded(content: bytes, wanted: Container[int]) -> tuple[list[int], dict[int, Image.Image]]:
@@ -191,21 +197,18 @@ def _decoded(content: bytes, wanted: Container[int]) -> tuple[list[int], dict[in
             times.append(frame.pts)
             if number in wanted:
                 pictures[number] = _upright(frame)
-    known = [time for time in times if time is not None]
-    ascending = all(earlier < later for earlier, later in pairwise(known))
-    return known if ascending and len(known) == len(times) else [*range(len(times))], pictures
+    return _known([time for time in times if time is not None], len(times)), pictures
 
 
 def _upright(frame: Any) -> Image.Image:
-    """A frame as it is to be shown, of at most `MOST_SIDE` pixels a side: many are held at once."""
+    """A frame as it is to be shown."""
     from av.video.reformatter import Interpolation, VideoReformatter
 
     # Bit by bit the same on every processor; and without threads: garbage that has some would hang
     # a process that is forked later, as those that decode are.
     exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
     rgb = VideoReformatter().reformat(frame, format="rgb24", interpolation=exact, threads=1)
-    picture = Image.fromarray(rgb.to_ndarray())
-    picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.BILINEAR)
+    picture = _reduced(Image.fromarray(rgb.to_ndarray()))
     turns = [bytes(each) for each in frame.side_data if each.type.name == "DISPLAYMATRIX"]
     if not turns:
         return picture
@@ -215,6 +218,12 @@ def _upright(frame: Any) -> Image.Image:
         raise DataError("undecodable video: turned by something else than quarters")
     how = UPRIGHT[turn]
     return picture if how is None else picture.transpose(how)
+
+
+def _reduced(picture: Image.Image) -> Image.Image:
+    """Of at most `MOST_SIDE` pixels a side: many are held at once."""
+    picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.BILINEAR)
+    return picture
 
 
 def _require_moving(frames: int) -> None:

@@ -47,6 +47,7 @@ def test_frames_are_those_of_their_time(suffix: str, gop: int, tmp_path: Path) -
         (".mp4", "libx264", {"x264-params": "intra-refresh=1:keyint=15"}),
         (".mov", "libx265", {"x265-params": "log-level=none:keyint=15"}),
         (".flv", "flv", {}),
+        (".wmv", "libx264", {}),
     ],
 )
 def test_frames_are_those_that_decoders_show(
