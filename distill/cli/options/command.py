@@ -69,7 +69,10 @@ class NumberOrAuto(click.ParamType[Any]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float | str:
         """See `click.ParamType`."""
-        return "auto" if value == "auto" else click.FLOAT.convert(value, param, ctx)
+        try:
+            return "auto" if value == "auto" else float(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} found, expected a number or auto", param, ctx)
 
 
 class Option(click.Option):
