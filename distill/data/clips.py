@@ -221,7 +221,7 @@ def _upright(frame: Any) -> Image.Image:
 
 
 def _reduced(picture: Image.Image) -> Image.Image:
-    """Of at most `MOST_SIDE` pixels a side: many are held at once."""
+    """The picture with at most `MOST_SIDE` pixels a side: many are held at once."""
     picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.BILINEAR)
     return picture
 
