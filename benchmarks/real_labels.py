@@ -75,13 +75,18 @@ def compared(
     }
 
 
+def _tags(folder: Path) -> list[int]:
+    """ILSVRC's own labels, in the order of the images."""
+    index = {wnid: c for c, wnid in enumerate(flat_label_set("imagenet-1k"))}
+    return [index[wnid] for wnid in (folder / "labels.txt").read_text().split()]
+
+
 def _classes(folder: Path, real: dict[str, list[str | int]]) -> dict[str, dict[str, float]]:
     """What an oracle is left with that knows all labels of an image."""
     if not (folder / "labels.txt").exists():
         return {}
-    classes = flat_label_set("imagenet-1k")
-    index, names = {wnid: c for c, wnid in enumerate(classes)}, label_names("imagenet-1k")
-    tags = np.array([index[wnid] for wnid in (folder / "labels.txt").read_text().split()])
+    classes, names = flat_label_set("imagenet-1k"), label_names("imagenet-1k")
+    tags = np.array(_tags(folder))
     labels = StudiedLabels(tags=tags, real=[frozenset(map(int, each)) for each in real.values()])
     found = classes_of(labels)
     below = {f"below {t}": float(sum(each.oracle < t for each in found)) for t in (0.8, 0.9, 0.95)}
@@ -134,12 +139,9 @@ def main() -> None:
     }
     found = {way: scores(each) for way, each in ways.items()}
     own = next(iter(found.values()))
-    tags = folder / "labels.txt"
-    if tags.exists():
-        classes = flat_label_set("imagenet-1k")
-        index = {wnid: c for c, wnid in enumerate(classes)}
-        given = dict(zip(real, tags.read_text().split(), strict=True))
-        with_tags = with_tags_of_animals(answers, {key: [index[w]] for key, w in given.items()})
+    if (folder / "labels.txt").exists():
+        tags = {key: [tag] for key, tag in zip(real, _tags(folder), strict=True)}
+        with_tags = with_tags_of_animals(answers, tags)
         found["an answer, and tags say of animals what they are (--tags)"] = scores(with_tags)
     figures = {
         "the published scores themselves, above 0.8": compared(

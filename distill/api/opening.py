@@ -85,16 +85,17 @@ def open_targets(
             f"views {views.to_json()} found, but the targets of {answers.location} are of views "
             f"with {answers.policy.to_json()}, expected the same; leave views out"
         )
+    given = answers.policy or views
     if isinstance(data, ImageSource):
         source = data
     else:
-        shown = answers.policy or views or ViewPolicy()
-        source = open_source(data, split, indexes=tar_indexes(), frames=shown.frames)
+        frames = given.frames if given else 0
+        source = open_source(data, split, indexes=tar_indexes(), frames=frames)
     for line in source.describe():
         say(f"data: {line}")
     labels = label_indices(source, answers.hierarchy)
     check_targets(answers, source, labels, say)
-    policy = answers.policy or views or ViewPolicy(frames=source.frames)
+    policy = given or ViewPolicy(frames=source.frames)
     source.require_frames(policy.frames)
     shared = SharedTargets(
         answers,

@@ -57,7 +57,7 @@ def require_decoder(samples: SampleTable) -> None:
     Raises:
         ConfigError: it is not installed.
     """
-    if any(map(_is_video, samples)):
+    if any(map(is_video, samples)):
         with optional("video", "decoding videos"):
             import av  # noqa: F401
 
@@ -70,7 +70,7 @@ def read_clip(sample: Sample, at: Sequence[float]) -> list[Image.Image]:
         what kind of damage, a colon, and the rest.
         DataUnavailableError: a disk, the network or this machine is in trouble.
     """
-    if not _is_video(sample):
+    if not is_video(sample):
         return _of_folder(sample.path.rstrip("/"), at)
     content = read_bytes(sample, at_most=MAX_CLIP_BYTES)
     try:
@@ -84,7 +84,8 @@ def read_clip(sample: Sample, at: Sequence[float]) -> list[Image.Image]:
         raise DataError(f"undecodable video: {reason}") from error
 
 
-def _is_video(sample: Sample) -> bool:
+def is_video(sample: Sample) -> bool:
+    """Whether it is one by its suffix."""
     return sample.path.lower().endswith(VIDEO_SUFFIXES)
 
 

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.clips import require_decoder
+from distill.data.clips import is_video, require_decoder
 from distill.data.formats.arrow import list_arrow
-from distill.data.formats.folders import list_folders, split_video_name
+from distill.data.formats.folders import list_folders
 from distill.data.formats.samples import IMAGE_SUFFIXES, VIDEO_SUFFIXES, SampleTable
 from distill.data.formats.tables import USUAL, Columns, columns_of_manifest, list_manifest
 from distill.data.formats.tars import WNID_IN_NAME, list_tars
@@ -136,7 +136,7 @@ def open_source(
     listed = _listed(layout, indexes, columns, clips=frames > 0)
     if frames:
         require_decoder(listed)
-    elif layout.form == "table" and len(listed) and split_video_name(listed[0].path):
+    elif layout.form == "table" and len(listed) and is_video(listed[0]):
         raise DataError(
             f"{layout.root}: {listed[0].path} found, a video, expected images; --frames takes clips"
         )

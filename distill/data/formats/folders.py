@@ -55,15 +55,17 @@ def list_folders(
 
 def split_image_name(name: str) -> tuple[str, str] | None:
     """The stem and the suffix of an image's file name; None of any other file's."""
-    stem, dot, suffix = name.rpartition(".")
-    known = (dot + suffix).lower() in IMAGE_SUFFIXES and not is_hidden(name)
-    return (stem, dot + suffix) if known else None
+    return _split(name, IMAGE_SUFFIXES)
 
 
 def split_video_name(name: str) -> tuple[str, str] | None:
     """As `split_image_name`, of a video's."""
+    return _split(name, VIDEO_SUFFIXES)
+
+
+def _split(name: str, suffixes: tuple[str, ...]) -> tuple[str, str] | None:
     stem, dot, suffix = name.rpartition(".")
-    known = (dot + suffix).lower() in VIDEO_SUFFIXES and not is_hidden(name)
+    known = (dot + suffix).lower() in suffixes and not is_hidden(name)
     return (stem, dot + suffix) if known else None
 
 
