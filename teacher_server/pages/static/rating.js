@@ -4,6 +4,8 @@
   const form = document.getElementById("rating");
   if (!form) return;
   const words = { y: "yes", m: "maybe", n: "no" };
+  // Not by an attribute: a browser heeds that after the first frame, and keys may come before it.
+  form.querySelector("input[type=radio]").focus();
 
   form.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
