@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou
 
 from distill.data.rendered.scenes import SceneSet, render_scene, write_scenes
 from distill.errors import ConfigError, DataError
@@ -263,6 +265,31 @@ def test_every_kind_stands_on_any_pyramid(kind: Any) -> None:
             image_size=64,
             channels=16,
         )
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "faster-rcnn"])
+def test_a_small_image_has_anchors_for_what_is_in_it(kind: Any) -> None:
+    model: Any = make_detector(
+        kind,
+        create_model("test_resnet", 3),
+        name="test_resnet",
+        model_input=ModelInput(size=(64, 64)),
+        classes=3,
+        image_size=64,
+        channels=16,
+    )
+    pixels = torch.zeros(1, 3, 64, 64)
+    generator = model.anchor_generator if kind == "retinanet" else model.rpn.anchor_generator
+    (anchors,) = generator(ImageList(pixels, [(64, 64)]), [*model.backbone(pixels).values()])
+    boxes = torch.tensor(
+        [
+            [x, y, x + w, y + h]
+            for i in range(50)
+            for x, y, w, h in (f["bbox"] for f in render_scene(64, np.random.default_rng(i))[1])
+        ]
+    )
+    best = box_iou(boxes, anchors).max(1).values
+    assert (best > 0.4).float().mean() > 0.9  # what RetinaNet calls an object
 
 
 def test_schedules_are_those_of_the_paper() -> None:

@@ -102,11 +102,12 @@ def make_detector(
         "image_mean": list(model_input.mean),
         "image_std": list(model_input.std),
     }
-    scale = min(1.0, image_size / USUAL_SIDE)
+    # Anchors shrink with the images, but not below two strides: between them, things would be lost.
+    strides = max(2.0, (4 if kind == "retinanet" else 8) * min(1.0, image_size / USUAL_SIDE))
     ratios = (0.5, 1.0, 2.0)
     if kind == "retinanet":
         sizes = tuple(
-            tuple(stride * 4 * scale * 2 ** (k / 3) for k in range(3))
+            tuple(stride * strides * 2 ** (k / 3) for k in range(3))
             for stride in (8, 16, 32, 64, 128)
         )
         anchors = AnchorGenerator(sizes, (ratios,) * len(sizes))
@@ -118,7 +119,7 @@ def make_detector(
         )
         return retinanet
     anchors = AnchorGenerator(
-        tuple((stride * 8 * scale,) for stride in (4, 8, 16, 32, 64)), (ratios,) * 5
+        tuple((stride * strides,) for stride in (4, 8, 16, 32, 64)), (ratios,) * 5
     )
     heads: dict[str, Any] = {
         "rpn_anchor_generator": anchors,

@@ -28,7 +28,12 @@ from distill.process_pool import map_in_processes
 
 SUPERSAMPLING = 2
 MOST_FIGURES = 6
-SOLID = [wnid for wnid in OUTLINES if wnid != "n13875392"]  # a ring has a hole, polygons have none
+# That can be told apart however small and turned, and have no hole, as a polygon has none: circle,
+# pentacle, heart, crescent, semicircle, right triangle, rectangle, square.
+SOLID = [
+    *("n13873502", "n13882008", "n13865904", "n13896217"),
+    *("n13874251", "n13880551", "n13883346", "n13878634"),
+]
 UNIT_IMAGES = 250
 
 
@@ -122,7 +127,7 @@ def _placed(side: int, random: np.random.Generator) -> Iterator[tuple[np.ndarray
     for _ in range(int(random.integers(1, MOST_FIGURES + 1))):
         number = int(random.integers(len(SOLID)))
         outline = OUTLINES[SOLID[number]](random)[0]
-        angle, scale = random.uniform(0, 2 * pi), random.uniform(0.07, 0.2) * side
+        angle, scale = random.uniform(0, 2 * pi), random.uniform(0.1, 0.22) * side
         turn = np.array([[cos(angle), sin(angle)], [-sin(angle), cos(angle)]])
         turned = outline @ turn * scale
         yield turned + random.uniform(0.1, 0.9, 2) * side, number
