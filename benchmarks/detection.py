@@ -35,15 +35,7 @@ def compared(unit: tuple[Path, Path, Path, int, int, int]) -> dict[str, Any]:
         answer_of(
             *("detect", "--student", STUDENT, "--compare", f"{run},random", "--longer", LONGER),
             *(*DETECTOR, "--data", scenes, "--limit", images, "--seed", seed, "--out", out),
-            *(
-                "--lr",
-                0.05,
-                "--iterations",
-                iterations,
-                "--validate-every",
-                max(1, iterations // 6),
-                *MACHINE,
-            ),
+            *("--iterations", iterations, "--validate-every", max(1, iterations // 6), *MACHINE),
         )
         curves = {
             start: json.loads((out / start / "run.json").read_text())["history"]
