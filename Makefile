@@ -5,7 +5,7 @@ BIN := .venv/bin
 TOOLS_OF_docs := latex2mathml mkdocs-material
 TOOLS_OF_audit := build cyclonedx-bom pip-audit pip-licenses
 
-.PHONY: demo test slow fuzz soak bench docs audit dist venv clean
+.PHONY: demo test slow fuzz soak bench docs audit image dist venv clean
 
 demo: venv
 	rm -rf demo-out
@@ -43,6 +43,10 @@ docs: .venv/docs
 # Known vulnerabilities, where a database can be reached; licences; a bill of materials (CycloneDX).
 audit: venv .venv/audit
 	$(BIN)/python deploy/audit.py audit-out
+
+# The container's image by buildah, and the demo in it; as root, 30 GB, ten minutes.
+image:
+	sh deploy/container/try.sh $(BUILDAH)
 
 dist: .venv/audit
 	rm -rf dist

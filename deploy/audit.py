@@ -24,7 +24,7 @@ FREE = re.compile(
 )
 # CUDA's libraries, which torch brings; they may be used, and passed on with it.
 NVIDIA = re.compile(r"\bnvidia\b")
-EXTRAS = ("arrow", "charts", "otel", "ray", "s3")  # of the image that container/Dockerfile makes
+EXTRAS = ("arrow", "charts", "detect", "otel", "ray", "s3", "video")  # of container/Dockerfile
 KNOWN = {"distill-kd": "Apache-2.0", "cuda-toolkit": "NVIDIA"}  # that do not say it themselves
 
 

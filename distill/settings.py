@@ -43,7 +43,8 @@ def make_settings(
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
             raise ConfigError(f"no {key} found, expected one; pass -o {key}=…") from error
-        raise ConfigError(f"{key} {first['input']!r} found: {first['msg']}") from error
+        expected = first["msg"].replace("Input should be", "expected")
+        raise ConfigError(f"{key} {first['input']!r} found, {expected}") from error
 
 
 def recipe_names() -> tuple[str, ...]:

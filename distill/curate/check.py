@@ -1,7 +1,7 @@
 """Report on a data set: counts, labels, damage, duplicates, tagging.
 
-Every image is read and decoded once, by several processes. Knows no teacher; what one thinks of the
-tags is `distill inspect`.
+Every image or clip is read and decoded once, by several processes. Knows no teacher; what one
+thinks of the tags is `distill inspect`.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from distill.hierarchy.semantic import SemanticHierarchy
 from distill.process_pool import map_in_processes
 from distill.progress import progress
 
-UNIT_IMAGES = 500
+UNIT_IMAGES, UNIT_CLIPS = 500, 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,8 @@ class CheckedImages:
     """The images of all splits, one after another; rows count through them.
 
     labels: class index, -1 for none, -2 for one outside the label set. reasons: of images that
-    cannot be read, by row. groups: rows of equal images; near: of images that look alike.
+    cannot be read, by row. bytes_total: of the files of images. groups: rows of equal images; near:
+    of images that look alike.
     """
 
     sources: Mapping[str, ImageSource]
@@ -74,7 +75,8 @@ def check_images(
     hashes = np.zeros(total, np.uint64)
     reasons: dict[int, str] = {}
     size = 0
-    with progress("checking", total, "images", shown=shown) as tick:
+    clips = any(source.frames for source in sources.values())
+    with progress("checking", total, "clips" if clips else "images", shown=shown) as tick:
         for unit in map_in_processes(check_unit, _units(sources, near_bits is not None), workers):
             rows = slice(unit.first, unit.first + len(unit.digests))
             digests[rows], hashes[rows] = unit.digests, unit.hashes
@@ -96,10 +98,13 @@ def check_images(
 def _units(sources: Mapping[str, ImageSource], hashed: bool) -> Iterator[CheckUnit]:
     first = 0
     for source in sources.values():
-        for start in range(0, len(source), UNIT_IMAGES):
-            rows = range(start, min(start + UNIT_IMAGES, len(source)))
+        size = UNIT_CLIPS if source.frames else UNIT_IMAGES
+        for start in range(0, len(source), size):
+            rows = range(start, min(start + size, len(source)))
             samples = [source.samples[row] for row in rows]
-            yield CheckUnit(first=first + start, samples=samples, hashed=hashed)
+            yield CheckUnit(
+                first=first + start, samples=samples, hashed=hashed, frames=source.frames
+            )
         first += len(source)
 
 
@@ -131,7 +136,8 @@ class Tagging:
 class DataReport:
     """per_hierarchy: images with a label there, and those tagged with a class of that level.
 
-    outside: images of each label that the label set lacks. inner: images tagged with a class that
+    bytes_total: of the files of images. outside: images of each label that the label set lacks.
+    inner: images tagged with a class that
     has subclasses in the label set; each of them may lack a more precise tag.
     """
 

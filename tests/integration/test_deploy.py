@@ -151,7 +151,7 @@ def test_queries_are_of_metrics_that_a_server_has() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["shellcheck", *map(str, sorted(DEPLOY.glob("slurm/*")))],
+        ["shellcheck", *map(str, sorted([*DEPLOY.glob("slurm/*"), *DEPLOY.rglob("*.sh")]))],
         ["promtool", "check", "rules", str(DEPLOY / "monitoring/alerts.yml")],
         ["promtool", "test", "rules", str(DEPLOY / "monitoring/alerts_test.yml")],
         ["hadolint", str(DEPLOY / "container/Dockerfile")],

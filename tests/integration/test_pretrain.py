@@ -175,7 +175,7 @@ def test_bad_images_are_left_out_up_to_a_share(
     ("options", "message"),
     [
         (["--student", "test_vitt"], "unknown student 'test_vitt' (did you mean test_vit"),
-        (["--scheme", "semantik"], "scheme 'semantik' found: Input should be 'single-label'"),
+        (["--scheme", "semantik"], "scheme 'semantik' found, expected 'single-label'"),
         (["--label-set", "imagenet21k-p-fall11"], ": hierarchy 67dc96836aba found"),
         (["-o", "views.cutout=0.25"], "views.cutout 0.25 found, but the targets of "),
         (["--view-policy", "plain"], "views.name 'plain' found, but the targets of "),

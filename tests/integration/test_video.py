@@ -1,6 +1,7 @@
 """Clips through every command that takes them: stores, students with and without a teacher."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -227,3 +228,20 @@ def test_a_table_names_clips(clips: Path, tmp_path: Path) -> None:
     assert not batch.bad
     assert sorted(str(sample.label) for sample in source.samples) == ["a", "b"]
     table.unlink()
+
+
+def test_a_check_decodes_clips_whole(tmp_path: Path, distill: Any) -> None:
+    root = write_clips(tmp_path / "clips")
+    first = sorted(root.glob("train/*/*.mp4"))[0]
+    shutil.copy(first, root / "val" / first.parent.name / "again.mp4")
+    cut = sorted(root.glob("train/*/*.webm"))[0]
+    cut.write_bytes(cut.read_bytes()[:-400])
+    words = ("data", "check", "--data", root, "--label-set", "plane-figures", "--workers", 2)
+    ran = distill(*words, "--frames", 3, "--near", 2, "--out", tmp_path / "lists")
+    assert ran.code == 0, ran.err
+    assert "clips: 25 clips (18 train, 7 val)" in ran.out
+    assert "unreadable: 1 clips; 1 cut off" in ran.out
+    assert "duplicates: 1 pairs show the same frames, 1 of them in two splits" in ran.out
+    assert cut.stem in (tmp_path / "lists/unreadable.csv").read_text()
+    report = json.loads(distill(*words, "--frames", 3, "--json").out)
+    assert (report["images"], report["unreadable"]) == ({"train": 18, "val": 7}, 1)

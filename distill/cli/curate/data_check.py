@@ -19,7 +19,7 @@ SHOWN = 5  # of each list
 
 
 @command(examples=["--data DATA", "--data DATA --near 4 --out LISTS"])
-@data_options(split=None)
+@data_options(split=None, clips=True)
 @option("--split", help="Check only this split.", show_default="all splits")
 @common.label_set()
 @option(
@@ -41,7 +41,7 @@ def check(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Read every image of DATA and report counts, classes, damage, duplicates and tagging.
+    """Read every image or clip of DATA and report counts, classes, damage, duplicates and tagging.
 
     Checks the data alone; `distill inspect` checks tags against a teacher.
     """
@@ -63,45 +63,51 @@ def check(
 
 
 def _lines(report: "DataReport", checked: "CheckedImages") -> list[str]:
+    clips = any(source.frames for source in checked.sources.values())
+    things = "clips" if clips else "images"
+    size = "" if clips else f", {format_bytes(report.bytes_total)}"
     splits = ", ".join(f"{count} {split}" for split, count in report.images.items())
     each = report.images_per_class
     return [
-        f"{report.location}: {sum(report.images.values())} images ({splits}), "
-        f"{format_bytes(report.bytes_total)}",
+        f"{report.location}: {sum(report.images.values())} {things} ({splits}){size}",
         f"label set {report.label_set}: {report.classes_present} of {report.classes} classes have "
-        f"images ({each['min']:.0f} to {each['max']:.0f}, median {each['median']:.0f})",
+        f"{things} ({each['min']:.0f} to {each['max']:.0f}, median {each['median']:.0f})",
         "hierarchy  classes  labelled  tagged here",
         *(
             f"{level['hierarchy']:9d}  {level['classes']:7d}  {level['labelled']:8d}  "
             f"{level['tagged_here']:11d}"
             for level in report.per_hierarchy
         ),
-        *_outside_lines(report),
-        f"unreadable: {report.unreadable} images"
+        *_outside_lines(report, things),
+        f"unreadable: {report.unreadable} {things}"
         + "".join(f"; {count} {kind}" for kind, count in report.unreadable_by_kind.items()),
         *(
             f"  {checked.sample(row)[1].key}: {reason}"
             for row, reason in list(checked.reasons.items())[:SHOWN]
         ),
-        _pairs_line("duplicates", "are the same bytes", report.duplicates),
+        _pairs_line(
+            "duplicates",
+            "show the same frames" if clips else "are the same bytes",
+            report.duplicates,
+        ),
         *(
             [_pairs_line("near duplicates", "look alike", report.near_duplicates)]
             if report.near_duplicates
             else []
         ),
-        _tagging_line(report),
+        _tagging_line(report, things),
     ]
 
 
-def _outside_lines(report: "DataReport") -> list[str]:
-    lines = [f"without a label: {report.unlabelled} images"] if report.unlabelled else []
+def _outside_lines(report: "DataReport", things: str) -> list[str]:
+    lines = [f"without a label: {report.unlabelled} {things}"] if report.unlabelled else []
     if report.outside:
         total = sum(report.outside.values())
         lines.append(
-            f"NOT in the label set: {len(report.outside)} labels of {total} images, which "
+            f"NOT in the label set: {len(report.outside)} labels of {total} {things}, which "
             "`distill precompute` will refuse"
         )
-        lines += [f"  {label}: {n} images" for label, n in list(report.outside.items())[:SHOWN]]
+        lines += [f"  {label}: {n} {things}" for label, n in list(report.outside.items())[:SHOWN]]
     return lines
 
 
@@ -115,12 +121,12 @@ def _pairs_line(title: str, meaning: str, tagging: "Tagging") -> str:
     )
 
 
-def _tagging_line(report: "DataReport") -> str:
+def _tagging_line(report: "DataReport", things: str) -> str:
     tagged = sum(report.images.values()) - report.unlabelled - sum(report.outside.values())
     share = report.inner / tagged if tagged else 0.0
     return (
-        f"inconsistent tagging: {report.inner} images ({100 * share:.1f}%) are tagged with a class "
-        "that has subclasses in the label set, so a more precise tag may be missing"
+        f"inconsistent tagging: {report.inner} {things} ({100 * share:.1f}%) are tagged with a "
+        "class that has subclasses in the label set, so a more precise tag may be missing"
     )
 
 
