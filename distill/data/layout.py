@@ -36,6 +36,8 @@ UNFINISHED = "prepare-unfinished.jsonl"
 # Folders that hold all images of a data set are called so, classes hardly ever.
 CONTAINERS = {"images", "image", "imgs", "img", "jpegimages", "jpegs", "photos", "data"}
 CONTAINERS |= {"videos", "video", "clips"}
+# What lies beside them, of the same things.
+COMPANIONS = {"frames", "masks", "mask", "labels", "annotations", "segmentations", "depth"}
 MAX_WRAPPERS = 4
 MAX_TARS = 1_000_000
 FOLDERS_LOOKED_INTO = 20

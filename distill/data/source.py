@@ -7,7 +7,7 @@ shard or extension, so moving data does not change it.
 """
 
 import re
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -20,7 +20,14 @@ from distill.data.formats.folders import list_folders
 from distill.data.formats.samples import IMAGE_SUFFIXES, VIDEO_SUFFIXES, SampleTable
 from distill.data.formats.tables import USUAL, Columns, columns_of_manifest, list_manifest
 from distill.data.formats.tars import WNID_IN_NAME, list_tars
-from distill.data.layout import CONTAINERS, Layout, find_layout, listed_splits, splits_there
+from distill.data.layout import (
+    COMPANIONS,
+    CONTAINERS,
+    Layout,
+    find_layout,
+    listed_splits,
+    splits_there,
+)
 from distill.data.sample_ids import SampleIds, ascending, sample_ids
 from distill.data.splits import canonical
 from distill.data.view_policy import ViewPolicy
@@ -140,6 +147,8 @@ def open_source(
         raise DataError(
             f"{layout.root}: {listed[0].path} found, a video, expected images; --frames takes clips"
         )
+    if layout.form == "class folders":
+        _require_classes(listed.labels, layout.root)
     samples, notes = _without_labels(listed, layout.root)
     if not len(samples):
         raise DataError(_nothing_in(layout, clips=frames > 0))
@@ -270,6 +279,18 @@ def _listed(layout: Layout, indexes: Path | None, columns: Columns, *, clips: bo
     if layout.form == "Hugging Face data set":
         return list_arrow(layout.root, columns, layout.split)
     return SampleTable.of(list_folders(layout.root, skipped, clips=clips))
+
+
+def _require_classes(folders: Sequence[object], root: str) -> None:
+    """Folders called images and masks are parts of a data set, and no classes."""
+    names = [str(folder) for folder in folders]
+    whole = [name for name in names if name.casefold() in CONTAINERS]
+    parts = [name for name in names if name.casefold() in COMPANIONS]
+    if whole and len(names) > 1 and len(whole) + len(parts) == len(names):
+        raise DataError(
+            f"{root}: {' and '.join(f'{name}/' for name in names)} found, expected class folders; "
+            f"pass the one to be read, such as {root}/{whole[0]}"
+        )
 
 
 def _without_labels(samples: SampleTable, root: str) -> tuple[SampleTable, tuple[str, ...]]:

@@ -94,6 +94,10 @@ LAYOUTS: dict[str, tuple[str, Content]] = {
         "train/images/0.jpg, train/labels/0.txt",
         {**folders("train/images"), "train/labels/0.txt": b""},
     ),
+    "pictures and masks": (
+        "images/0.jpg, masks/0.jpg",
+        folders("images", "masks"),
+    ),
     "loose images": ("0.jpg, 1.jpg", {"0.jpg": jpeg(), "1.jpg": jpeg(1)}),
     "loose images beside classes": (
         "cat/0.jpg, stray.jpg",

@@ -245,3 +245,16 @@ def test_a_check_decodes_clips_whole(tmp_path: Path, distill: Any) -> None:
     assert cut.stem in (tmp_path / "lists/unreadable.csv").read_text()
     report = json.loads(distill(*words, "--frames", 3, "--json").out)
     assert (report["images"], report["unreadable"]) == ({"train": 18, "val": 7}, 1)
+
+
+def test_videos_and_frames_side_by_side_are_no_classes(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    write_video(tmp_path / "both/videos/a.mp4", greys(4))
+    frames = tmp_path / "both/frames/a"
+    frames.mkdir(parents=True)
+    for i, grey in enumerate(greys(4)):
+        grey.save(frames / f"{i}.png")
+    said = fails("data", "check", "--data", tmp_path / "both", "--frames", 2)
+    assert "frames/ and videos/ found, expected class folders" in said
+    assert said.endswith("both/videos")
