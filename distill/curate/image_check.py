@@ -72,7 +72,7 @@ def check_unit(unit: CheckUnit) -> CheckedUnit:
 
 
 def _reads(unit: CheckUnit) -> list[Callable[[], tuple[bytes, Image.Image]]]:
-    """Of each sample a call for what tells it from others, and for the picture that it shows."""
+    """A call for each sample: what tells it from others, and the picture that it shows."""
     if unit.frames:
         return [partial(_clip, sample, unit.frames) for sample in unit.samples]
     return [partial(_image, read) for read in read_all(unit.samples)]
