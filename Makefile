@@ -2,10 +2,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST := .venv/oldest
 TOOLS_OF_docs := latex2mathml mkdocs-material
 TOOLS_OF_audit := build cyclonedx-bom pip-audit pip-licenses
 
-.PHONY: demo test slow fuzz soak bench docs audit image dist venv clean
+.PHONY: demo test slow oldest fuzz soak bench docs audit image dist venv clean
 
 demo: venv
 	rm -rf demo-out
@@ -22,6 +23,14 @@ test: venv
 # Ray clusters that lose nodes, commands stopped at every moment, a hundred thousand images: minutes.
 slow: venv
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
+
+# The unit tests with the oldest versions of everything that pyproject.toml allows.
+oldest: venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear $(OLDEST)
+	$(BIN)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct '.[arrow,charts,detect,hf,near,otel,ray,real,s3,video]'
+	$(BIN)/uv pip install --quiet --python $(OLDEST) beartype hypothesis pytest
+	$(OLDEST)/bin/python -m pytest -o addopts=--import-mode=importlib -o filterwarnings=default tests/unit
 
 # 10⁵ hostile requests of each kind against a live teacher server: half an hour or so.
 fuzz: venv

@@ -6,7 +6,7 @@
 # `--volume /etc/pip.conf:/etc/pip.conf:ro` on machines that say there where packages come from.
 set -eu
 cd "$(dirname "$0")/../.."
-base=docker.io/library/python:$(sed -n 's/^ARG PYTHON=//p' deploy/container/Dockerfile)
+base=python:$(sed -n 's/^ARG PYTHON=//p' deploy/container/Dockerfile)
 
 base_of_debian() {
     folder=$(mktemp -d)
