@@ -57,7 +57,7 @@ from distill.teacher_server.serve.admission import Budgets
 from distill.teacher_server.serve.lane import devices_of
 from distill.teacher_server.serve.queue import InferJob
 from distill.teacher_server.serve.service import ServeOptions, Service
-from distill.teacher_server.teacher.batch_size import measure
+from distill.teacher_server.teacher.batch_size import measure, random_pixels, warm_up
 from distill.teacher_server.teacher.forward_pass import Forward
 from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
 from distill.teacher_server.teacher.teacher import Member, Teacher
@@ -285,7 +285,9 @@ class _Bench:
             teacher = choice.load(device)
             spec = EncodingSpec.named("standard", teacher.hierarchy.classes_per_hierarchy)
             with Forward(teacher, spec, batch_size=choice.batch_size) as forward:
-                rates = [measure(forward, choice.batch_size) for _ in range(5)]
+                pixels = random_pixels(teacher, choice.batch_size)
+                warm_up(forward, pixels)
+                rates = [measure(forward, pixels) for _ in range(5)]
         return max(rates)
 
     def queued(self, choice: "_Choice", device: torch.device, seconds: float) -> float:

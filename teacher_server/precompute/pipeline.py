@@ -26,7 +26,6 @@ from distill.teacher_server.teacher.stages import StageSeconds
 from distill.teacher_server.teacher.teacher import Teacher
 
 OnBatch = Callable[[int, dict[str, str]], None]
-BATCHES_AHEAD = 1  # wait at the device, so that it need not wait
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +166,7 @@ def run_forward(
     for batch in batches:
         views = [pixels.flatten(0, 1) for pixels in batch.pixels]
         launched.append((batch, forward.launch(views, exact=exact(batch))))
-        if len(launched) > forward.lanes + BATCHES_AHEAD:
+        if len(launched) > forward.in_flight:
             first, answers = launched.popleft()
             yield first, forward.collect(answers)
     for last, answers in launched:

@@ -4,11 +4,14 @@ A run that goes on takes what its finished blocks were computed with: then it gi
 """
 
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distill.errors import ConfigError, first_line
 from distill.events import Journal
@@ -16,12 +19,15 @@ from distill.targets.encoding import EncodingSpec
 from distill.teacher_server.teacher.forward_pass import Forward
 from distill.teacher_server.teacher.teacher import Teacher
 
-SMALLEST, LARGEST = 8, 1024
+SMALLEST = {"cpu": 8, "cuda": 64}
+LARGEST = 1024
 UNTUNED = {"cpu": 16, "cuda": 64}
 TUNED_FROM = 2048  # views; a shorter run is over before measuring pays
 SHARE_OF_RUN = 0.02  # of the time that a run will take may be spent on measuring
+ENOUGH_S = 0.3  # of measuring one setting
 WORTH = 1.03  # a faster setting must be this much faster
 COMPILE_PAYS_S = 900.0  # runs that are longer; compiling takes half a minute to two
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,13 @@ def choose_speed(
     untuned = min(_for_clips(UNTUNED.get(teacher.device.type, 16), frames), max(1, views))
     speed = Throughput(batch_size=batch_size or untuned)
     if views >= TUNED_FROM and batch_size is None:
-        speed = _best_batch(teacher, spec, views, frames)
+        speed = best_batch(
+            lambda size: Forward(teacher, spec, batch_size=size),
+            partial(random_pixels, teacher, frames=frames),
+            smallest=_for_clips(SMALLEST.get(teacher.device.type, 8), frames),
+            largest=_for_clips(LARGEST, frames),
+            views=views,
+        )
     if compiled:
         speed = _compiled_if_possible(
             teacher, spec, speed, frames, requested=requested, journal=journal
@@ -71,46 +83,88 @@ def choose_speed(
     return speed
 
 
-def measure(forward: Forward, batch_size: int, frames: int = 0) -> float:
-    """Views a second of random pixels, after some that are not counted. frames: of each view.
+def measure(forward: Forward, pixels: Sequence[Tensor], clock: Clock = time.perf_counter) -> float:
+    """Views a second of one batch again and again, as many under way as in a run.
+
+    To be called after `warm_up`.
 
     Raises:
         TeacherError: not even one view fits into memory.
     """
+    under_way = deque(forward.launch(pixels) for _ in range(forward.in_flight + 1))
+    forward.collect(under_way.popleft())  # from one end of a batch to another
+    done, started = 0, clock()
+    while done < forward.lanes or clock() - started < ENOUGH_S:
+        under_way.append(forward.launch(pixels))
+        forward.collect(under_way.popleft())
+        done += 1
+    seconds = clock() - started
+    for each in under_way:
+        forward.collect(each)
+    return done * len(pixels[0]) / seconds
+
+
+def warm_up(forward: Forward, pixels: Sequence[Tensor]) -> None:
+    """What happens once: kernels are loaded, memory is allocated, a model is compiled.
+
+    Raises:
+        TeacherError: not even one view fits into memory.
+    """
+    for each in [forward.launch(pixels) for _ in range(forward.lanes)]:
+        forward.collect(each)
+
+
+def random_pixels(teacher: Teacher, batch_size: int, frames: int = 0) -> list[Tensor]:
+    """A batch for each of the teacher's sizes, as a loader hands it over. frames: of each view."""
     pixels = [
         torch.randint(0, 256, (batch_size, 3 * max(1, frames), *size), dtype=torch.uint8)
-        for size in forward.teacher.sizes
+        for size in teacher.sizes
     ]
-    for _ in range(2):
-        started = time.perf_counter()
-        launched = [forward.launch(pixels) for _ in range(forward.lanes)]
-        for each in launched:
-            forward.collect(each)
-        seconds = time.perf_counter() - started
-    return forward.lanes * batch_size / seconds
+    return [each.pin_memory() for each in pixels] if teacher.device.type == "cuda" else pixels
+
+
+def best_batch(
+    forward_of: Callable[[int], Forward],
+    pixels_of: Callable[[int], Sequence[Tensor]],
+    *,
+    smallest: int,
+    largest: int,
+    views: int,
+    clock: Clock = time.perf_counter,
+) -> Throughput:
+    """The smallest batch that is about as fast as any, found in a small share of the run.
+
+    Twice as large each time, until two in a row were not worth it. forward_of, pixels_of: for a
+    batch size.
+
+    Raises:
+        TeacherError: not even one view fits into memory.
+    """
+    found: list[Throughput] = []
+    started, fastest, stale, size = None, 0.0, 0, smallest
+    while stale < 2 and size <= min(largest, views):
+        pixels = pixels_of(size)
+        with forward_of(size) as forward:
+            warm_up(forward, pixels)
+            started = clock() if started is None else started  # the first loads kernels, once
+            rate = measure(forward, pixels, clock)
+        if forward.batch_size < size:  # memory ran out
+            return _smallest(found, fastest) or Throughput(batch_size=forward.batch_size)
+        found.append(Throughput(batch_size=size, views_per_s=rate))
+        stale = 0 if rate >= WORTH * fastest else stale + 1
+        fastest = max(fastest, rate)
+        if clock() - started > SHARE_OF_RUN * views / fastest:
+            break
+        size *= 2
+    return _smallest(found, fastest) or Throughput(batch_size=smallest)
+
+
+def _smallest(found: Sequence[Throughput], fastest: float) -> Throughput | None:
+    return next((each for each in found if WORTH * (each.views_per_s or 0) >= fastest), None)
 
 
 def _for_clips(batch_size: int, frames: int) -> int:
     return max(1, batch_size // max(1, frames))
-
-
-def _best_batch(teacher: Teacher, spec: EncodingSpec, views: int, frames: int) -> Throughput:
-    """Twice as large as long as it is worth it, and as it takes a small share of the run."""
-    best = Throughput(batch_size=_for_clips(SMALLEST, frames))
-    started = time.perf_counter()
-    batch_size = best.batch_size
-    while batch_size <= min(_for_clips(LARGEST, frames), views):
-        with Forward(teacher, spec, batch_size=batch_size) as forward:
-            rate = measure(forward, batch_size, frames)
-            if forward.batch_size < batch_size:  # memory ran out
-                break
-        if rate < WORTH * (best.views_per_s or 0):
-            break
-        best = Throughput(batch_size=batch_size, views_per_s=rate)
-        if time.perf_counter() - started > SHARE_OF_RUN * views / rate:
-            break
-        batch_size *= 2
-    return best
 
 
 def _compiled_if_faster(
@@ -124,8 +178,7 @@ def _compiled_if_faster(
     size = eager.batch_size
     rate = eager.views_per_s
     if rate is None:
-        with Forward(teacher, spec, batch_size=size) as forward:
-            rate = measure(forward, size, frames)
+        rate = _measured(Forward(teacher, spec, batch_size=size), size, frames)
     if views / rate < COMPILE_PAYS_S:
         return eager
     compiled = _compiled_if_possible(teacher, spec, eager, frames, requested=False, journal=journal)
@@ -143,8 +196,7 @@ def _compiled_if_possible(
 ) -> Throughput:
     size = eager.batch_size
     try:
-        with Forward(teacher, spec, batch_size=size, compiled=True) as forward:
-            rate = measure(forward, size, frames)
+        rate = _measured(Forward(teacher, spec, batch_size=size, compiled=True), size, frames)
     except Exception as error:  # compilers raise whatever is wrong with them
         if requested:
             raise ConfigError(
@@ -154,3 +206,10 @@ def _compiled_if_possible(
         journal.event("not compiled", error=type(error).__name__, text=str(error)[:500])
         return eager
     return Throughput(batch_size=size, compiled=True, views_per_s=rate)
+
+
+def _measured(forward: Forward, batch_size: int, frames: int) -> float:
+    pixels = random_pixels(forward.teacher, batch_size, frames)
+    with forward:
+        warm_up(forward, pixels)
+        return measure(forward, pixels)

@@ -29,6 +29,7 @@ OUT_OF_MEMORY = (
     *("status_alloc_failed", "device_allocation_failed"),  # cuBLAS, cuDNN
 )
 DEVICE_LOST = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS", "NCCL")
+BATCHES_AHEAD = 1  # wait at the device, so that it need not wait
 Moment = float | torch.cuda.Event
 # Which of an answer's moments each stage lies between.
 STAGES = (("to_device", 0, 1), ("forward", 2, 3), ("encode", 3, 4), ("to_host", 4, 5))
@@ -127,6 +128,11 @@ class Forward:
                 seconds = _seconds(part.moments[begun], part.moments[ended]) / self.lanes
                 setattr(self.stages, stage, getattr(self.stages, stage) + seconds)
         return parts
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches a run keeps under way: one in each lane, and one that waits."""
+        return self.lanes + BATCHES_AHEAD
 
     def close(self) -> None:
         """Wait for what was launched, and let the threads go."""
