@@ -41,7 +41,7 @@ from whole_path import processor
 
 from distill.data.source import open_source
 from distill.hierarchy.semantic import resolve
-from distill.models.creation import pick_device
+from distill.models.devices import pick_device
 from distill.targets.encoding import EncodingSpec
 from distill.teacher_server.teacher.forward_pass import Forward
 from distill.teacher_server.teacher.loading import MemberChoice, load_teacher

@@ -49,7 +49,7 @@ from whole_path import processor
 
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
 from distill.models.card import ModelInput
-from distill.models.creation import pick_device
+from distill.models.devices import pick_device
 from distill.store.format.manifest import TeacherIdentity
 from distill.targets.encoding import EncodingSpec
 from distill.teacher_server.front.server import Address, make_server, run

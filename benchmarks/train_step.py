@@ -38,7 +38,7 @@ from distill.data.order import SampleOrder
 from distill.data.source import ImageSource, label_indices, open_source
 from distill.data.view_policy import ViewPolicy
 from distill.hierarchy.semantic import resolve
-from distill.models.creation import pick_device
+from distill.models.devices import pick_device
 from distill.store.logit_store import LogitStore
 from distill.store.views.cache import Cache
 from distill.targets.tensors import TargetSource

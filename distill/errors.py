@@ -29,6 +29,14 @@ class InUseError(DistillError):
     """Another process writes to the same place."""
 
 
+class OutOfMemoryError(DistillError):
+    """A device, or the machine, has no room for a batch."""
+
+
+class DeviceUnavailableError(DistillError):
+    """A device does not answer any more; starting again may help."""
+
+
 class HierarchyError(DistillError):
     """A label set, a synset or a hierarchy file is wrong."""
 
@@ -73,7 +81,10 @@ class TeacherRequestError(TeacherError):
     """The teacher refuses this request; asking again will not help."""
 
 
-PASSING = (DataUnavailableError, StoreUnavailableError, TeacherUnavailableError)
+PASSING = (
+    *(DataUnavailableError, DeviceUnavailableError),
+    *(StoreUnavailableError, TeacherUnavailableError),
+)
 
 
 @contextmanager
@@ -106,7 +117,7 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}…"
 
 
-def is_dead_decoder(error: RuntimeError) -> bool:
+def is_dead_decoder(error: BaseException) -> bool:
     """Whether torch says so that a process of its loader died, or cannot be heard any more."""
     return any(sign in str(error) for sign in DEAD_DECODER)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.errors import ConfigError, first_line
-from distill.models.creation import pick_device
+from distill.models.devices import pick_device
 
 CONNECTIONS = ("gloo", "NCCL", "Connection", "collective")  # in what torch raises of a lost peer
 SAY_EVERY_S = 10.0

@@ -13,7 +13,7 @@ from distill.errors import ConfigError
 from distill.files import CACHE, tar_indexes
 from distill.hierarchy.names import DEFAULT_LABEL_SET
 from distill.hierarchy.semantic import SemanticHierarchy, resolve
-from distill.models.creation import pick_device
+from distill.models.devices import pick_device
 from distill.progress import note
 from distill.store.logit_store import LogitStore
 from distill.store.places.web import is_store

@@ -121,17 +121,27 @@ def run_command() -> None:
         print(error.format_message(), file=terminal)
         sys.exit(2)
     except Exception as error:
-        line = _message(error)
+        told = _of_a_device(error) or error
+        line = _message(told)
         if line is None:
             raise
         if flags.verbose:
             traceback.print_exc(file=terminal)
-        _fail(terminal, line, WORK_LEFT if isinstance(error, PASSING) else 2)
+        _fail(terminal, line, WORK_LEFT if isinstance(told, PASSING) else 2)
     finally:
         ignore_signals()
         if sys.stderr is not terminal:
             sys.stderr.close()
             sys.stderr = terminal
+
+
+def _of_a_device(error: Exception) -> DistillError | None:
+    """What torch raises where a device is in trouble, said as such."""
+    if not isinstance(error, RuntimeError | MemoryError) or is_dead_decoder(error):
+        return None
+    from distill.models.devices import device_error
+
+    return device_error(error)
 
 
 def _message(error: Exception) -> str | None:

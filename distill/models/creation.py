@@ -1,4 +1,4 @@
-"""timm models: created, downloaded, tried out, and the device they run on."""
+"""timm models: created, downloaded, tried out."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -155,35 +155,3 @@ def download_model(
             + (cure or f"fetch the file of timm/{name} from the model hub elsewhere and pass it")
         ) from error
     return model
-
-
-def gpus() -> list[str]:
-    """All of this machine, as torch names them; none without one."""
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-
-
-def devices_named(name: str) -> list[str]:
-    """All that work may be spread over: `auto` is every GPU, or the CPU; another name is itself."""
-    return (gpus() or ["cpu"]) if name == "auto" else [name]
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU; `auto:N` is GPU N modulo their number, or the CPU.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    kind, _, rank = name.partition(":")
-    if kind == "auto" and (rank.isdecimal() or name == "auto"):
-        gpus = torch.cuda.device_count()
-        return torch.device("cuda", int(rank or 0) % gpus) if gpus else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r} found, expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {name!r} found, but this machine has {torch.cuda.device_count()} CUDA "
-            "devices; use --device auto"
-        )
-    return device

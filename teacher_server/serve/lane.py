@@ -17,7 +17,7 @@ import torch
 
 from distill.errors import TeacherError, TeacherUnavailableError, first_line
 from distill.events import Journal
-from distill.models.creation import devices_named
+from distill.models.devices import devices_named
 from distill.targets.rows import TargetRows
 from distill.teacher_server.serve.device import IN_FLIGHT, Answers, Buffers, Device
 from distill.teacher_server.serve.queue import BatchTiming, InferResult, JobPart, WorkQueue, settle

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distill.errors import TeacherError, TeacherUnavailableError, first_line
 from distill.events import Journal
+from distill.models.devices import is_lost, is_out_of_memory
 from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import DenseTargets, SparseTargets, sparsify
 from distill.teacher_server.teacher.captured import CapturedPasses, Run
@@ -24,11 +25,6 @@ from distill.teacher_server.teacher.stages import StageSeconds
 from distill.teacher_server.teacher.teacher import Teacher
 
 HOST = torch.device("cpu")
-OUT_OF_MEMORY = (
-    *("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc"),
-    *("status_alloc_failed", "device_allocation_failed"),  # cuBLAS, cuDNN
-)
-DEVICE_LOST = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS", "NCCL")
 BATCHES_AHEAD = 1  # wait at the device, so that it need not wait
 Moment = float | torch.cuda.Event
 # Which of an answer's moments each stage lies between.
@@ -212,7 +208,7 @@ class Forward:
 
     def _halve_or_raise(self, error: RuntimeError | MemoryError, batch_size: int) -> None:
         if not is_out_of_memory(error):
-            if any(sign in str(error) for sign in DEVICE_LOST):
+            if is_lost(error):
                 raise _lost(self.teacher, error) from error
             raise error
         if self._on_gpu:
@@ -238,12 +234,6 @@ class Forward:
 
 def _with_one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch might do."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def _lost(teacher: Teacher, error: BaseException) -> TeacherUnavailableError:

@@ -92,7 +92,8 @@ def load_teacher(
     if device.type == "cuda":
         torch.cuda.set_device(device)  # or threads of torch's would open a context on the first GPU
         if precision == "float32":
-            torch.backends.cudnn.allow_tf32 = False  # it has the mantissa of a 16-bit float
+            torch.backends.cudnn.allow_tf32 = False  # TF32 has the mantissa of a 16-bit float
+            torch.backends.cuda.matmul.allow_tf32 = False
     members = tuple(_load(choice, hierarchy, device, precision) for choice in choices)
     if confidence == "reach" and not any(member.head for member in members):
         raise ConfigError(

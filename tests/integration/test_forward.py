@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distill.errors import TeacherError, TeacherUnavailableError
 from distill.events import Event, Journal
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.models.devices import is_out_of_memory
 from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import SparseTargets, sparsify
 from distill.teacher_server.teacher.batch_size import Throughput, choose_speed
-from distill.teacher_server.teacher.forward_pass import Encoded, Forward, is_out_of_memory
+from distill.teacher_server.teacher.forward_pass import Encoded, Forward
 from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
 from distill.teacher_server.teacher.stages import StageSeconds
 from distill.teacher_server.teacher.teacher import Teacher

@@ -694,3 +694,28 @@ def test_recipes_as_timm_has_them(
     assert kept == ["epoch-2.json", "epoch-2.safetensors"]
     best = open_trained(str(tmp_path / "run" / "best.safetensors"))
     assert best.num_classes == 29
+
+
+WITH_LITTLE_MEMORY = """
+import resource
+import distill.cli.student.pretrain, distill.trainers.training.loop  # what is loaded needs room too
+from distill.cli.main import run
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 1200 * 2**20,) * 2)
+run()
+"""
+
+
+def test_a_batch_that_does_not_fit_is_told(train: Command) -> None:
+    words = train("run", "--label-set", "plane-figures", "--image-size", 1024, "--batch-size", 48)
+    with Popen(
+        [sys.executable, "-c", WITH_LITTLE_MEMORY, *words],
+        stderr=PIPE,
+        text=True,
+        env={**ONE_THREAD, "MALLOC_ARENA_MAX": "1"},
+    ) as process:
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    last = said.splitlines()[-1]
+    assert last.startswith("distill: out of memory (")
+    assert last.endswith("lower --batch-size or --image-size, or choose another --device")

@@ -10,7 +10,7 @@ from distill.data.views import ViewParams, render_view
 from distill.errors import ConfigError
 from distill.hierarchy.semantic import SemanticHierarchy
 from distill.hierarchy.softmax import hierarchy_probs, subtree_probs
-from distill.models.creation import pick_device
+from distill.models.devices import pick_device
 from distill.trainers.models.trained import TrainedModel, open_trained
 
 

@@ -78,7 +78,7 @@ def propose(
     from distill.data.source import label_indices
     from distill.errors import ConfigError
     from distill.files import write_csv
-    from distill.models.creation import pick_device
+    from distill.models.devices import pick_device
     from distill.trainers.evaluation.top_classes import label_set_of, predict_top_classes
     from distill.trainers.models.trained import open_trained
     from distill.trainers.process_group import Machine

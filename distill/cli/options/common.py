@@ -75,7 +75,7 @@ def machine(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def spread(jobs: int | None, device: str) -> tuple[list[str], int]:
     """The devices that units of work are spread over, and how many of them at a time."""
-    from distill.models.creation import devices_named
+    from distill.models.devices import devices_named
 
     devices = devices_named(device)
     return devices, jobs or (len(devices) if devices != ["cpu"] else CORES)

@@ -57,7 +57,7 @@ class TeacherChoice:
         hierarchy: of its classes, instead of --label-set.
         """
         from distill.hierarchy.semantic import resolve
-        from distill.models.creation import pick_device
+        from distill.models.devices import pick_device
         from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
 
         weights = _one_each("--weights", self.weights, self.teachers, HUB)

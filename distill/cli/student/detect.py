@@ -136,7 +136,7 @@ def detect(
     from distill.charts import require_charts
     from distill.errors import optional
     from distill.files import sole_writer
-    from distill.models.creation import pick_device
+    from distill.models.devices import pick_device
     from distill.trainers.detection.coco import open_scenes
     from distill.trainers.detection.train import (
         DetectionRecipe,

@@ -82,7 +82,7 @@ def evaluate(
     from distill.curate.real_labels import read_labels
     from distill.errors import ConfigError
     from distill.hierarchy.semantic import resolve
-    from distill.models.creation import pick_device
+    from distill.models.devices import pick_device
     from distill.store.logit_store import LogitStore, has_store
     from distill.trainers.evaluation.evaluate import (
         evaluate,
