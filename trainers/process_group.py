@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from distill.models.devices import pick_device
 
 CONNECTIONS = ("gloo", "NCCL", "Connection", "collective")  # in what torch raises of a lost peer
 SAY_EVERY_S = 10.0
+ASK_EVERY_S, MOST_STEPS = 1.0, 50  # between two votes
 PR_SET_PDEATHSIG = 1
 
 
@@ -44,12 +46,6 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
-
-    def any(self, *flags: bool) -> list[bool]:
-        """Whether any process says so, of each flag. All must ask."""
-        if self.size == 1:
-            return [*flags]
-        return [bool(count) for count in self.sum(torch.tensor(flags, dtype=torch.int32)).tolist()]
 
     def from_leader(self, content: bytes | None) -> bytes | None:
         """What rank 0 has, on every process."""
@@ -102,6 +98,33 @@ class World:
         parts: list[dict[int, str]] = [{}] * self.size
         dist.all_gather_object(parts, dict(of_rank))
         return {key: value for part in parts for key, value in part.items()}
+
+
+class Votes:
+    """Whether any process says so: asked about once a second, as all must meet to answer.
+
+    At which steps depends on times that they share, so that all ask at the same. step: the last one
+    that is done.
+    """
+
+    def __init__(
+        self, world: World, step: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._world, self._clock = world, clock
+        self._next, self._last, self._since = step + 1, step, clock()
+
+    def any(self, step: int, *flags: bool, now: bool) -> list[bool]:
+        """Of each flag; False where this step does not ask. now: ask, as all others do."""
+        if self._world.size == 1:
+            return [*flags]
+        if step < self._next and not now:
+            return [False] * len(flags)
+        seconds = (self._clock() - self._since) / (step - self._last)
+        *counts, total = self._world.sum(torch.tensor([*flags, seconds]).double()).tolist()
+        steps = int(ASK_EVERY_S * self._world.size / max(total, 1e-9))
+        self._next, self._last = step + max(1, min(MOST_STEPS, steps)), step
+        self._since = self._clock()
+        return [bool(count) for count in counts]
 
 
 @dataclass(frozen=True, kw_only=True)

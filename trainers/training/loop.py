@@ -38,7 +38,7 @@ from distill.targets.tensors import to_device
 from distill.trainers.evaluation.evaluate import Stopped, Validate
 from distill.trainers.models.meaning import is_taught
 from distill.trainers.models.student import create_student, student_input, write_student
-from distill.trainers.process_group import Machine, World
+from distill.trainers.process_group import Machine, Votes, World
 from distill.trainers.recipe import Recipe
 from distill.trainers.training.balance import PULL, automatic_weight
 from distill.trainers.training.batches import TrainingSet
@@ -168,7 +168,7 @@ def train(
         pin_memory=device.type == "cuda",
     )
     record = Record(out / "tensorboard", world, done.steps + 1)
-    losses = StepLosses(device)
+    losses, votes = StepLosses(device), Votes(world, done.steps)
     first_step, seen, stopped = done.steps, 0, False
     started = time.monotonic()
 
@@ -288,8 +288,8 @@ def train(
             tick(1, f"epoch {epoch_number + 1}")
 
             late = time.monotonic() - saved_at > 60 * keeping.checkpoint_minutes
-            stopped, late = world.any(stop(), late)
             epoch_ends = done.steps % steps_per_epoch == 0
+            stopped, late = votes.any(done.steps, stop(), late, now=epoch_ends)
             every = keeping.checkpoint_every
             due = epoch_ends or stopped or late or bool(every and done.steps % every == 0)
             if due or losses.full:
