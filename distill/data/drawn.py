@@ -41,6 +41,11 @@ class DrawnViews:
             ]
         )
 
+    def pixels_at(self, sizes: Sequence[Size]) -> list[Tensor]:
+        """As `pixels`, for each size; equal ones are rendered once, and share their memory."""
+        rendered = {size: self.pixels(size) for size in dict.fromkeys(sizes)}
+        return [rendered[size] for size in sizes]
+
     def proofs(self, size: Size) -> list[str]:
         """The replay proof of each view, frame after frame."""
         return [

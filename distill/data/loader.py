@@ -71,8 +71,9 @@ def in_batches(
 class ViewBatch:
     """Pixels of the images that could be decoded, and the reasons of those that could not.
 
-    pixels: for each size that was asked for; channels are those of all frames. proofs: of each
-    view, at the first size. trouble: why an image could not be read that may be good.
+    pixels: for each size that was asked for, the same where sizes are; channels are those of all
+    frames. proofs: of each view, at the first size. trouble: why an image could not be read that
+    may be good.
     """
 
     rows: list[int]
@@ -85,7 +86,8 @@ class ViewBatch:
 
     def pin_memory(self) -> "ViewBatch":
         """With pixels that a GPU can fetch by itself; called by torch's loader."""
-        return replace(self, pixels=tuple(pixels.pin_memory() for pixels in self.pixels))
+        pinned = {id(pixels): pixels.pin_memory() for pixels in {*self.pixels}}
+        return replace(self, pixels=tuple(pinned[id(pixels)] for pixels in self.pixels))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,7 @@ class _Views(Dataset[_Item]):
             passing = isinstance(error, DataUnavailableError)
             return _Item(request, [], str(error), passing, [], time.perf_counter() - started, 0.0)
         decoded = time.perf_counter()
-        pixels = [drawn.pixels(size) for size in self.sizes]
+        pixels = drawn.pixels_at(self.sizes)
         rendered = time.perf_counter()
         proofs = drawn.proofs(self.sizes[0]) if request.prove else []
         spent = decoded - started, rendered - decoded
@@ -206,7 +208,7 @@ def _that_fit(
     if not workers or not first:
         return workers, None
     views = sum(len(request.views) for request in first[0])
-    batch = views * channels * sum(height * width for height, width in sizes)
+    batch = views * channels * sum(height * width for height, width in {*sizes})
     together = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     wanted, ahead = workers, AHEAD
     with suppress(OSError):
@@ -307,14 +309,15 @@ class _Collate:
     def __call__(self, items: list[_Item]) -> ViewBatch:
         good = [item for item in items if item.pixels]
         views = len(items[0].request.views)
+        stacked = {
+            size: torch.stack([item.pixels[self.sizes.index(size)] for item in good])
+            if good
+            else torch.empty(0, views, self.channels, *size, dtype=torch.uint8)
+            for size in dict.fromkeys(self.sizes)
+        }
         return ViewBatch(
             rows=[item.request.row for item in good],
-            pixels=tuple(
-                torch.stack([item.pixels[i] for item in good])
-                if good
-                else torch.empty(0, views, self.channels, *size, dtype=torch.uint8)
-                for i, size in enumerate(self.sizes)
-            ),
+            pixels=tuple(stacked[size] for size in self.sizes),
             bad={item.request.row: item.reason for item in items if not item.pixels},
             proofs={item.request.row: item.proofs for item in items if item.proofs},
             read_s=sum(item.read_s for item in items),

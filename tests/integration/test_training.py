@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 from processes import started
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from distill.data.source import open_source
 from distill.hierarchy.semantic import SemanticHierarchy
@@ -26,6 +28,7 @@ from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import encode
 from distill.trainers.models.trained import open_trained
 from distill.trainers.recipe import Recipe
+from distill.trainers.training.loop import _optimizer
 from distill.trainers.training.objectives import objective_of
 
 Command = Callable[..., list[str]]
@@ -694,6 +697,25 @@ def test_recipes_as_timm_has_them(
     assert kept == ["epoch-2.json", "epoch-2.safetensors"]
     best = open_trained(str(tmp_path / "run" / "best.safetensors"))
     assert best.num_classes == 29
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_fused_step_is_that_of_the_plain_optimizer(name: str) -> None:
+    torch.manual_seed(0)
+    ours, plain = nn.Linear(5, 3), nn.Linear(5, 3)
+    plain.load_state_dict(ours.state_dict())
+    recipe = Recipe(student="x", optimizer=name, weight_decay=0.1)
+    one_by_one = replace(recipe, optimizer_args={"fused": False, "foreach": False})
+    pair = [(ours, _optimizer(recipe, ours)), (plain, _optimizer(one_by_one, plain))]
+    assert pair[0][1].defaults["fused"]
+    for _ in range(5):
+        gradients = [torch.randn(3, 5), torch.randn(3)]
+        for model, optimizer in pair:
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 WITH_LITTLE_MEMORY = """

@@ -175,3 +175,21 @@ def test_the_loader_crops_each_view_of_the_whole_image(tmp_path: Path) -> None:
         expected = render_view(Image.fromarray(pixels), params, (32, 32))
         assert torch.equal(batch.pixels[0][0, view], expected)
         assert batch.proofs[0][view] == view_proof(Image.fromarray(pixels), params, (32, 32))
+
+
+def test_equal_sizes_are_rendered_once(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "x.png")
+    source, policy = open_source(tmp_path), ViewPolicy()
+    for workers in (0, 1):
+        (batch,) = load_views(
+            source,
+            policy,
+            [(16, 16), (24, 24), (16, 16)],
+            [[ViewRequest(0, (0, 1))]],
+            workers=workers,
+        )
+        small, large, again = batch.pixels
+        assert small.data_ptr() == again.data_ptr()
+        assert (small.shape[-1], large.shape[-1]) == (16, 24)

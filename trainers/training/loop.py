@@ -52,6 +52,7 @@ from distill.trainers.training.mixing import mixed, mixed_losses
 from distill.trainers.training.objectives import Objective
 from distill.trainers.training.record import Record, StepLosses
 
+FUSED = ("adam", "adamw", "sgd", "momentum")  # torch's, which take a step in one kernel
 FIRST_LR = 1 / 25  # of the top learning rate, as torch's own one-cycle schedule begins
 
 
@@ -361,7 +362,7 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
             lr=recipe.lr,
             weight_decay=recipe.weight_decay,
             layer_decay=None if recipe.layer_decay == 1 else recipe.layer_decay,
-            **recipe.optimizer_args,
+            **({"fused": True} if recipe.optimizer in FUSED else {}) | recipe.optimizer_args,
         )
         if getattr(optimizer, "is_second_order", False):
             raise ValueError("it needs second derivatives")
