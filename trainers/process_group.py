@@ -114,7 +114,7 @@ class Votes:
         self._next, self._last, self._since = step + 1, step, clock()
 
     def any(self, step: int, *flags: bool, now: bool) -> list[bool]:
-        """Of each flag; False where this step does not ask. now: ask, as all others do."""
+        """Tell it of each flag; False where this step does not ask. now: ask, as all others do."""
         if self._world.size == 1:
             return [*flags]
         if step < self._next and not now:
