@@ -17,12 +17,14 @@ import numpy as np
 import torch
 
 from distill.data.formats.tables import Columns
+from distill.data.sample_ids import samples_digest
 from distill.data.sample_list import fold_of
 from distill.data.source import ImageSource, label_indices, open_source
 from distill.data.view_policy import PLAIN
 from distill.errors import ConfigError
 from distill.files import tar_indexes
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.models.weights import find_weights
 from distill.process_pool import asked_to_stop, map_in_processes, worker_index
 from distill.teacher_server.inspect.findings import Rules
 from distill.teacher_server.inspect.inspection import open_inspection
@@ -30,6 +32,7 @@ from distill.teacher_server.inspect.tag_lists import ListedImages
 from distill.teacher_server.precompute.options import PrecomputeOptions
 from distill.teacher_server.precompute.run import precompute
 from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
+from distill.trainers.models.trained import run_beside
 from distill.trainers.process_group import Machine
 from distill.trainers.recipe import Recipe
 from distill.trainers.training.pretrain import pretrain
@@ -78,6 +81,23 @@ class FoldWork:
             frames=self.frames,
         )
         return source.limited(self.limit)
+
+
+def require_unseen(init: str, source: ImageSource, hierarchy: SemanticHierarchy) -> None:
+    """That teachers do not begin with a run of these very images.
+
+    Raises:
+        ConfigError: they would have seen what they are to judge.
+    """
+    if init in ("pretrained", "random"):
+        return
+    run = run_beside(find_weights(init))
+    digest = samples_digest(source.ids, label_indices(source, hierarchy))
+    if run.get("dataset_digest") == digest:
+        raise ConfigError(
+            f"--init {init} was trained on these images, expected a start that never saw them; "
+            "pass --init pretrained or random"
+        )
 
 
 def judge_folds(

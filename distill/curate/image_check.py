@@ -84,8 +84,9 @@ def _image(read: Callable[[], bytes]) -> tuple[bytes, Image.Image]:
 
 
 def _clip(sample: Sample, frames: int) -> tuple[bytes, Image.Image]:
-    pictures = read_clip(sample, [(i + 0.5) / frames for i in range(frames)])
-    return b"".join(picture.tobytes() for picture in pictures), pictures[frames // 2]
+    pictures = read_clip(sample, [(i + 0.5) / frames for i in range(frames)], whole=True)
+    shown = b"".join(repr(picture.size).encode() + picture.tobytes() for picture in pictures)
+    return shown, pictures[frames // 2]
 
 
 def _perceptual(image: Image.Image) -> int:

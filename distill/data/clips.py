@@ -26,7 +26,7 @@ from distill.data.images import (
     out_of_memory,
     read_bytes,
 )
-from distill.errors import DataError, first_line, optional
+from distill.errors import DataError, DataUnavailableError, first_line, optional
 from distill.storage.locations import place_of
 
 MAX_CLIP_BYTES = 2**30
@@ -62,8 +62,10 @@ def require_decoder(samples: SampleTable) -> None:
             import av  # noqa: F401
 
 
-def read_clip(sample: Sample, at: Sequence[float]) -> list[Image.Image]:
+def read_clip(sample: Sample, at: Sequence[float], *, whole: bool = False) -> list[Image.Image]:
     """The frames that are shown at those parts [0, 1) of its time, RGB, upright.
+
+    whole: decode all frames, also of a folder; those of a video are, up to the last one shown.
 
     Raises:
         DataError: it cannot be read whole, or holds no moving picture. The message is the reason:
@@ -71,7 +73,7 @@ def read_clip(sample: Sample, at: Sequence[float]) -> list[Image.Image]:
         DataUnavailableError: a disk, the network or this machine is in trouble.
     """
     if not is_video(sample):
-        return _of_folder(sample.path.rstrip("/"), at)
+        return _of_folder(sample.path.rstrip("/"), at, whole=whole)
     content = read_bytes(sample, at_most=MAX_CLIP_BYTES)
     try:
         return _of_video(content, at)
@@ -89,7 +91,7 @@ def is_video(sample: Sample) -> bool:
     return sample.path.lower().endswith(VIDEO_SUFFIXES)
 
 
-def _of_folder(folder: str, at: Sequence[float]) -> list[Image.Image]:
+def _of_folder(folder: str, at: Sequence[float], *, whole: bool) -> list[Image.Image]:
     place = place_of(folder)
     if place.kind(folder) != "folder":
         raise DataError("cannot be read: no folder of frames, and no video by its suffix")
@@ -97,10 +99,17 @@ def _of_folder(folder: str, at: Sequence[float]) -> list[Image.Image]:
     names.sort(key=lambda name: [int(p) if p.isdecimal() else p for p in DIGITS.split(name)])
     _require_moving(len(names))
     chosen = [names[int(share * len(names))] for share in at]
-    pictures = {
-        name: _reduced(decode_image(place.read(f"{folder}/{name}", 0, -1, at_most=MAX_IMAGE_BYTES)))
-        for name in dict.fromkeys(chosen)
-    }
+    pictures: dict[str, Image.Image] = {}
+    for name in names if whole else dict.fromkeys(chosen):
+        content = place.read(f"{folder}/{name}", 0, -1, at_most=MAX_IMAGE_BYTES)
+        try:
+            picture = _reduced(decode_image(content))
+        except DataUnavailableError:
+            raise
+        except DataError as error:
+            raise DataError(f"{error}, frame {name}") from error
+        if name in chosen:
+            pictures[name] = picture
     return [pictures[name] for name in chosen]
 
 

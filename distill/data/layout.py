@@ -13,8 +13,15 @@ from typing import Literal
 import bracex
 
 from distill.data.formats.arrow import INFO, STATE, is_arrow
-from distill.data.formats.folders import split_image_name
-from distill.data.formats.skipped import BESIDE_ARROW, BESIDE_SPLITS, BESIDE_TARS, HIDDEN, Skipped
+from distill.data.formats.folders import split_image_name, split_video_name
+from distill.data.formats.skipped import (
+    BESIDE_ARROW,
+    BESIDE_CONTAINER,
+    BESIDE_SPLITS,
+    BESIDE_TARS,
+    HIDDEN,
+    Skipped,
+)
 from distill.data.formats.tables import Columns, is_manifest, splits_of_manifest
 from distill.data.splits import (
     canonical,
@@ -37,7 +44,8 @@ UNFINISHED = "prepare-unfinished.jsonl"
 CONTAINERS = {"images", "image", "imgs", "img", "jpegimages", "jpegs", "photos", "data"}
 CONTAINERS |= {"videos", "video", "clips"}
 # What lies beside them, of the same things.
-COMPANIONS = {"frames", "masks", "mask", "labels", "annotations", "segmentations", "depth"}
+COMPANIONS = {"frames", "flow", "masks", "mask", "labels", "annotations", "segmentation", "depth"}
+COMPANIONS |= {"segmentations", "edges", "gt", "ground_truth", "groundtruth"}
 MAX_WRAPPERS = 4
 MAX_TARS = 1_000_000
 FOLDERS_LOOKED_INTO = 20
@@ -96,7 +104,7 @@ def splits_there(path: str, columns: Columns) -> dict[str, str]:
         return _tar_splits(_expanded(path))
     kind = place_of(path).kind(path)
     if kind == "folder":
-        path, listing = _unwrapped(path)
+        path, listing, _ = _unwrapped(path)
         return split_folders(listing.folders) or _tar_splits(_tar_names(listing))
     return _table_splits(path, columns) if kind == "file" and is_manifest(path) else {}
 
@@ -110,13 +118,14 @@ def is_pattern(path: str) -> bool:
 
 
 def _of_folder(path: str, split: str) -> Layout:
-    path, listing = _unwrapped(path)
+    path, listing, beside = _unwrapped(path)
     folders = split_folders(listing.folders)
     if split in listing.folders:
         folders.setdefault(split, split)
     inside = named_folder(folders, split, path)
     hidden = [name for name in (*listing.folders, *listing.files) if is_hidden(name)]
     skipped = Skipped()
+    skipped.add(BESIDE_CONTAINER, *beside)
     if inside:
         others = [name for name in _visible(listing) if name not in folders]
         root, inner = _inner(path, inside, folders[inside])
@@ -168,27 +177,45 @@ def _whole(
     )
 
 
-def _unwrapped(path: str) -> tuple[str, Entries]:
-    """The folder that splits or tars lie in, where folders are around all, and its entries."""
+def _unwrapped(path: str) -> tuple[str, Entries, list[str]]:
+    """The folder that splits, tars or classes lie in, where folders are around all.
+
+    And its entries, and the folders beside one of images that was stepped into.
+    """
     first = listing = place_of(path).entries(path)
     _require_finished(path, listing)
-    inside = path
+    inside, beside = path, list[str]()
     for _ in range(MAX_WRAPPERS):
         folders = _visible(listing)
         if inside != path and (split_folders(folders) or _tar_names(listing)):
-            return inside, listing
+            return inside, listing, beside
         if _readable(listing.files) or is_arrow(listing.files) or split_folders(folders):
             break
         container = next((name for name in folders if name.casefold() in CONTAINERS), None)
         wrapper = folders[0] if len(folders) == 1 else container
-        if not wrapper:
+        others = [name for name in folders if name != wrapper]
+        if not wrapper or _hold_classes(inside, others):
             break
+        beside += others
         inside = f"{inside}/{wrapper}"
         listing = place_of(inside).entries(inside)
         holds_classes = container and _visible(listing) and not split_folders(listing.folders)
         if is_arrow(listing.files) or holds_classes:
-            return _unwrapped(inside)
-    return path, first
+            return (*_unwrapped(inside)[:2], beside)
+    return path, first, []
+
+
+def _hold_classes(path: str, folders: Sequence[str]) -> bool:
+    """Whether those folders hold images or clips of their own: then one beside is a class too."""
+    place = place_of(path)
+    for name in folders[:FOLDERS_LOOKED_INTO]:
+        if name.casefold() in COMPANIONS:
+            continue
+        here = place.entries(f"{path}/{name}")
+        below = (place.entries(f"{path}/{name}/{each}").files for each in _visible(here)[:3])
+        if any(_shown(files) for files in (here.files, *below)):
+            return True
+    return False
 
 
 def _inner(path: str, name: str, split: str) -> tuple[str, Entries]:
@@ -260,6 +287,10 @@ def _visible(listing: Entries) -> list[str]:
 
 def _images(files: Sequence[str]) -> list[str]:
     return [name for name in files if split_image_name(name)]
+
+
+def _shown(files: Sequence[str]) -> bool:
+    return any(split_image_name(name) or split_video_name(name) for name in files)
 
 
 def _readable(files: Sequence[str]) -> list[str]:

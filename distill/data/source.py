@@ -286,10 +286,12 @@ def _require_classes(folders: Sequence[object], root: str) -> None:
     names = [str(folder) for folder in folders]
     whole = [name for name in names if name.casefold() in CONTAINERS]
     parts = [name for name in names if name.casefold() in COMPANIONS]
-    if whole and len(names) > 1 and len(whole) + len(parts) == len(names):
+    if parts and len(whole) + len(parts) > 1:
+        found = [*whole, *parts]
+        shown = " and ".join(f"{name}/" for name in found)
         raise DataError(
-            f"{root}: {' and '.join(f'{name}/' for name in names)} found, expected class folders; "
-            f"pass the one to be read, such as {root}/{whole[0]}"
+            f"{root}: {shown} found, expected class folders; pass the one to be read, such as "
+            f"{root}/{found[0]}; if they are classes, rename them"
         )
 
 

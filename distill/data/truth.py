@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.source import ImageSource
-from distill.errors import DataError
+from distill.errors import DataError, HierarchyError
 from distill.hierarchy.semantic import SemanticHierarchy
 
 
@@ -32,4 +32,7 @@ def read_truth(path: Path, source: ImageSource, hierarchy: SemanticHierarchy) ->
             f"{path}: lacks {len(absent)} of the {len(source)} samples in {source.location} (first:"
             f" {absent[0]!r}); expected a line for each"
         )
-    return np.array([hierarchy.index(known[sample.key]) for sample in source.samples], np.int64)
+    try:
+        return np.array([hierarchy.index(known[sample.key]) for sample in source.samples], np.int64)
+    except HierarchyError as error:
+        raise DataError(f"{path}: {error}") from error

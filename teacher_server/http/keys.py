@@ -45,7 +45,9 @@ class ApiKeys:
                 )
             digests[match[1]] = bytes.fromhex(match[2])
         if not digests:
-            raise ConfigError(f"{path}: no key found; make one with `distill api-key NAME`")
+            raise ConfigError(
+                f"{path}: no key found; make one with `distill api-key NAME --file FILE`"
+            )
         return cls(digests, path)
 
     def owner(self, authorization: str, *, passwords: bool = False) -> str | None:

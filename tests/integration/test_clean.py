@@ -158,3 +158,23 @@ def _empty_truth(tmp_path: Path) -> Path:
     path = tmp_path / "none.csv"
     path.write_text("key,true_wnid\n")
     return path
+
+
+def test_a_start_that_saw_the_images_is_refused(
+    words: list[object],
+    data: Path,
+    tmp_path: Path,
+    distill: Callable[..., Any],
+    fails: Callable[..., str],
+) -> None:
+    labels = ("--label-set", tmp_path / "colours.json")
+    few = ("--epochs", 1, "--image-size", 32, "--batch-size", 16, "--device", "cpu", "--workers", 0)
+    start = ("--student", "test_vit", "--init", "random", "--data", data, *labels)
+    assert distill("pretrain", *start, *few, "--out", tmp_path / "saw").code == 0
+    said = fails(*words, "--init", tmp_path / "saw")
+    assert "saw was trained on these images, expected a start that never saw them" in said
+    assert distill("pretrain", *start, *few, "--limit", 60, "--out", tmp_path / "half").code == 0
+    ran = distill(*words, "--init", tmp_path / "half", "--epochs", 1, "--folds", 2)
+    assert ran.code == 0, ran.err
+    assert "whether" in ran.out
+    assert f"--data {data} --label-set {tmp_path / 'colours.json'} --student NAME --out" in ran.out

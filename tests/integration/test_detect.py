@@ -364,7 +364,9 @@ def test_pretrained_against_random(
         for name in ("run", "random")
     }
     assert records["random"]["iteration"] == 2 * records["run"]["iteration"]
-    assert records["run"]["recipe"]["backbone"]["init"] == str(student)
+    backbones = [records[name]["recipe"]["backbone"] for name in ("run", "random")]
+    assert backbones[0]["init"] == str(student)
+    assert backbones[0]["normalisation"] == backbones[1]["normalisation"]
 
 
 def _folders(tmp_path: Path) -> Path:

@@ -94,6 +94,14 @@ LAYOUTS: dict[str, tuple[str, Content]] = {
         "train/images/0.jpg, train/labels/0.txt",
         {**folders("train/images"), "train/labels/0.txt": b""},
     ),
+    "a class called like a folder of images": (
+        "photos/alice/…, photos/carol/…, paintings/bob/…",
+        folders("photos/alice", "photos/carol", "paintings/bob"),
+    ),
+    "pictures, masks and edges": (
+        "images/0.jpg, masks/0.jpg, edges/0.jpg",
+        folders("images", "masks", "edges"),
+    ),
     "pictures and masks": (
         "images/0.jpg, masks/0.jpg",
         folders("images", "masks"),

@@ -1,6 +1,7 @@
 """Clips through every command that takes them: stores, students with and without a teacher."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -236,15 +237,18 @@ def test_a_check_decodes_clips_whole(tmp_path: Path, distill: Any) -> None:
     shutil.copy(first, root / "val" / first.parent.name / "again.mp4")
     cut = sorted(root.glob("train/*/*.webm"))[0]
     cut.write_bytes(cut.read_bytes()[:-400])
+    torn = sorted(root.glob("train/*/clip5/frame3.png"))[0]  # none of the frames that are shown
+    torn.write_bytes(b"torn")
     words = ("data", "check", "--data", root, "--label-set", "plane-figures", "--workers", 2)
     ran = distill(*words, "--frames", 3, "--near", 2, "--out", tmp_path / "lists")
     assert ran.code == 0, ran.err
     assert "clips: 25 clips (18 train, 7 val)" in ran.out
-    assert "unreadable: 1 clips; 1 cut off" in ran.out
+    assert re.search(r"unreadable: 2 clips; 1 (cut off|not an image); 1 ", ran.out)
+    assert "frame3.png" in ran.out
     assert "duplicates: 1 pairs show the same frames, 1 of them in two splits" in ran.out
     assert cut.stem in (tmp_path / "lists/unreadable.csv").read_text()
     report = json.loads(distill(*words, "--frames", 3, "--json").out)
-    assert (report["images"], report["unreadable"]) == ({"train": 18, "val": 7}, 1)
+    assert (report["images"], report["unreadable"]) == ({"train": 18, "val": 7}, 2)
 
 
 def test_videos_and_frames_side_by_side_are_no_classes(
@@ -256,5 +260,5 @@ def test_videos_and_frames_side_by_side_are_no_classes(
     for i, grey in enumerate(greys(4)):
         grey.save(frames / f"{i}.png")
     said = fails("data", "check", "--data", tmp_path / "both", "--frames", 2)
-    assert "frames/ and videos/ found, expected class folders" in said
-    assert said.endswith("both/videos")
+    assert "videos/ and frames/ found, expected class folders" in said
+    assert said.endswith("both/videos; if they are classes, rename them")

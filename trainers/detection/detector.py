@@ -102,12 +102,13 @@ def make_detector(
         "image_mean": list(model_input.mean),
         "image_std": list(model_input.std),
     }
-    # Anchors shrink with the images, but not below two strides: between them, things would be lost.
-    strides = max(2.0, (4 if kind == "retinanet" else 8) * min(1.0, image_size / USUAL_SIDE))
+    # Anchors shrink with the images, but not below some strides: things would lie between them.
+    usual, least = (4, 2) if kind == "retinanet" else (8, 4)
+    strides = max(least, usual * min(1.0, image_size / USUAL_SIDE))
     ratios = (0.5, 1.0, 2.0)
     if kind == "retinanet":
         sizes = tuple(
-            tuple(stride * strides * 2 ** (k / 3) for k in range(3))
+            tuple(int(stride * strides * 2 ** (k / 3)) for k in range(3))
             for stride in (8, 16, 32, 64, 128)
         )
         anchors = AnchorGenerator(sizes, (ratios,) * len(sizes))

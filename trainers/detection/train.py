@@ -130,10 +130,10 @@ def train_detector(
             )
             loss = sum(losses.values())
             if not torch.isfinite(loss):
-                shown = ", ".join(f"{name} {float(each):g}" for name, each in losses.items())
+                shown = ", ".join(f"{name} {each.item():g}" for name, each in losses.items())
+                kept = " (the last checkpoint is kept)" if (out / CHECKPOINT).exists() else ""
                 raise NotFiniteError(
-                    f"losses {shown} at iteration {done + 1}, expected numbers; the last "
-                    "checkpoint is kept: lower --lr"
+                    f"losses {shown} at iteration {done + 1}{kept}, expected numbers; lower --lr"
                 )
             optimizer.zero_grad()
             loss.backward()

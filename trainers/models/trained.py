@@ -108,7 +108,7 @@ def open_trained(where: str) -> TrainedModel:
         require_known_model(card.model, "model"), card.num_classes, card.input.size, card.arguments
     )
     weights = load_weights(model, weights)
-    run = _run_beside(path)
+    run = run_beside(path)
     return TrainedModel(
         name=path.parent.name if Path(where).is_dir() else path.stem,
         architecture=card.model,
@@ -157,7 +157,12 @@ def judging_policy(name: str) -> ViewPolicy:
     return CentreCrop(share=config.crop_pct, interpolation=interpolation)
 
 
-def _run_beside(weights: Path) -> dict[str, Any]:
+def run_beside(weights: Path) -> dict[str, Any]:
+    """What the record of the run says that left those weights; empty where there is none.
+
+    Raises:
+        ConfigError: it is none.
+    """
     path = weights.with_name("run.json")
     if not path.exists():
         return {}

@@ -196,8 +196,8 @@ def start_names(inits: Sequence[str]) -> list[str]:
     names = [start_name(init) for init in inits]
     if len({*names}) < max(2, len(names)):
         raise ConfigError(
-            f"{', '.join(names)} found in --compare, expected two or more starts of other names, "
-            "such as pretrained,random"
+            f"{', '.join(names) or 'nothing'} found in --compare, expected two or more starts of "
+            "other names, such as pretrained,random"
         )
     return names
 
@@ -236,7 +236,7 @@ def crossing(
             share = (level1 - y1) / max((level1 - y1) + (y - level), 1e-12)
             return Crossing(epoch=x1 + share * (x - x1), accuracy=y1 + share * (y - y1))
         below = (x, y, level) if y < level else None
-    if other and not below:  # and it never was
+    if other and not below and other[-1][1] > 0:  # and it never was
         return Crossing(epoch=other[0][0], accuracy=other[0][1], leads=True)
     return None
 

@@ -1,5 +1,6 @@
 """`distill data clean`: tags of a data set, judged by teachers that never saw the image."""
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def clean(
     from distill.data.truth import read_truth
     from distill.files import sole_writer
     from distill.hierarchy.semantic import resolve
-    from distill.out_of_fold import FoldWork, judge_folds, judged_images
+    from distill.out_of_fold import FoldWork, judge_folds, judged_images, require_unseen
     from distill.teacher_server.inspect.findings import Rules
     from distill.teacher_server.inspect.tag_lists import (
         score_missing,
@@ -83,6 +84,7 @@ def clean(
     known = read_truth(truth, source, hierarchy) if truth else None
     devices, most = common.spread(jobs, device)
     at_once = min(folds, most)
+    require_unseen(recipe.init, source, hierarchy)
     works = [
         FoldWork(
             fold=fold,
@@ -110,6 +112,9 @@ def clean(
     ):
         if not judge_folds(works, source, jobs=at_once, stop=stop, say=say):
             stop.end()
+    unseen = "that never saw them"
+    if recipe.init not in ("pretrained", "random"):
+        unseen = f"that were not trained on them here; whether {recipe.init} was, nobody asked"
     listed = list(judged_images(works, source, rules))
     suspect, missing, cleaned = (out / name for name in LISTS)
     write_suspect(suspect, *listed)
@@ -126,7 +131,7 @@ def clean(
         "files": [str(suspect), str(missing), str(cleaned)],
     }
     lines = [
-        f"{len(source)} images, tags of {judged} judged by {folds} teachers that never saw them: "
+        f"{len(source)} images, tags of {judged} judged by {folds} teachers {unseen}: "
         f"{left_out} are suspect, {lacking} images lack one",
         f"retained: {kept} of {len(source)} images, {kept / len(source):.1%}",
     ]
@@ -136,6 +141,7 @@ def clean(
         lines += truth_lines(*scores)
     lines += [
         f"{suspect}, {missing}, {cleaned}",
-        f"next: distill pretrain --samples {cleaned} --data {data.location} --student NAME",
+        f"next: distill pretrain --samples {cleaned} {shlex.join(data.words())} --label-set "
+        f"{label_set} --student NAME --out RUN",
     ]
     print_result(as_json, document, *lines)

@@ -74,6 +74,16 @@ class DataChoice:
         """
         return self._open(self.val_data or self.location, self.split)
 
+    def words(self) -> list[str]:
+        """As a command takes it again, but for the split."""
+        given = {
+            "--path-column": self.path_column,
+            "--label-column": self.label_column,
+            "--frames": self.frames or None,
+        }
+        more = [str(word) for name, value in given.items() if value for word in (name, value)]
+        return ["--data", self.location, *more]
+
     def split_names(self) -> list[str]:
         """The splits that are there; "train" where all is one."""
         from distill.data.source import split_names

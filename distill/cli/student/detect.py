@@ -156,9 +156,13 @@ def detect(
     for scenes in (training, validation):
         say(f"data: {scenes.describe()}")
 
+    inits = [each.strip() for each in compare.split(",") if each.strip()] if compare else [init]
+    # Random weights see the pixels that the others do.
+    like = next((each for each in inits if each not in ("pretrained", "random")), "random")
+
     def recipe_of(init: str) -> DetectionRecipe:
         return DetectionRecipe(
-            backbone=_backbone(student, init, image_size, seed),
+            backbone=_backbone(student, init, like if init == "random" else init, image_size, seed),
             detector=detector,
             channels=channels,
             iterations=iterations,
@@ -169,7 +173,6 @@ def detect(
             seed=seed,
         )
 
-    inits = [each.strip() for each in compare.split(",") if each.strip()] if compare else [init]
     recipes = (
         starts_of({each: recipe_of(each) for each in inits}, longer)
         if compare
@@ -233,16 +236,16 @@ def detect(
     )
 
 
-def _backbone(student: str, init: str, image_size: int, seed: int) -> "Recipe":
-    """Input and arguments are those of the weights, where they say them."""
+def _backbone(student: str, init: str, like: str, image_size: int, seed: int) -> "Recipe":
+    """Input and arguments are those of the weights `like`, where they say them."""
     from distill.models.card import ModelCard
     from distill.models.weights import find_weights
     from distill.trainers.models.student import recipe_input
     from distill.trainers.recipe import Recipe
 
     known: dict[str, Any] = {"normalisation": "model"}
-    if init not in ("pretrained", "random"):
-        card = ModelCard.read(find_weights(init))
+    if like not in ("pretrained", "random"):
+        card = ModelCard.read(find_weights(like))
         if card:
             known = {**known, **recipe_input(card.input, student), "model": dict(card.arguments)}
     return Recipe(student=student, init=init, seed=seed, **{**known, "image_size": image_size})
