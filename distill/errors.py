@@ -111,9 +111,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole)
 
 
-def first_line(error: BaseException) -> str:
-    """What another library's error says first, or its name."""
-    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def first_line(error: BaseException, *having: str) -> str:
+    """What another library's error says first, or its name. having: first with one of those."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    signs = [sign.lower() for sign in having]
+    line = next((each for each in lines if any(s in each.lower() for s in signs)), lines[0])
     return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}…"
 
 

@@ -24,6 +24,7 @@ from distill.data.view_policy import PLAIN
 from distill.errors import ConfigError
 from distill.files import tar_indexes
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.models.names import WITHOUT_FILE
 from distill.models.weights import find_weights
 from distill.process_pool import asked_to_stop, map_in_processes, worker_index
 from distill.teacher_server.inspect.findings import Rules
@@ -89,7 +90,7 @@ def require_unseen(init: str, source: ImageSource, hierarchy: SemanticHierarchy)
     Raises:
         ConfigError: they would have seen what they are to judge.
     """
-    if init in ("pretrained", "random"):
+    if init in WITHOUT_FILE:
         return
     run = run_beside(find_weights(init))
     digest = samples_digest(source.ids, label_indices(source, hierarchy))

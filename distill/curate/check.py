@@ -75,8 +75,8 @@ def check_images(
     hashes = np.zeros(total, np.uint64)
     reasons: dict[int, str] = {}
     size = 0
-    clips = any(source.frames for source in sources.values())
-    with progress("checking", total, "clips" if clips else "images", shown=shown) as tick:
+    things = next(iter(sources.values())).things
+    with progress("checking", total, things, shown=shown) as tick:
         for unit in map_in_processes(check_unit, _units(sources, near_bits is not None), workers):
             rows = slice(unit.first, unit.first + len(unit.digests))
             digests[rows], hashes[rows] = unit.digests, unit.hashes

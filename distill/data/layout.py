@@ -201,7 +201,8 @@ def _unwrapped(path: str) -> tuple[str, Entries, list[str]]:
         listing = place_of(inside).entries(inside)
         holds_classes = container and _visible(listing) and not split_folders(listing.folders)
         if is_arrow(listing.files) or holds_classes:
-            return (*_unwrapped(inside)[:2], beside)
+            inside, listing, more = _unwrapped(inside)
+            return inside, listing, beside + more
     return path, first, []
 
 

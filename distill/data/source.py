@@ -60,6 +60,11 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def things(self) -> str:
+        """What they are called."""
+        return "clips" if self.frames else "images"
+
     def require_frames(self, frames: int) -> None:
         """That views of so many frames can be drawn of it, 0 for those of images.
 
@@ -84,7 +89,7 @@ class ImageSource:
 
     def describe(self) -> list[str]:
         """What the data was taken for, in a few lines."""
-        known, things = self.layout, "clips" if self.frames else "images"
+        known, things = self.layout, self.things
         labels = [str(label) for label in self.samples.labels if label is not None]
         without = np.array([label is None for label in self.samples.labels], np.bool_)
         unlabelled = int(without[self.samples.rows["label"]].sum())

@@ -94,9 +94,9 @@ def is_lost(error: BaseException) -> bool:
 def device_error(error: BaseException) -> DistillError | None:
     """What a user is told of an error of torch's; None where it is none of a device's.
 
-    Those of a loader's threads hold another's traceback, whose last line says what happened.
+    Those of a loader's threads begin with another's traceback, others end with hints.
     """
-    said = first_line(RuntimeError(str(error).strip().rpartition("\n")[2]))
+    said = first_line(error, *OUT_OF_MEMORY, *UNFIT, *LOST)
     if is_out_of_memory(error):
         return OutOfMemoryError(
             f"out of memory ({said}), expected room for a batch; lower --batch-size or "

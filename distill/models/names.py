@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distill.errors import ConfigError, did_you_mean
 
+WITHOUT_FILE = ("pretrained", "random")  # words of --init; all else is a run or a weight file
 REGISTERED = re.compile(r"^@register_model\ndef (\w+)\(", re.MULTILINE)
 
 

@@ -229,18 +229,23 @@ def test_cocos_own_layout(tmp_path: Path) -> None:
 # -- detectors ------------------------------------------------------------------------------------
 
 
+def detector(kind: Any, name: str) -> Any:
+    """A small one, of three classes."""
+    return make_detector(
+        kind,
+        create_model(name, 3),
+        name=name,
+        model_input=ModelInput(size=(64, 64)),
+        classes=3,
+        image_size=64,
+        channels=16,
+    )
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_stands_on_any_pyramid(kind: Any) -> None:
     for name in ("test_resnet", "test_efficientnet"):
-        model = make_detector(
-            kind,
-            create_model(name, 3),
-            name=name,
-            model_input=ModelInput(size=(64, 64)),
-            classes=3,
-            image_size=64,
-            channels=16,
-        )
+        model = detector(kind, name)
         images = [torch.rand(3, 64, 80), torch.rand(3, 70, 64)]
         targets = [
             {
@@ -256,28 +261,12 @@ def test_every_kind_stands_on_any_pyramid(kind: Any) -> None:
         assert {"boxes", "labels", "scores"} <= {*found}
         assert ("masks" in found) == (kind == "mask-rcnn")
     with pytest.raises(ConfigError, match="expected a model with a pyramid"):
-        make_detector(
-            kind,
-            create_model("test_vit", 3),
-            name="test_vit",
-            model_input=ModelInput(size=(64, 64)),
-            classes=3,
-            image_size=64,
-            channels=16,
-        )
+        detector(kind, "test_vit")
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "faster-rcnn"])
 def test_a_small_image_has_anchors_for_what_is_in_it(kind: Any) -> None:
-    model: Any = make_detector(
-        kind,
-        create_model("test_resnet", 3),
-        name="test_resnet",
-        model_input=ModelInput(size=(64, 64)),
-        classes=3,
-        image_size=64,
-        channels=16,
-    )
+    model = detector(kind, "test_resnet")
     pixels = torch.zeros(1, 3, 64, 64)
     generator = model.anchor_generator if kind == "retinanet" else model.rpn.anchor_generator
     (anchors,) = generator(ImageList(pixels, [(64, 64)]), [*model.backbone(pixels).values()])

@@ -40,14 +40,20 @@ Original Traceback (most recent call last):
 torch.AcceleratorError: CUDA error: unspecified launch failure"""
 
 
+WITH_HINTS = """CUDA error: an illegal memory access was encountered
+CUDA kernel errors might be asynchronously reported at some other API call.
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."""
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), OutOfMemoryError, "--batch-size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfMemoryError, "room for"),
-        (MemoryError(), OutOfMemoryError, "room for a batch"),
+        (MemoryError(), OutOfMemoryError, r"out of memory \(MemoryError\), expected room for a b"),
         (RuntimeError("CUDA error: out of memory"), OutOfMemoryError, "room for a batch"),
         (RuntimeError("CUDA error: device-side assert"), DeviceUnavailableError, "was lost"),
+        (RuntimeError(WITH_HINTS), DeviceUnavailableError, r"was lost \(CUDA error: an illegal"),
         (RuntimeError(IN_A_THREAD), DeviceUnavailableError, r"\(torch.AcceleratorError: CUDA err"),
         (RuntimeError("The NVIDIA driver on your system is too old"), ConfigError, "update the dr"),
         (RuntimeError("CUDA error: no kernel image is available"), ConfigError, "fits torch"),

@@ -19,6 +19,7 @@ from distill.data.sample_list import SampleList
 from distill.data.source import ImageSource, label_indices
 from distill.errors import ConfigError, DataError
 from distill.hierarchy.semantic import SemanticHierarchy
+from distill.models.names import WITHOUT_FILE
 from distill.targets.protocol import TrainingTargets
 from distill.trainers.evaluation.evaluate import validation_on
 from distill.trainers.evaluation.meters import Meter, SingleLabelMeter, tag_meter
@@ -30,7 +31,7 @@ from distill.trainers.training.loop import DEFAULT_KEEPING, RunKeeping, TrainRep
 from distill.trainers.training.matching import match_targets, require_hierarchy
 from distill.trainers.training.objectives import TagsObjective, objective_of
 
-RANDOM, PRETRAINED = "random", "pretrained"
+RANDOM = "random"
 MOST_CLASSES = 100_000
 
 
@@ -172,7 +173,7 @@ def compare(
     catch up. Ends early where a run was stopped.
     """
     reports: dict[str, TrainReport] = {}
-    absent = [i for i in inits if i not in (RANDOM, PRETRAINED) and not Path(i).exists()]
+    absent = [i for i in inits if i not in WITHOUT_FILE and not Path(i).exists()]
     if absent:
         raise ConfigError(
             f"{absent[0]} found in --compare, but no such file; expected pretrained, random, a "
@@ -208,11 +209,11 @@ def start_name(init: str) -> str:
     Raises:
         ConfigError: a run or a file has a name that means something else, or none.
     """
-    if init in (RANDOM, PRETRAINED):
+    if init in WITHOUT_FILE:
         return init
     path = Path(init).resolve()
     name = path.name if path.is_dir() else path.stem
-    if name in ("", RANDOM, PRETRAINED):
+    if name in ("", *WITHOUT_FILE):
         raise ConfigError(
             f"{init} found in --compare, whose name is {name!r}, expected one of its own; rename it"
         )

@@ -1,6 +1,5 @@
 """`distill data clean`: tags of a data set, judged by teachers that never saw the image."""
 
-import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from distill.cli.options.recipes import RecipeChoice, recipe_options, recipe_set
 from distill.cli.options.thresholds import thresholds
 from distill.cli.output import print_result, truth_lines
 from distill.cli.signals import finish_on_signal
+from distill.models.names import WITHOUT_FILE
 
 LISTS = "suspect.csv", "missing.csv", "cleaned.csv"
 
@@ -113,7 +113,7 @@ def clean(
         if not judge_folds(works, source, jobs=at_once, stop=stop, say=say):
             stop.end()
     unseen = "that never saw them"
-    if recipe.init not in ("pretrained", "random"):
+    if recipe.init not in WITHOUT_FILE:
         unseen = f"that were not trained on them here; whether {recipe.init} was, nobody asked"
     listed = list(judged_images(works, source, rules))
     suspect, missing, cleaned = (out / name for name in LISTS)
@@ -141,7 +141,7 @@ def clean(
         lines += truth_lines(*scores)
     lines += [
         f"{suspect}, {missing}, {cleaned}",
-        f"next: distill pretrain --samples {cleaned} {shlex.join(data.words())} --label-set "
+        f"next: distill pretrain --samples {cleaned} {data.spelled()} --label-set "
         f"{label_set} --student NAME --out RUN",
     ]
     print_result(as_json, document, *lines)

@@ -63,8 +63,8 @@ def check(
 
 
 def _lines(report: "DataReport", checked: "CheckedImages") -> list[str]:
-    clips = any(source.frames for source in checked.sources.values())
-    things = "clips" if clips else "images"
+    first = next(iter(checked.sources.values()))
+    things, clips = first.things, first.frames > 0
     size = "" if clips else f", {format_bytes(report.bytes_total)}"
     splits = ", ".join(f"{count} {split}" for split, count in report.images.items())
     each = report.images_per_class

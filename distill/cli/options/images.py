@@ -4,6 +4,7 @@ Indexes of tars are kept in the user's cache; DISTILL_CACHE names another.
 """
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +75,7 @@ class DataChoice:
         """
         return self._open(self.val_data or self.location, self.split)
 
-    def words(self) -> list[str]:
+    def spelled(self) -> str:
         """As a command takes it again, but for the split."""
         given = {
             "--path-column": self.path_column,
@@ -82,7 +83,7 @@ class DataChoice:
             "--frames": self.frames or None,
         }
         more = [str(word) for name, value in given.items() if value for word in (name, value)]
-        return ["--data", self.location, *more]
+        return shlex.join(["--data", self.location, *more])
 
     def split_names(self) -> list[str]:
         """The splits that are there; "train" where all is one."""

@@ -13,6 +13,7 @@ from distill.cli.options import common
 from distill.cli.options.checks import known_models, output_folder
 from distill.cli.options.command import PATH, NumberOrAuto, extra_settings, option, setting
 from distill.cli.options.group import Command, option_group
+from distill.models.names import WITHOUT_FILE
 
 if TYPE_CHECKING:
     from distill.data.view_policy import ViewPolicy
@@ -50,7 +51,7 @@ class RecipeChoice:
                 begun = json.loads((out / "run.json").read_text())["recipe"]
                 return {key: begun[key] for key in ("image_size", "normalisation")}
         recipe = self.read()
-        if recipe.init in ("pretrained", "random"):
+        if recipe.init in WITHOUT_FILE:
             return {}
         card = ModelCard.read(find_weights(recipe.init))
         if card is None:

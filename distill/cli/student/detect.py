@@ -13,6 +13,7 @@ from distill.cli.options.checks import known_models, output_folder
 from distill.cli.options.command import PATH, command, option, setting
 from distill.cli.output import print_result
 from distill.cli.signals import finish_on_signal
+from distill.models.names import WITHOUT_FILE
 
 if TYPE_CHECKING:
     from distill.trainers.detection.train import DetectionReport
@@ -158,7 +159,7 @@ def detect(
 
     inits = [each.strip() for each in compare.split(",") if each.strip()] if compare else [init]
     # Random weights see the pixels that the others do.
-    like = next((each for each in inits if each not in ("pretrained", "random")), "random")
+    like = next((each for each in inits if each not in WITHOUT_FILE), "random")
 
     def recipe_of(init: str) -> DetectionRecipe:
         return DetectionRecipe(
@@ -244,7 +245,7 @@ def _backbone(student: str, init: str, like: str, image_size: int, seed: int) ->
     from distill.trainers.recipe import Recipe
 
     known: dict[str, Any] = {"normalisation": "model"}
-    if like not in ("pretrained", "random"):
+    if like not in WITHOUT_FILE:
         card = ModelCard.read(find_weights(like))
         if card:
             known = {**known, **recipe_input(card.input, student), "model": dict(card.arguments)}
