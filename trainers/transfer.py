@@ -34,6 +34,7 @@ from distill.trainers.process_group import Machine
 from distill.trainers.recipe import Recipe
 from distill.trainers.training.finetune import LabelledImages, classes_of, finetune
 from distill.trainers.training.loop import RunKeeping
+from distill.trainers.training.optimizer import require_optimizer
 
 RECORD = "transfer.json"
 JUDGING = 5  # every fifth training image judges the learning rates
@@ -201,17 +202,20 @@ def recipes_of(
     Random weights have the input of the runs of the same student, where there are any.
 
     Raises:
-        ConfigError: a start's runs are of different students, or none is named for random weights.
+        ConfigError: a start's runs are of different students, or none is named for random weights,
+        or there is no such optimizer.
     """
     own = {start.name: _student_of(start, student) for start in starts}
     of_runs = [own[start.name] for start in starts if not start.is_random]
     like = next((each for each in of_runs if each["student"] == student), {})
-    return {
+    recipes = {
         start.name: make_settings(
             Recipe, {**(like if start.is_random else {}), **own[start.name], **given}
         )
         for start in starts
     }
+    require_optimizer(next(iter(recipes.values())))
+    return recipes
 
 
 def _student_of(start: Start, student: str | None) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from distill.data.formats.samples import Sample
 from distill.data.images import decode_image, read_all, read_image
 from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
-from distill.data.views import Size, ViewParams, draw_view, render_view, resized, view_proof
+from distill.data.views import Size, ViewParams, draw_view, resized, view_proof, view_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,14 @@ class DrawnViews:
     pictures: list[list[Image.Image]]
 
     def pixels(self, size: Size) -> UInt8[Tensor, "views channels height width"]:
-        """3 channels; of a clip those of its frames, one after another."""
+        """3 channels, last in memory; of a clip those of its frames, one after another."""
+        rendered = np.empty((len(self.params), *size, 3 * len(self.pictures[0])), np.uint8)
+        self.render_into(rendered)
+        return torch.from_numpy(rendered).permute(0, 3, 1, 2)
+
+    def render_into(self, out: NDArray[np.uint8]) -> None:
+        """out: [views, height, width, channels], to be filled with `pixels` of that size."""
+        size = out.shape[1], out.shape[2]
         small: dict[int, Image.Image] = {}  # each picture once, in however many views it is
 
         def at_size(picture: Image.Image) -> Image.Image:
@@ -34,12 +43,10 @@ class DrawnViews:
                 small[id(picture)] = resized(picture, self.policy, size)
             return small[id(picture)]
 
-        return torch.stack(
-            [
-                torch.cat([render_view(at_size(picture), params, size) for picture in pictures])
-                for params, pictures in zip(self.params, self.pictures, strict=True)
-            ]
-        )
+        for view, params, pictures in zip(out, self.params, self.pictures, strict=True):
+            for i, picture in enumerate(pictures):
+                *_, (_, shown) = view_steps(at_size(picture), params, size)
+                view[..., 3 * i : 3 * i + 3] = np.asarray(shown)
 
     def pixels_at(self, sizes: Sequence[Size]) -> list[Tensor]:
         """As `pixels`, for each size; equal ones are rendered once, and share their memory."""

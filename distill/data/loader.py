@@ -10,21 +10,22 @@ import resource
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from distill.data.drawn import DrawnViews, read_views
+from distill.data.drawn import read_views
 from distill.data.source import ImageSource
 from distill.data.view_policy import ViewPolicy
 from distill.data.views import Size
@@ -72,8 +73,8 @@ class ViewBatch:
     """Pixels of the images that could be decoded, and the reasons of those that could not.
 
     pixels: for each size that was asked for, the same where sizes are; channels are those of all
-    frames. proofs: of each view, at the first size. trouble: why an image could not be read that
-    may be good.
+    frames, and lie last in memory. proofs: of each view, at the first size. trouble: why an image
+    could not be read that may be good.
     """
 
     rows: list[int]
@@ -90,48 +91,75 @@ class ViewBatch:
         return replace(self, pixels=tuple(pinned[id(pixels)] for pixels in self.pixels))
 
 
-@dataclass(frozen=True, eq=False)
-class _Item:
-    request: ViewRequest
-    pixels: list[Tensor]  # [views, channels, height, width], one a size; none of a bad image
-    reason: str
-    passing: bool  # the reason is no fault of the image
-    proofs: list[str]
-    read_s: float
-    render_s: float
-
-
-class _Views(Dataset[_Item]):
+class _Views(Dataset[ViewBatch]):
     def __init__(
-        self, source: ImageSource, policy: ViewPolicy, sizes: Sequence[Size], board: "_Board"
+        self,
+        source: ImageSource,
+        policy: ViewPolicy,
+        sizes: Sequence[Size],
+        channels: int,
+        board: "_Board",
     ) -> None:
-        self.source, self.policy, self.sizes, self.board = source, policy, sizes, board
+        self.source, self.policy, self.sizes = source, policy, sizes
+        self.channels, self.board = channels, board
 
-    def __getitems__(self, requests: list[ViewRequest]) -> list[_Item]:
-        """A batch; torch asks for it so. A bucket answers slowly, but many requests at once."""
+    def __getitems__(self, requests: list[ViewRequest]) -> ViewBatch:
+        """A batch; torch asks for it so. A bucket answers slowly, but many requests at once.
+
+        Views are written to where the caller finds them, as they are decoded: channels last.
+        """
         keys = [self.source.samples[request.row].key for request in requests]
         self.board.write(f"reads {keys[0]!r} and {len(keys) - 1} more")
+        views = len(requests[0].views)
+        room = {
+            size: _shared(len(requests), views, *size, self.channels)
+            for size in dict.fromkeys(self.sizes)
+        }
+        rows: list[int] = []
+        bad: dict[int, str] = {}
+        proofs: dict[int, list[str]] = {}
+        trouble, read_s, render_s = "", 0.0, 0.0
         wanted = [(request.row, request.views) for request in requests]
-        items = []
         reads = read_views(self.source, self.policy, wanted)
         for key, request, read in zip(keys, requests, reads, strict=True):
             self.board.write(f"reads or decodes {key!r}")
-            items.append(self._item(request, read))
-        return items
+            started = time.perf_counter()
+            try:
+                drawn = read()
+            except DataError as error:
+                bad[request.row] = str(error)
+                if isinstance(error, DataUnavailableError):
+                    trouble = trouble or str(error)
+                read_s += time.perf_counter() - started
+                continue
+            decoded = time.perf_counter()
+            for pixels in room.values():
+                drawn.render_into(pixels[len(rows)].numpy())
+            read_s, render_s = read_s + decoded - started, render_s + time.perf_counter() - decoded
+            if request.prove:
+                proofs[request.row] = drawn.proofs(self.sizes[0])
+            rows.append(request.row)
+        filled = {size: pixels[: len(rows)].permute(0, 1, 4, 2, 3) for size, pixels in room.items()}
+        return ViewBatch(
+            rows=rows,
+            pixels=tuple(filled[size] for size in self.sizes),
+            bad=bad,
+            proofs=proofs,
+            read_s=read_s,
+            render_s=render_s,
+            trouble=trouble,
+        )
 
-    def _item(self, request: ViewRequest, read: Callable[[], DrawnViews]) -> _Item:
-        started = time.perf_counter()
-        try:
-            drawn = read()
-        except DataError as error:
-            passing = isinstance(error, DataUnavailableError)
-            return _Item(request, [], str(error), passing, [], time.perf_counter() - started, 0.0)
-        decoded = time.perf_counter()
-        pixels = drawn.pixels_at(self.sizes)
-        rendered = time.perf_counter()
-        proofs = drawn.proofs(self.sizes[0]) if request.prove else []
-        spent = decoded - started, rendered - decoded
-        return _Item(request, pixels, "", False, proofs, *spent)
+
+def _shared(*shape: int) -> UInt8[Tensor, "images views height width channels"]:
+    """Room for pixels; in a process that decodes, where the others can see it without a copy."""
+    room = torch.empty(shape, dtype=torch.uint8)
+    return room.share_memory_() if get_worker_info() else room
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Not collated: `_Views` gives whole batches."""
+    return batch
 
 
 class _Batches(Sampler[list[ViewRequest]]):
@@ -173,9 +201,9 @@ def load_views(
     # Of more processes than CPUs: reading waits, so they may be of use.
     warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     loader = DataLoader(
-        _Views(source, policy, sizes, board),
+        _Views(source, policy, sizes, channels, board),
         batch_sampler=_Batches(chain(first, coming)),
-        collate_fn=_Collate(sizes, channels),
+        collate_fn=_as_it_is,
         num_workers=workers,
         prefetch_factor=ahead,
         timeout=LOOK_EVERY_S if workers else 0,
@@ -299,28 +327,3 @@ class _Board:
     def _read(self, place: int) -> str:
         content = self._lines[place * BOARD_BYTES : (place + 1) * BOARD_BYTES]
         return content.rstrip(b"\0").decode("utf-8", "replace")
-
-
-@dataclass(frozen=True)
-class _Collate:
-    sizes: Sequence[Size]
-    channels: int
-
-    def __call__(self, items: list[_Item]) -> ViewBatch:
-        good = [item for item in items if item.pixels]
-        views = len(items[0].request.views)
-        stacked = {
-            size: torch.stack([item.pixels[self.sizes.index(size)] for item in good])
-            if good
-            else torch.empty(0, views, self.channels, *size, dtype=torch.uint8)
-            for size in dict.fromkeys(self.sizes)
-        }
-        return ViewBatch(
-            rows=[item.request.row for item in good],
-            pixels=tuple(stacked[size] for size in self.sizes),
-            bad={item.request.row: item.reason for item in items if not item.pixels},
-            proofs={item.request.row: item.proofs for item in items if item.proofs},
-            read_s=sum(item.read_s for item in items),
-            render_s=sum(item.render_s for item in items),
-            trouble=next((item.reason for item in items if item.passing), ""),
-        )

@@ -134,7 +134,9 @@ def test_killed_and_stopped_it_goes_on(
     # Folds are looked at side by side: whichever is first says it.
     said = other.stderr.splitlines()[-1]
     assert re.search(
-        r"clean/fold-[0-3]/checkpoint\.pt: dataset_digest is '\w+', this run has", said
+        r"clean/fold-[0-3]/checkpoint\.pt: begun with other images or labels \("
+        r"dataset_digest is '\w+', this run has",
+        said,
     )
 
 

@@ -96,6 +96,14 @@ def test_table_and_lists_say_the_same(data: Path, tmp_path: Path, distill) -> No
     assert len(lists["near.csv"]) >= 6
 
 
+def test_lists_that_are_cut_say_so(data: Path, tmp_path: Path, distill) -> None:  # type: ignore[no-untyped-def]
+    for i in range(5):
+        (data / "train" / CIRCLE / f"torn{i}.png").write_bytes(b"torn")
+    ran = distill("data", "check", "--data", data, "--label-set", "plane-figures")
+    assert "unreadable: 7 images" in ran.out
+    assert "  2 more; --out FOLDER lists all in unreadable.csv\n" in ran.out
+
+
 def test_one_split_alone(data: Path, distill) -> None:  # type: ignore[no-untyped-def]
     assert check(distill, data, "--split", "val")["images"] == {"val": 3}
 

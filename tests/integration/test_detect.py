@@ -313,7 +313,8 @@ def test_a_run_goes_on_to_the_same_detector(
     assert again.code == 0, again.err
     name = "detector.safetensors"
     assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-    assert "a run of other data or settings found" in fails(*parts, "--lr", 0.01)
+    assert "recipe.lr is 0.02, this run has 0.01" in fails(*parts, "--lr", 0.01)
+    assert "begun with other images or labels (dataset_digest" in fails(*parts, "--limit", 3)
     (tmp_path / "parts/checkpoint.pt").write_bytes(b"torn")
     assert "the run begins anew" in fails(*parts)
 

@@ -28,8 +28,8 @@ from distill.targets.encoding import EncodingSpec
 from distill.targets.tensors import encode
 from distill.trainers.models.trained import open_trained
 from distill.trainers.recipe import Recipe
-from distill.trainers.training.loop import _optimizer
 from distill.trainers.training.objectives import objective_of
+from distill.trainers.training.optimizer import make_optimizer
 
 Command = Callable[..., list[str]]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the tests themselves: the same bits
@@ -588,6 +588,7 @@ def test_a_run_goes_on_without_the_weights_it_began_from(
 
 
 def test_nothing_to_learn_is_said(
+    distill,  # type: ignore[no-untyped-def]
     fails,  # type: ignore[no-untyped-def]
     train: Command,
     tmp_path: Path,
@@ -606,6 +607,7 @@ def test_nothing_to_learn_is_said(
         (["-o", "optimizer=adahessian"], "it needs second derivatives"),
     ):
         assert message in fails(*train("run", *common, *words))
+    assert "data: " not in distill(*train("run", *common, "-o", "optimizer=adamm")).err
 
 
 # -- what a recipe may say, and what may change ----------------------------------------------------
@@ -706,7 +708,7 @@ def test_a_fused_step_is_that_of_the_plain_optimizer(name: str) -> None:
     plain.load_state_dict(ours.state_dict())
     recipe = Recipe(student="x", optimizer=name, weight_decay=0.1)
     one_by_one = replace(recipe, optimizer_args={"fused": False, "foreach": False})
-    pair = [(ours, _optimizer(recipe, ours)), (plain, _optimizer(one_by_one, plain))]
+    pair = [(ours, make_optimizer(recipe, ours)), (plain, make_optimizer(one_by_one, plain))]
     assert pair[0][1].defaults["fused"]
     for _ in range(5):
         gradients = [torch.randn(3, 5), torch.randn(3)]

@@ -146,7 +146,7 @@ def test_clips_are_listed_split_and_shown(
     plain = tmp_path / "plain"
     words = precompute_command(plain, "--view-policy", "plain", "--frames", 3, data=clips)
     computed = distill(*words)
-    assert f"--data {clips} --targets {plain} --out RUN --frames 3" in computed.out
+    assert f"--data {clips} --frames 3 --targets {plain} --out RUN" in computed.out
     listed = distill("inspect", plain, *frames, "--missing", tmp_path / "missing.csv")
     assert listed.code == 0, listed.err
     kept = distill("store", "subset", clip_store, *frames, "--out", tmp_path / "kept")

@@ -26,10 +26,12 @@ from distill.files import write_atomically
 from distill.models.torch_files import load_torch_file
 from distill.process_pool import leave_signals_to_the_parent
 from distill.progress import progress
+from distill.settings import flat
 from distill.trainers.detection.coco import DetectionDataset, Scenes, collated, whole
 from distill.trainers.detection.detector import Kind, make_detector
 from distill.trainers.models.student import create_student, student_input
 from distill.trainers.recipe import Recipe
+from distill.trainers.training.checkpoint import require_same
 from distill.trainers.training.finetune import RANDOM, start_names
 
 SHARES, MOST_S = (3, 9), (60_000, 20_000)  # of the last iterations, at a tenth and a hundredth
@@ -244,20 +246,19 @@ class _Run:
     """A run on the disk."""
 
     out: Path
-    identity: str
+    identity: Mapping[str, Any]
     recipe: DetectionRecipe
 
     @classmethod
     def opened(
         cls, out: Path, recipe: DetectionRecipe, training: Scenes, validation: Scenes
     ) -> "_Run":
-        about = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
-        for scenes in (training, validation):
-            about.update(json.dumps(scenes.classes).encode())
-            for scene in scenes.scenes:
-                things = [(t.box, t.label, t.crowd, t.area, t.shape) for t in scene.things]
-                about.update(json.dumps([str(scene.path), scene.size, things]).encode())
-        return cls(out=out, identity=about.hexdigest(), recipe=recipe)
+        identity = {
+            **flat({"recipe": asdict(recipe)}),
+            "dataset_digest": _digest(training),
+            "validation_digest": _digest(validation),
+        }
+        return cls(out=out, identity=identity, recipe=recipe)
 
     def resume(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
@@ -270,11 +271,11 @@ class _Run:
             saved: Any = load_torch_file(path)
         except ValueError as error:
             raise ConfigError(f"{path}: {error}; delete it, and the run begins anew") from error
-        if not isinstance(saved, dict) or saved.get("identity") != self.identity:
+        if not isinstance(saved, dict) or not isinstance(saved.get("identity"), dict):
             raise ConfigError(
-                f"{path}: a run of other data or settings found, expected this one; choose another "
-                "--out, or delete it"
+                f"{path}: no checkpoint of a detector found, expected one; choose another --out"
             )
+        require_same(path, saved["identity"], self.identity)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         return int(saved["iteration"]), tuple(json.loads(saved["history"]))
@@ -290,7 +291,7 @@ class _Run:
         buffer = io.BytesIO()
         torch.save(
             {
-                "identity": self.identity,
+                "identity": dict(self.identity),
                 "iteration": iteration,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -305,6 +306,14 @@ class _Run:
         write_atomically(self.out / WEIGHTS, safetensors.torch.save(state))
         record = {"recipe": asdict(self.recipe), "iteration": iteration, "history": history}
         write_atomically(self.out / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _digest(scenes: Scenes) -> str:
+    about = hashlib.sha256(json.dumps(scenes.classes).encode())
+    for scene in scenes.scenes:
+        things = [(t.box, t.label, t.crowd, t.area, t.shape) for t in scene.things]
+        about.update(json.dumps([str(scene.path), scene.size, things]).encode())
+    return about.hexdigest()[:12]
 
 
 # -- pretrained against random --------------------------------------------------------------------

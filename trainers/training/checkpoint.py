@@ -24,6 +24,12 @@ from distill.trainers.process_group import World
 
 # Of a recipe, for a run that goes on: what is computed stays the same but for rounding, or is more.
 MAY_CHANGE = {"recipe.accumulate", "recipe.precision", "recipe.epochs"}
+DIGESTS = {
+    "dataset_digest": "images or labels",
+    "validation_digest": "validation images or labels",
+    "hierarchy_digest": "classes",
+    "tags_digest": "tags",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +134,7 @@ def read_checkpoint(folder: Path, run: Mapping[str, Any], world: World) -> dict[
         then, now = flat(before), flat(run)
     except Exception as error:  # torch.load raises whatever damaged bytes provoke
         raise _unreadable(path, error) from error
-    _require_same(path, then, now)
+    require_same(path, then, now)
     return saved
 
 
@@ -170,11 +176,18 @@ def _unreadable(path: Path, error: Exception) -> ConfigError:
     )
 
 
-def _require_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Names the first setting that differs, by its dotted key."""
+def require_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """That a run goes on with what it began with.
+
+    Raises:
+        ConfigError: it does not; names the first setting that differs, by its dotted key.
+    """
     for key in sorted((then.keys() | now.keys()) - MAY_CHANGE):
         if then.get(key) != now.get(key):
+            found = f"{key} is {then.get(key)!r}, this run has {now.get(key)!r}"
+            if what := DIGESTS.get(key):
+                found = f"begun with other {what} ({found})"
             raise ConfigError(
-                f"{path}: {key} is {then.get(key)!r}, this run has {now.get(key)!r}; repeat the "
-                "command it was made with to go on, or choose another --out"
+                f"{path}: {found}; repeat the command it was made with to go on, or choose another "
+                "--out"
             )

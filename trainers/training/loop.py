@@ -14,13 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import (
-    CosineLRScheduler,
-    PolyLRScheduler,
-    StepLRScheduler,
-    TanhLRScheduler,
-)
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,7 +22,6 @@ from distill.errors import (
     ConfigError,
     DataUnavailableError,
     TeacherUnavailableError,
-    first_line,
 )
 from distill.models.creation import check_input
 from distill.models.frames import logits_of
@@ -50,10 +42,8 @@ from distill.trainers.training.checkpoint import (
 )
 from distill.trainers.training.mixing import mixed, mixed_losses
 from distill.trainers.training.objectives import Objective
+from distill.trainers.training.optimizer import make_optimizer, make_schedule
 from distill.trainers.training.record import Record, StepLosses
-
-FUSED = ("adam", "adamw", "sgd", "momentum")  # torch's, which take a step in one kernel
-FIRST_LR = 1 / 25  # of the top learning rate, as torch's own one-cycle schedule begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +129,8 @@ def train(
         else None
     )
     judged = averaged.module if averaged else model
-    optimizer = _optimizer(recipe, model)
-    schedule = _schedule(recipe, optimizer, total_steps)
+    optimizer = make_optimizer(recipe, model)
+    schedule = make_schedule(recipe, optimizer, total_steps)
     done = Progress(order=images.order)
     if saved:
         done = restore(out, saved, model=model, averaged=averaged, optimizer=optimizer)
@@ -351,52 +341,6 @@ def saved_where_unavailable(save: Callable[[], None], stop: Callable[[], bool]) 
         save()
         if not stop():
             raise
-
-
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """Without weight decay for norms, biases and what the model itself names."""
-    try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model,
-            opt=recipe.optimizer,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            layer_decay=None if recipe.layer_decay == 1 else recipe.layer_decay,
-            **({"fused": True} if recipe.optimizer in FUSED else {}) | recipe.optimizer_args,
-        )
-        if getattr(optimizer, "is_second_order", False):
-            raise ValueError("it needs second derivatives")
-    except (ValueError, AssertionError, TypeError) as error:
-        more = f" with {recipe.optimizer_args}" if recipe.optimizer_args else ""
-        raise ConfigError(
-            f"optimizer {recipe.optimizer!r}{more} found ({first_line(error)}), expected one of "
-            "timm's with its own arguments, such as adamw, sgd or lamb"
-        ) from error
-    return optimizer
-
-
-def _schedule(
-    recipe: Recipe, optimizer: torch.optim.Optimizer, total_steps: int
-) -> CosineLRScheduler | TanhLRScheduler | PolyLRScheduler | StepLRScheduler:
-    """Up linearly, then down to `min_lr`, as timm has it; a function of the step alone.
-
-    step: a tenth after each third of the steps. constant: no fall.
-    """
-    rise = int(recipe.warmup * total_steps)
-    fall = max(1, total_steps - rise)
-    shared: dict[str, Any] = {
-        "warmup_t": rise,
-        "warmup_lr_init": recipe.lr * FIRST_LR,
-        "warmup_prefix": True,
-        "t_in_epochs": False,
-    }
-    if recipe.schedule == "step":
-        return StepLRScheduler(optimizer, decay_t=-(-fall // 3), decay_rate=0.1, **shared)
-    if recipe.schedule == "constant":
-        return StepLRScheduler(optimizer, decay_t=fall + 1, decay_rate=1.0, **shared)
-    kinds = {"cosine": CosineLRScheduler, "tanh": TanhLRScheduler, "poly": PolyLRScheduler}
-    kind = kinds[recipe.schedule]
-    return kind(optimizer, t_initial=fall, lr_min=recipe.min_lr, **shared)
 
 
 def _require_finite(model: nn.Module, step: int) -> None:

@@ -78,7 +78,9 @@ def clean(
         write_missing,
         write_suspect,
     )
+    from distill.trainers.training.optimizer import require_optimizer
 
+    require_optimizer(recipe)
     rules, hierarchy = Rules(**thresholds), resolve(label_set)
     source = data.open().limited(limit)
     known = read_truth(truth, source, hierarchy) if truth else None

@@ -81,9 +81,9 @@ def _lines(report: "DataReport", checked: "CheckedImages") -> list[str]:
         *_outside_lines(report, things),
         f"unreadable: {report.unreadable} {things}"
         + "".join(f"; {count} {kind}" for kind, count in report.unreadable_by_kind.items()),
-        *(
-            f"  {checked.sample(row)[1].key}: {reason}"
-            for row, reason in list(checked.reasons.items())[:SHOWN]
+        *_first(
+            [f"{checked.sample(row)[1].key}: {reason}" for row, reason in checked.reasons.items()],
+            "unreadable.csv",
         ),
         _pairs_line(
             "duplicates",
@@ -107,8 +107,16 @@ def _outside_lines(report: "DataReport", things: str) -> list[str]:
             f"NOT in the label set: {len(report.outside)} labels of {total} {things}, which "
             "`distill precompute` will refuse"
         )
-        lines += [f"  {label}: {n} {things}" for label, n in list(report.outside.items())[:SHOWN]]
+        shown = [f"{label}: {n} {things}" for label, n in report.outside.items()]
+        lines += _first(shown, "outside.csv")
     return lines
+
+
+def _first(lines: list[str], file: str) -> list[str]:
+    """The first lines, indented, and how many more there are."""
+    more = len(lines) - SHOWN
+    rest = [f"{more} more; --out FOLDER lists all in {file}"] if more > 0 else []
+    return [f"  {line}" for line in (*lines[:SHOWN], *rest)]
 
 
 def _pairs_line(title: str, meaning: str, tagging: "Tagging") -> str:

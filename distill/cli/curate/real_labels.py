@@ -146,7 +146,7 @@ def propose(
         f"{len(source)} images: {len(agreed)} agreed, {images} to rate, {each:.1f} labels each, "
         f"{unreadable} cannot be read",
         f"{out / NAMES[0]}, {out / NAMES[1]}",
-        f"next: distill data real-labels rate {out} --data {data.location} --split {data.split}",
+        f"next: distill data real-labels rate {out} {data.spelled()} --split {data.split}",
     )
 
 

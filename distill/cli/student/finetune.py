@@ -91,7 +91,6 @@ def finetune(
     One class per image, or with --tags any number. Run the same command again to resume from the
     last checkpoint in --out.
     """
-    recipe_choice.read()  # a wrong value fails here, before anything is loaded
     from distill.cli.student.training import CURE, report_training, train_as_command
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
@@ -156,7 +155,9 @@ def finetune(
 
         return run_each(starts, longer, recipe, out, one)
 
-    reports = train_as_command("finetune", run_choice, out, device, workers, as_json, train)
+    reports = train_as_command(
+        "finetune", recipe_choice, run_choice, out, device, workers, as_json, train
+    )
     if reports and compare:
         _report_comparison(out, [*reports], as_json)
     elif reports:

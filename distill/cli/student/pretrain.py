@@ -59,7 +59,6 @@ def pretrain(
     Run the same command again to resume from the last checkpoint in --out. Under torchrun, one
     process per device.
     """
-    recipe_choice.read()  # a wrong value fails here, before anything is loaded
     from distill.cli.student.training import report_training, train_as_command
 
     def train(machine: "Machine", keywords: dict[str, Any]) -> "dict[str, TrainReport]":
@@ -94,6 +93,8 @@ def pretrain(
         )
         return {"": report}
 
-    reports = train_as_command("pretrain", run_choice, out, device, workers, as_json, train)
+    reports = train_as_command(
+        "pretrain", recipe_choice, run_choice, out, device, workers, as_json, train
+    )
     if reports:
         report_training(reports[""], as_json)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.cli.launcher import share_of_work, training_group
-from distill.cli.options.recipes import RunChoice
+from distill.cli.options.recipes import RecipeChoice, RunChoice
 from distill.cli.signals import finish_on_signal
 from distill.files import sole_writer
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 def train_as_command(
     title: str,
+    recipe_choice: RecipeChoice,
     run_choice: RunChoice,
     out: Path,
     device: str,
@@ -35,8 +36,10 @@ def train_as_command(
 ) -> "dict[str, TrainReport]":
     """What `train` makes with its machine and the trainers' other keywords: reports by run.
 
-    No report where it was stopped before its end, or in processes that are not to speak.
+    No report where it was stopped before its end, or in processes that are not to speak. A wrong
+    value of the recipe fails before anything is loaded, an unknown optimizer before any data.
     """
+    recipe = recipe_choice.read()
     os.environ.update(training_group(os.environ))
     with finish_on_signal(title, "the current step") as stop, ExitStack() as stack:
         from distill.trainers.process_group import (
@@ -46,7 +49,9 @@ def train_as_command(
             join_process_group,
         )
         from distill.trainers.training.loop import RunKeeping
+        from distill.trainers.training.optimizer import require_optimizer
 
+        require_optimizer(recipe)
         device_name = share_of_work(None, None, os.environ).device(device)
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_launcher()

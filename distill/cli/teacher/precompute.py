@@ -216,12 +216,12 @@ def precompute(
         if interrupted:
             journal.event("interrupted", blocks_left=report.blocks_left)
         journal.event("summary", **asdict(report))
-    print_result(as_json, asdict(report), *_lines(report, data.location, store))
+    print_result(as_json, asdict(report), *_lines(report, data, store))
     if interrupted:
         stopping.end()
 
 
-def _lines(report: "PrecomputeReport", data: str, store: str) -> list[str]:
+def _lines(report: "PrecomputeReport", data: DataChoice, store: str) -> list[str]:
     from distill.store.format.audit import fidelity_warning
 
     done = report.store
@@ -239,11 +239,10 @@ def _lines(report: "PrecomputeReport", data: str, store: str) -> list[str]:
         lines.append(f"warning: {warning}")
     lines += report.agreement.lines() if report.agreement else []
     lines += [f"bad images: {count}: {kind}" for kind, count in sorted(report.bad.items())]
-    frames = f" --frames {done.view_policy['frames']}" if done.view_policy.get("frames") else ""
     if done.complete:
         lines.append(
-            f"next: distill pretrain --student resnet18 --data {data} --targets {store} --out RUN"
-            + frames
+            f"next: distill pretrain --student resnet18 {data.spelled()} --targets {store} "
+            "--out RUN"
         )
     else:
         lines.append(
