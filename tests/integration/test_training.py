@@ -402,6 +402,33 @@ def test_recipe_files_and_words_are_read_in_turn(
         assert message in fails(*words, "--config", recipe)
 
 
+@pytest.mark.slow
+def test_a_compiled_student_learns_the_same_and_is_compiled_once(
+    train: Command, tmp_path: Path, random: np.random.Generator
+) -> None:
+    """Though an image of a batch cannot be read."""
+    data = tmp_path / "data"
+    for split, count in (("train", 48), ("val", 8)):
+        (data / split / "n13878634").mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(data / split / "n13878634" / f"{split}{i}.png")
+    (data / "train/n13878634/train3.png").write_bytes(b"torn")
+    words = ("--label-set", "plane-figures", "--image-size", 32, "--max-bad-fraction", 0.1)
+    plain = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, more in (("plain", []), ("compiled", ["--compile"])):
+        command = [sys.executable, "-m", "distill.cli.main"]
+        command += train(name, *words, *more, data=data)
+        env = plain | {"TORCH_LOGS": "recompiles"}
+        ran = Popen(command, stdout=PIPE, stderr=PIPE, text=True, env=env)
+        out, err = ran.communicate(timeout=500)
+        assert ran.returncode == 0, err
+        assert "1 images cannot be read" in out
+        assert "Recompiling" not in err
+    found, expected = (losses(tmp_path / name) for name in ("compiled", "plain"))
+    assert [*found.values()] == pytest.approx([*expected.values()], rel=0.02)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_student_trains_on_a_gpu_without_waiting_for_it(

@@ -1,5 +1,7 @@
 """Mixup and CutMix: what the images are, and what their mixture is taught."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -96,3 +98,39 @@ def test_labels_are_mixed(hierarchy: SemanticHierarchy) -> None:
     each = [0.25 * log_probs[i, i + 1] + 0.75 * log_probs[i, 3 - i] for i in range(3)]
     torch.testing.assert_close(loss, -torch.stack(each).mean())
     assert kd == 0
+
+
+COMPILED = """
+import numpy as np
+import torch
+from distill.hierarchy.semantic import resolve
+from distill.targets.encoding import EncodingSpec
+from distill.targets.tensors import encode
+from distill.trainers.recipe import Recipe
+from distill.trainers.training.mixing import compiled_losses, mixed_losses
+from distill.trainers.training.objectives import objective_of
+
+hierarchy = resolve("plane-figures")
+count = hierarchy.num_classes
+for scheme in ("single-label", "multi-label", "semantic"):
+    made = []
+    torch._dynamo.reset()
+    compiled = compiled_losses(lambda graph, inputs: made.append(graph) or graph.forward)
+    objective = objective_of(Recipe(student="x", scheme=scheme), hierarchy, np.arange(-1, 15))
+    for rows, own in ((16, 1.0), (16, 1.0), (15, 1.0), (16, 0.75), (14, 0.25), (13, 0.6)):
+        targets = encode(torch.randn(rows, count), hierarchy, EncodingSpec(entries=(4, 4, 4, 3)))
+        labels = objective.labels([*range(rows)])
+        given = objective, torch.randn(rows, count), labels, targets, own
+        torch.testing.assert_close(compiled(*given), mixed_losses(*given))
+    assert len(made) == 2, (scheme, len(made))  # not mixed, and mixed
+"""
+
+
+def test_compiled_losses_are_the_same() -> None:
+    """Of batches of other sizes and shares too, without being compiled anew for each.
+
+    In a process that checks no shapes: checks cannot be compiled.
+    """
+    run = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

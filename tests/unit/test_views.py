@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import affine
 
 from distill.data.loader import ViewRequest, load_views
 from distill.data.sample_ids import sample_ids
@@ -137,6 +139,24 @@ def test_policy_survives_json() -> None:
     assert ViewPolicy.from_json(cropping.to_json()) == cropping
     with pytest.raises(ConfigError, match="crop_scale 0 found, expected above 0 to 1"):
         ViewPolicy(crop_scale=0)
+
+
+def test_shifts_are_those_of_the_affine_transform(random: np.random.Generator) -> None:
+    for width, height in ((53, 37), (64, 64), (9, 250)):
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+        for amount in (*random.uniform(-0.45, 0.45, 40), 0.0, 0.45, -0.45, 0.5 / width):
+            shifts = [round(amount * width), 0], [0, round(amount * height)]
+            for name, shift in zip(("translate_x", "translate_y"), shifts, strict=True):
+                plain = affine(
+                    image,
+                    angle=0.0,
+                    translate=shift,
+                    scale=1.0,
+                    shear=[0.0, 0.0],
+                    interpolation=InterpolationMode.BILINEAR,
+                    fill=[128, 128, 128],
+                )
+                assert (np.asarray(APPLY[name](image, amount)) == np.asarray(plain)).all()
 
 
 def test_crops_are_drawn_after_the_rest_and_lie_within_the_image(image: Image.Image) -> None:

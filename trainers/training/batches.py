@@ -7,9 +7,11 @@ takes its parts of them.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -171,3 +173,41 @@ class TrainingSet:
                 parts = np.array_split(batch, world.size * recipe.accumulate)
                 for part in parts[world.rank :: world.size]:
                     yield epoch, len(batch), part
+
+
+def moved_ahead(
+    batches: Iterator[tuple[ViewBatch, int]], device: torch.device
+) -> Iterator[tuple[ViewBatch, int, UInt8[Tensor, "batch channels height width"]]]:
+    """Each batch, with the student's pixels of it on the device.
+
+    A GPU fetches those of the next batch beside its work on this one, on a stream of its own.
+    """
+    if device.type != "cuda":
+        for batch, images in batches:
+            yield batch, images, batch.pixels[0][:, 0].to(device)
+        return
+    stream, ready = torch.cuda.Stream(device), deque[tuple[ViewBatch, int, Tensor, Any]]()
+
+    def next_one() -> tuple[ViewBatch, int, Tensor]:
+        batch, images, pixels, copied = ready.popleft()
+        using = torch.cuda.current_stream(device)
+        using.wait_event(copied)
+        pixels.record_stream(using)
+        return batch, images, pixels
+
+    for batch, images in batches:
+        with torch.cuda.stream(stream):
+            pixels = batch.pixels[0][:, 0].to(device, non_blocking=True)
+            ready.append((batch, images, pixels, stream.record_event()))
+        if len(ready) > 1:
+            yield next_one()
+    if ready:
+        yield next_one()
+
+
+def filled_up(inputs: Shaped[Tensor, "batch *rest"], size: int) -> Shaped[Tensor, "{size} *rest"]:
+    """With the first ones once more, in place of images that cannot be read."""
+    if len(inputs) == size:
+        return inputs
+    times = -(-size // len(inputs))
+    return inputs.repeat(times, *(1 for _ in inputs.shape[1:]))[:size]

@@ -183,11 +183,15 @@ def require_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) ->
         ConfigError: it does not; names the first setting that differs, by its dotted key.
     """
     for key in sorted((then.keys() | now.keys()) - MAY_CHANGE):
-        if then.get(key) != now.get(key):
-            found = f"{key} is {then.get(key)!r}, this run has {now.get(key)!r}"
-            if what := DIGESTS.get(key):
-                found = f"begun with other {what} ({found})"
+        before, here = then.get(key), now.get(key)
+        if before == here:
+            continue
+        if what := DIGESTS.get(key):
             raise ConfigError(
-                f"{path}: {found}; repeat the command it was made with to go on, or choose another "
-                "--out"
+                f"{path}: begun with other {what} ({key} is {before!r}, this run has {here!r}); "
+                "repeat the command it was made with to go on, or choose another --out"
             )
+        raise ConfigError(
+            f"{path}: {key} is {before!r}, this run has {here!r}; repeat the command it was made "
+            "with to go on, or choose another --out"
+        )

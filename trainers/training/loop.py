@@ -33,16 +33,17 @@ from distill.trainers.models.student import create_student, student_input, write
 from distill.trainers.process_group import Machine, Votes, World
 from distill.trainers.recipe import Recipe
 from distill.trainers.training.balance import PULL, automatic_weight
-from distill.trainers.training.batches import TrainingSet
+from distill.trainers.training.batches import TrainingSet, filled_up, moved_ahead
 from distill.trainers.training.checkpoint import (
     CheckpointWriter,
     Progress,
     read_checkpoint,
     restore,
 )
-from distill.trainers.training.mixing import mixed, mixed_losses
+from distill.trainers.training.mixing import Losses, compiled_losses, mixed, mixed_losses
 from distill.trainers.training.objectives import Objective
 from distill.trainers.training.optimizer import make_optimizer, make_schedule
+from distill.trainers.training.pace import watched
 from distill.trainers.training.record import Record, StepLosses
 
 
@@ -148,8 +149,11 @@ def train(
         done = replace(done, kd_weight=_kd_weight(recipe, objective, images, world, say))
     kd_weight = done.kd_weight
     parallel = world.parallel(model, device)
+    losses_of: Callable[..., Losses] = mixed_losses
     if machine.compiled:
         parallel = torch.compile(parallel)  # type: ignore[assignment]
+        if device.type == "cuda":  # elsewhere it would take a minute to spare half a millisecond
+            losses_of = compiled_losses()
     batches = images.batches(
         recipe,
         world,
@@ -158,6 +162,7 @@ def train(
         workers=machine.workers,
         pin_memory=device.type == "cuda",
     )
+    on_device = watched(moved_ahead(batches, device), machine.workers, say)
     record = Record(out / "tensorboard", world, done.steps + 1)
     losses, votes = StepLosses(device), Votes(world, done.steps)
     first_step, seen, stopped = done.steps, 0, False
@@ -241,9 +246,8 @@ def train(
             torch.manual_seed(_seed(recipe.seed, step, world.rank))
             losses.begin()
             for part in range(recipe.accumulate):
-                batch, images_of_step = next(batches)
+                batch, images_of_step, pixels = next(on_device)
                 rows = batch.rows
-                pixels = batch.pixels[0][:, 0].to(device, non_blocking=True)
                 labels = to_device(objective.labels(rows), device)
                 share = len(rows) / images_of_step
                 last = part == recipe.accumulate - 1
@@ -251,8 +255,10 @@ def train(
                     inputs, own_share = mixed(
                         model_input.normalise(pixels), mixup=recipe.mixup, cutmix=recipe.cutmix
                     )
+                    if machine.compiled:  # for one shape
+                        inputs = filled_up(inputs, len(rows) + len(batch.bad))
                     with _autocast(recipe, device):
-                        logits = logits_of(parallel, inputs)
+                        logits = logits_of(parallel, inputs)[: len(rows)]
                     answers, untaught = None, 0
                     if targets:
                         answers = targets.fetch(
@@ -262,7 +268,7 @@ def train(
                         )
                         untaught = images.note_untaught(rows, answers)
                         answers = answers.to(device)
-                    loss, kd = mixed_losses(objective, logits, labels, answers, own_share)
+                    loss, kd = losses_of(objective, logits, labels, answers, own_share)
                     # The mean over all images of the step, whoever has them.
                     ((loss + kd_weight * kd) * (share * world.size)).backward()
                 losses.add(labels=loss, kd=kd, share=share, rows=rows, untaught=untaught)

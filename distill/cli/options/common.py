@@ -15,6 +15,7 @@ from distill.hierarchy.names import DEFAULT_LABEL_SET
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 CORES = len(os.sched_getaffinity(0))  # a container or taskset may have few
+MOST_DECODERS = 32
 
 samples: Decorator = setting(
     "--samples",
@@ -41,6 +42,7 @@ processes: Decorator = option(
     "--workers",
     type=click.IntRange(0),
     default=CORES,
+    show_default="cores",
     help="Worker processes; 0 works in this process.",
 )
 
@@ -59,12 +61,22 @@ def label_set(shown: str = "", *, setting: bool = False) -> Decorator:
     return decorate
 
 
+def decoders() -> int:
+    """One for each core, of which all processes that a launcher starts on a machine have a share.
+
+    Not more than some: reading is waited for, and each has batches in shared memory.
+    """
+    together = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, min(MOST_DECODERS, CORES // max(1, int(together) if together.isdecimal() else 1)))
+
+
 def machine(command: Callable[..., Any]) -> Callable[..., Any]:
     """--device and --workers."""
     workers: Decorator = option(
         "--workers",
         type=click.IntRange(0),
-        default=min(8, CORES),
+        default=decoders,
+        show_default="cores ÷ processes that train",
         help="Processes that decode images.",
     )
     device: Decorator = option(
