@@ -16,7 +16,6 @@ Prints a log in Markdown, and as its last line one JSON object of the figures.
 """
 
 import argparse
-import io
 import json
 import os
 import platform
@@ -24,7 +23,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -34,12 +32,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from photographs import write_photographs
 from whole_path import processor
 
-from distill.data.source import open_source
 from distill.hierarchy.semantic import resolve
 from distill.models.devices import pick_device
 from distill.targets.encoding import EncodingSpec
@@ -78,7 +74,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         images = (2048 if options.quick else 40_000) if on_gpu else (200 if options.quick else 600)
-        photographs = _photographs(options.shared, Path(scratch), images)
+        photographs = write_photographs(Path(scratch), images, shared=options.shared)
         cases = [
             _Case(
                 name="tresnet_l, 224 pixels, 11,221 classes",
@@ -216,38 +212,6 @@ def _run(words: list[str]) -> dict[str, Any]:
         sys.exit(done.stderr)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
-
-
-def _photographs(shared: Path, scratch: Path, count: int) -> Path:
-    """A tar of `count` full-size JPEGs under names of their own."""
-    sample = shared / "data/imagenet-sample"
-    if sample.is_dir():
-        source = open_source(sample)
-        contents = []
-        for each in source.samples:
-            with open(each.path, "rb") as file:
-                file.seek(each.offset)
-                contents.append(file.read(each.size))
-    else:
-        contents = [_rendered(seed) for seed in range(200)]
-    path = scratch / "photographs.tar"
-    with tarfile.open(path, "w") as tar:
-        for number in range(count):
-            content = contents[number % len(contents)]
-            info = tarfile.TarInfo(f"{number:06d}.jpg")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def _rendered(seed: int) -> bytes:
-    random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375))
-    noise = random.normal(0, 12, (375, 500, 3))
-    pixels = np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
 
 
 def _hardware(device: torch.device) -> str:

@@ -45,6 +45,7 @@ PARTS = (
     Part("store_read"),
     Part("store_scale"),
     Part("inspector"),
+    Part("loader"),
     Part("loader_start"),
     Part("own_loop", more=("--demo", DEMO)),
     Part("precompute", shared=True),
