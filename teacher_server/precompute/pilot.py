@@ -21,7 +21,7 @@ from distill.targets.tensors import DenseTargets, sparsify
 from distill.teacher_server.precompute.audit import REPLAY_ROWS
 from distill.teacher_server.precompute.block import located, put_by_view
 from distill.teacher_server.precompute.pipeline import run_forward
-from distill.teacher_server.teacher.batch_size import Throughput
+from distill.teacher_server.teacher.batch_size import Throughput, images_together
 from distill.teacher_server.teacher.forward_pass import Forward
 from distill.teacher_server.teacher.teacher import Teacher
 
@@ -129,11 +129,15 @@ class PilotRuns:
 
     def _forward(self, spec: EncodingSpec) -> Forward:
         return Forward(
-            self.teacher, spec, batch_size=self.speed.batch_size, compiled=self.speed.compiled
+            self.teacher,
+            spec,
+            batch_size=self.speed.batch_size,
+            threads=self.speed.threads,
+            compiled=self.speed.compiled,
         )
 
     def _batches(self, source: ImageSource, views: int, *, prove: bool) -> Iterator[ViewBatch]:
-        images = max(1, self.speed.batch_size // views)
+        images = images_together(self.speed.batch_size, views)
         requests = in_batches(
             range(len(source)),
             tuple(range(views)),

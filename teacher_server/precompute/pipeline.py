@@ -20,7 +20,7 @@ from distill.store.logit_store import LogitStore
 from distill.teacher_server.precompute.audit import REPLAY_ROWS
 from distill.teacher_server.precompute.block import BlockAnswers, BlockWriter
 from distill.teacher_server.precompute.options import PrecomputeOptions, Share
-from distill.teacher_server.teacher.batch_size import Throughput, choose_speed
+from distill.teacher_server.teacher.batch_size import Throughput, choose_speed, images_together
 from distill.teacher_server.teacher.forward_pass import Encoded, Forward
 from distill.teacher_server.teacher.stages import StageSeconds
 from distill.teacher_server.teacher.teacher import Teacher
@@ -61,6 +61,7 @@ class Pipeline:
             self.teacher,
             self.store.manifest.encoding,
             batch_size=speed.batch_size,
+            threads=speed.threads,
             compiled=speed.compiled,
             journal=self.journal,
             stages=stages,
@@ -120,8 +121,7 @@ class Pipeline:
     def _loaded(
         self, blocks: Iterable[int], rows: int, batch_size: int, stages: StageSeconds
     ) -> Iterator[ViewBatch]:
-        views = self.store.manifest.views.count
-        images = max(1, batch_size // views)
+        images = images_together(batch_size, self.store.manifest.views.count)
         batches = load_views(
             self.source,
             self.options.policy,

@@ -138,7 +138,7 @@ class WriteThrough:
             self.spool.forget(good_now)
             return False
         self._tally.add(len(rows), {each["key"]: each["reason"] for each in bad})
-        speed = {"batch_size": self.options.batch_size, "compiled": False}
+        speed = {"batch_size": self.options.batch_size, "threads": 1, "compiled": False}
         audit = audit_stored(self.store, self.source, self.teacher, block, views)
         self.store.write_codes(block, views, {"bad": bad, "speed": speed, **audit})
         self.journal.event("block written", block=block, rows=len(rows), bad=bad)

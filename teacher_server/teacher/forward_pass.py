@@ -49,11 +49,10 @@ class Encoded:
 class Forward:
     """Runs one teacher. batch_size: most views in one pass; halved where memory runs out.
 
-    A GPU takes batches one after another. On a CPU each thread takes a batch of its own: 5 to 20%
-    faster than all threads on one batch, not slowed down by the processes that decode beside it
-    (benchmarks/precompute.py), and the answers do not depend on the number of threads. lanes: how
-    many do so; None is as many as torch has threads. captured: a GPU's pass is launched as one, for
-    batches of few shapes.
+    A GPU takes batches one after another. On a CPU lanes take a batch each, `threads` of torch's
+    work on it, and the last bits of the answers depend on how many; what is fastest is measured
+    (`batch_size`). lanes: None is as many as torch has threads for. captured: a GPU's pass is
+    launched as one, for batches of few shapes.
     """
 
     def __init__(
@@ -64,6 +63,7 @@ class Forward:
         batch_size: int,
         compiled: bool = False,
         captured: bool = False,
+        threads: int = 1,
         lanes: int | None = None,
         journal: Journal | None = None,
         stages: StageSeconds | None = None,
@@ -79,11 +79,13 @@ class Forward:
         if captured and self._on_gpu:
             self._logits = CapturedPasses(self.teacher.logits, self.journal)
         self._copies = torch.cuda.Stream(teacher.device) if self._on_gpu else None
-        self.lanes = 1 if self._on_gpu else lanes or torch.get_num_threads()
+        self.lanes = 1 if self._on_gpu else lanes or max(1, torch.get_num_threads() // threads)
         self._threads = (
             None
             if self._on_gpu
-            else ThreadPoolExecutor(self.lanes, "forward", initializer=_with_one_thread)
+            else ThreadPoolExecutor(
+                self.lanes, "forward", initializer=torch.set_num_threads, initargs=(threads,)
+            )
         )
         self._halving, self._compiling = Lock(), Lock()
         self._warm = not compiled  # one thread compiles, the others wait
@@ -230,10 +232,6 @@ class Forward:
                 level="warning",
                 batch_size=self.batch_size,
             )
-
-
-def _with_one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _lost(teacher: Teacher, error: BaseException) -> TeacherUnavailableError:

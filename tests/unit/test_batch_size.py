@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.teacher_server.teacher.batch_size import SHARE_OF_RUN, best_batch
+from distill.teacher_server.teacher.batch_size import (
+    SHARE_OF_RUN,
+    best_pass,
+    images_together,
+    shares_of_threads,
+)
 from distill.teacher_server.teacher.forward_pass import Forward
 
 
@@ -65,9 +70,9 @@ class Pass(Forward):
 
 
 def chosen(device: Device, **more: Any) -> int:
-    asked = {"smallest": 64, "largest": 1024, "views": VIEWS} | more
-    found = best_batch(
-        lambda size: Pass(device, size),
+    asked = {"smallest": 64, "largest": 1024, "views": VIEWS, "threads": (1,)} | more
+    found = best_pass(
+        lambda size, threads: Pass(device, size),
         lambda size: [torch.empty(size)],
         clock=device.clock,
         **asked,
@@ -110,3 +115,70 @@ def test_a_short_run_is_not_measured_longer_than_it_lasts() -> None:
 def test_memory_for_less_than_the_smallest_batch() -> None:
     device = Device(launch_s=0.01, view_s=1e-4, memory=20)
     assert chosen(device) == 20
+
+
+# -- a CPU, whose threads may share batches -------------------------------------------------------
+
+
+class Processor(Device):
+    """rates: views a second, by batch size and threads on a batch, of `cores` that are all busy."""
+
+    def __init__(self, cores: int, rates: dict[tuple[int, int], float]) -> None:
+        super().__init__(launch_s=1e-5, view_s=0, first_s=0.5)
+        self.cores, self.rates, self.threads = cores, rates, 1
+
+    def seconds(self, views: int) -> float:
+        return self.lanes * views / self.rates[views, self.threads]
+
+    def with_threads(self, threads: int) -> "Processor":
+        self.lanes, self.threads, self.ready = self.cores // threads, threads, []
+        return self
+
+
+SLOWER = {(64 * 2**i, threads): 9.0 / 2**i for i in range(5) for threads in (1, 2)}
+PLACES = ((8, 1), (16, 1), (32, 1), (8, 2), (16, 2), (32, 2))
+MEASURED = {  # the first with tresnet_l on two cores
+    (16, 1): dict(zip(PLACES, (14.6, 19.5, 16.8, 18.8, 17.5, 15.1), strict=True)),
+    (8, 2): dict(zip(PLACES, (14.6, 15.5, 13.8, 18.8, 17.5, 15.1), strict=True)),
+    (8, 1): dict(zip(PLACES, (10.0, 9.2, 8.0, 8.1, 8.3, 7.9), strict=True)),
+}
+
+
+@pytest.mark.parametrize("best", MEASURED)
+def test_threads_and_batch_are_chosen_together(best: tuple[int, int]) -> None:
+    processor = Processor(2, MEASURED[best] | SLOWER)
+    found = best_pass(
+        lambda size, threads: Pass(processor.with_threads(threads), size),
+        lambda size: [torch.empty(size)],
+        smallest=8,
+        largest=1024,
+        threads=(1, 2),
+        views=VIEWS,
+        clock=processor.clock,
+    )
+    assert (found.batch_size, found.threads) == best
+    assert found.views_per_s == pytest.approx(MEASURED[best][best], rel=0.03)
+
+
+def test_shares_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, shares in ((1, (1,)), (2, (1, 2)), (8, (1, 4, 8)), (64, (1, 4, 16, 64))):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: cores)  # noqa: B023
+        assert shares_of_threads(torch.device("cpu")) == shares
+        assert shares_of_threads(torch.device("cuda")) == (1,)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 16, 64, 250, 256, 1024])
+@pytest.mark.parametrize("views", [1, 2, 4, 7, 11, 100, 2000])
+def test_views_fill_passes(batch_size: int, views: int) -> None:
+    images = images_together(batch_size, views)
+    passes = -(-images * views // batch_size)
+    assert passes <= max(8, -(-views // batch_size))
+    least = 0.9 if views <= batch_size else 0.85
+    assert images * views / (passes * batch_size) >= least
+    if batch_size % views == 0:
+        assert images * views <= batch_size
+
+
+def test_eleven_views_in_passes_of_sixteen() -> None:
+    """One image at a time would leave five places of every pass empty."""
+    assert images_together(16, 11) == 10
