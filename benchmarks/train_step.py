@@ -1,13 +1,14 @@
 """What does a distilled training step cost beyond a plain one, and what does a store save?
 
     python benchmarks/train_step.py [--quick] [--shared ../shared] [--device cuda] [--threads 2]
+        [--student NAME] [--workers N] [--compile]
 
-A resnet18 student at 224 pixels, 11,221 classes, semantic softmax; teacher tresnet_l with random
-weights (what it says costs the same to compute). One batch in memory is trained on again and again:
-on labels alone; with targets from a store, of other images each time; with the teacher in the
-process; and as timm distils, with `timm.task.LogitDistillationTask` and the same teacher. The four
+A resnet18 student, or another, at 224 pixels, 11,221 classes, semantic softmax; teacher tresnet_l
+with random weights (what it says costs the same to compute). One batch in memory is trained on
+again and again: on labels alone; with targets from a store, of other images each time; with the
+teacher in the process; and as timm distils, with `timm.task.LogitDistillationTask` and the same teacher. The four
 take turns, so that a machine that slows down slows all of them; the ratio is of medians. Then
-images/s of the loader alone, of the step alone, and of `distill pretrain` as a whole, with and
+images/s of the loader alone, of the step alone, and of one epoch of `distill pretrain`, with and
 without the store.
 
 About ten minutes on two cores; --quick takes a small teacher and student at 64 pixels. Prints a log
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from photographs import write_photographs
 from timm.optim import create_optimizer_v2
 from timm.task import LogitDistillationTask
 from whole_path import processor
@@ -64,6 +66,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--student", help="timm model name")
+    parser.add_argument("--compile", action="store_true", help="students, in whole epochs")
     options = parser.parse_args()
     device = pick_device(options.device)
     if device.type == "cpu":
@@ -71,23 +75,28 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     teacher_name, student, side = ("resnet18", "resnet10t", 64) if options.quick else (
         "tresnet_l", "resnet18", 224)  # fmt: skip
-    batch_size, rounds = (128, 40) if on_gpu else (64, 4) if options.quick else (32, 12)
+    student = options.student or student
+    batch_size, rounds = (256, 40) if on_gpu else (64, 4) if options.quick else (32, 12)
+    images = 40_000 if on_gpu and not options.quick else 1024 if options.quick else 640
 
     print("# A training step\n")
     hardware = torch.cuda.get_device_name(device) if on_gpu else f"{options.threads} threads of "
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
     print(
-        f"Command: `python benchmarks/train_step.py{' --quick' if options.quick else ''} --device "
-        f"{options.device} --threads {options.threads} --workers {options.workers}`, "
+        f"Command: `python benchmarks/train_step.py{' --quick' if options.quick else ''} --student "
+        f"{student} --device {options.device} --threads {options.threads} --workers "
+        f"{options.workers}{' --compile' if options.compile else ''}`, "
         f"{time.strftime('%Y-%m-%d')}, {hardware}{'' if on_gpu else processor()}; Python "
         f"{platform.python_version()}, {libraries}\n",
         flush=True,
     )
     hierarchy = resolve("imagenet21k-p-fall11")
-    source = open_source(options.shared / "data/imagenet-sample/sample.tar")
-    labels = label_indices(source, hierarchy)
     recipe = Recipe(student=student, image_size=side, batch_size=batch_size, init="random")
     with tempfile.TemporaryDirectory() as scratch:
+        source = open_source(
+            write_photographs(Path(scratch), images, shared=options.shared, labelled=True)
+        )
+        labels = label_indices(source, hierarchy)
         teacher = load_teacher(
             [
                 MemberChoice(
@@ -252,9 +261,8 @@ def _whole(
     device: torch.device,
     options: argparse.Namespace,
 ) -> dict[str, float]:
-    """Images/s of the loader alone, and of whole runs."""
-    epochs = 6 if device.type == "cpu" else 40
-    short = replace(recipe, epochs=epochs)
+    """Images/s of the loader alone, and of an epoch; a checkpoint ends it."""
+    short = replace(recipe, epochs=1)
     size = student_input(recipe).size
     batches = all_images(source).batches(
         short, World(), first_step=0, size=size, workers=options.workers, pin_memory=False
@@ -263,7 +271,7 @@ def _whole(
     started = time.perf_counter()
     count = sum(len(batch.rows) for batch, _ in batches)
     rates = {"loader_only": count / (time.perf_counter() - started)}
-    machine = Machine(device=device, workers=options.workers)
+    machine = Machine(device=device, workers=options.workers, compiled=options.compile)
     for name, targets in (("combined_plain", None), ("combined_store", stored)):
         report = pretrain(
             recipe=short,

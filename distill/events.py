@@ -6,9 +6,9 @@ Free of secrets: credentials in URLs are blotted out, and no environment variabl
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ class Journal:
 
     def event(self, name: str, **fields: Any) -> None:
         """Write an event; fields are JSON values."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.pass_on({"time": now, "event": name, **fields})
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
+        self.pass_on({"time": f"{now}Z", "event": name, **fields})
 
     def note(self, text: str, name: str, **fields: Any) -> None:
         """An event that the user should read now."""

@@ -76,7 +76,7 @@ def machine(command: Callable[..., Any]) -> Callable[..., Any]:
         "--workers",
         type=click.IntRange(0),
         default=decoders,
-        show_default="cores ÷ processes that train",
+        show_default="its share of the cores",
         help="Processes that decode images.",
     )
     device: Decorator = option(
