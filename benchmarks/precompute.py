@@ -91,7 +91,7 @@ def main() -> None:
             for name in (options.teacher[:1] if options.quick else options.teacher)
         ]
         small = options.shared / "data"
-        if small.is_dir() and not on_gpu:
+        if (small / "tiny-imagenet-h").is_dir() and not on_gpu:
             weights = small / "teachers/resnet18d-64px-tiny-imagenet-h.safetensors"
             cases.append(
                 _Case(

@@ -6,10 +6,10 @@
 A resnet18 student, or another, at 224 pixels, 11,221 classes, semantic softmax; teacher tresnet_l
 with random weights (what it says costs the same to compute). One batch in memory is trained on
 again and again: on labels alone; with targets from a store, of other images each time; with the
-teacher in the process; and as timm distils, with `timm.task.LogitDistillationTask` and the same teacher. The four
-take turns, so that a machine that slows down slows all of them; the ratio is of medians. Then
-images/s of the loader alone, of the step alone, and of one epoch of `distill pretrain`, with and
-without the store.
+teacher in the process; and as timm distils, with `timm.task.LogitDistillationTask` and the same
+teacher. The four take turns, so that a machine that slows down slows all of them; the ratio is of
+medians. Then images/s of the loader alone, of the step alone, and of one epoch of `distill
+pretrain`, with and without the store.
 
 About ten minutes on two cores; --quick takes a small teacher and student at 64 pixels. Prints a log
 in Markdown, and as its last line one JSON object.

@@ -135,6 +135,7 @@ def live(
     teacher: Teacher,
     *,
     lanes: int = 1,
+    others: Sequence[Teacher] = (),
     keys: ApiKeys | None = None,
     samples: Callable[[Journal], SampleAnswers] | None = None,
     max_batch_size: int = 8,
@@ -144,13 +145,16 @@ def live(
     makers: Sequence[Callable[[], Teacher]] = (),
     **options: Any,
 ) -> Iterator[Live]:
-    """Serve on a free port of this machine; when it ends nothing may be in flight."""
+    """Serve on a free port of this machine; when it ends nothing may be in flight.
+
+    others: of the same teacher, on devices of their own.
+    """
     events: list[Event] = []
     journal = Journal(events.append)
     opened = samples(journal) if samples else None
     spec = EncodingSpec.named("standard", teacher.hierarchy.classes_per_hierarchy)
     service = Service(
-        [teacher] * lanes,
+        [teacher] * lanes + [*others],
         ServeOptions(
             encoding=opened.encoding if opened else spec,
             max_batch_size=max_batch_size,

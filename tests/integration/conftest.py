@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from buckets import make_bucket, s3_server
 from live import Live, live
 from small_models import write_test_vit
 
@@ -154,6 +153,8 @@ def dying_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """An S3 server process; its URL."""
+    from buckets import s3_server
+
     with s3_server() as url:
         yield url
 
@@ -161,6 +162,8 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty bucket, and the environment that leads to it; s3://… of it."""
+    from buckets import make_bucket
+
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -296,106 +296,3 @@ def test_bottleneck_is_named() -> None:
     assert slow_disk.bottleneck.startswith("writing the store")
     starved.add(slow_disk)
     assert starved == StageSeconds(wall=20, forward=8, wait_for_images=5, wait_for_write=5)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_gpu_answers_are_those_of_the_cpu(
-    hierarchy: SemanticHierarchy, teacher_weights: Path, spec: EncodingSpec, precision: Any
-) -> None:
-    choice = MemberChoice(name="test_vit", weights=teacher_weights)
-    expected = load_teacher([choice], hierarchy, device=CPU).targets([pixels(64)])
-    gpu = torch.device("cuda", 0)
-    teacher = load_teacher([choice], hierarchy, device=gpu, precision=precision)
-    stages = StageSeconds()
-    with Forward(teacher, spec, batch_size=24, stages=stages) as forward:
-        launched = [forward.launch([pixels(64).pin_memory()], exact=64) for _ in range(3)]
-        for each in launched:
-            parts = forward.collect(each)
-            probs = torch.cat([part.exact.probs.cpu() for part in parts if part.exact])
-            tolerance = 1e-4 if precision == "float32" else 0.1
-            torch.testing.assert_close(probs, expected.probs, rtol=0, atol=tolerance)
-    assert stages.forward > 0
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_gpu_passes_are_captured(
-    hierarchy: SemanticHierarchy, teacher_weights: Path, spec: EncodingSpec, precision: Any
-) -> None:
-    """Several shapes in turn, two batches in flight: the answers are those of the pass itself."""
-    choice = MemberChoice(name="test_vit", weights=teacher_weights)
-    gpu, events = torch.device("cuda", 0), list[Event]()
-    teacher = load_teacher([choice], hierarchy, device=gpu, precision=precision)
-    with Forward(
-        teacher, spec, batch_size=64, captured=True, journal=Journal(events.append)
-    ) as forward:
-        for _ in range(3):
-            given = [pixels(count).pin_memory() for count in (64, 16, 16, 1)]
-            launched = [forward.launch([each], exact=64) for each in given]
-            for each, own in zip(launched, given, strict=True):
-                (part,) = forward.collect(each)
-                assert part.exact
-                expected = teacher.targets([own.to(gpu)])
-                torch.testing.assert_close(part.exact.probs, expected.probs, rtol=0, atol=2e-3)
-    assert not events
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_gpu_batches_are_halved_where_memory_runs_out(
-    hierarchy: SemanticHierarchy, spec: EncodingSpec
-) -> None:
-    choice = MemberChoice(name="test_vit", random_weights=True, input_size=160)
-    teacher = load_teacher([choice], hierarchy, device=torch.device("cuda", 0))
-    events: list[Event] = []
-    torch.cuda.set_per_process_memory_fraction(0.02)
-    try:
-        with Forward(teacher, spec, batch_size=8192, journal=Journal(events.append)) as forward:
-            parts = forward.collect(forward.launch([pixels(8192, 160)]))
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    assert sum(len(part.sparse.index) for part in parts) == 8192
-    assert events[-1]["batch_size"] < 8192
-
-
-LOST = """
-import torch
-from distill.targets.encoding import EncodingSpec
-from distill.errors import TeacherUnavailableError
-from distill.hierarchy.semantic import SemanticHierarchy
-from distill.teacher_server.teacher.forward_pass import Forward
-from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
-
-hierarchy = SemanticHierarchy.bundled("plane-figures")
-choice = MemberChoice(name="test_vit", random_weights=True, input_size=32)
-teacher = load_teacher([choice], hierarchy, device=torch.device("cuda", 0))
-spec = EncodingSpec.named("standard", hierarchy.classes_per_hierarchy)
-torch.ones(3, device="cuda")[torch.tensor([7], device="cuda")]  # kills the context
-try:
-    with Forward(teacher, spec, batch_size=2) as forward:
-        forward.collect(forward.launch([torch.zeros(2, 3, 32, 32, dtype=torch.uint8)]))
-except TeacherUnavailableError as error:
-    print(error, flush=True)
-"""
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_lost_gpu_is_one_line() -> None:
-    ran = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, check=False)
-    assert "was lost" in ran.stdout
-    assert "run the same command again" in ran.stdout
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_precompute_on_a_gpu(
-    distill: Callable[..., Any], precompute_command: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    words = precompute_command(tmp_path / "store", "--views", 2, "--device", "cuda", "--json")
-    ran = distill(*words)
-    assert ran.code == 0, ran.err
-    assert json.loads(ran.out)["store"]["complete"]

@@ -594,34 +594,3 @@ def test_size_of_the_images_may_be_any(
         assert ask(server, images(2, random, (1, 1))).status == 200
         assert ask(server, images(2, random, (3, 500))).status == 200
         assert SIZE == (8, 8)
-
-
-# -- on a GPU -------------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_answers_equal_a_direct_forward_and_are_never_mixed_up(
-    hierarchy: SemanticHierarchy,
-) -> None:
-    """A real network on two lanes of one GPU, batches ahead in pinned memory."""
-    from dataclasses import replace
-
-    from distill.models.creation import create_model
-
-    torch.manual_seed(0)
-    echo, device = echo_teacher(hierarchy, (32, 32)), torch.device("cuda", 0)
-    model = create_model("test_resnet", hierarchy.num_classes).eval().to(device)
-    teacher = replace(echo, members=(replace(echo.members[0], model=model),), device=device)
-    with live(teacher, lanes=2, max_batch_size=16) as server:
-
-        def client(seed: int) -> None:
-            random = np.random.default_rng(seed)
-            for _ in range(50):
-                pixels = images(int(random.integers(1, 60)), random, (32, 32))
-                direct = teacher.targets([torch.from_numpy(pixels).permute(0, 3, 1, 2)])
-                got = probs_of(ask(server, pixels), len(pixels))
-                np.testing.assert_allclose(got, direct.probs.cpu().numpy(), atol=2e-3)
-
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(client, range(8)))

@@ -23,12 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from distill.data.source import open_source
-from distill.hierarchy.semantic import SemanticHierarchy
-from distill.targets.encoding import EncodingSpec
-from distill.targets.tensors import encode
 from distill.trainers.models.trained import open_trained
 from distill.trainers.recipe import Recipe
-from distill.trainers.training.objectives import objective_of
 from distill.trainers.training.optimizer import make_optimizer
 
 Command = Callable[..., list[str]]
@@ -429,39 +425,6 @@ def test_a_compiled_student_learns_the_same_and_is_compiled_once(
     assert [*found.values()] == pytest.approx([*expected.values()], rel=0.02)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_student_trains_on_a_gpu_without_waiting_for_it(
-    distill,  # type: ignore[no-untyped-def]
-    train: Command,
-    store: Path,
-    hierarchy: SemanticHierarchy,
-    tmp_path: Path,
-) -> None:
-    """In bfloat16; and no loss of any scheme asks the device for a number."""
-    device = torch.device("cuda")
-    ran = distill(*train("run", "--targets", store), "--device", "cuda")
-    assert ran.code == 0, ran.err
-    assert all(np.isfinite([*losses(tmp_path / "run").values()]))
-    targets = encode(
-        torch.randn(16, 29, device=device), hierarchy, EncodingSpec(entries=(4, 4, 4, 3))
-    )
-    labels = torch.arange(16, device=device)
-    for scheme in ("single-label", "multi-label", "semantic"):
-        recipe = Recipe(student="test_vit", scheme=scheme)
-        objective = objective_of(recipe, hierarchy, np.arange(16))
-        for quiet in (False, True):  # tables move to the device with the first call
-            logits = torch.randn(16, 29, device=device, requires_grad=True)
-            torch.cuda.synchronize()
-            torch.cuda.set_sync_debug_mode("error" if quiet else "default")
-            try:
-                loss = objective.loss(logits=logits, labels=labels)
-                kd = objective.distance(logits=logits, targets=targets, labels=labels)
-                (loss + kd).backward()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-
-
 def test_an_epoch_is_saved_before_it_is_judged(
     distill,  # type: ignore[no-untyped-def]
     train: Command,
@@ -635,6 +598,9 @@ def test_nothing_to_learn_is_said(
     ):
         assert message in fails(*train("run", *common, *words))
     assert "data: " not in distill(*train("run", *common, "-o", "optimizer=adamm")).err
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/zarr.json").write_text("{}")
+    assert "store: a store found, expected a folder for --out" in fails(*train("store", *common))
 
 
 # -- what a recipe may say, and what may change ----------------------------------------------------

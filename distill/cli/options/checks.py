@@ -65,9 +65,13 @@ def known_models(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 
 
 def output_folder(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """A callback: the folder must be there or can be made, and be writable."""
+    """A callback: the folder must be there or can be made, be writable, and be no store."""
     if value is None:
         return None
+    if (value / "zarr.json").exists():
+        raise ConfigError(
+            f"{value}: a store found, expected a folder for {param.opts[0]}; choose another"
+        )
     nearest = next(each for each in (value, *value.absolute().parents) if each.exists())
     if not nearest.is_dir():
         raise ConfigError(
