@@ -9,6 +9,8 @@ from torch import Tensor
 
 from distill.hierarchy.semantic import SemanticHierarchy
 
+Ranked = Sequence[tuple[Tensor, Tensor]]  # values and places, [batch, largest first]
+
 
 def hierarchy_logits(
     logits: Float[Tensor, "batch classes"], hierarchy: SemanticHierarchy
@@ -78,17 +80,37 @@ def subtree_probs(
     return probs
 
 
+def ranked_probs(
+    probs: Float[Tensor, "batch members"],
+    hierarchy: SemanticHierarchy,
+    entries: Sequence[int] = (),
+) -> Ranked:
+    """Values and places of each hierarchy's largest: as many as `top_mass` sums, or `entries`."""
+    sizes = hierarchy.classes_per_hierarchy
+    wanted = entries or [1] * len(sizes)
+    counts = [max(_summed(n), more) for n, more in zip(sizes, wanted, strict=True)]
+    parts = zip(probs.split(sizes, dim=1), counts, strict=True)
+    return [(top.values, top.indices) for top in (part.topk(n, dim=1) for part, n in parts)]
+
+
 def top_mass(
-    probs: Float[Tensor, "batch members"], hierarchy: SemanticHierarchy
+    probs: Float[Tensor, "batch members"],
+    hierarchy: SemanticHierarchy,
+    ranked: Ranked | None = None,
 ) -> Float[Tensor, "batch hierarchies"]:
     """[B, K]: the sum of the ⌈n_k/20⌉ largest probabilities of each hierarchy.
 
     The raw confidence: Ridnik et al. 2021 (arXiv 2104.10972), appendix F, without its label clause.
+    ranked: `ranked_probs`, where they are at hand.
     """
-    sizes = hierarchy.classes_per_hierarchy
-    parts = probs.split(sizes, dim=1)
-    sums = [p.topk(ceil(n / 20), dim=1).values.sum(1) for p, n in zip(parts, sizes, strict=True)]
-    return torch.stack(sums, 1)
+    tops = zip(
+        ranked or ranked_probs(probs, hierarchy), hierarchy.classes_per_hierarchy, strict=True
+    )
+    return torch.stack([values[:, : _summed(n)].sum(1) for (values, _), n in tops], 1)
+
+
+def _summed(classes: int) -> int:
+    return ceil(classes / 20)
 
 
 def segment_sums(

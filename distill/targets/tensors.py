@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill.data.sample_ids import SampleIds
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.hierarchy.softmax import hierarchy_probs, segment_sums, top_mass
+from distill.hierarchy.softmax import Ranked, hierarchy_probs, ranked_probs, segment_sums, top_mass
 from distill.targets.encoding import Answers, EncodingSpec, mass
 from distill.targets.rows import TargetRows
 
@@ -201,11 +201,15 @@ def encode(
 
 
 def sparsify(
-    dense: DenseTargets, hierarchy: SemanticHierarchy, spec: EncodingSpec
+    dense: DenseTargets,
+    hierarchy: SemanticHierarchy,
+    spec: EncodingSpec,
+    ranked: Ranked | None = None,
 ) -> SparseTargets:
     """`encode` for targets that are at hand already.
 
     Probabilities are rounded to the spec's steps, so that a store gives back the very same ones.
+    ranked: `ranked_probs` of them, at least as many as the spec's entries, where they are at hand.
 
     Raises:
         ValueError: the spec is of another hierarchy.
@@ -213,11 +217,10 @@ def sparsify(
     sizes, slots = hierarchy.classes_per_hierarchy, spec.entries
     if len(slots) != len(sizes) or any(s > n for s, n in zip(slots, sizes, strict=True)):
         raise ValueError(f"entries {slots} found, expected at most {sizes}")
-    parts = dense.probs.split(sizes, dim=1)
-    tops = [part.topk(slot, dim=1) for part, slot in zip(parts, slots, strict=True)]
-    prob = torch.cat([top.values for top in tops], 1)
+    tops = [*zip(ranked or ranked_probs(dense.probs, hierarchy, slots), slots, strict=True)]
+    prob = torch.cat([values[:, :slot] for (values, _), slot in tops], 1)
     return SparseTargets(
-        index=torch.cat([top.indices for top in tops], 1),
+        index=torch.cat([places[:, :slot] for (_, places), slot in tops], 1),
         prob=(prob * spec.prob_steps + 0.5).floor() / spec.prob_steps,
         confidence=dense.confidence,
         sq_norm=segment_sums(dense.probs.square(), sizes),

@@ -19,7 +19,7 @@ from distill.errors import TeacherError, TeacherUnavailableError, first_line
 from distill.events import Journal
 from distill.models.devices import is_lost, is_out_of_memory
 from distill.targets.encoding import EncodingSpec
-from distill.targets.tensors import DenseTargets, SparseTargets, sparsify
+from distill.targets.tensors import DenseTargets, SparseTargets
 from distill.teacher_server.teacher.captured import CapturedPasses, Run
 from distill.teacher_server.teacher.stages import StageSeconds
 from distill.teacher_server.teacher.teacher import Teacher
@@ -173,8 +173,7 @@ class Forward:
         moments.append(self._now())
         logits = [each[:count] for each in self._logits(on_device)]
         moments.append(self._now())
-        exact = self.teacher.answer(logits)
-        sparse = sparsify(exact, self.teacher.hierarchy, self.spec)
+        exact, sparse = self.teacher.encoded(logits, self.spec)
         sparse = replace(sparse, index=sparse.index.int())
         moments.append(self._now())
         sparse = sparse.to(HOST)

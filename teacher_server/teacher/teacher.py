@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from distill.data.views import Size
 from distill.hierarchy.flat_heads import FlatHead, RawHead, TagHead
 from distill.hierarchy.semantic import SemanticHierarchy
-from distill.hierarchy.softmax import hierarchy_probs, top_mass
+from distill.hierarchy.softmax import Ranked, hierarchy_probs, ranked_probs, top_mass
 from distill.models.card import ModelInput
 from distill.models.frames import logits_of
 from distill.store.format.manifest import TeacherIdentity
-from distill.targets.encoding import Answers
-from distill.targets.tensors import DenseTargets, raw_targets
+from distill.targets.encoding import Answers, EncodingSpec
+from distill.targets.tensors import DenseTargets, SparseTargets, raw_targets, sparsify
 
 Precision = Literal["float32", "bfloat16"]
 Confidence = Literal["top", "reach"]
@@ -106,20 +106,35 @@ class Teacher:
         (rule "reach"); of raw answers what `raw_targets` says. Rows for which a member's logits are
         not finite are NaN.
         """
+        return self._answer(logits, None)[0]
+
+    @torch.inference_mode()
+    def encoded(
+        self, logits: Sequence[Float[Tensor, "batch _"]], spec: EncodingSpec
+    ) -> tuple[DenseTargets, SparseTargets]:
+        """`answer`, and what `spec` keeps of it; probabilities are ranked once for both."""
+        dense, ranked = self._answer(logits, spec)
+        return dense, sparsify(dense, self.hierarchy, spec, ranked)
+
+    def _answer(
+        self, logits: Sequence[Float[Tensor, "batch _"]], spec: EncodingSpec | None
+    ) -> tuple[DenseTargets, Ranked | None]:
         outputs = [
             member.probs_and_reach(own, self.hierarchy)
             for member, own in zip(self.members, logits, strict=True)
         ]
-        probs = _mean([probs for probs, _ in outputs])
+        probs, ranked = _mean([probs for probs, _ in outputs]), None
         finite = torch.stack([own.isfinite().all(1) for own in logits]).all(0)
         if self.answers != "softmax":
             targets = raw_targets(probs, self.hierarchy, self.answers)
         elif self.identity.confidence == "reach":
             targets = DenseTargets(probs=probs, confidence=_mean([reach for _, reach in outputs]))
         else:
-            targets = DenseTargets(probs=probs, confidence=top_mass(probs, self.hierarchy))
+            if spec:
+                ranked = ranked_probs(probs, self.hierarchy, spec.entries)
+            targets = DenseTargets(probs=probs, confidence=top_mass(probs, self.hierarchy, ranked))
         confidence = targets.confidence.masked_fill(~finite[:, None], float("nan"))
-        return replace(targets, confidence=confidence)
+        return replace(targets, confidence=confidence), ranked
 
     def targets(self, pixels: Sequence[UInt8[Tensor, "batch channels _ _"]]) -> DenseTargets:
         """`answer` to `logits`, from pixels anywhere."""

@@ -296,3 +296,18 @@ def test_bottleneck_is_named() -> None:
     assert slow_disk.bottleneck.startswith("writing the store")
     starved.add(slow_disk)
     assert starved == StageSeconds(wall=20, forward=8, wait_for_images=5, wait_for_write=5)
+
+
+def test_ranking_once_gives_what_ranking_twice_gives(
+    teacher: Teacher, hierarchy: SemanticHierarchy
+) -> None:
+    """To the bit, whether the encoding keeps more entries than confidence sums, or fewer."""
+    logits = teacher.logits([pixels(40)])
+    for name in ("small", "standard", "fine"):
+        spec = EncodingSpec.named(name, hierarchy.classes_per_hierarchy)
+        dense, sparse = teacher.encoded(logits, spec)
+        exact = teacher.answer(logits)
+        expected = sparsify(exact, hierarchy, spec)
+        assert torch.equal(dense.confidence, exact.confidence)
+        for column in ("index", "prob", "confidence", "sq_norm"):
+            assert torch.equal(getattr(sparse, column), getattr(expected, column)), column
