@@ -21,11 +21,13 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
@@ -104,13 +106,17 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, _paths(options.out)))}
-    done = _read(options.out)
-    for part in parts_for(options.device, options.out.resolve()):
+    done, mode = _read(options.out), f"{options.device}{', quick' if options.quick else ''}"
+    parts = parts_for(options.device, options.out.resolve())
+    if options.only and not any(part.name.startswith(tuple(options.only)) for part in parts):
+        sys.exit(f"no part {' '.join(options.only)}: {', '.join(part.name for part in parts)}")
+    for part in parts:
         wanted = not options.only or part.name.startswith(tuple(options.only))
         wanted = wanted and bool(part.quick or not options.quick)
-        if wanted and not done.get(part.name, {}).get("ok"):
+        before = done.get(part.name, {})
+        if wanted and not (before.get("ok") and before.get("mode") == mode):
             print(f"{part.name} …", flush=True)
-            done[part.name] = run(part, environment, options.quick)
+            done[part.name] = {"mode": mode, **run(part, environment, options.quick)}
             (options.out / "day.json").write_text(json.dumps(done, indent=1) + "\n")
             print(f"{part.name}: {_outcome(done[part.name])}", flush=True)
     report = "\n".join(_report(done))
@@ -127,24 +133,22 @@ def run(part: Part, environment: Mapping[str, str], quick: bool) -> dict[str, An
     words = [*(part.quick if quick else part.words)]
     if words[0].endswith(("precompute.py", "train_step.py")):
         words += shared
+    running = subprocess.Popen(
+        [sys.executable, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=TREE,
+        env=environment,
+        start_new_session=True,
+    )
     try:
-        ran = subprocess.run(
-            [sys.executable, *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PART_S,
-            cwd=TREE,
-            env=environment,
-            check=False,
-        )
-        log, code = ran.stdout, ran.returncode
-    except subprocess.TimeoutExpired as error:
-        log, code = (error.stdout or b"").decode("utf-8", "replace"), 124
-    last = next((line for line in reversed(log.splitlines()) if line[:1] in "[{"), "null")
-    figures = None
-    if code == 0 and part.name != "tests":
-        figures = json.loads(last)
+        log, _ = running.communicate(timeout=PART_S)
+        code = running.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)  # and what it started, or that would hold the GPU
+        log, code = running.communicate()[0], 124
+    figures = _last_json(log) if code == 0 and part.name != "tests" else None
     return {
         "ok": code == 0,
         "code": code,
@@ -152,6 +156,15 @@ def run(part: Part, environment: Mapping[str, str], quick: bool) -> dict[str, An
         "log": log[-200_000:],
         "figures": figures,
     }
+
+
+def _last_json(log: str) -> Any:
+    """Of the last line that is a document; warnings may come after it."""
+    for line in reversed(log.splitlines()):
+        if line.startswith(("{", "[")):
+            with suppress(ValueError):
+                return json.loads(line)
+    return None
 
 
 def _outcome(result: Mapping[str, Any]) -> str:

@@ -127,7 +127,8 @@ def traced(
     plain.unlink()
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events = sorted(record.key_averages(), key=lambda event: -getattr(event, key))
-    kernels = sum(e.count for e in events if getattr(e, key) and on_gpu == _on_device(e)) / TIMES
+    events = [e for e in events if getattr(e, key) and _on_device(e) == on_gpu]
+    kernels = sum(e.count for e in events) / TIMES
     device_ms = sum(getattr(e, key) for e in events) / 1000 / TIMES
     print(f"## A {name}: {wall_ms:.1f} ms, {device_ms:.1f} of the device, {kernels:.0f} launches\n")
     print("| ms | times | |\n| ---: | ---: | --- |")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 DISTRIBUTION = "distill-kd"  # as pip knows this package
 MOST_SAID = 300  # characters of what another library says
-DEAD_DECODER = ("DataLoader worker", "Too many open files", "ancdata")
+DEAD_DECODER = ("DataLoader worker (pid", "Too many open files", "ancdata")
 
 
 class DistillError(Exception):

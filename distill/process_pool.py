@@ -48,6 +48,12 @@ def worker_index() -> int:
     return _here.index
 
 
+def processes_here() -> int:
+    """How many torchrun started on this machine, which share its cores and memory."""
+    said = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(said)) if said.isascii() and said.isdecimal() else 1
+
+
 def warm_up(work: Callable[..., object]) -> None:
     """Begin to start what processes for `work` will be forked from; returns at once."""
     FORKSERVER.set_forkserver_preload([work.__module__])

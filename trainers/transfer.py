@@ -214,7 +214,7 @@ def recipes_of(
         )
         for start in starts
     }
-    require_optimizer(next(iter(recipes.values())))
+    require_optimizer(next(iter(recipes.values())))  # `given` for all
     return recipes
 
 

@@ -89,7 +89,7 @@ class TargetDataset(Dataset[Sample]):
             except DataError as error:
                 shared.note_unreadable(row, str(error))
                 continue
-            rendered.append([pixels[0] for pixels in views.pixels_at(sizes)])
+            rendered.append([pixels[0].contiguous() for pixels in views.pixels_at(sizes)])
             readable.append(row)
         seen = [torch.stack(each) for each in zip(*(views[1:] for views in rendered), strict=True)]
         answers: TeacherTargets | None = None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from distill.errors import (
     first_line,
     is_dead_decoder,
 )
-from distill.process_pool import leave_signals_to_the_parent
+from distill.process_pool import leave_signals_to_the_parent, processes_here
 from distill.progress import note
 
 SHARED_MEMORY = "/dev/shm"
@@ -111,10 +111,15 @@ class _Views(Dataset[ViewBatch]):
         keys = [self.source.samples[request.row].key for request in requests]
         self.board.write(f"reads {keys[0]!r} and {len(keys) - 1} more")
         views = len(requests[0].views)
-        room = {
-            size: _shared(len(requests), views, *size, self.channels)
-            for size in dict.fromkeys(self.sizes)
-        }
+        try:
+            room = {
+                size: _shared(len(requests), views, *size, self.channels)
+                for size in dict.fromkeys(self.sizes)
+            }
+        except (RuntimeError, OSError) as error:  # too many open files, or no shared memory
+            if not get_worker_info():
+                raise
+            self.board.give_up(error)
         rows: list[int] = []
         bad: dict[int, str] = {}
         proofs: dict[int, list[str]] = {}
@@ -237,7 +242,7 @@ def _that_fit(
         return workers, None
     views = sum(len(request.views) for request in first[0])
     batch = views * channels * sum(height * width for height, width in {*sizes})
-    together = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    together = processes_here()
     wanted, ahead = workers, AHEAD
     with suppress(OSError):
         free = shutil.disk_usage(SHARED_MEMORY).free // together
@@ -301,7 +306,7 @@ class _Board:
         leave_signals_to_the_parent()
         self._mine = worker
         # A batch that cannot be handed over would only be missed, and waited for without end.
-        Queue._on_queue_feeder_error = self._give_up  # type: ignore[attr-defined]
+        Queue._on_queue_feeder_error = lambda error, thing: self.give_up(error)  # type: ignore[attr-defined]
 
     def write(self, line: str) -> None:
         """What this process does now."""
@@ -316,7 +321,8 @@ class _Board:
         lines = (self._read(worker) for worker in range(self._last_words))
         return "; ".join(f"process {i} {line}" for i, line in enumerate(lines) if line)
 
-    def _give_up(self, error: BaseException, thing: object) -> None:
+    def give_up(self, error: BaseException) -> NoReturn:
+        """End this process, which cannot hand over its images."""
         self._write(self._last_words, f"it cannot hand over its images: {first_line(error)}")
         os._exit(1)
 

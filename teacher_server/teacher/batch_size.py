@@ -77,14 +77,13 @@ def choose_speed(
         compiled = bool(earlier["compiled"]) if compiled is None else compiled
     untuned = min(_for_clips(UNTUNED.get(teacher.device.type, 16), frames), max(1, views))
     speed = Throughput(batch_size=batch_size or untuned, threads=threads)
-    shares = shares_of_threads(teacher.device)
-    if views >= TUNED_FROM and not earlier and (batch_size is None or len(shares) > 1):
+    if views >= TUNED_FROM and batch_size is None:
         speed = best_pass(
             lambda size, threads: Forward(teacher, spec, batch_size=size, threads=threads),
             partial(random_pixels, teacher, frames=frames),
-            smallest=batch_size or _for_clips(SMALLEST.get(teacher.device.type, 8), frames),
-            largest=batch_size or _for_clips(LARGEST, frames),
-            threads=shares,
+            smallest=_for_clips(SMALLEST.get(teacher.device.type, 8), frames),
+            largest=_for_clips(LARGEST, frames),
+            threads=shares_of_threads(teacher.device),
             views=views,
         )
     if compiled:
@@ -130,9 +129,9 @@ def warm_up(forward: Forward, pixels: Sequence[Tensor]) -> None:
 
 def random_pixels(teacher: Teacher, batch_size: int, frames: int = 0) -> list[Tensor]:
     """A batch for each of the teacher's sizes, as a loader hands it over. frames: of each view."""
+    shapes = [(batch_size, *size, 3 * max(1, frames)) for size in teacher.sizes]
     pixels = [
-        torch.randint(0, 256, (batch_size, 3 * max(1, frames), *size), dtype=torch.uint8)
-        for size in teacher.sizes
+        torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 3, 1, 2) for shape in shapes
     ]
     return [each.pin_memory() for each in pixels] if teacher.device.type == "cuda" else pixels
 
@@ -164,7 +163,7 @@ def best_pass(
     found: list[Throughput] = []
     started, fastest, size, fits = None, 0.0, smallest, smallest
     best, stale = dict.fromkeys(threads, 0.0), dict.fromkeys(threads, 0)
-    while stale and size <= max(smallest, min(largest, views)):
+    while stale and size <= min(largest, views):
         pixels = pixels_of(size)
         for share in [*stale]:
             with forward_of(size, share) as forward:

@@ -101,7 +101,7 @@ def test_lists_that_are_cut_say_so(data: Path, tmp_path: Path, distill) -> None:
         (data / "train" / CIRCLE / f"torn{i}.png").write_bytes(b"torn")
     ran = distill("data", "check", "--data", data, "--label-set", "plane-figures")
     assert "unreadable: 7 images" in ran.out
-    assert "  2 more; --out FOLDER lists all in unreadable.csv\n" in ran.out
+    assert "  2 more; unreadable.csv of --out FOLDER has all\n" in ran.out
 
 
 def test_one_split_alone(data: Path, distill) -> None:  # type: ignore[no-untyped-def]

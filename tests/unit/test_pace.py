@@ -1,5 +1,6 @@
 """Whether decoding or training limits a run."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -54,12 +55,24 @@ def test_training_limits(clock: Clock) -> None:
     ]
 
 
-def test_decoding_limits(clock: Clock) -> None:
+@pytest.mark.parametrize(("cores", "cure"), [(8, "--workers 6"), (4, "more cores")])
+def test_decoding_limits(
+    clock: Clock, cores: int, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores))
     assert said(clock, wait_s=0.3, step_s=0.2, processes=2, count=200) == [
-        "speed: 200 images/s, limited by decoding, 60% of the time spent waiting; 2 processes of "
-        "100 images/s each found, training at 500 images/s wants 6: --workers 6, smaller images, "
-        "or `distill data prepare`"
+        "speed: 200 images/s, limited by decoding, 60% of the time spent waiting; 2 processes "
+        "found, which decode 100 images/s each, training would take 500: "
+        f"{cure}, or smaller images (`distill data prepare`)"
     ]
+
+
+def test_what_is_no_step_does_not_count(clock: Clock) -> None:
+    """An epoch that is judged for minutes."""
+    lines: list[str] = []
+    for number, _ in enumerate(watched(batches(clock, wait_s=0.5, count=99), 2, lines.append)):
+        clock.now += 300 if number == 9 else 0.01
+    assert "limited by decoding" in lines[0]
 
 
 def test_short_runs_say_nothing(clock: Clock) -> None:

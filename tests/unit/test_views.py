@@ -1,3 +1,4 @@
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine
 
+from distill.data import loader
 from distill.data.loader import ViewRequest, load_views
 from distill.data.sample_ids import sample_ids
 from distill.data.source import open_source
@@ -21,7 +23,7 @@ from distill.data.views import (
     squish,
     view_proof,
 )
-from distill.errors import ConfigError
+from distill.errors import ConfigError, DataError
 
 IDS = sample_ids([f"key{i}" for i in range(50)])
 
@@ -213,3 +215,20 @@ def test_equal_sizes_are_rendered_once(tmp_path: Path) -> None:
         small, large, again = batch.pixels
         assert small.data_ptr() == again.data_ptr()
         assert (small.shape[-1], large.shape[-1]) == (16, 24)
+
+
+def test_a_decoder_without_room_for_its_batches_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "x.png")
+
+    def no_room(*shape: int) -> torch.Tensor:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(loader, "_shared", no_room)
+    requests = [[ViewRequest(0, (0,))]]
+    with pytest.raises(DataError, match=r"Too many open files.*ulimit -n 65536"):
+        [*load_views(open_source(tmp_path), ViewPolicy(), [(8, 8)], requests, workers=1)]
+    with pytest.raises(DataError, match="Too many open files"):  # this process does not end itself
+        [*load_views(open_source(tmp_path), ViewPolicy(), [(8, 8)], requests, workers=0)]

@@ -273,7 +273,8 @@ class _Run:
             raise ConfigError(f"{path}: {error}; delete it, and the run begins anew") from error
         if not isinstance(saved, dict) or not isinstance(saved.get("identity"), dict):
             raise ConfigError(
-                f"{path}: no checkpoint of a detector found, expected one; choose another --out"
+                f"{path}: no checkpoint of a detector that this version of distill wrote; expected "
+                "one: delete it, or choose another --out"
             )
         require_same(path, saved["identity"], self.identity)
         model.load_state_dict(saved["model"])

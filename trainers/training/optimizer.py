@@ -1,5 +1,6 @@
 """timm's optimizer of a recipe, and how its learning rate goes up and down."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def require_optimizer(recipe: Recipe) -> None:
     Raises:
         ConfigError: as `make_optimizer`.
     """
-    make_optimizer(recipe, nn.Linear(1, 1))
+    make_optimizer(replace(recipe, layer_decay=1.0), nn.Linear(1, 1))  # which has no layers
 
 
 def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, total_steps: int) -> Scheduler:

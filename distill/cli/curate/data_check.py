@@ -115,7 +115,7 @@ def _outside_lines(report: "DataReport", things: str) -> list[str]:
 def _first(lines: list[str], file: str) -> list[str]:
     """The first lines, indented, and how many more there are."""
     more = len(lines) - SHOWN
-    rest = [f"{more} more; --out FOLDER lists all in {file}"] if more > 0 else []
+    rest = [f"{more} more; {file} of --out FOLDER has all"] if more > 0 else []
     return [f"  {line}" for line in (*lines[:SHOWN], *rest)]
 
 

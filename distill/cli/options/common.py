@@ -12,10 +12,11 @@ from distill.cli.options.checks import (
 )
 from distill.cli.options.command import FILE, option, setting
 from distill.hierarchy.names import DEFAULT_LABEL_SET
+from distill.process_pool import processes_here
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 CORES = len(os.sched_getaffinity(0))  # a container or taskset may have few
-MOST_DECODERS = 32
+MOST_DECODERS = 16
 
 samples: Decorator = setting(
     "--samples",
@@ -62,12 +63,11 @@ def label_set(shown: str = "", *, setting: bool = False) -> Decorator:
 
 
 def decoders() -> int:
-    """One for each core, of which all processes that a launcher starts on a machine have a share.
+    """One for each core of this process; torchrun's share theirs, Slurm's have their own.
 
-    Not more than some: reading is waited for, and each has batches in shared memory.
+    Not more than some: a container may have less than it sees.
     """
-    together = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, min(MOST_DECODERS, CORES // max(1, int(together) if together.isdecimal() else 1)))
+    return max(1, min(MOST_DECODERS, CORES // processes_here()))
 
 
 def machine(command: Callable[..., Any]) -> Callable[..., Any]:
