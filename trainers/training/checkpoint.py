@@ -188,10 +188,16 @@ def require_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) ->
             continue
         if what := DIGESTS.get(key):
             raise ConfigError(
-                f"{path}: begun with other {what} ({key} is {before!r}, this run has {here!r}); "
-                "repeat the command it was made with to go on, or choose another --out"
+                f"{path}: begun with other {what} ({key} is {_short(before)}, this run has "
+                f"{_short(here)}); repeat the command it was made with to go on, or choose "
+                "another --out"
             )
         raise ConfigError(
             f"{path}: {key} is {before!r}, this run has {here!r}; repeat the command it was made "
             "with to go on, or choose another --out"
         )
+
+
+def _short(digest: object) -> str:
+    """Enough of it to tell two apart."""
+    return repr(digest[:12] if isinstance(digest, str) else digest)
