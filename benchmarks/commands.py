@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +45,22 @@ def in_percent(shares: Iterable[float]) -> tuple[float, float]:
 def spread(shares: Iterable[float]) -> str:
     """Mean ± deviation, in %."""
     return "{:.2f} ± {:.2f}".format(*in_percent(shares))
+
+
+def ratios_in(found: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers under the key "ratio", by the keys that lead to them."""
+    if isinstance(found, Mapping):
+        inside = f"{where}, " if where else ""
+        for key, value in found.items():
+            if key != "ratio":
+                yield from ratios_in(value, f"{inside}{key}")
+            elif isinstance(value, Mapping):
+                yield from ((f"{inside}{name}", float(number)) for name, number in value.items())
+            else:
+                yield where or "ratio", float(value)
+    elif isinstance(found, list):
+        for i, each in enumerate(found):
+            yield from ratios_in(each, each.get("case", f"{i}") if isinstance(each, dict) else "")
 
 
 @contextmanager

@@ -4,7 +4,7 @@
     python benchmarks/gpu_day.py --pack FOLDER [--have NAME …]
 
 Tests that need a GPU; bare passes, precompute against them, serving, training of three students;
-what bfloat16 changes; and traces of a pass and a step. Each part takes at most eight minutes and
+and traces of a pass and a step. Each part takes at most eight minutes and
 has a process of its own. day.json in the folder keeps what is done: the same command again goes on
 with what is left. Ends with a report, day.md, and prints a table.
 
@@ -33,8 +33,11 @@ from importlib.metadata import PackageNotFoundError, distribution, requires, ver
 from pathlib import Path
 from typing import Any
 
+from commands import ratios_in
+
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parent
+SAMPLE = TREE.parent / "sample"  # where it is packed
 PART_S, MOST_BYTES, SPARE_BYTES = 8 * 60, 64 * 2**20, 2**18
 AT_HAND = ("torch", "torchvision", "triton", "setuptools", "hf-xet")  # the last is of no use there
 FOR_TESTS = ("pytest", "hypothesis", "beartype")
@@ -129,10 +132,9 @@ def main() -> None:
 def run(part: Part, environment: Mapping[str, str], quick: bool) -> dict[str, Any]:
     """Log, figures, seconds, and whether it came to its end."""
     begun = time.monotonic()
-    shared = ["--shared", str(_sample())] if (TREE.parent / "sample").is_dir() else []
     words = [*(part.quick if quick else part.words)]
-    if words[0].endswith(("precompute.py", "train_step.py")):
-        words += shared
+    if SAMPLE.is_dir() and words[0].endswith(("precompute.py", "train_step.py")):
+        words += ["--shared", str(SAMPLE)]
     running = subprocess.Popen(
         [sys.executable, *words],
         stdout=subprocess.PIPE,
@@ -178,23 +180,10 @@ def _table(done: Mapping[str, Any]) -> str:
     """A line a part, with the ratios that it found."""
     lines = ["| part | | figures |", "| --- | --- | --- |"]
     for name, result in done.items():
-        ratios = ", ".join(f"{key} {value:.3f}" for key, value in _ratios(result["figures"]))
+        ratios = ", ".join(f"{key} {value:.3f}" for key, value in ratios_in(result["figures"]))
         shown = ratios or (result["log"].strip().splitlines() or [""])[-1][:120]
         lines.append(f"| {name} | {_outcome(result)} | {shown} |")
     return "\n".join(lines)
-
-
-def _ratios(found: Any) -> Iterator[tuple[str, float]]:
-    """Numbers under the key "ratio"."""
-    if isinstance(found, Mapping):
-        for key, value in found.items():
-            if key == "ratio" and isinstance(value, Mapping):
-                yield from ((str(name), float(number)) for name, number in value.items())
-            else:
-                yield from _ratios(value)
-    elif isinstance(found, list):
-        for each in found:
-            yield from _ratios(each)
 
 
 def _report(done: Mapping[str, Any]) -> Iterator[str]:
@@ -301,10 +290,6 @@ def _is_installed(wheel: Path) -> bool:
     except PackageNotFoundError:
         return False
     return True
-
-
-def _sample() -> Path:
-    return TREE.parent / "sample"
 
 
 if __name__ == "__main__":

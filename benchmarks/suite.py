@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from commands import ratios_in
 from whole_path import processor
 
 from distill.charts import require_charts
@@ -66,22 +67,6 @@ PARTS = (
     Part("rehearsal"),
     Part("many_workers"),
 )
-
-
-def ratios_in(found: Any, where: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers under the key "ratio", by the keys that lead to them."""
-    if isinstance(found, Mapping):
-        inside = f"{where}, " if where else ""
-        for key, value in found.items():
-            if key != "ratio":
-                yield from ratios_in(value, f"{inside}{key}")
-            elif isinstance(value, Mapping):
-                yield from ((f"{inside}{name}", float(number)) for name, number in value.items())
-            else:
-                yield where or "ratio", float(value)
-    elif isinstance(found, list):
-        for i, each in enumerate(found):
-            yield from ratios_in(each, each.get("case", f"{i}") if isinstance(each, dict) else "")
 
 
 def run(part: Part, shared: Path, out: Path) -> tuple[dict[str, float], str]:

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bare_forward import synchronise
 from photographs import write_photographs
 from timm.optim import create_optimizer_v2
 from timm.task import LogitDistillationTask
@@ -231,8 +232,7 @@ def in_turns(
         for name, step in steps.items():
             started = time.perf_counter()
             step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            synchronise(device)
             if round_:  # the first is to warm up
                 seconds[name].append(time.perf_counter() - started)
     return seconds
