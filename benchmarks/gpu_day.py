@@ -4,15 +4,15 @@
     python benchmarks/gpu_day.py --pack FOLDER [--have NAME …]
 
 Tests that need a GPU; bare passes, precompute against them, serving, training of three students;
-and traces of a pass and a step. Each part takes at most eight minutes and
-has a process of its own. day.json in the folder keeps what is done: the same command again goes on
+traces of a pass and a step; what bfloat16 costs. Each part takes at most eight minutes and has a
+process of its own. day.json in the folder keeps what is done: the same command again goes on
 with what is left. Ends with a report, day.md, and prints a table.
 
 The machine needs Python 3.12 and torch with torchvision, and no network: --pack collects the tree,
 wheels of what else is missing and a sample of photographs, 64 MiB together; --have names what the
 machine has besides. There, `python3 FOLDER/tree/benchmarks/gpu_day.py` finds them.
 
---quick runs small things, on a CPU as well: two minutes on two cores.
+--quick runs small things, on a CPU as well: three minutes on two cores.
 """
 
 import argparse
@@ -39,7 +39,8 @@ HERE = Path(__file__).resolve().parent
 TREE = HERE.parent
 SAMPLE = TREE.parent / "sample"  # where it is packed
 PART_S, MOST_BYTES, SPARE_BYTES = 8 * 60, 64 * 2**20, 2**18
-AT_HAND = ("torch", "torchvision", "triton", "setuptools", "hf-xet")  # the last is of no use there
+AT_HAND = "torch", "torchvision", "triton", "numpy", "pillow", "setuptools"  # torchvision needs them
+OF_NO_USE = ("hf-xet",)  # without a network
 FOR_TESTS = ("pytest", "hypothesis", "beartype")
 PLATFORMS = [f"manylinux_2_{glibc}_x86_64" for glibc in (28, 27, 24, 17, 12, 5)]
 PLATFORMS += ["manylinux2014_x86_64", "manylinux1_x86_64"]
@@ -85,6 +86,7 @@ def parts_for(device: str, out: Path) -> list[Part]:
             script("traces", "--out", str(out)),
             script("traces", "--quick", "--out", str(out)),
         ),
+        Part("precision", script("precision"), script("precision", "--quick")),
         Part("serving", script("serving")),
         *(Part(f"train {name}", script("train_step", *student, name)) for name in others),
         Part("train compiled", script("train_step", *student, first, "--compile")),
@@ -105,7 +107,7 @@ def main() -> None:
     parser.add_argument("--have", nargs="+", default=[], help="packages that the machine has")
     options = parser.parse_args()
     if options.pack:
-        pack(options.pack, {*AT_HAND, *map(_plain, options.have)})
+        pack(options.pack, {*AT_HAND, *OF_NO_USE, *map(_plain, options.have)})
         return
     options.out.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, _paths(options.out)))}

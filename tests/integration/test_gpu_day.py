@@ -30,10 +30,12 @@ def test_the_day_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     first = go_on()
     assert first.returncode == 0, first.stdout
     done = json.loads((tmp_path / "day.json").read_text())
-    assert {*done} == {"tests", "bare", "precompute tresnet_l", "train resnet50", "trace"}
+    parts = {"tests", "bare", "precompute tresnet_l", "train resnet50", "trace", "precision"}
+    assert {*done} == parts
     assert all(each["ok"] for each in done.values())
     assert "1 passed" in done["tests"]["log"]
     assert done["trace"]["figures"]["step"]["wall_ms"] > 0
+    assert done["precision"]["figures"]["angle_deg"]["precision"]["p99"] > 0
     assert {path.name for path in tmp_path.glob("*.gz")} == {
         "trace-pass.json.gz",
         "trace-step.json.gz",
