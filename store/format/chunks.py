@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Any
 
 import google_crc32c
@@ -37,9 +37,10 @@ def write_chunks(
 
     On all cores: Blosc lets go of the interpreter while it compresses.
     """
-    parts = [(name, stored[name]) for stored in views for name in ANSWER_ARRAYS]
+    names = ANSWER_ARRAYS * len(views)
+    values = (stored[name] for stored in views for name in ANSWER_ARRAYS)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        encoded = [*pool.map(lambda part: encode_chunk(*part, manifest.block_rows), parts)]
+        encoded = [*pool.map(encode_chunk, names, values, repeat(manifest.block_rows))]
     width = len(ANSWER_ARRAYS)
     chunks = [encoded[start : start + width] for start in range(0, len(encoded), width)]
     objects.write_all(

@@ -43,7 +43,7 @@ def sole_finisher(
         beats = threading.Thread(target=_say_again, args=(objects, turn, ended), daemon=True)
         beats.start()
         try:
-            yield True
+            yield not done()  # whoever had the turn may have ended since this one asked
         finally:
             ended.set()
             beats.join()

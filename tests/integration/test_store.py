@@ -160,6 +160,15 @@ def test_of_finishers_side_by_side_one_reads_the_store_back(
     assert not (tmp_path / "store" / finishing.KEY).exists()
 
 
+def test_whoever_gets_the_turn_after_the_end_does_nothing(tmp_path: Path) -> None:
+    """Asked before another ended, looked for its word after that."""
+    objects = create(tmp_path / "store").objects
+    done = iter([False, True])
+    with finishing.sole_finisher(objects, lambda: next(done), print) as mine:
+        assert not mine
+    assert objects.read(finishing.KEY) is None
+
+
 def test_who_waits_does_not_read_what_another_found_damaged(
     tmp_path: Path, read_back: list[int]
 ) -> None:
