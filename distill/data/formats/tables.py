@@ -86,6 +86,8 @@ def columns_of_manifest(path: str) -> list[str]:
 
 def splits_of_manifest(path: str, columns: Columns) -> set[str]:
     """What stands in its column split."""
+    if not _split_column(columns_of_manifest(path)):
+        return set()  # without a look at all of its rows
     return {row["split"] for _, row in _rows_of(path, columns) if row["split"]}
 
 
@@ -110,7 +112,7 @@ def list_manifest(
         if "://" in name and not is_remote(name):
             raise DataError(f"{where} has path {name!r}, expected a file, s3://…, or https://…")
         place = "" if name.startswith("/") or is_remote(name) else folder
-        _require_text(row, where, Path(place, name))
+        _require_text(row, where, place)
         yield _sample_of(row, name, place)
 
 
@@ -128,12 +130,12 @@ def _sample_of(row: Mapping[str, Any], name: str, place: str) -> Sample:
     return Sample(key, label, place, name=name)
 
 
-def _require_text(row: Mapping[str, Any], where: str, file: Path) -> None:
+def _require_text(row: Mapping[str, Any], where: str, place: str) -> None:
     """Bytes that are no UTF-8 may be part of a file's name, if that file is there; of no label."""
     for column in ("label", "key", "split", "path"):
         value = row.get(column)
         if isinstance(value, str) and not _is_text(value):
-            if column == "path" and file.exists():
+            if column == "path" and Path(place, value).exists():
                 continue
             shown = value.encode("utf-8", "surrogateescape")
             raise DataError(f"{where}: {column} is {shown!r}, expected UTF-8; save the table so")
@@ -208,11 +210,15 @@ def _picked(columns: Columns, there: Sequence[str], path: str) -> dict[str, int]
     labels = enumerate(columns.label_of(there, path))
     picked = {"path": columns.path_of(there, path)} | {f"label {n}": name for n, name in labels}
     picked |= {"key": "key"} if "key" in there else {}
-    split = next((name for name in there if name.strip().casefold() in SPLIT_COLUMNS), None)
+    split = _split_column(there)
     picked |= {"split": split} if split else {}
     if wrong := sorted({*twice} & {*picked.values()}):
         raise DataError(f"{path}: column {wrong[0]!r} appears twice, expected it once; rename one")
     return {ours: there.index(theirs) for ours, theirs in picked.items()}
+
+
+def _split_column(there: Sequence[str]) -> str | None:
+    return next((name for name in there if name.strip().casefold() in SPLIT_COLUMNS), None)
 
 
 def _row(values: dict[str, Any]) -> dict[str, Any]:
