@@ -18,8 +18,9 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -40,8 +41,9 @@ from distill.teacher_server.teacher.teacher import Teacher
 
 TEACHERS = "tresnet_l", "convnext_base.fb_in22k", "vit_large_patch16_224"
 AS_IS = "as is"
-LOOK_S = 1.0
+LOOKS, LOOK_S = 5, 1.0
 Pass = Callable[[], object]
+Look = Callable[[], float]  # images/s of a second or so
 
 
 def main() -> None:
@@ -70,7 +72,8 @@ def main() -> None:
         choice = MemberChoice(name=name, random_weights=True)
         teacher = load_teacher([choice], resolve("imagenet21k-p-fall11"), device=device)
         for size in sizes:
-            rates = bare_rates(teacher, size, compiled=on_gpu or options.compile)
+            with bare_ways(teacher, size, compiled=on_gpu or options.compile) as ways:
+                rates = rates_of(ways)
             found[f"{name}, batches of {size}"] = rates
             print(f"## {name}, {teacher.identity.precision}, batches of {size}\n")
             print("| way | images/s |\n| --- | ---: |")
@@ -81,35 +84,45 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def bare_rates(teacher: Teacher, batch_size: int, *, compiled: bool) -> dict[str, float]:
-    """Images/s of the models alone, by the way they are run; those that fail are left out."""
+def rates_of(ways: Mapping[str, Look]) -> dict[str, float]:
+    """Images/s of each, the median of some looks."""
+    return {way: statistics.median(look() for _ in range(LOOKS)) for way, look in ways.items()}
+
+
+@contextmanager
+def bare_ways(teacher: Teacher, batch_size: int, *, compiled: bool) -> Iterator[dict[str, Look]]:
+    """Ways to run the models alone, warmed up; those that fail are named and left out."""
     pixels = [
         torch.randint(0, 256, (batch_size, *size, 3), dtype=torch.uint8)
         .to(teacher.device)
         .permute(0, 3, 1, 2)
         for size in teacher.sizes
     ]
-    rates = {}
-    for way, run in _ways(teacher, pixels, compiled):
+    ways: dict[str, Look] = {}
+    for way, run in _passes(teacher, pixels, compiled):
         try:
-            rates[way] = _rate(run, batch_size, teacher.device)
+            for _ in range(3):
+                run()
         except Exception as error:  # compilers and drivers raise whatever is wrong with them
             print(f"{way}: {first_line(error)}\n")
-    if teacher.device.type == "cpu":
-        sizes = teacher.hierarchy.classes_per_hierarchy
-        spec = EncodingSpec.named("standard", sizes)
-        with Forward(teacher, spec, batch_size=batch_size) as forward:
-            warm_up(forward, pixels)
-            rates["a lane a thread"] = measure(forward, pixels)
-    return rates
+        else:
+            ways[way] = partial(_rate, run, batch_size, teacher.device)
+    spec = EncodingSpec.named("standard", teacher.hierarchy.classes_per_hierarchy)
+    on_cpu = teacher.device.type == "cpu"
+    with Forward(teacher, spec, batch_size=batch_size) if on_cpu else nullcontext() as lanes:
+        if lanes:
+            warm_up(lanes, pixels)
+            ways["a lane a thread"] = partial(measure, lanes, pixels)
+        yield ways
 
 
-def _ways(teacher: Teacher, pixels: Sequence[Tensor], compiled: bool) -> Iterator[tuple[str, Pass]]:
+def _passes(
+    teacher: Teacher, pixels: Sequence[Tensor], compiled: bool
+) -> Iterator[tuple[str, Pass]]:
     yield AS_IS, lambda: teacher.logits(pixels)
     on_gpu = teacher.device.type == "cuda"
     if on_gpu:
-        with _cudnn_searches():
-            yield "cuDNN's search", lambda: teacher.logits(pixels)
+        yield "cuDNN's search", _cudnn_searches(lambda: teacher.logits(pixels))
     models = [_in_bfloat16(member.model) if on_gpu else member.model for member in teacher.members]
     inputs = dict(zip(teacher.sizes, pixels, strict=True))
     normalise = [(member.input, inputs[member.input.size]) for member in teacher.members]
@@ -140,31 +153,27 @@ def _in_bfloat16(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).to(torch.bfloat16)
 
 
-@contextmanager
-def _cudnn_searches() -> Iterator[None]:
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
+def _cudnn_searches(run: Pass) -> Pass:
+    def searching() -> object:
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True
+        try:
+            return run()
+        finally:
+            torch.backends.cudnn.benchmark = before
+
+    return searching
 
 
 def _rate(run: Pass, batch_size: int, device: torch.device) -> float:
-    """Median over some looks, after a warm-up of its own."""
-    for _ in range(3):
-        run()
-    rates = []
-    for _ in range(5):
+    synchronise(device)
+    started, passes = time.perf_counter(), 0
+    while passes < 2 or time.perf_counter() - started < LOOK_S:
+        for _ in range(1 if device.type == "cpu" else 10):
+            run()
+            passes += 1
         synchronise(device)
-        started, passes = time.perf_counter(), 0
-        while passes < 2 or time.perf_counter() - started < LOOK_S:
-            for _ in range(1 if device.type == "cpu" else 10):
-                run()
-                passes += 1
-            synchronise(device)
-        rates.append(passes * batch_size / (time.perf_counter() - started))
-    return statistics.median(rates)
+    return passes * batch_size / (time.perf_counter() - started)
 
 
 def synchronise(device: torch.device) -> None:
