@@ -9,7 +9,7 @@ CPU, on 64-pixel images with their trained ResNet-18-D. Beside it stands the bar
 the same model and batch size on images that lie on the device, by the fastest of its ways
 (`benchmarks/bare_forward.py`). The two take turns: every few seconds the precompute is stopped for
 a look at the bare pass, as machines are at times a third slower than at others. The figure is
-images/s from the second block on ÷ the mean of these looks: read the ratios, the rates vary.
+images/s from the second block on ÷ those of these looks: read the ratios, the rates vary.
 
 The sample of photographs is copied as often as it takes under other names. About fifteen minutes on
 two cores, four on a GPU; --quick takes a fraction of the images. Without --shared the photographs
@@ -147,11 +147,12 @@ def _measure(
     print("| --- | ---: | ---: | ---: | ---: | --- |")
     found = []
     for (policy, workers), each in zip(looks, ran, strict=True):
-        fastest = max(each.bare, key=lambda way: statistics.mean(each.bare[way]))
+        fastest = max(each.bare, key=lambda way: statistics.harmonic_mean(each.bare[way]))
         bare = each.bare[fastest]
-        ratio = each.rate / statistics.mean(bare)
+        meanwhile = statistics.harmonic_mean(bare)  # looks take the same number of images
+        ratio = each.rate / meanwhile
         print(
-            f"| {policy} | {workers} | {each.rate:.1f} | {fastest}: {statistics.mean(bare):.1f}, "
+            f"| {policy} | {workers} | {each.rate:.1f} | {fastest}: {meanwhile:.1f}, "
             f"{len(bare)} looks from {min(bare):.1f} to {max(bare):.1f} | {ratio:.3f} | "
             f"{each.report['bottleneck']} |"
         )

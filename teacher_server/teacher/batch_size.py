@@ -8,6 +8,7 @@ A run that goes on takes what its finished blocks were computed with: then it gi
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from distill.errors import ConfigError, first_line
 from distill.events import Journal
 from distill.targets.encoding import EncodingSpec
-from distill.teacher_server.teacher.forward_pass import Forward
+from distill.teacher_server.teacher.forward_pass import Encoded, Forward
 from distill.teacher_server.teacher.teacher import Teacher
 
 SMALLEST = {"cpu": 8, "cuda": 64}
@@ -99,22 +100,23 @@ def choose_speed(
 def measure(forward: Forward, pixels: Sequence[Tensor], clock: Clock = time.perf_counter) -> float:
     """Views a second of one batch again and again, as many under way as in a run.
 
-    To be called after `warm_up`.
+    From the first launch to the last answer, the same number in each lane: lanes get out of step,
+    and a window between two answers would count what was begun before it. To be called after
+    `warm_up`.
 
     Raises:
         TeacherError: not even one view fits into memory.
     """
-    under_way = deque(forward.launch(pixels) for _ in range(forward.in_flight + 1))
-    forward.collect(under_way.popleft())  # from one end of a batch to another
-    done, started = 0, clock()
-    while done < forward.lanes or clock() - started < ENOUGH_S:
+    under_way: deque[Future[list[Encoded]]] = deque()
+    launched, started = 0, clock()
+    while launched % forward.lanes or clock() - started < ENOUGH_S:
+        if len(under_way) == forward.in_flight:
+            forward.collect(under_way.popleft())
         under_way.append(forward.launch(pixels))
-        forward.collect(under_way.popleft())
-        done += 1
-    seconds = clock() - started
+        launched += 1
     for each in under_way:
         forward.collect(each)
-    return done * len(pixels[0]) / seconds
+    return launched * len(pixels[0]) / (clock() - started)
 
 
 def warm_up(forward: Forward, pixels: Sequence[Tensor]) -> None:

@@ -148,7 +148,7 @@ def test_cache_keeps_its_limit_and_drops_the_least_recently_used(
     assert len(names) == 2
     # What is in use stays, and what cannot fit says so.
     kept = [open_resident_view(complete, 0, cache), open_resident_view(other, 0, cache)]
-    with pytest.raises(StoreError, match="0 bytes are available of .* allowed.*--cache-gib"):
+    with pytest.raises(StoreError, match=r"0 bytes are available of .* allowed.*--cache-gib"):
         open_resident_view(complete, 1, cache)
     assert len(kept) == 2
     del kept

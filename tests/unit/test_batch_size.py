@@ -12,7 +12,9 @@ from distill.teacher_server.teacher.batch_size import (
     SHARE_OF_RUN,
     best_pass,
     images_together,
+    measure,
     shares_of_threads,
+    warm_up,
 )
 from distill.teacher_server.teacher.forward_pass import Forward
 
@@ -142,6 +144,20 @@ MEASURED = {  # the first with tresnet_l on two cores
     (8, 2): dict(zip(PLACES, (14.6, 15.5, 13.8, 18.8, 17.5, 15.1), strict=True)),
     (8, 1): dict(zip(PLACES, (10.0, 9.2, 8.0, 8.1, 8.3, 7.9), strict=True)),
 }
+
+
+class Uneven(Device):
+    """Its batches take turns in how long they take."""
+
+    def seconds(self, views: int) -> float:
+        return views * self.view_s * (1.3 if self.launched % 2 else 0.7)
+
+
+def test_lanes_that_get_out_of_step_are_not_taken_for_faster_ones() -> None:
+    device = Uneven(launch_s=1e-5, view_s=0.2, lanes=2)
+    forward, pixels = Pass(device, 8), [torch.empty(8)]
+    warm_up(forward, pixels)
+    assert measure(forward, pixels, device.clock) == pytest.approx(2 / 0.2, rel=0.3)
 
 
 @pytest.mark.parametrize("best", MEASURED)
