@@ -136,6 +136,7 @@ def main() -> None:
         bench = Bench(options, out)
         bench.plant()
         cleaned = bench.clean()
+        del cleaned["files"]
         suspect = cleaned["against_truth"]["suspect"]
         shares = [suspect[name] or 0.0 for name in ("precision", "recall")]
         print(
