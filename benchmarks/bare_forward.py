@@ -40,7 +40,6 @@ from distill.teacher_server.teacher.loading import MemberChoice, load_teacher
 from distill.teacher_server.teacher.teacher import Teacher
 
 TEACHERS = "tresnet_l", "convnext_base.fb_in22k", "vit_large_patch16_224"
-AS_IS = "as is"
 LOOKS, LOOK_S = 5, 1.0
 Pass = Callable[[], object]
 Look = Callable[[], float]  # images/s of a second or so
@@ -119,7 +118,7 @@ def bare_ways(teacher: Teacher, batch_size: int, *, compiled: bool) -> Iterator[
 def _passes(
     teacher: Teacher, pixels: Sequence[Tensor], compiled: bool
 ) -> Iterator[tuple[str, Pass]]:
-    yield AS_IS, lambda: teacher.logits(pixels)
+    yield "as is", lambda: teacher.logits(pixels)
     on_gpu = teacher.device.type == "cuda"
     if on_gpu:
         yield "cuDNN's search", _cudnn_searches(lambda: teacher.logits(pixels))

@@ -77,10 +77,9 @@ class Cache:
                         os.utime(path)  # the least recently opened go first
                         return _mapped(file, dtype, rows)
         except OSError as error:
-            more = "free them" if self.limit_bytes is None else "allow more with --cache-gib"
             raise StoreError(
                 f"{self.folder}: the cache cannot be used ({error.strerror or error}); it needs "
-                f"{size} bytes for {name}: {more} or pass another --cache"
+                f"{size} bytes for {name}: free them or pass another --cache"
             ) from error
 
     def forget(self, name: str) -> None:
@@ -144,8 +143,9 @@ class Cache:
         """Remove what is not in use, the least recently opened first, until `size` fits."""
         room = self.room()
         if size > room:
-            limit = "" if self.limit_bytes is None else f" of {self.limit_bytes} allowed"
-            raise OSError(f"{max(0, room)} bytes are available{limit}")
+            limit = self.limit_bytes
+            allowed = "" if limit is None else f" of {limit} allowed by --cache-gib"
+            raise OSError(f"{max(0, room)} bytes are available{allowed}")
         files = sorted(self.folder.glob("*" + SUFFIX), key=_opened)
         used = sum(map(_size, [*files, *self.folder.glob("*" + BUILDING)]))
         for path in files:
